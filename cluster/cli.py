@@ -1,0 +1,207 @@
+"""The command line: `reelscale …`. Thin: it reads arguments, calls a job, prints, and picks the exit code."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sharding.errors import UserError
+
+app = typer.Typer(
+    name="reelscale",
+    help="Pretrain video networks: shard a corpus, pretrain, fine-tune, evaluate, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+shards = typer.Typer(help="Look at a store's shards.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(shards, name="shards")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="settings that win over the file's")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else on standard output")]
+Config = Annotated[str, typer.Argument(help="a recipe (YAML), e.g. one of configs/")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything, print the derived quantities, stop")]
+
+
+@app.command()
+def shard(
+    corpus: Annotated[str, typer.Argument(help="a folder of class folders, or of train/ and val/ with class folders")],
+    store: Annotated[str, typer.Argument(help="a directory or URL (s3://bucket/prefix) to put the shards in")],
+    overrides: Overrides = None,
+    config: Annotated[str | None, typer.Option("--config", help="settings (YAML)")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Shard a corpus of videos into a store. Run it again to go on after a stop.
+
+    A video that cannot be used is listed with its reason and never stops the rest.
+
+    Examples:
+
+      reelscale shard ~/videos ./store
+
+      reelscale shard ~/videos s3://bucket/videos encode.short_edge=256 launcher=none
+    """
+    from cluster.jobs.sharding import run_sharding
+
+    found = run_sharding(corpus, store, config, overrides or [])
+    if as_json:
+        _print_json(found)
+    else:
+        _print_store(found)
+
+
+@shards.command("inspect")
+def inspect_store(
+    store: Annotated[str, typer.Argument(help="a directory or URL that `reelscale shard` wrote")], as_json: AsJson = False
+) -> None:
+    """Show what a store holds: samples, splits, classes, and the videos that failed with their reasons.
+
+    Example:
+
+      reelscale shards inspect ./store --json
+    """
+    from sharding.index import inspect
+    from sharding.store import open_store
+
+    found = inspect(open_store(store))
+    if as_json:
+        _print_json(found)
+    else:
+        _print_store(found)
+
+
+@app.command()
+def pretrain(config: Config, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Pretrain a network on a store. The same command goes on from the run's newest checkpoint.
+
+    Exit codes: 0 finished, 75 stopped by a signal with everything saved, 2 a mistake in the settings, 1 failed.
+
+    Examples:
+
+      reelscale pretrain configs/demo-pretrain.yaml
+
+      reelscale pretrain configs/demo-pretrain.yaml data.store=./store ranks=2 launcher=none
+
+      torchrun --nproc-per-node 2 -m cluster.cli pretrain configs/demo-pretrain.yaml
+    """
+    _train("pretrain", config, overrides or [], dry_run, as_json)
+
+
+@app.command()
+def finetune(config: Config, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Fine-tune another run's network (init.run) on a store; its classifier is new where the classes differ.
+
+    Examples:
+
+      reelscale finetune configs/demo-finetune.yaml
+
+      reelscale finetune configs/demo-finetune.yaml init.run=runs/mine data.store=./store
+    """
+    _train("finetune", config, overrides or [], dry_run, as_json)
+
+
+@app.command()
+def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Evaluate a run's network: clip@1, video@1, video@5, every video counted once. Files go to RUN/evaluation.
+
+    Examples:
+
+      reelscale evaluate configs/demo-evaluate.yaml
+
+      reelscale evaluate configs/demo-evaluate.yaml run=runs/mine clips=100
+    """
+    from cluster.jobs.evaluation import EvaluationJob, run_evaluation
+    from sharding.settings import load_settings
+
+    summary = run_evaluation(load_settings(EvaluationJob, config, overrides or []))
+    if as_json:
+        _print_json(summary)
+        return
+    rows = {name: f"{100 * summary[name]:.1f} %" for name in ("clip1", "video1", "video5")}
+    _print_table("evaluation", {"run": summary["weights"], "videos": summary["videos"], "clips": summary["clips"], **rows})
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of one or more runs")],
+    out: Annotated[Path | None, typer.Option("--out", help="folder of the report; the last run's report/ unless given")] = None,
+) -> None:
+    """Draw curves, confusion matrix and contact sheet of runs into one self-contained HTML page.
+
+    Example:
+
+      reelscale report runs/demo-pretrain-motion runs/demo-finetune-motion2
+    """
+    from pretrain.report import write_report
+
+    print(write_report(runs, out or runs[-1] / "report"))
+
+
+def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_json: bool) -> None:
+    from cluster.jobs.training import load_job, plan_training, run_training
+
+    job = load_job(config, overrides, needs_init=command == "finetune")
+    quantities = plan_training(job)
+    if os.environ.get("RANK", "0") == "0":
+        if as_json and dry_run:
+            _print_json(quantities)
+        else:
+            _print_table(command, _readable(quantities))
+    if not dry_run:
+        raise typer.Exit(run_training(job, [command, config, *overrides]))
+
+
+def _readable(quantities: dict[str, Any]) -> dict[str, Any]:
+    shown = {}
+    for name, value in quantities.items():
+        if name.endswith("_bytes"):
+            shown[name.removesuffix("_bytes")] = f"about {value / 2**20:,.0f} MiB"
+        elif isinstance(value, float):
+            shown[name] = f"{value:,.4g}"
+        else:
+            shown[name] = f"{value:,}" if isinstance(value, int) else value
+    return {name.replace("_", " "): value for name, value in shown.items()}
+
+
+def _print_store(found: dict[str, Any]) -> None:
+    rows: dict[str, Any] = {"samples": found["samples"], "classes": len(found["classes"])}
+    for split, counts in sorted(found["splits"].items()):
+        rows[split] = f"{counts['samples']} samples in {counts['shards']} shards, {counts['bytes'] / 1e6:,.1f} MB"
+    rows["failed videos"] = len(found["failures"])
+    _print_table(found["store"], rows)
+    for failure in found["failures"][:50]:
+        print(f"  {failure['uri']}: {failure['reason']}")
+    if len(found["failures"]) > 50:
+        print(f"  … and {len(found['failures']) - 50} more: reelscale shards inspect {found['store']} --json")
+
+
+def _print_table(title: str, rows: dict[str, Any]) -> None:
+    print(title)
+    for name, value in rows.items():
+        print(f"  {name:<22} {value}")
+    sys.stdout.flush()
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is told in one message and ends with exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"reelscale: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("reelscale: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The job `evaluate`: a split's videos shared out to Ray tasks, or scored in this process."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from cluster.launch.choose import Launcher, choose_launcher
+from cluster.launch.ray_cluster import cpus, ray_cluster
+from cluster.progress import progress
+from pretrain.evaluate import EvaluateSettings, VideoScore, open_subject, score_videos, write_evaluation
+
+_ROWS_A_TASK = 64
+
+
+class EvaluationJob(EvaluateSettings):
+    """An evaluation and how it is run."""
+
+    launcher: Launcher = "auto"
+    workers: Annotated[int, Field(ge=0, description="Ray tasks at a time; 0: as many as the cluster has room for")] = 0
+
+
+def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
+    """Evaluate, write the run's `evaluation` folder, and return its summary. Raises UserError."""
+    job = job.model_copy(update={"run": str(Path(job.run).absolute())})
+    subject = open_subject(job)
+    rows = list(range(len(subject.split)))
+    if choose_launcher(job.launcher) == "none":
+        found: list[VideoScore] = []
+        with progress("evaluate", len(rows)) as advance:
+            for begin in range(0, len(rows), job.batch):
+                found += score_videos(subject, rows[begin : begin + job.batch], job.clips, job.batch)
+                advance(len(rows[begin : begin + job.batch]))
+    else:
+        found = _score_by_ray(job, rows)
+    return write_evaluation(subject, job, found)
+
+
+def _score_by_ray(job: EvaluationJob, rows: list[int]) -> list[VideoScore]:
+    with ray_cluster() as ray, progress("evaluate", len(rows)) as advance:
+        workers = min(job.workers or cpus(ray), len(rows))
+        size = max(1, min(_ROWS_A_TASK, -(-len(rows) // workers)))
+        gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        task = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=3)(_task)
+        config = job.model_dump(mode="json")
+        todo = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+        running: dict[Any, int] = {}
+        found: list[VideoScore] = []
+        while todo or running:
+            while todo and len(running) < workers:
+                share = todo.pop(0)
+                running[task.remote(config, share)] = len(share)
+            ready, _ = ray.wait(list(running), num_returns=1)
+            found += ray.get(ready[0])
+            advance(running.pop(ready[0]))
+        return found
+
+
+def _task(config: dict[str, Any], rows: list[int]) -> list[VideoScore]:
+    job = EvaluationJob.model_validate(config)
+    return score_videos(open_subject(job), rows, job.clips, job.batch)

@@ -1,0 +1,81 @@
+"""The jobs `pretrain` and `finetune`: settings checked here, ranks started by the launcher at hand."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from cluster.launch import local, ray_ranks
+from cluster.launch.choose import Launcher, choose_launcher
+from cluster.monitor.endpoint import MonitorSettings, serve
+from pretrain.engine.world import world_size_from_environment
+from pretrain.settings import InitSettings, TrainSettings
+from pretrain.trainer import check, train
+from sharding.errors import UserError
+from sharding.settings import load_settings
+from sharding.store import open_store
+
+log = logging.getLogger("reelscale")
+
+
+class TrainingJob(TrainSettings):
+    """A training run and how it is started on a machine or a cluster."""
+
+    launcher: Launcher = "auto"
+    ranks: Annotated[int, Field(ge=1, description="processes; each runs lanes/ranks lanes")] = 1
+    retries: Annotated[int, Field(ge=0, description="launcher=ray: restarts after the death of a worker")] = 3
+    monitor: MonitorSettings = MonitorSettings()
+
+
+def load_job(config: str, overrides: Sequence[str], needs_init: bool) -> TrainingJob:
+    """The job of a recipe, its paths made absolute. Raises UserError for settings that do not fit."""
+    job = load_settings(TrainingJob, config, list(overrides))
+    if needs_init and job.init is None:
+        raise UserError("fine-tuning starts from a run, and none is named", config, "set init.run=RUN")
+    store = open_store(job.data.store).url
+    run = job.run or f"runs/{Path(config).stem}-{PurePosixPath(store.rstrip('/')).name}"
+    init = InitSettings(run=str(Path(job.init.run).absolute())) if job.init else None
+    data = job.data.model_copy(update={"store": store})
+    return job.model_copy(update={"run": str(Path(run).absolute()), "data": data, "init": init})
+
+
+def plan_training(job: TrainingJob) -> dict[str, Any]:
+    """The derived quantities of a job that could start. Raises UserError for one that could not."""
+    return {"run": job.run, **check(_plain(job), world_size_from_environment() or job.ranks)}
+
+
+def run_training(job: TrainingJob, arguments: Sequence[str]) -> int:
+    """Run the job to its exit code: 0 finished, 75 stopped with everything saved, 1 failed.
+
+    `arguments` is the command line that a rank of launcher=none repeats.
+    """
+    if world_size_from_environment() is not None:
+        local.die_with_parent()
+        return 75 if _rank(job.model_dump(mode="json")) == "stopped" else 0
+    if choose_launcher(job.launcher) == "none":
+        return local.run_ranks(arguments, job.ranks)
+    try:
+        outcome = ray_ranks.run_ranks(_rank, job.model_dump(mode="json"), job.ranks, job.retries)
+    except RuntimeError as error:
+        print(f"training failed: {error}", file=sys.stderr)
+        return 1
+    return 75 if outcome == "stopped" else 0
+
+
+def _rank(config: dict[str, Any]) -> str:
+    """One rank's whole life, wherever it was started."""
+    job = TrainingJob.model_validate(config)
+    return train(_plain(job), on_start=lambda rank: _announce(job.monitor) if rank == 0 else None)
+
+
+def _announce(monitor: MonitorSettings) -> None:
+    url = serve(monitor)
+    if url:
+        log.info("metrics at %s", url)
+
+
+def _plain(job: TrainingJob) -> TrainSettings:
+    return TrainSettings.model_validate({name: getattr(job, name) for name in TrainSettings.model_fields})

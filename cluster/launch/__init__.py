@@ -1,0 +1,1 @@
+"""Starting processes: which launcher, ranks on this machine, a Ray cluster."""

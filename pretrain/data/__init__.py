@@ -1,0 +1,1 @@
+"""Shards to clips: order, reading, decoding, views, loading."""

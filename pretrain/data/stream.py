@@ -1,0 +1,144 @@
+"""Samples of a store's split: rows of the shard records, and the bytes of just the packets a clip needs."""
+
+import bisect
+import threading
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import pyarrow as pa
+
+from pretrain.data.clips import key_groups
+from sharding.errors import UserError
+from sharding.index import Index, current_index, read_record
+from sharding.store import Store
+
+_RECORDS_KEPT = 64
+
+
+class DamagedSample(Exception):
+    """A sample's bytes are not those its record names: key, shard and what differs."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One stored video: a row of its shard's record (see `sharding.index`). `tar` is the store's path."""
+
+    key: str
+    uri: str
+    tar: str
+    offset: int
+    labels: tuple[int, ...]
+    frames: int
+    width: int
+    height: int
+    matrix: str
+    extradata: bytes
+    packet_offset: list[int]
+    packet_size: list[int]
+    packet_key: list[bool]
+    group_crc32: list[int]
+
+
+class Split:
+    """The samples of one split of a store, numbered through its shards in index order.
+
+    Records are read when a sample of theirs is first asked for, and the last few are kept. Safe for threads.
+    """
+
+    def __init__(self, store: Store, index: Index, name: str) -> None:
+        self.store, self.index, self.name = store, index, name
+        sizes: dict[str, int] = {}
+        for part in index.parts:
+            if part.split == name:
+                sizes[part.job] = sizes.get(part.job, 0) + part.samples
+        self._jobs = sorted(job for job, size in sizes.items() if size)
+        self.shard_sizes = tuple(sizes[job] for job in self._jobs)
+        self._ends = list(accumulate(self.shard_sizes))
+        self._paths = {(part.job, part.part): part.path for part in index.parts if part.split == name}
+        self._records: OrderedDict[str, pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def sample(self, number: int) -> Sample:
+        """The sample with this number, 0 <= number < len(self)."""
+        shard = bisect.bisect_right(self._ends, number)
+        job = self._jobs[shard]
+        row_number = number - (self._ends[shard] - self.shard_sizes[shard])
+        row = self._record(job).slice(row_number, 1).to_pylist()[0]
+        return _sample(row, self._paths[job, row["part"]])
+
+    def _record(self, job: str) -> pa.Table:
+        with self._lock:
+            if job in self._records:
+                self._records.move_to_end(job)
+                return self._records[job]
+        record = read_record(self.store, self.name, job)
+        with self._lock:
+            self._records[job] = record
+            if len(self._records) > _RECORDS_KEPT:
+                self._records.popitem(last=False)
+        return record
+
+
+def _sample(row: dict[str, Any], tar: str) -> Sample:
+    return Sample(
+        key=row["key"],
+        uri=row["uri"],
+        tar=tar,
+        offset=row["offset"],
+        labels=tuple(row["labels"]),
+        frames=row["frames"],
+        width=row["width"],
+        height=row["height"],
+        matrix=row["matrix"],
+        extradata=row["extradata"],
+        packet_offset=row["packet_offset"],
+        packet_size=row["packet_size"],
+        packet_key=row["packet_key"],
+        group_crc32=row["group_crc32"],
+    )
+
+
+def open_split(store: Store, name: str) -> Split:
+    """The split `name` of a store's newest index. Raises UserError if the store has no sample in it."""
+    index = current_index(store)
+    split = Split(store, index, name)
+    if not len(split):
+        raise UserError(
+            f"the store has no '{name}' sample (it has: {', '.join(sorted(index.splits)) or 'none'})",
+            store.url,
+            "give the corpus this split, or raise `validation=` when sharding into a new store",
+        )
+    return split
+
+
+def read_packets(store: Store, sample: Sample, first: int, last: int) -> tuple[int, list[bytes]]:
+    """Packets that decode frames first..last (both included): (number of the first packet, the packets).
+
+    Reads one range: from the key frame at or before `first` to the end of the group that holds `last`, each
+    group checked against its crc32. Raises DamagedSample when bytes differ.
+    """
+    groups = key_groups(sample.packet_key)
+    group_first = bisect.bisect_right(groups, first) - 1
+    group_last = bisect.bisect_right(groups, last) - 1
+    ends = [*groups[1:], len(sample.packet_key)]
+    begin, end = groups[group_first], ends[group_last]
+    low = min(sample.packet_offset[begin:end])
+    high = max(o + s for o, s in zip(sample.packet_offset[begin:end], sample.packet_size[begin:end], strict=True))
+    body = store.get_range(sample.tar, sample.offset + low, sample.offset + high)
+    packets = [
+        body[sample.packet_offset[i] - low : sample.packet_offset[i] - low + sample.packet_size[i]]
+        for i in range(begin, end)
+    ]
+    for group in range(group_first, group_last + 1):
+        crc = 0
+        for i in range(groups[group], ends[group]):
+            crc = zlib.crc32(packets[i - begin], crc)
+        if crc != sample.group_crc32[group]:
+            raise DamagedSample(f"sample {sample.key} ({sample.uri}) in {sample.tar}: key-frame group {group} is damaged")
+    return begin, packets

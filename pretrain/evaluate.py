@@ -1,0 +1,164 @@
+"""Evaluation of a run's network on a store's videos: clip@1, video@1, video@5, and their files."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pretrain.checkpoint import load_run
+from pretrain.data.clips import clip_frames, evaluation_starts
+from pretrain.data.decode import decode_frames
+from pretrain.data.loader import evaluation_clips
+from pretrain.data.stream import Split, open_split
+from pretrain.data.transforms import ClipSettings, centre_view, normalise, rgb_clip
+from pretrain.models.resnet import VideoResNet, build_model
+from pretrain.models.weights import load_weights
+from pretrain.run import read_settings
+from sharding.errors import UserError
+from sharding.settings import Settings
+from sharding.store import open_store
+
+_THUMBS = 48
+_THUMB_FRAMES = 6
+
+
+class EvaluateSettings(Settings):
+    """Which network on which videos, and how many clips of each."""
+
+    run: Annotated[str, Field(description="the run's folder; its newest checkpoint is evaluated")]
+    store: Annotated[str | None, Field(description="the store; the run's own unless given")] = None
+    split: Annotated[str, Field(description="which split of it")] = "val"
+    clips: Annotated[int, Field(ge=1, description="uniform clips a video (10; 100 on Sports-1M)")] = 10
+    batch: Annotated[int, Field(ge=1, description="clips scored at once")] = 32
+
+
+@dataclass(frozen=True)
+class VideoScore:
+    """One video: row of the split, mean softmax over its clips [classes], clips, clips whose top class is right."""
+
+    row: int
+    scores: NDArray[np.float32]
+    clips: int
+    clips_right: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: the network in evaluation mode, where it computes, and its input."""
+
+    model: VideoResNet
+    device: torch.device
+    clip: ClipSettings
+    split: Split
+    step: int
+
+
+def open_subject(settings: EvaluateSettings) -> Subject:
+    """Load the run's newest network and open the videos.
+
+    Raises UserError for a folder that is no run, a store without the split, or other classes than the run's.
+    """
+    run = Path(settings.run)
+    train, classes = read_settings(run)
+    split = open_split(open_store(settings.store or train.data.store), settings.split)
+    if split.index.classes != classes:
+        raise UserError(
+            f"the store's {len(split.index.classes)} classes are not the {len(classes)} that the run learned",
+            split.store.url,
+            "evaluate on the store the run was trained on, or fine-tune the run on this one first",
+        )
+    checkpoint = load_run(run)
+    model = build_model(train.model, len(classes), train.data.clip.frames)
+    load_weights(model, checkpoint.model, "keep", str(run))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Subject(model.to(device).eval(), device, train.data.clip, split, checkpoint.step)
+
+
+def score_videos(subject: Subject, rows: list[int], clips: int, batch: int) -> list[VideoScore]:
+    """Score videos by their rows in the split: softmax of each centre-cropped clip, averaged over the video's."""
+    found = []
+    for row in rows:
+        video = evaluation_clips(subject.split, subject.clip, row, clips)  # M C T H W
+        labels = subject.split.sample(row).labels
+        with torch.inference_mode():
+            logits = [subject.model(normalise(part.to(subject.device))).float() for part in video.split(batch)]
+        scores = torch.cat(logits).softmax(1).cpu()
+        right = sum(int(top) in labels for top in scores.argmax(1))
+        found.append(VideoScore(row, scores.mean(0).numpy(), len(scores), right))
+    return found
+
+
+def write_evaluation(subject: Subject, settings: EvaluateSettings, found: list[VideoScore]) -> dict[str, Any]:
+    """Write RUN/evaluation (summary.json, videos.parquet, clips.npz) and return the summary."""
+    folder = Path(settings.run) / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = sorted(found, key=lambda score: score.row)
+    classes = subject.split.index.classes
+    samples = [subject.split.sample(score.row) for score in found]
+    right = [_right_at(score.scores, sample.labels) for score, sample in zip(found, samples, strict=True)]
+    summary = {
+        "videos": len(found),
+        "clips": sum(score.clips for score in found),
+        "clip1": sum(score.clips_right for score in found) / sum(score.clips for score in found),
+        "video1": sum(rank < 1 for rank in right) / len(found),
+        "video5": sum(rank < 5 for rank in right) / len(found),
+        "step": subject.step,
+        "store": subject.split.store.url,
+        "index": subject.split.index.version,
+        "split": settings.split,
+        "weights": settings.run,
+        "classes": classes,
+        "per_class": _per_class(classes, [sample.labels for sample in samples], right),
+    }
+    table = {
+        "key": [sample.key for sample in samples],
+        "uri": [sample.uri for sample in samples],
+        "split": [settings.split] * len(samples),
+        "labels": pa.array([list(sample.labels) for sample in samples], pa.list_(pa.int32())),
+        "predicted": pa.array([int(score.scores.argmax()) for score in found], pa.int32()),
+        "scores": pa.array([score.scores.tolist() for score in found], pa.list_(pa.float32())),
+        "clips": pa.array([score.clips for score in found], pa.int32()),
+        "clips_right": pa.array([score.clips_right for score in found], pa.int32()),
+    }
+    pq.write_table(pa.table(table), folder / "videos.parquet")
+    _write_thumbs(subject, found, folder / "clips.npz")
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    return summary
+
+
+def _right_at(scores: NDArray[np.float32], labels: tuple[int, ...]) -> int:
+    """Rank (0 is the top) of the best-placed of a video's labels (Hit@k counts it right at every k above)."""
+    order = np.argsort(-scores, kind="stable").tolist()
+    return min(order.index(label) for label in labels)
+
+
+def _per_class(classes: list[str], labels: list[tuple[int, ...]], right: list[int]) -> list[dict[str, Any]]:
+    rows = []
+    for number, name in enumerate(classes):
+        ranks = [rank for rank, of in zip(right, labels, strict=True) if number in of]
+        share = sum(rank < 1 for rank in ranks) / len(ranks) if ranks else None
+        rows.append({"name": name, "videos": len(ranks), "video1": share})
+    return rows
+
+
+def _write_thumbs(subject: Subject, found: list[VideoScore], path: Path) -> None:
+    """A few frames of the middle clip of videos spread over the evaluation, for the contact sheet."""
+    count = min(len(found), _THUMBS)
+    positions = [i * len(found) // count for i in range(count)]
+    sheets = []
+    clip = subject.clip
+    for position in positions:
+        sample = subject.split.sample(found[position].row)
+        first = evaluation_starts(sample.frames, clip.needed, 1)[0]
+        wanted = clip_frames(sample.frames, first, clip.frames, clip.stride)
+        shown = [wanted[i * len(wanted) // _THUMB_FRAMES] for i in range(_THUMB_FRAMES)]
+        planes = decode_frames(subject.split.store, sample, shown)
+        sheets.append(rgb_clip(planes, clip, centre_view(clip)).permute(1, 2, 3, 0).numpy())  # F H W 3
+    np.savez_compressed(path, frames=np.stack(sheets), rows=np.asarray(positions, np.int64))

@@ -1,0 +1,1 @@
+"""The networks: the convolutional forms, their batch normalisation, their weights and their counts."""

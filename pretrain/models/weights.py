@@ -1,0 +1,65 @@
+"""Weights into a network: all of them, or all but the classifier."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pretrain.models.resnet import VideoResNet
+from sharding.errors import UserError
+
+_SHOWN = 8
+
+
+def load_weights(
+    model: VideoResNet,
+    state: dict[str, Tensor],
+    head: Literal["keep", "swap"],
+    source: str = "the given weights",
+) -> None:
+    """Copy `state`, named as `model.state_dict()` is, into the network, in the network's precision and place.
+
+    With `head="swap"` the classifier in `state` is left out, whatever its shape, and the network keeps its
+    own. A state without `num_batches_tracked` is complete. `source` names the weights in the error.
+
+    Raises UserError naming the missing, unexpected and mismatched tensors; the network is then unchanged.
+    """
+    classifier = f"{model.head}."
+    given = {
+        name: value for name, value in state.items() if head == "keep" or not name.startswith(classifier)
+    }
+    wanted = {
+        name: value
+        for name, value in model.state_dict().items()
+        if head == "keep" or not name.startswith(classifier)
+    }
+    problems = _problems(given, wanted)
+    if problems:
+        raise UserError(
+            what="the weights are not this network's: " + "; ".join(problems),
+            where=source,
+            remedy="give the form, depth, width and number of classes the weights were made with"
+            + ("" if head == "swap" else ", or swap the head if only the classes differ"),
+        )
+    with torch.no_grad():
+        for name, value in given.items():
+            wanted[name].copy_(value)
+
+
+def _problems(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in given if name not in wanted]
+    mismatched = [
+        f"{name} {tuple(given[name].shape)} for {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in given and given[name].shape != tensor.shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
+    return [f"{len(names)} {problem} ({_some(names)})" for problem, names in found.items() if names]
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown}, and {len(names) - _SHOWN} more"

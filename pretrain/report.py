@@ -1,0 +1,196 @@
+"""What people look at: one HTML page about one or more runs, with its figures as PNG files beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pretrain import report_figures as drawn
+from pretrain import report_page as html
+from pretrain.report_figures import DARK, LIGHT, Theme
+from pretrain.report_runs import Evaluation, RunFiles, confused_pairs, read_run
+from sharding.errors import UserError
+
+_LISTED = 12  # rows of the tables that stand in for names in a figure
+
+
+@dataclass(frozen=True)
+class _Album:
+    """Where the PNG files of one run go: into `folder`, their names beginning with `prefix`."""
+
+    folder: Path
+    prefix: str
+
+    def picture(self, name: str, described: str, draw: Callable[[Theme], bytes]) -> str:
+        """Draw for both pages, keep the light one as a file, and give the HTML of both."""
+        light = draw(LIGHT)
+        (self.folder / f"{self.prefix}{name}.png").write_bytes(light)
+        return html.picture(described, light, draw(DARK))
+
+    def sheet(self, name: str, described: str, png: bytes) -> str:
+        (self.folder / f"{self.prefix}{name}.png").write_bytes(png)
+        return html.picture(described, png)
+
+
+def write_report(runs: list[Path], out: Path) -> Path:
+    """Write `out`/report.html about these runs' folders, and the PNG files it holds beside it.
+
+    The page stands alone: every picture is inside it, and it fetches and runs nothing. A run that was not yet
+    evaluated, or not yet validated, gets the report of what there is. With several runs the PNG files are
+    named after their run and a table compares the runs.
+
+    Returns the path of the page. Raises UserError if `runs` is empty or a folder is missing or unreadable.
+    """
+    if not runs:
+        raise UserError("there is no run to report on", "the list of runs", "name at least one run's folder")
+    read = [read_run(Path(path)) for path in runs]
+    out.mkdir(parents=True, exist_ok=True)
+    body = ["<h1>Reelscale report</h1>"]
+    if len(read) > 1:
+        body.append(_comparison(read))
+    for number, run in enumerate(read, start=1):
+        prefix = "" if len(read) == 1 else f"{number:02d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name)}-"
+        body.extend(_run(run, _Album(out, prefix)))
+    path = out / "report.html"
+    path.write_text(html.page(f"Reelscale: {', '.join(run.name for run in read)}", body), encoding="utf-8")
+    return path
+
+
+def _run(run: RunFiles, album: _Album) -> Iterator[str]:
+    yield f"<h2>{escape(run.name)}</h2>"
+    yield f'<p class="soft">{escape(_described(run))}</p>'
+    yield html.figures(_headline(run))
+    if run.evaluation is None:
+        command = f"reelscale evaluate configs/demo-evaluate.yaml run={shlex.quote(str(run.path))}"
+        yield html.note("This run has not been evaluated yet. To evaluate it:", command)
+    if run.train:
+        yield html.cards(_curves(run, album))
+    else:
+        yield html.note("No training step has been written yet.")
+    if run.train and not run.validation:
+        yield html.note("No validation was run during training, so the curves show training alone.")
+    if run.evaluation is not None:
+        yield from _evaluated(run.evaluation, album)
+    shown = {
+        path.removeprefix("settings."): value
+        for path, value in run.settings.items()
+        if not path.startswith("identity.")  # a copy of some settings, for resuming
+    }
+    rows = ((path, value if isinstance(value, str) else json.dumps(value)) for path, value in shown.items())
+    yield html.folded(f"Settings ({len(shown)})", html.table(("setting", "value"), rows))
+    if run.unreadable:
+        yield html.note(f"Lines of metrics.jsonl that could not be read and were left out: {run.unreadable}.")
+
+
+def _described(run: RunFiles) -> str:
+    if run.evaluation is None:
+        return str(run.path)
+    summary = run.evaluation.summary
+    told = (("evaluated at step", summary.get("step")), ("split", summary.get("split")))
+    return " · ".join([str(run.path), *(f"{name} {value}" for name, value in told if value is not None)])
+
+
+def _headline(run: RunFiles) -> list[tuple[str, str, str]]:
+    summary: dict[str, Any] = {} if run.evaluation is None else run.evaluation.summary
+    boxes = [
+        (_percent(summary[name]), label, "main")
+        for name, label in (("video1", "video@1"), ("video5", "video@5"), ("clip1", "clip@1"))
+        if name in summary
+    ]
+    if not summary and run.validation and run.validation[-1].get("clip1") is not None:
+        boxes.append((_percent(run.validation[-1]["clip1"]), "clip@1, last validation", "main"))
+    boxes += [
+        (f"{summary[name]:,}", f"{name} evaluated", "") for name in ("videos", "clips") if name in summary
+    ]
+    if run.train:
+        last = run.train[-1]
+        boxes += [(f"{last[name]:,}", label, "") for name, label in _TRAINED if last.get(name) is not None]
+    for name in ("store", "index"):
+        value = summary.get(name) or run.setting(name)
+        if value is not None:
+            boxes.append((str(value), name, "small"))
+    return boxes
+
+
+_TRAINED = (("step", "steps"), ("samples", "samples trained on"))
+
+
+def _curves(run: RunFiles, album: _Album) -> Iterator[str]:
+    loss = album.picture(
+        "loss", "loss and learning rate over steps", lambda theme: drawn.loss_figure(run, theme)
+    )
+    yield html.card("Loss and learning rate", loss)
+    top1 = album.picture("accuracy", "top-1 over steps", lambda theme: drawn.accuracy_figure(run, theme))
+    yield html.card("Accuracy in training", top1)
+
+
+def _evaluated(evaluation: Evaluation, album: _Album) -> Iterator[str]:
+    yield html.cards((_confusion(evaluation, album), _per_class(evaluation, album)))
+    if evaluation.clips is not None:
+        png = drawn.contact_sheet(evaluation, evaluation.clips)
+        told = (
+            '<p class="soft">✓ taken for its class · ✗ its class → what it was taken for, with the score</p>'
+        )
+        described = "frames of evaluated clips with their class and prediction"
+        yield html.card("Clips", told, album.sheet("clips", described, png))
+
+
+def _confusion(evaluation: Evaluation, album: _Album) -> str:
+    counts, names = evaluation.confusion(), evaluation.classes
+    shown = album.picture(
+        "confusion",
+        "confusion matrix, true class by predicted class",
+        lambda theme: drawn.confusion_figure(counts, names, theme),
+    )
+    pairs = confused_pairs(counts, _LISTED)
+    if len(names) <= drawn.NAMED or not pairs:
+        return html.card("Confusion matrix", shown)
+    rows = (
+        (names[truth], names[taken], f"{videos:,}", _percent(videos / counts[truth].sum()))
+        for truth, taken, videos in pairs
+    )
+    heads = ("true class", "predicted", "videos", "of the class")
+    return html.card("Confusion matrix", shown, "<br>", html.table(heads, rows, frozenset({2, 3})))
+
+
+def _per_class(evaluation: Evaluation, album: _Album) -> str:
+    rows = [
+        row
+        for row in evaluation.summary.get("per_class", [])
+        if row.get("video1") is not None and row["videos"]
+    ]
+    if not rows:
+        return html.card("Accuracy by class", "<p>No class has an evaluated video.</p>")
+    names, accuracies = [str(row["name"]) for row in rows], [float(row["video1"]) for row in rows]
+    shown = album.picture(
+        "per-class", "video@1 of every class", lambda theme: drawn.per_class_figure(names, accuracies, theme)
+    )
+    if len(rows) <= drawn.NAMED:
+        return html.card("Accuracy by class", shown)
+    hardest = sorted(rows, key=lambda row: float(row["video1"]))[:_LISTED]
+    lines = ((str(row["name"]), f"{row['videos']:,}", _percent(row["video1"])) for row in hardest)
+    heads = ("hardest classes", "videos", "video@1")
+    return html.card("Accuracy by class", shown, "<br>", html.table(heads, lines, frozenset({1, 2})))
+
+
+def _comparison(runs: list[RunFiles]) -> str:
+    def row(run: RunFiles) -> list[str]:
+        summary = {} if run.evaluation is None else run.evaluation.summary
+        shares = [
+            _percent(summary[name]) if name in summary else "–" for name in ("video1", "video5", "clip1")
+        ]
+        last = run.train[-1] if run.train else {}
+        return [run.name, *shares, f"{summary.get('videos', 0):,}", f"{last.get('step', 0):,}"]
+
+    heads = ("run", "video@1", "video@5", "clip@1", "videos", "steps")
+    return html.card("Runs", html.table(heads, map(row, runs), frozenset({1, 2, 3, 4, 5})))
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"

@@ -1,0 +1,104 @@
+"""A run's folder: its settings, classes, log and metrics; and whether it may go on with the settings at hand."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pretrain.settings import TrainSettings
+from sharding.errors import UserError
+from sharding.settings import differences
+
+log = logging.getLogger("reelscale")
+
+
+class Run:
+    """The folder of one run. Only rank 0 writes into it."""
+
+    def __init__(self, folder: Path, writes: bool) -> None:
+        self.folder, self._writes = folder, writes
+
+    def begin(self, settings: TrainSettings, classes: list[str], index: str, derived: dict[str, Any]) -> None:
+        """Write the settings and the log's head. Raises UserError if the folder holds another run."""
+        identity = run_identity(settings, classes, index)
+        known = self.folder / "settings.json"
+        if known.exists():
+            _check_identity(self.folder, json.loads(known.read_text())["identity"], identity)
+        if not self._writes:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        whole = {"settings": settings.model_dump(mode="json"), "identity": identity, "derived": derived}
+        _write(self.folder / "classes.json", json.dumps(classes, indent=1))
+        _write(known, json.dumps(whole, indent=1))
+
+    def event(self, kind: str, values: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        if self._writes:
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"event": kind, **values}) + "\n")
+
+    def log_to_file(self) -> None:
+        """Send log lines to train.log and, unless something else follows that file, to standard output."""
+        log.setLevel(logging.INFO if self._writes else logging.WARNING)
+        log.propagate = False
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+            handler.close()
+        if self._writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = logging.FileHandler(self.folder / "train.log")
+            file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+            log.addHandler(file)
+        if "REELSCALE_FOLLOWED" not in os.environ:
+            console = logging.StreamHandler(sys.stdout)
+            console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+            log.addHandler(console)
+
+
+def run_identity(settings: TrainSettings, classes: list[str], index: str) -> dict[str, Any]:
+    """What may not change while a run goes on: its samples, their order and views, its network."""
+    return {
+        "seed": settings.seed,
+        "lanes": settings.lanes,
+        "lane_batch": settings.lane_batch,
+        "data": {
+            "store": settings.data.store,
+            "index": index,
+            "clip": settings.data.clip.model_dump(mode="json"),
+            "block": settings.data.block,
+        },
+        "model": settings.model.model_dump(mode="json"),
+        "init": settings.init.model_dump(mode="json") if settings.init else None,
+        "classes": classes,
+    }
+
+
+def read_settings(folder: Path) -> tuple[TrainSettings, list[str]]:
+    """The settings and class names of an existing run. Raises UserError if the folder is none."""
+    try:
+        whole = json.loads((folder / "settings.json").read_text())
+        classes = json.loads((folder / "classes.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"not a run's folder ({error})", str(folder), "give the folder that `reelscale pretrain` or `finetune` printed"
+        ) from error
+    return TrainSettings.model_validate(whole["settings"]), classes
+
+
+def _check_identity(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    changed = differences(there, here)
+    if changed:
+        lines = "; ".join(f"{path}: {old!r} there, {new!r} here" for path, old, new in changed[:6])
+        raise UserError(
+            f"the folder holds another run ({lines})",
+            str(folder),
+            "give this one a folder of its own: run=runs/NAME",
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    aside.replace(path)

@@ -1,0 +1,48 @@
+"""Learning rates by samples seen, so that a schedule survives another batch or world size: pure functions."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sharding.settings import Settings
+
+
+class ScheduleSettings(Settings):
+    """An epoch is a number of clips (the R(2+1)D paper's is 1,000,000), not a walk through the corpus."""
+
+    lr: Annotated[float, Field(gt=0, description="base learning rate per lane, scaled by the number of lanes")] = 0.01
+    epoch_clips: Annotated[int, Field(ge=1, description="clips an epoch")] = 1_000_000
+    epochs: Annotated[float, Field(gt=0, description="epochs in all")] = 45
+    warmup_epochs: Annotated[float, Field(ge=0, description="epochs of linear warm-up")] = 10
+    decay: Annotated[Literal["steps", "cosine", "constant"], Field(description="after the warm-up")] = "steps"
+    step_epochs: Annotated[float, Field(gt=0, description="decay=steps: epochs between two drops")] = 10
+    gamma: Annotated[float, Field(gt=0, le=1, description="decay=steps: factor of a drop")] = 0.1
+
+    def total_samples(self) -> int:
+        """Samples of the whole run."""
+        return math.ceil(self.epochs * self.epoch_clips)
+
+
+def total_steps(schedule: ScheduleSettings, batch: int) -> int:
+    """Optimizer steps of the run, the last one full."""
+    return math.ceil(schedule.total_samples() / batch)
+
+
+def learning_rate(schedule: ScheduleSettings, lanes: int, samples: int) -> float:
+    """The learning rate of a step that begins after `samples` samples, for `lanes` lanes.
+
+    Linear warm-up from 1/100 of the peak, then `decay` (R(2+1)D paper, section 4.1, counts its drops from the
+    end of the warm-up).
+    """
+    peak = schedule.lr * lanes
+    epoch = samples / schedule.epoch_clips
+    if epoch < schedule.warmup_epochs:
+        return peak * (0.01 + 0.99 * epoch / schedule.warmup_epochs)
+    after = epoch - schedule.warmup_epochs
+    if schedule.decay == "steps":
+        return peak * schedule.gamma ** math.floor(after / schedule.step_epochs)
+    if schedule.decay == "cosine":
+        length = max(schedule.epochs - schedule.warmup_epochs, 1e-12)
+        return peak * 0.5 * (1.0 + math.cos(math.pi * min(after / length, 1.0)))
+    return peak

@@ -1,0 +1,100 @@
+"""A training run's settings, put together from those of its parts, and what follows from them."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from pretrain.checkpoint import CheckpointSettings
+from pretrain.data.loader import LoaderSettings
+from pretrain.data.transforms import ClipSettings
+from pretrain.engine.engine import EngineSettings
+from pretrain.models.count import activation_bytes, macs, parameters
+from pretrain.models.resnet import ModelSettings, build_model
+from pretrain.schedule import ScheduleSettings, total_steps
+from sharding.errors import UserError
+from sharding.settings import Settings
+
+
+class DataSettings(Settings):
+    """Which samples, and what a clip of one is."""
+
+    store: Annotated[str, Field(description="directory or URL that `reelscale shard` wrote")]
+    clip: ClipSettings = ClipSettings()
+    loader: LoaderSettings = LoaderSettings()
+    block: Annotated[int, Field(ge=1, description="samples that are shuffled among each other")] = 8192
+
+
+class ValidationSettings(Settings):
+    """The look at unseen videos during training: one centre clip of each."""
+
+    every_steps: Annotated[int, Field(ge=1, description="steps between two validations")] = 5000
+    videos: Annotated[int, Field(ge=1, description="at most so many videos, spread over the split")] = 5000
+
+
+class InitSettings(Settings):
+    """Start from another run's network; the classifier is new when the classes differ."""
+
+    run: Annotated[str, Field(description="folder of the run whose newest checkpoint is taken")]
+
+
+class TrainSettings(Settings):
+    """One training run, pretraining or fine-tuning."""
+
+    run: Annotated[str | None, Field(description="the run's folder; runs/<recipe>-<store's name> unless given")] = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    lanes: Annotated[int, Field(ge=1, description="virtual ranks; a multiple of the ranks")] = 8
+    lane_batch: Annotated[int, Field(ge=1, description="clips a lane a step (the paper's clips per GPU)")] = 32
+    log_steps: Annotated[int, Field(ge=1, description="steps between two log lines")] = 20
+    data: DataSettings
+    model: ModelSettings = ModelSettings()
+    init: InitSettings | None = None
+    schedule: ScheduleSettings = ScheduleSettings()
+    engine: EngineSettings = EngineSettings()
+    validation: ValidationSettings = ValidationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @property
+    def batch(self) -> int:
+        """The global batch: lanes times clips a lane."""
+        return self.lanes * self.lane_batch
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return total_steps(self.schedule, self.batch)
+
+
+def check_ranks(lanes: int, ranks: int) -> None:
+    """Raises UserError unless `ranks` divides `lanes`, naming the numbers of ranks that do."""
+    if lanes % ranks:
+        fitting = [str(n) for n in range(1, lanes + 1) if lanes % n == 0]
+        raise UserError(
+            f"{lanes} lanes do not spread over {ranks} ranks",
+            "lanes, ranks",
+            f"use a number of ranks that divides {lanes}: {', '.join(fitting)}",
+        )
+
+
+def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> dict[str, Any]:
+    """Quantities that follow from the settings and the store, by the names users know them by."""
+    clip = settings.data.clip
+    model = build_model(settings.model, classes, clip.frames)
+    count = parameters(model)
+    value_bytes = 2 if settings.engine.precision == "bf16" else 4
+    activations = activation_bytes(model, clip.frames, clip.crop, value_bytes) * settings.lane_batch
+    weights = count * 4 * 2 + count * 4 // (ranks if settings.engine.zero else 1)
+    return {
+        "ranks": ranks,
+        "lanes": settings.lanes,
+        "global_batch": settings.batch,
+        "steps": settings.steps,
+        "steps_per_epoch": settings.schedule.epoch_clips / settings.batch,
+        "epochs": settings.schedule.epochs,
+        "training_samples": samples,
+        "passes": settings.steps * settings.batch / samples,
+        "classes": classes,
+        "parameters": count,
+        "gmacs_per_clip": macs(model, clip.frames, clip.crop, clip.crop) / 1e9,
+        "peak_learning_rate": settings.schedule.lr * settings.lanes,
+        "memory_per_rank_bytes": weights + activations,
+    }

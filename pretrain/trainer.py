@@ -1,0 +1,137 @@
+"""A training run from top to bottom: settings and a store in, checkpoints, metrics and a trained network out."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from pretrain.checkpoint import begin_attempt, load_newest, load_run
+from pretrain.data.loader import Loader
+from pretrain.data.order import Order, mix
+from pretrain.data.stream import Split, open_split
+from pretrain.data.transforms import normalise
+from pretrain.engine.engine import Engine
+from pretrain.engine.world import World, leave_world, start_world
+from pretrain.hooks import CheckpointHook, Hook, LogHook, StepReport, ValidationHook
+from pretrain.models.resnet import VideoResNet, build_model
+from pretrain.models.weights import load_weights
+from pretrain.run import Run, read_settings
+from pretrain.schedule import learning_rate
+from pretrain.settings import TrainSettings, check_ranks, derived
+from pretrain.stop import Stop
+from sharding.errors import UserError
+from sharding.store import open_store
+
+log = logging.getLogger("reelscale")
+
+Outcome = Literal["finished", "stopped"]
+
+
+def train(
+    settings: TrainSettings, extra_hooks: Sequence[Hook] = (), on_start: Callable[[int], None] | None = None
+) -> Outcome:
+    """Train on this rank until the schedule ends ("finished") or all ranks agree to stop ("stopped", all saved).
+
+    Called by every rank; joins their process group. Goes on from the newest checkpoint in the run's folder.
+    `on_start(rank)` is called once the run's log is open.
+    Raises UserError for what a user can mend.
+    """
+    world = start_world()
+    check_ranks(settings.lanes, world.size)
+    folder = Path(settings.run or "run")
+    run = Run(folder, writes=world.rank == 0)
+    split = open_split(open_store(settings.data.store), "train")
+    classes = split.index.classes
+    run.begin(settings, classes, split.index.digest, derived(settings, len(classes), len(split), world.size))
+    run.log_to_file()
+    if on_start:
+        on_start(world.rank)
+    attempt = world.broadcast(begin_attempt(folder) if world.rank == 0 else 0)
+
+    torch.manual_seed(settings.seed)
+    model = build_model(settings.model, len(classes), settings.data.clip.frames)
+    checkpoint = load_newest(folder)
+    if checkpoint:
+        load_weights(model, checkpoint.model, "keep", str(folder))
+    elif settings.init:
+        start_from(model, Path(settings.init.run), classes)
+    engine = Engine(model.to(world.device), settings.engine, world, settings.lanes, settings.lane_batch)
+    if checkpoint:
+        engine.load_momentum(checkpoint.optimizer)
+        log.info("going on from the checkpoint at step %d of %d in %s", checkpoint.step, settings.steps, folder)
+    first = checkpoint.step if checkpoint else 0
+
+    order = Order(split.shard_sizes, settings.seed, settings.lanes, settings.lane_batch, settings.data.block)
+    lanes = lanes_of(world, settings.lanes)
+    loader = Loader(split, order, settings.data.clip, settings.data.loader, lanes, len(classes))
+    hooks: list[Hook] = [LogHook(settings, engine, world, run, loader)]
+    if split.index.splits.get("val"):
+        unseen = Split(split.store, split.index, "val")
+        hooks.append(ValidationHook(settings, engine, world, run, unseen, len(classes)))
+    hooks += [CheckpointHook(settings, engine, world, run, attempt), *extra_hooks]
+    stop = Stop(world, folder)
+
+    outcome: Outcome = "finished"
+    for step, batches in enumerate(loader.steps(first, settings.steps), start=first):
+        report = StepReport(step + 1, (step + 1) * settings.batch, rate := rate_at(settings, step))
+        engine.set_learning_rate(rate)
+        for lane, clips in zip(lanes, batches, strict=True):
+            torch.manual_seed(int(mix(settings.seed, step, lane)[0] >> 1))
+            logits = engine.forward(normalise(clips.video.to(world.device, non_blocking=True)))  # N classes
+            loss = F.cross_entropy(logits, clips.targets.to(world.device, non_blocking=True))
+            engine.backward(loss)
+            engine.step()
+            report.add(clips, logits, loss)
+        stopping = stop.agreed()
+        for hook in hooks:
+            hook.after_step(report, last=stopping or step + 1 == settings.steps)
+        if stopping and step + 1 < settings.steps:
+            log.info("stopped at step %d with everything saved; the same command goes on from here", step + 1)
+            outcome = "stopped"
+            break
+    stop.clear()
+    world.barrier()
+    leave_world()
+    return outcome
+
+
+def rate_at(settings: TrainSettings, step: int) -> float:
+    """Learning rate of step `step`, counted from 0."""
+    return learning_rate(settings.schedule, settings.lanes, step * settings.batch)
+
+
+def lanes_of(world: World, lanes: int) -> range:
+    """The lanes that this rank runs, one after the other."""
+    share = lanes // world.size
+    return range(world.rank * share, (world.rank + 1) * share)
+
+
+def start_from(model: VideoResNet, source: Path, classes: list[str]) -> None:
+    """Load another run's network; its classifier stays behind when its classes are not the same."""
+    _, known = read_settings(source)
+    checkpoint = load_run(source)
+    head: Literal["keep", "swap"] = "keep" if known == classes else "swap"
+    load_weights(model, checkpoint.model, head, str(source))
+    log.info("starting from %s, step %d, classifier %s", source, checkpoint.step, "kept" if head == "keep" else "new")
+
+
+def check(settings: TrainSettings, ranks: int) -> dict[str, object]:
+    """Everything that can be refused before a rank starts; returns the derived quantities.
+
+    Raises UserError for an unreachable or empty store, lanes that do not fit the ranks, a run to start from
+    that is none or another network.
+    """
+    check_ranks(settings.lanes, ranks)
+    split = open_split(open_store(settings.data.store), "train")
+    classes = split.index.classes
+    if settings.model.in_channels != 3:
+        raise UserError("clips have 3 channels (RGB)", "model.in_channels", "set model.in_channels=3")
+    quantities = derived(settings, len(classes), len(split), ranks)
+    if settings.run:
+        Run(Path(settings.run), writes=False).begin(settings, classes, split.index.digest, quantities)
+    if settings.init:
+        start_from(build_model(settings.model, len(classes), settings.data.clip.frames), Path(settings.init.run), classes)
+    return quantities

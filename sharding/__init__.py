@@ -1,0 +1,1 @@
+"""Raw corpus → shards in an object store."""

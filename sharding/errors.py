@@ -1,0 +1,19 @@
+"""The error a user can cause and can mend."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake of the user's, or of the world around the program, told without a traceback.
+
+    `what` went wrong, `where` (file, field, URL), and the `remedy`: what to do about it.
+    """
+
+    def __init__(self, what: str, where: str, remedy: str) -> None:
+        super().__init__(what, where, remedy)
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  where: {self.where}\n  remedy: {self.remedy}"

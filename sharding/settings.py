@@ -1,0 +1,162 @@
+"""Settings: typed models, read from YAML and `key.path=value`, refused with the field's path."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from sharding.errors import UserError
+
+
+class Settings(pydantic.BaseModel):
+    """Base of all settings: unknown keys are refused, a value once made never changes."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+M = TypeVar("M", bound=pydantic.BaseModel)
+Loc = tuple[int | str, ...]
+
+
+def load_settings(model: type[M], path: str | None, overrides: Sequence[str] = ()) -> M:
+    """The settings of the YAML file at `path` (None: all defaults), changed by `key.path=value` overrides.
+
+    Raises UserError for a file that is missing or not YAML, and for every unknown key, wrong type or
+    malformed override, each named by its field's path with what was found.
+    """
+    tree = _read_yaml(path) if path is not None else {}
+    for override in overrides:
+        _apply(tree, override)
+    where = path if path is not None else "the settings given on the command line"
+    return validate(model, tree, where)
+
+
+def validate(model: type[M], tree: dict[str, Any], where: str) -> M:
+    """`tree` as an instance of `model`; raises UserError naming every field that does not fit."""
+    try:
+        return model.model_validate(tree)
+    except pydantic.ValidationError as error:
+        problems = [_problem(model, detail) for detail in error.errors(include_url=False)]
+    what = (
+        problems[0] if len(problems) == 1 else "\n".join([f"{len(problems)} settings do not fit:", *problems])
+    )
+    raise UserError(what, where, "correct the settings named above, then run the command again")
+
+
+def digest(settings: pydantic.BaseModel | dict[str, Any]) -> str:
+    """sha256 (hex) of the settings' canonical JSON."""
+    tree = settings if isinstance(settings, dict) else settings.model_dump(mode="json")
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def differences(there: Any, here: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """(field path, value there, value here) of every leaf in which two JSON trees differ."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = sorted({*there, *here})
+        return [
+            found
+            for key in keys
+            for found in differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if there == here else [(path, there, here)]
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            "there is no such settings file", path, "check the path; recipes are in configs/"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"the settings file cannot be read: {error}", path, "give a readable YAML file"
+        ) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else path
+        problem = getattr(error, "problem", None) or str(error)
+        raise UserError(f"not valid YAML: {problem}", place, "correct the syntax there") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        found = type(tree).__name__
+        raise UserError(f"settings are `key: value` lines; found a {found}", path, "write `key: value` lines")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` in `tree`, in place."""
+    key, equals, text = override.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(
+            f"not a setting: {override!r}", "the command line", "write it as key.path=value, e.g. seed=7"
+        )
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"{key}: the value {text!r} is not valid YAML", "the command line", "put the value in quotes"
+        ) from error
+    node: Any = tree
+    for depth, part in enumerate(keys):
+        if not isinstance(node, dict):
+            above = ".".join(keys[:depth])
+            raise UserError(
+                f"{key}: {above} is {node!r} and has no fields below it",
+                "the command line",
+                f"set {above} itself",
+            )
+        if depth == len(keys) - 1:
+            node[part] = value
+        elif node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+
+
+def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
+    """One line: field path, what is wrong, what was found, and near names for an unknown key."""
+    loc: Loc = detail["loc"]
+    field = ".".join(str(part) for part in loc) or "settings"
+    if detail["type"] == "extra_forbidden":
+        names = sorted({name for parent in _models_at(model, loc[:-1]) for name in parent.model_fields})
+        near = difflib.get_close_matches(str(loc[-1]), names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(names)}"
+        return f"{field}: there is no such setting; {hint}"
+    if detail["type"] == "missing":
+        return f"{field}: is required and was not given"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not loc:
+        return message
+    found = detail.get("input")
+    return f"{field}: found {found!r} ({type(found).__name__}); {message[:1].lower()}{message[1:]}"
+
+
+def _models_at(model: type[pydantic.BaseModel], loc: Loc) -> list[type[pydantic.BaseModel]]:
+    """The models that a location of pydantic's error list passes through last."""
+    current = [model]
+    for part in loc:
+        below = [
+            found
+            for parent in current
+            if part in parent.model_fields
+            for found in _models_in(parent.model_fields[str(part)].annotation)
+        ]
+        current = below or current
+    return current
+
+
+def _models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)

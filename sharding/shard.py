@@ -1,0 +1,302 @@
+"""One shard job → its tar parts, its failure list and its record, which makes it exist."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import av
+import pydantic
+
+from sharding import index, metrics, record
+from sharding.errors import UserError
+from sharding.index import Index
+from sharding.judge import BadVideo
+from sharding.manifest import Manifest, Video, local_file, read_manifest
+from sharding.plan import ShardJob, manifest_digest, plan
+from sharding.settings import Settings, differences, digest
+from sharding.store import Store, open_store
+from sharding.video import TIME_BASE, Clip, EncodeSettings, transcode
+
+
+class ShardSettings(Settings):
+    """How a corpus becomes shards. `part_bytes`: a tar part is closed once it is this long."""
+
+    videos_per_shard: int = pydantic.Field(default=256, ge=1)
+    part_bytes: int = pydantic.Field(default=256 * 10**6, ge=1)
+    validation: float = pydantic.Field(default=0.1, ge=0.0, lt=1.0)
+    encode: EncodeSettings = pydantic.Field(default_factory=EncodeSettings)
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What a job made; `already` if another worker had finished it. `failures` counts videos."""
+
+    job: str
+    split: str
+    samples: int
+    failures: int
+    bytes: int
+    seconds: float
+    already: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A planned corpus: all `jobs`, those still `todo`, and `notes` in words for the user."""
+
+    jobs: list[ShardJob]
+    todo: list[ShardJob]
+    classes: tuple[str, ...]
+    videos: int
+    notes: tuple[str, ...]
+
+
+def prepare(corpus: str, store: Store | str, settings: ShardSettings) -> Prepared:
+    """Read and plan the corpus, claim the store for it, and see in the store's records what is left to do.
+
+    Raises UserError if the store was made from other videos or with other settings.
+    """
+    store = _opened(store)
+    manifest = read_manifest(corpus, settings.validation)
+    head = {
+        "format": record.FORMAT,
+        "classes": list(manifest.classes),
+        "settings": settings.model_dump(mode="json"),
+        "settings_digest": digest(settings),
+        "manifest_digest": manifest_digest(manifest.videos, manifest.classes),
+        "videos": len(manifest.videos),
+    }
+    _claim(store, head, manifest)
+    jobs = plan(manifest.videos, settings.videos_per_shard)
+    done = set(record.list_records(store))
+    todo = [job for job in jobs if (job.split, job.id) not in done]
+    return Prepared(jobs, todo, manifest.classes, len(manifest.videos), manifest.notes)
+
+
+def make_shard(job: ShardJob, corpus: str, store: Store | str, settings: ShardSettings) -> ShardResult:
+    """Transcode the job's videos and put its shard; killed at any moment, it leaves no half shard.
+
+    A video that cannot be used becomes a line of the failure list and never ends the shard. Raises
+    UserError if the store or the local disk cannot be used.
+    """
+    store = _opened(store)
+    began = time.monotonic()
+    failures: list[dict[str, str]] = []
+    with tempfile.TemporaryDirectory(prefix="reelscale-shard-") as folder:
+        parts = _Parts(Path(folder), job, settings.part_bytes)
+        for video in job.videos:
+            try:
+                with local_file(corpus, video.uri) as path:
+                    clip = transcode(path, settings.encode)
+            except (UserError, MemoryError):
+                raise
+            except Exception as error:
+                failures.append(_failure(video, error))
+            else:
+                parts.add(video, clip)
+                metrics.SAMPLES.inc()
+        parts.close()
+        rows, described = parts.verified()
+        for path, part in zip(parts.paths, described, strict=True):
+            store.put_file(part["path"], path)
+            metrics.BYTES.inc(part["bytes"])
+    path_of_failures = record.failures_path(job.split, job.id)
+    if failures or store.exists(path_of_failures):
+        lines = "".join(json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures)
+        store.put(path_of_failures, lines.encode("utf-8", "backslashreplace"))
+    meta = _record_meta(job, described, rows, len(failures), digest(settings))
+    mine = record.write_record(store, job.split, job.id, rows, meta)
+    total = sum(part["bytes"] for part in described)
+    seconds = time.monotonic() - began
+    return ShardResult(job.id, job.split, len(rows), len(failures), total, seconds, not mine)
+
+
+def finish(store: Store | str) -> Index:
+    """Merge the records into the store's current index.
+
+    Raises UserError, with the first reasons, if not one video was good.
+    """
+    return index.merge(_opened(store))
+
+
+def sample_key(uri: str) -> str:
+    """The name of a video's sample: 20 hex digits, the same in every store."""
+    return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()[:20]
+
+
+class _Parts:
+    """The tar parts of a shard in a local folder, byte for byte the same for the same videos."""
+
+    def __init__(self, folder: Path, job: ShardJob, part_bytes: int) -> None:
+        self.folder = folder
+        self.job = job
+        self.part_bytes = part_bytes
+        self.paths: list[Path] = []
+        self.rows: list[dict[str, Any]] = []
+        self.writer: Any = None
+
+    def add(self, video: Video, clip: Clip) -> None:
+        """Append a sample; `UserError` if the disk is full."""
+        row = _row(video, clip, part=len(self.paths) - (self.writer is not None))
+        try:
+            if self.writer is None:
+                self._open()
+            self.writer.write({"__key__": row["key"], "mp4": clip.data, "json": _sample_json(video, clip)})
+            if self.writer.tarstream.offset >= self.part_bytes:
+                self.close()
+        except OSError as error:
+            remedy = "free space there, or set TMPDIR to another folder"
+            raise UserError(
+                f"the shard cannot be written: {error.strerror}", str(self.folder), remedy
+            ) from error
+        self.rows.append(row)
+
+    def close(self) -> None:
+        """End the part being written, if any."""
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+
+    def verified(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The record's rows with their offsets, and a description a part, both read back from the tars."""
+        described = []
+        rows = iter(self.rows)
+        for number, path in enumerate(self.paths):
+            samples = 0
+            with tarfile.open(path) as tar, path.open("rb") as file:
+                for member in tar:
+                    if not member.name.endswith(".mp4"):
+                        continue
+                    row = next(rows)
+                    file.seek(member.offset_data)
+                    payload = hashlib.sha256(file.read(member.size)).hexdigest()
+                    if (
+                        member.name != f"{row['key']}.mp4"
+                        or row["part"] != number
+                        or payload != row["sha256"]
+                    ):
+                        remedy = (
+                            "the local disk returned other bytes than were written: check it, or set TMPDIR"
+                        )
+                        raise UserError(
+                            f"sample {row['key']} did not read back as written", str(path), remedy
+                        )
+                    row |= {"offset": member.offset_data, "size": member.size}
+                    samples += 1
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            name = record.part_path(self.job.split, self.job.id, number)
+            described.append(
+                {"path": name, "samples": samples, "bytes": path.stat().st_size, "sha256": sha256}
+            )
+        assert next(rows, None) is None
+        return self.rows, described
+
+    def _open(self) -> None:
+        from webdataset import TarWriter  # imports torch: seconds that a planner need not spend
+
+        path = self.folder / f"{len(self.paths):02d}.tar"
+        self.paths.append(path)
+        self.writer = TarWriter(
+            str(path), encoder=False, mtime=0, user="reelscale", group="reelscale", mode=0o444
+        )
+
+
+def _opened(store: Store | str) -> Store:
+    return open_store(store) if isinstance(store, str) else store
+
+
+def _claim(store: Store, head: dict[str, Any], manifest: Manifest) -> None:
+    """Write reelscale.json, or see that the one there says the same."""
+    data = (json.dumps(head, indent=1, ensure_ascii=True) + "\n").encode()
+    there = index.read_head(store)
+    if there is None:
+        try:
+            store.put(index.HEAD, data, create=True)
+            return
+        except FileExistsError:
+            there = index.read_head(store)
+    assert there is not None
+    if there == head:
+        return
+    lines = []
+    for field, old, new in differences(there, head):
+        if field == "manifest_digest":
+            lines.append("  the videos (names, classes or split) differ")
+        elif field != "settings_digest":
+            lines.append(f"  {field}: there {json.dumps(old)}, here {json.dumps(new)}")
+    what = "\n".join(["the store was made from other videos or with other settings:", *lines])
+    remedy = (
+        f"give another STORE for {manifest.corpus}, or the settings and videos that this one was made with"
+    )
+    raise UserError(what, f"{store.url}/{index.HEAD}", remedy)
+
+
+def _failure(video: Video, error: Exception) -> dict[str, str]:
+    if isinstance(error, FileNotFoundError):
+        error = BadVideo("unreadable", "the file cannot be read", "it is no longer there")
+    if not isinstance(error, BadVideo):
+        error = BadVideo("unexpected", "it could not be transcoded", f"{type(error).__name__}: {error}")
+    metrics.FAILURES.labels(reason=error.kind).inc()
+    return {"uri": video.uri, "reason": error.reason, "detail": error.detail}
+
+
+def _row(video: Video, clip: Clip, part: int) -> dict[str, Any]:
+    fields = {name: value for name, value in vars(clip).items() if name != "data"}
+    return fields | {
+        "key": sample_key(video.uri),
+        "part": max(part, 0),
+        "sha256": hashlib.sha256(clip.data).hexdigest(),
+        "labels": list(video.labels),
+        "uri": video.uri,
+        "time_base": str(TIME_BASE),
+    }
+
+
+def _sample_json(video: Video, clip: Clip) -> bytes:
+    tree = {
+        "labels": list(video.labels),
+        "uri": video.uri,
+        "start": clip.start,
+        "end": clip.end,
+        "fps": clip.fps,
+        "frames": clip.frames,
+        "width": clip.width,
+        "height": clip.height,
+    }
+    return json.dumps(tree, sort_keys=True).encode()
+
+
+def _record_meta(
+    job: ShardJob,
+    parts: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    failures: int,
+    settings_digest: str,
+) -> dict[str, Any]:
+    histogram = Counter(label for row in rows for label in row["labels"])
+    return {
+        "format": record.FORMAT,
+        "job": job.id,
+        "split": job.split,
+        "parts": list(parts),
+        "videos": len(rows),
+        "failures": failures,
+        "label_histogram": {str(label): count for label, count in sorted(histogram.items())},
+        "versions": {
+            "av": av.__version__,
+            "libavcodec": ".".join(map(str, av.library_versions["libavcodec"])),
+            "webdataset": metadata.version("webdataset"),
+        },
+        "settings_digest": settings_digest,
+    }

@@ -1,0 +1,128 @@
+"""Lane batch normalisation against torch's own, one lane and many."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from pretrain.models.batchnorm import LaneBatchNorm, commit_statistics, discard_statistics
+
+
+def pair(channels: int = 6) -> tuple[LaneBatchNorm, nn.BatchNorm3d]:
+    ours, torchs = LaneBatchNorm(channels), nn.BatchNorm3d(channels, eps=1e-3, momentum=0.1)
+    with torch.no_grad():
+        ours.weight.uniform_(0.5, 1.5)
+        ours.bias.normal_()
+    torchs.load_state_dict(ours.state_dict())
+    return ours, torchs
+
+
+def lane(seed: int, channels: int = 6) -> Tensor:
+    return (
+        torch.randn(3, channels, 2, 4, 4, generator=torch.Generator().manual_seed(seed)) * (seed + 1) + seed
+    )
+
+
+def test_one_lane_is_torchs_batch_norm() -> None:
+    ours, torchs = pair()
+    for seed in range(3):
+        x, y = lane(seed).requires_grad_(), lane(seed).requires_grad_()
+        left, right = ours(x), torchs(y)
+        assert torch.equal(left, right)
+        left.square().sum().backward()
+        right.square().sum().backward()
+        assert torch.equal(x.grad, y.grad)
+        commit_statistics(ours, lanes=1)
+    assert_close(ours.state_dict(), torchs.state_dict(), rtol=1e-6, atol=1e-6)
+    assert list(ours.state_dict()) == list(torchs.state_dict())
+    assert torch.equal(ours.weight.grad, torchs.weight.grad)
+    assert_close(ours.eval()(lane(9)), torchs.eval()(lane(9)))
+
+
+def test_running_statistics_wait_for_the_commit_and_take_the_mean_over_lanes() -> None:
+    ours, _ = pair()
+    for seed in range(2):
+        assert_close(ours(lane(seed)), pair_output(ours, lane(seed)))
+    assert not ours.running_mean.any()
+    assert ours.num_batches_tracked.item() == 0
+    commit_statistics(ours, lanes=2)
+    means = torch.stack([lane(seed).mean((0, 2, 3, 4)) for seed in range(2)]).mean(0)
+    variances = torch.stack([lane(seed).var((0, 2, 3, 4)) for seed in range(2)]).mean(0)
+    assert_close(ours.running_mean, 0.1 * means)
+    assert_close(ours.running_var, 0.9 + 0.1 * variances)
+    assert ours.num_batches_tracked.item() == 1
+    assert ours.pending is None
+
+
+def pair_output(ours: LaneBatchNorm, x: Tensor) -> Tensor:
+    return nn.functional.batch_norm(x, None, None, ours.weight, ours.bias, training=True, eps=ours.eps)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_the_spread_of_lanes_over_ranks_does_not_matter(ranks: int) -> None:
+    network = nn.Sequential(LaneBatchNorm(6), nn.Conv3d(6, 4, 1), LaneBatchNorm(4))
+    alone, members = copy.deepcopy(network), [copy.deepcopy(network) for _ in range(ranks)]
+    for seed in range(4):
+        alone(lane(seed))
+        members[seed * ranks // 4](lane(seed))
+    commit_statistics(alone, lanes=4)
+    sent: list[Tensor] = []
+    for member in members:  # a first round only to see what each rank would send
+        commit_statistics(copy.deepcopy(member), lanes=4, all_reduce=lambda sums: sent.append(sums.clone()))
+    assert len(sent) == ranks  # one reduction a rank, whatever the number of layers
+    for member in members:
+        commit_statistics(member, lanes=4, all_reduce=lambda sums: sums.copy_(torch.stack(sent).sum(0)))
+        assert_close(member.state_dict(), alone.state_dict())
+
+
+def test_a_skipped_step_leaves_no_trace() -> None:
+    ours, _ = pair()
+    before = copy.deepcopy(ours.state_dict())
+    ours(torch.full((2, 6, 1, 2, 2), float("inf")))
+    discard_statistics(ours)
+    commit_statistics(ours, lanes=1)
+    assert_close(ours.state_dict(), before)
+    ours(lane(1))
+    commit_statistics(ours, lanes=1)
+    assert ours.running_mean.isfinite().all()
+
+
+def test_a_wrong_number_of_lanes_is_refused() -> None:
+    ours, _ = pair()
+    ours(lane(0))
+    with pytest.raises(ValueError, match="2 lanes"):
+        commit_statistics(ours, lanes=2)
+
+
+def test_frozen_layers_stay_as_they_are() -> None:
+    network = nn.Sequential(LaneBatchNorm(6), LaneBatchNorm(6))
+    network[0].eval()
+    network(lane(2))
+    commit_statistics(network, lanes=1)
+    assert not network[0].running_mean.any()
+    assert network[1].running_mean.any()
+    assert [layer.num_batches_tracked.item() for layer in network] == [0, 1]
+
+
+@pytest.mark.parametrize("cast", [True, False], ids=["cast to bfloat16", "autocast"])
+def test_statistics_are_float32_in_half_precision(cast: bool) -> None:
+    ours, _ = pair()
+    with torch.no_grad():
+        ours.running_mean.fill_(1.0001)  # not a bfloat16 number
+    network = nn.Sequential(nn.Conv3d(6, 6, 1), ours)
+    if cast:
+        network.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not cast):
+        output = network(lane(1).bfloat16() if cast else lane(1))
+        assert output.dtype == torch.bfloat16
+        assert ours.pending is not None
+        assert ours.pending.dtype == torch.float32
+        output.sum().backward()
+    assert ours.running_mean.dtype == torch.float32
+    assert ours.running_mean[0].item() == pytest.approx(1.0001, abs=1e-7)
+    commit_statistics(network, lanes=1)
+    assert network.eval()(lane(1).to(output.dtype if cast else torch.float32)).isfinite().all()

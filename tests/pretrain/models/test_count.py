@@ -1,0 +1,58 @@
+"""The counts against torch's own counter and against what autograd really keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain.models.batchnorm import LaneBatchNorm
+from pretrain.models.count import activation_bytes, conv_fc_parameters, macs, parameters
+from pretrain.models.resnet import ModelSettings, build_model
+
+
+@pytest.mark.parametrize(("depth", "frames"), [(10, 1), (18, 5), (34, 8), (26, 3), (50, 16)])
+def test_macs_are_half_of_torchs_flops(depth: int, frames: int) -> None:
+    with torch.device("meta"):
+        model = build_model(ModelSettings(depth=depth), 11, frames).eval()
+        clip = torch.empty(1, 3, frames, 100, 76)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(clip)
+    assert 2 * macs(model, frames, 100, 76) == counter.get_total_flops()
+
+
+def test_parameters_are_torchs() -> None:
+    model = build_model(ModelSettings(depth=10, width=0.25), 11, 4)
+    assert parameters(model) == sum(value.numel() for value in model.parameters())
+    norms = sum(2 * norm.num_features for norm in model.modules() if isinstance(norm, LaneBatchNorm))
+    assert conv_fc_parameters(model) == parameters(model) - norms - 11
+
+
+@pytest.mark.parametrize("depth", [18, 26, 50])
+def test_activation_bytes_are_what_autograd_keeps(depth: int) -> None:
+    model = build_model(ModelSettings(depth=depth, width=0.25), 5, 4)
+    weights = {value.data_ptr() for value in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    clip = torch.randn(1, 3, 4, 64, 64)
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(clip)
+    assert activation_bytes(model, 4, 64) == pytest.approx(sum(kept.values()), rel=0.05)
+    assert activation_bytes(model, 4, 64, bytes_per_value=2) * 2 == activation_bytes(model, 4, 64)
+
+
+def test_counting_leaves_the_network_as_it_was() -> None:
+    model = build_model(ModelSettings(depth=10, width=0.125), 5, 4)
+    model.layer1.eval()
+    modes = [module.training for module in model.modules()]
+    macs(model, 4, 32, 32)
+    assert [module.training for module in model.modules()] == modes
+    assert all(not module._forward_hooks for module in model.modules())
+    norms = [norm for norm in model.modules() if isinstance(norm, LaneBatchNorm)]
+    assert all(norm.pending is None and norm.running_mean.device.type == "cpu" for norm in norms)

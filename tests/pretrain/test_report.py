@@ -1,0 +1,245 @@
+"""The report, from run folders made up by their layout."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.image import imread
+
+from pretrain.report import write_report
+from pretrain.report_figures import smoothed
+from pretrain.report_runs import confused_pairs, read_metrics, read_run
+from sharding.errors import UserError
+
+CLASSES = ["archery", "<script>alert(1)</script>", "100 $ bill & $x_2$", "bobsleigh"]
+
+
+def write_run(folder: Path, classes: list[str], evaluated: bool = True, validated: bool = True) -> Path:
+    folder.mkdir()
+    settings = {
+        "settings": {"data": {"store": "s3://bucket/sports"}, "model": {"depth": 18}, "note": "<b>bold</b>"},
+        "identity": {"data": {"index": "000002-0123456789abcdef"}},
+        "derived": {"global_batch": 32},
+    }
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "classes.json").write_text(json.dumps(classes))
+    events: list[dict[str, Any]] = [
+        {
+            "event": "train",
+            "step": step,
+            "samples": 32 * step,
+            "loss": 6 / step,
+            "top1": step / 60,
+            "lr": 0.01,
+        }
+        for step in range(1, 51)
+    ]
+    if validated:
+        events += [
+            {"event": "validation", "step": step, "samples": 32 * step, "loss": 4 / step, "clip1": step / 80}
+            for step in (10, 20, 30, 40, 50)
+        ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    if evaluated:
+        write_evaluation(folder / "evaluation", classes, videos=3 * len(classes))
+    return folder
+
+
+def write_evaluation(folder: Path, classes: list[str], videos: int) -> None:
+    folder.mkdir()
+    chance = np.random.default_rng(7)
+    truths = np.arange(videos) % len(classes)
+    taken = np.where(chance.random(videos) < 0.7, truths, chance.integers(len(classes), size=videos))
+    scores = np.full((videos, len(classes)), 0.25 / len(classes), dtype=np.float32)
+    scores[np.arange(videos), taken] += 0.75
+    rows = {
+        "key": [f"v{number:04d}" for number in range(videos)],
+        "labels": pyarrow.array([[int(truth)] for truth in truths], pyarrow.list_(pyarrow.int32())),
+        "predicted": pyarrow.array(taken, pyarrow.int32()),
+        "scores": pyarrow.array(scores.tolist(), pyarrow.list_(pyarrow.float32())),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(rows), folder / "videos.parquet")
+    per_class = [
+        {"name": name, "videos": int((truths == n).sum()), "video1": float((taken == n)[truths == n].mean())}
+        for n, name in enumerate(classes)
+    ]
+    summary = {"videos": videos, "clips": 10 * videos, "clip1": 0.6125, "video1": 0.7, "video5": 0.9875}
+    summary |= {"step": 50, "store": "s3://bucket/sports", "index": "000002-0123456789abcdef", "split": "val"}
+    summary |= {"weights": "step-00000050", "classes": classes, "per_class": per_class}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    shown = min(videos, 6)
+    ramp = np.linspace(0, 255, 32, dtype=np.uint8)
+    frames = np.broadcast_to(ramp[None, None, None, :, None], (shown, 4, 24, 32, 3)).copy()
+    np.savez(folder / "clips.npz", frames=frames, rows=np.arange(shown))
+
+
+class Page(HTMLParser):
+    """The tags of a page and the text between them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.html = path.read_text(encoding="utf-8")
+        self.feed(self.html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def pictures(self) -> list[np.ndarray]:
+        sources = [
+            values.get("src") or values.get("srcset") for tag, values in self.tags if tag in ("img", "source")
+        ]
+        coded = [str(source).removeprefix("data:image/png;base64,") for source in sources]
+        return [imread(io.BytesIO(base64.b64decode(data, validate=True)), format="png") for data in coded]
+
+    def headings(self) -> list[str]:
+        return re.findall(r"<h3>(.*?)</h3>", self.html)
+
+
+def test_page_stands_alone_and_its_pictures_decode(tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    path = write_report([write_run(tmp_path / "run", CLASSES)], out)
+    assert path == out / "report.html"
+    page = Page(path)
+    assert len(page.pictures()) == 4 * 2 + 1  # drawn for both pages, and the contact sheet
+    assert all(picture.ndim == 3 and min(picture.shape[:2]) > 50 for picture in page.pictures())
+    assert all(picture.min() < picture.max() for picture in page.pictures())
+    files = {"loss.png", "accuracy.png", "confusion.png", "per-class.png", "clips.png"}
+    assert {file.name for file in out.iterdir()} == files | {"report.html"}
+    assert all(imread(out / name).size for name in files)
+    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    for _, values in page.tags:
+        for name in ("src", "srcset", "href", "data", "poster", "background"):
+            assert (values.get(name) or "data:image/png").startswith("data:image/png")
+    assert "url(" not in page.html
+    assert "@import" not in page.html
+
+
+def test_headline_figures_settings_and_names_are_told(tmp_path: Path) -> None:
+    page = Page(write_report([write_run(tmp_path / "run", CLASSES)], tmp_path / "out"))
+    for told in ("70.0 %", "98.8 %", "61.3 %", "1,600", "s3://bucket/sports", "000002-0123456789abcdef"):
+        assert told in page.text, told
+    for setting in ("model.depth", "derived.global_batch", "<b>bold</b>"):
+        assert setting in page.text
+    assert "identity." not in page.text
+    assert "has not been evaluated" not in page.text
+
+
+def test_names_are_escaped_wherever_they_stand(tmp_path: Path) -> None:
+    classes = [f"<script>alert({number})</script>" for number in range(40)]  # enough for the tables of names
+    page = Page(write_report([write_run(tmp_path / "<run> & co", classes)], tmp_path / "out"))
+    assert "&lt;script&gt;alert(" in page.html
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "&lt;run&gt; &amp; co" in page.html
+
+
+def test_run_without_an_evaluation_says_how_to_make_one(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a run", CLASSES, evaluated=False)
+    page = Page(write_report([run], tmp_path / "out"))
+    assert "has not been evaluated" in page.text
+    assert f"reelscale evaluate configs/demo-evaluate.yaml run='{run}'" in page.text
+    assert page.headings() == ["Loss and learning rate", "Accuracy in training"]
+    assert "62.5 %" in page.text  # the last validation
+    assert len(page.pictures()) == 4
+
+
+def test_run_without_validation_or_metrics(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", CLASSES, evaluated=False, validated=False)
+    assert "No validation was run" in Page(write_report([run], tmp_path / "out")).text
+    (run / "metrics.jsonl").unlink()
+    page = Page(write_report([run], tmp_path / "out"))
+    assert "No training step" in page.text
+    assert not page.pictures()
+
+
+@pytest.mark.parametrize("classes", [1, 487])
+def test_one_class_and_very_many(tmp_path: Path, classes: int) -> None:
+    names = [f"sport {number}" for number in range(classes)]
+    page = Page(write_report([write_run(tmp_path / "run", names)], tmp_path / "out"))
+    assert len(page.pictures()) == 9
+    assert ("true class" in page.text) == (classes == 487)
+    assert ("hardest classes" in page.text) == (classes == 487)
+
+
+def test_several_runs_share_a_page(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir()
+    second.mkdir()
+    runs = [write_run(first / "run", CLASSES), write_run(second / "run", CLASSES, evaluated=False)]
+    page = Page(write_report(runs, tmp_path / "out"))
+    assert page.headings()[0] == "Runs"
+    assert len(page.pictures()) == 9 + 4
+    assert (tmp_path / "out" / "01-run-clips.png").exists()
+    assert (tmp_path / "out" / "02-run-loss.png").exists()
+
+
+def test_a_step_written_twice_counts_as_last_written_and_torn_lines_are_left_out(tmp_path: Path) -> None:
+    lines = [
+        '{"event": "train", "step": 1, "loss": 3.0}',
+        '{"event": "train", "step": 2, "loss": 2.0}',
+        '{"event": "validation", "step": 2, "clip1": 0.1}',
+        '{"event": "train", "st{"event": "train", "step": 3, "loss": 9.0}',
+        '{"event": "train", "step": 2, "loss": NaN}',
+        '{"event": "train", "step": 2, "loss": 1.0}',
+        '{"event": "train", "step": 3, "lo',
+    ]
+    run = write_run(tmp_path / "run", CLASSES)
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    train, validation, unreadable = read_metrics(run / "metrics.jsonl")
+    assert [(event["step"], event["loss"]) for event in train] == [(1, 3.0), (2, 1.0)]
+    assert [event["step"] for event in validation] == [2]
+    assert unreadable == 2
+    assert "could not be read and were left out: 2" in Page(write_report([run], tmp_path / "out")).text
+
+
+def test_several_labels_count_as_the_predicted_one_among_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", CLASSES)
+    rows = {
+        "key": ["a", "b", "c"],
+        "labels": [[0, 2], [3, 1], []],
+        "predicted": [2, 0, 1],
+        "scores": [[0.1, 0.1, 0.7, 0.1]] * 3,
+    }
+    pyarrow.parquet.write_table(pyarrow.table(rows), run / "evaluation" / "videos.parquet")
+    evaluation = read_run(run).evaluation
+    assert evaluation is not None
+    assert evaluation.truths == [2, 3, -1]
+    assert confused_pairs(evaluation.confusion(), limit=5) == [(3, 0, 1)]
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for runs in ([], [tmp_path / "missing"], [empty]):
+        with pytest.raises(UserError):
+            write_report(runs, tmp_path / "out")
+    run = write_run(tmp_path / "run", CLASSES)
+    (run / "evaluation" / "videos.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(UserError, match="evaluate the run again"):
+        write_report([run], tmp_path / "out")
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), max_size=60), st.floats(0, 100))
+def test_smoothing_stays_within_what_it_smooths(values: list[float], span: float) -> None:
+    averages = smoothed(np.array(values, dtype=float), span)
+    for place, average in enumerate(averages):
+        seen = [value for value in values[: place + 1] if value == value]
+        assert (average != average) == (not seen)
+        if seen:
+            assert min(seen) - 1e-6 <= average <= max(seen) + 1e-6

