@@ -31,7 +31,7 @@ from sharding.video import TIME_BASE, Clip, EncodeSettings, transcode
 class ShardSettings(Settings):
     """How a corpus becomes shards. `part_bytes`: a tar part is closed once it is this long."""
 
-    videos_per_shard: int = pydantic.Field(default=256, ge=1)
+    videos_per_shard: int = pydantic.Field(default=64, ge=1)
     part_bytes: int = pydantic.Field(default=256 * 10**6, ge=1)
     validation: float = pydantic.Field(default=0.1, ge=0.0, lt=1.0)
     encode: EncodeSettings = pydantic.Field(default_factory=EncodeSettings)

@@ -2,6 +2,9 @@
 
 import logging
 import os
+import sys
+import warnings
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -144,10 +147,12 @@ def _deepspeed(world: World) -> Any:
     """Import DeepSpeed, quiet, on the CPU where there is no GPU."""
     if world.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_SIZE", str(world.size))
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls ninja by name; an environment that is not activated keeps it beside its Python.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     return deepspeed

@@ -1,0 +1,32 @@
+# demo: the whole road on real video · test: all tests · lint: ruff and mypy. Each makes .venv when it is missing.
+PYTHON ?= python3
+STORE ?= demo/store
+BIN := .venv/bin
+
+.PHONY: demo test lint check-machine
+.DEFAULT_GOAL := demo
+
+demo: .venv/installed
+	$(BIN)/python -m tests.demo --store "$(STORE)"
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check-machine:
+	@command -v $(PYTHON) >/dev/null || { echo "missing: $(PYTHON). Install Python 3.11 or later (Debian: apt-get install python3), or name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) -V): 3.11 or later is needed; name another: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "missing: Python's venv. Debian: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || { echo "missing: Python's headers (Python.h). Debian: apt-get install python3-dev"; exit 1; }
+	@command -v g++ >/dev/null || { echo "missing: g++ (DeepSpeed compiles an operation at its first start). Debian: apt-get install g++"; exit 1; }
+
+.venv/installed: pyproject.toml constraints.txt | check-machine
+	@echo "installing into .venv (a few minutes, once)"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray,dev]'
+	@touch $@
