@@ -22,7 +22,9 @@ app = typer.Typer(
 shards = typer.Typer(help="Look at a store's shards.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(shards, name="shards")
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="settings that win over the file's")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="settings that win over the file's")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else on standard output")]
 Config = Annotated[str, typer.Argument(help="a recipe (YAML), e.g. one of configs/")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything, print the derived quantities, stop")]
@@ -57,7 +59,8 @@ def shard(
 
 @shards.command("inspect")
 def inspect_store(
-    store: Annotated[str, typer.Argument(help="a directory or URL that `reelscale shard` wrote")], as_json: AsJson = False
+    store: Annotated[str, typer.Argument(help="a directory or URL that `reelscale shard` wrote")],
+    as_json: AsJson = False,
 ) -> None:
     """Show what a store holds: samples, splits, classes, and the videos that failed with their reasons.
 
@@ -123,13 +126,18 @@ def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
         _print_json(summary)
         return
     rows = {name: f"{100 * summary[name]:.1f} %" for name in ("clip1", "video1", "video5")}
-    _print_table("evaluation", {"run": summary["weights"], "videos": summary["videos"], "clips": summary["clips"], **rows})
+    _print_table(
+        "evaluation",
+        {"run": summary["weights"], "videos": summary["videos"], "clips": summary["clips"], **rows},
+    )
 
 
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of one or more runs")],
-    out: Annotated[Path | None, typer.Option("--out", help="folder of the report; the last run's report/ unless given")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder of the report; the last run's report/ unless given")
+    ] = None,
 ) -> None:
     """Draw curves, confusion matrix and contact sheet of runs into one self-contained HTML page.
 

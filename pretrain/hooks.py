@@ -78,9 +78,7 @@ class LogHook:
         self._sums.zero_()
         self._begin, self._waited = time.perf_counter(), self._loader.wait_seconds
 
-    def _report(
-        self, report: StepReport, loss: float, top1: float, rate: float, wait: float, norm: float
-    ) -> None:
+    def _report(self, report: StepReport, loss: float, top1: float, rate: float, wait: float, norm: float) -> None:
         epoch = report.samples / self._settings.schedule.epoch_clips
         values = {
             "step": report.step,
@@ -101,7 +99,7 @@ class LogHook:
         metrics.CLIP_RATE.set(rate)
         metrics.DATA_WAIT.set(wait)
         log.info(
-            "step %d/%d  epoch %.2f  loss %.3f  top-1 %.1f %%  lr %.4g  grad norm %.2f  %.0f clips/s  data wait %.0f %%",
+            "step %d/%d  epoch %.2f  loss %.3f  top-1 %.1f %%  lr %.4g  grad norm %.2f  %.0f clips/s  wait %.0f %%",
             report.step, self._settings.steps, epoch, loss, 100 * top1, report.learning_rate, norm, rate, 100 * wait,
         )  # fmt: skip
 
@@ -109,7 +107,9 @@ class LogHook:
 class ValidationHook:
     """One centre clip of unseen videos, each counted once, spread over the ranks."""
 
-    def __init__(self, settings: TrainSettings, engine: Engine, world: World, run: Run, split: Split, classes: int) -> None:
+    def __init__(
+        self, settings: TrainSettings, engine: Engine, world: World, run: Run, split: Split, classes: int
+    ) -> None:
         self._settings, self._engine, self._world, self._run = settings, engine, world, run
         self._split, self._classes = split, classes
         count = min(len(split), settings.validation.videos)
@@ -130,7 +130,12 @@ class ValidationHook:
         model.train()
         self._world.sum_(sums)
         loss, right, videos = sums.tolist()
-        values = {"step": report.step, "samples": report.samples, "loss": loss / videos, "clip1": right / videos}
+        values = {
+            "step": report.step,
+            "samples": report.samples,
+            "loss": loss / videos,
+            "clip1": right / videos,
+        }
         self._run.event("validation", {**values, "videos": int(videos)})
         metrics.VALIDATION_CLIP1.set(right / videos)
         log.info("validation at step %d: loss %.3f, clip@1 %.1f %% on %d videos", report.step, loss / videos,

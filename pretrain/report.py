@@ -105,9 +105,7 @@ def _headline(run: RunFiles) -> list[tuple[str, str, str]]:
     ]
     if not summary and run.validation and run.validation[-1].get("clip1") is not None:
         boxes.append((_percent(run.validation[-1]["clip1"]), "clip@1, last validation", "main"))
-    boxes += [
-        (f"{summary[name]:,}", f"{name} evaluated", "") for name in ("videos", "clips") if name in summary
-    ]
+    boxes += [(f"{summary[name]:,}", f"{name} evaluated", "") for name in ("videos", "clips") if name in summary]
     if run.train:
         last = run.train[-1]
         boxes += [(f"{last[name]:,}", label, "") for name, label in _TRAINED if last.get(name) is not None]
@@ -122,9 +120,7 @@ _TRAINED = (("step", "steps"), ("samples", "samples trained on"))
 
 
 def _curves(run: RunFiles, album: _Album) -> Iterator[str]:
-    loss = album.picture(
-        "loss", "loss and learning rate over steps", lambda theme: drawn.loss_figure(run, theme)
-    )
+    loss = album.picture("loss", "loss and learning rate over steps", lambda theme: drawn.loss_figure(run, theme))
     yield html.card("Loss and learning rate", loss)
     top1 = album.picture("accuracy", "top-1 over steps", lambda theme: drawn.accuracy_figure(run, theme))
     yield html.card("Accuracy in training", top1)
@@ -134,9 +130,7 @@ def _evaluated(evaluation: Evaluation, album: _Album) -> Iterator[str]:
     yield html.cards((_confusion(evaluation, album), _per_class(evaluation, album)))
     if evaluation.clips is not None:
         png = drawn.contact_sheet(evaluation, evaluation.clips)
-        told = (
-            '<p class="soft">✓ taken for its class · ✗ its class → what it was taken for, with the score</p>'
-        )
+        told = '<p class="soft">✓ taken for its class · ✗ its class → what it was taken for, with the score</p>'
         described = "frames of evaluated clips with their class and prediction"
         yield html.card("Clips", told, album.sheet("clips", described, png))
 
@@ -160,11 +154,7 @@ def _confusion(evaluation: Evaluation, album: _Album) -> str:
 
 
 def _per_class(evaluation: Evaluation, album: _Album) -> str:
-    rows = [
-        row
-        for row in evaluation.summary.get("per_class", [])
-        if row.get("video1") is not None and row["videos"]
-    ]
+    rows = [row for row in evaluation.summary.get("per_class", []) if row.get("video1") is not None and row["videos"]]
     if not rows:
         return html.card("Accuracy by class", "<p>No class has an evaluated video.</p>")
     names, accuracies = [str(row["name"]) for row in rows], [float(row["video1"]) for row in rows]
@@ -182,9 +172,7 @@ def _per_class(evaluation: Evaluation, album: _Album) -> str:
 def _comparison(runs: list[RunFiles]) -> str:
     def row(run: RunFiles) -> list[str]:
         summary = {} if run.evaluation is None else run.evaluation.summary
-        shares = [
-            _percent(summary[name]) if name in summary else "–" for name in ("video1", "video5", "clip1")
-        ]
+        shares = [_percent(summary[name]) if name in summary else "–" for name in ("video1", "video5", "clip1")]
         last = run.train[-1] if run.train else {}
         return [run.name, *shares, f"{summary.get('videos', 0):,}", f"{last.get('step', 0):,}"]
 

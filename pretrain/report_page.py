@@ -98,10 +98,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: frozense
     """A table; the columns in `numbers` are set to the right."""
     looks = [' class="number"' if column in numbers else "" for column in range(len(heads))]
     head = "".join(f"<th{look}>{escape(name)}</th>" for name, look in zip(heads, looks, strict=True))
-    lines = (
-        "".join(f"<td{look}>{escape(cell)}</td>" for cell, look in zip(row, looks, strict=True))
-        for row in rows
-    )
+    lines = ("".join(f"<td{look}>{escape(cell)}</td>" for cell, look in zip(row, looks, strict=True)) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

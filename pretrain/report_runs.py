@@ -124,9 +124,7 @@ def _read_evaluation(folder: Path, classes: list[str]) -> Evaluation:
         ).to_pydict()
         clips = _read_clips(folder / "clips.npz")
     except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
-        raise UserError(
-            f"the evaluation cannot be read ({error})", str(folder), "evaluate the run again"
-        ) from error
+        raise UserError(f"the evaluation cannot be read ({error})", str(folder), "evaluate the run again") from error
     predictions = [int(predicted) for predicted in rows["predicted"]]
     labels = [list(map(int, given)) for given in rows["labels"]]
     truths = [
@@ -152,9 +150,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(
-            f"{path.name} is missing", str(path.parent), "give the folder a run was written to"
-        ) from error
+        raise UserError(f"{path.name} is missing", str(path.parent), "give the folder a run was written to") from error
     except ValueError as error:
         raise UserError(f"this is no JSON ({error})", str(path), "restore the file, or run again") from error
 

@@ -82,7 +82,9 @@ def read_settings(folder: Path) -> tuple[TrainSettings, list[str]]:
         classes = json.loads((folder / "classes.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"not a run's folder ({error})", str(folder), "give the folder that `reelscale pretrain` or `finetune` printed"
+            f"not a run's folder ({error})",
+            str(folder),
+            "give the folder that `reelscale pretrain` or `finetune` printed",
         ) from error
     return TrainSettings.model_validate(whole["settings"]), classes
 

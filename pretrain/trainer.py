@@ -115,7 +115,12 @@ def start_from(model: VideoResNet, source: Path, classes: list[str]) -> None:
     checkpoint = load_run(source)
     head: Literal["keep", "swap"] = "keep" if known == classes else "swap"
     load_weights(model, checkpoint.model, head, str(source))
-    log.info("starting from %s, step %d, classifier %s", source, checkpoint.step, "kept" if head == "keep" else "new")
+    log.info(
+        "starting from %s, step %d, classifier %s",
+        source,
+        checkpoint.step,
+        "kept" if head == "keep" else "new",
+    )
 
 
 def check(settings: TrainSettings, ranks: int) -> dict[str, object]:
@@ -133,5 +138,9 @@ def check(settings: TrainSettings, ranks: int) -> dict[str, object]:
     if settings.run:
         Run(Path(settings.run), writes=False).begin(settings, classes, split.index.digest, quantities)
     if settings.init:
-        start_from(build_model(settings.model, len(classes), settings.data.clip.frames), Path(settings.init.run), classes)
+        start_from(
+            build_model(settings.model, len(classes), settings.data.clip.frames),
+            Path(settings.init.run),
+            classes,
+        )
     return quantities

@@ -89,9 +89,7 @@ def read_head(store: Store) -> dict[str, Any] | None:
         raise UserError(f"not JSON: {error}", f"{store.url}/{HEAD}", "use another STORE") from error
     if head.get("format") != FORMAT:
         what = f"the store has format {head.get('format')}; this version reads format {FORMAT}"
-        raise UserError(
-            what, f"{store.url}/{HEAD}", "use the version of Reelscale that wrote it, or another STORE"
-        )
+        raise UserError(what, f"{store.url}/{HEAD}", "use the version of Reelscale that wrote it, or another STORE")
     return dict(head)
 
 
@@ -144,8 +142,7 @@ def current_index(store: Store) -> Index:
     table = pq.read_table(pa.BufferReader(store.get(f"index/{versions[-1]}.parquet")))
     meta = record_meta(table)
     parts = [
-        Part(**{**row, "label_histogram": _histogram(json.loads(row["label_histogram"]))})
-        for row in table.to_pylist()
+        Part(**{**row, "label_histogram": _histogram(json.loads(row["label_histogram"]))}) for row in table.to_pylist()
     ]
     splits = {name: SplitSummary(**summary) for name, summary in meta["splits"].items()}
     return Index(

@@ -106,9 +106,7 @@ def judge_unopenable(path: Path, head: bytes, error: str) -> BadVideo:
         if b"moov" not in _boxes(path):
             what = "the file is cut off or damaged: its header (moov) is missing"
             return BadVideo("truncated", what, error)
-        return BadVideo(
-            "truncated", "the file is cut off or damaged: its header (moov) cannot be read", error
-        )
+        return BadVideo("truncated", "the file is cut off or damaged: its header (moov) cannot be read", error)
     if head[:4] in (b"RIFF", b"\x1aE\xdf\xa3", b"OggS", b"FLV\x01", b"\x30\x26\xb2\x75"):
         return BadVideo("truncated", "the file is cut off or damaged: its header cannot be read", error)
     return BadVideo("not_video", "not a video file (no video format known here)", error)

@@ -84,9 +84,7 @@ def read_manifest(corpus: str, validation: float) -> Manifest:
         found = f"it holds {len(sizes)} other files" if sizes else "it holds no file"
         remedy = "put videos (mp4, avi, mkv, webm, mov, …) into class folders: CORPUS/class/video.mp4"
         raise UserError(f"no video in the corpus; {found}", corpus, remedy)
-    layout, notes = read_layout(
-        videos, PurePosixPath(Path(corpus).absolute().as_posix()).name or "all", corpus
-    )
+    layout, notes = read_layout(videos, PurePosixPath(Path(corpus).absolute().as_posix()).name or "all", corpus)
     ignored = [uri for uri in sizes if not is_video_name(uri)]
     if ignored:
         examples = ", ".join(sorted(ignored)[:3]) + (", …" if len(ignored) > 3 else "")
@@ -111,9 +109,7 @@ def read_layout(videos: Sequence[str], folder: str, corpus: str) -> tuple[Layout
     split_folders = {top for top in tops if top.lower() in SPLITS}
     # A class may be called "train" (the locomotive) among others: splits only if every folder is one.
     if not split_folders or split_folders != tops:
-        return _classes_of(
-            [(uri, parts, "") for uri, parts in zip(videos, paths, strict=True)], folder, corpus
-        ), []
+        return _classes_of([(uri, parts, "") for uri, parts in zip(videos, paths, strict=True)], folder, corpus), []
     loose = [uri for uri, parts in zip(videos, paths, strict=True) if len(parts) == 1]
     if loose:
         raise _stray(loose, "the split folders", corpus)
@@ -126,9 +122,7 @@ def read_layout(videos: Sequence[str], folder: str, corpus: str) -> tuple[Layout
         if split:
             rows.append((uri, parts[1:], split if given != {"train"} else ""))
     if len(rows) < len(videos):
-        notes.append(
-            f"left out {len(videos) - len(rows)} videos in test/, because a validation folder exists"
-        )
+        notes.append(f"left out {len(videos) - len(rows)} videos in test/, because a validation folder exists")
     return _classes_of(rows, folder, corpus), notes
 
 
@@ -138,14 +132,10 @@ def assign_splits(given: dict[str, str], validation: float, sizes: dict[str, int
     Only where that would leave one side without a video of plausible size, and two such exist, the
     nearest by hash crosses over.
     """
-    splits = {
-        uri: split or ("val" if uri_fraction(uri) < validation else "train") for uri, split in given.items()
-    }
+    splits = {uri: split or ("val" if uri_fraction(uri) < validation else "train") for uri, split in given.items()}
     if any(given.values()) or validation <= 0:
         return splits
-    plausible = sorted(
-        (uri for uri in given if sizes.get(uri, SMALLEST_VIDEO) >= SMALLEST_VIDEO), key=uri_fraction
-    )
+    plausible = sorted((uri for uri in given if sizes.get(uri, SMALLEST_VIDEO) >= SMALLEST_VIDEO), key=uri_fraction)
     if len(plausible) >= 2:
         count = Counter(splits[uri] for uri in plausible)
         if not count["val"]:
@@ -184,9 +174,7 @@ def _classes_of(rows: Sequence[tuple[str, tuple[str, ...], str]], folder: str, c
 def _stray(loose: list[str], beside: str, corpus: str) -> UserError:
     examples = ", ".join(loose[:3]) + (", …" if len(loose) > 3 else "")
     remedy = "move them into a class folder, or out of the corpus"
-    return UserError(
-        f"{len(loose)} videos lie beside {beside} and so have no class: {examples}", corpus, remedy
-    )
+    return UserError(f"{len(loose)} videos lie beside {beside} and so have no class: {examples}", corpus, remedy)
 
 
 def _files(corpus: str) -> dict[str, int]:

@@ -101,9 +101,7 @@ def _turning_graph(frame: VideoFrame, turn: int) -> Graph:
         180: [("hflip", ""), ("vflip", "")],
     }
     graph = Graph()
-    last = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
-    )
+    last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
     for name, argument in [*names[turn], ("buffersink", "")]:
         following = graph.add(name, argument) if argument else graph.add(name)
         last.link_to(following)

@@ -70,9 +70,7 @@ def list_records(store: Store) -> list[tuple[str, str]]:
     ]
 
 
-def write_record(
-    store: Store, split: str, job: str, rows: Sequence[dict[str, Any]], meta: dict[str, Any]
-) -> bool:
+def write_record(store: Store, split: str, job: str, rows: Sequence[dict[str, Any]], meta: dict[str, Any]) -> bool:
     """Put a shard's record, which makes the shard exist; False if it existed already."""
     schema = RECORD.with_metadata({META: json.dumps(meta, sort_keys=True).encode()})
     data = to_parquet(pa.Table.from_pylist(list(rows), schema=schema))
@@ -89,14 +87,10 @@ def read_record(store: Store, split: str, job: str) -> pa.Table:
     try:
         return pq.read_table(pa.BufferReader(store.get(path)))
     except FileNotFoundError:
-        raise UserError(
-            "a shard's record is missing", f"{store.url}/{path}", "shard the corpus again"
-        ) from None
+        raise UserError("a shard's record is missing", f"{store.url}/{path}", "shard the corpus again") from None
     except pa.ArrowInvalid as error:
         where = f"{store.url}/{path}"
-        raise UserError(
-            f"a shard's record is damaged: {error}", where, "delete it and shard again"
-        ) from error
+        raise UserError(f"a shard's record is damaged: {error}", where, "delete it and shard again") from error
 
 
 def record_meta(table: pa.Table) -> dict[str, Any]:

@@ -45,9 +45,7 @@ def validate(model: type[M], tree: dict[str, Any], where: str) -> M:
         return model.model_validate(tree)
     except pydantic.ValidationError as error:
         problems = [_problem(model, detail) for detail in error.errors(include_url=False)]
-    what = (
-        problems[0] if len(problems) == 1 else "\n".join([f"{len(problems)} settings do not fit:", *problems])
-    )
+    what = problems[0] if len(problems) == 1 else "\n".join([f"{len(problems)} settings do not fit:", *problems])
     raise UserError(what, where, "correct the settings named above, then run the command again")
 
 
@@ -73,13 +71,9 @@ def _read_yaml(path: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            "there is no such settings file", path, "check the path; recipes are in configs/"
-        ) from None
+        raise UserError("there is no such settings file", path, "check the path; recipes are in configs/") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"the settings file cannot be read: {error}", path, "give a readable YAML file"
-        ) from error
+        raise UserError(f"the settings file cannot be read: {error}", path, "give a readable YAML file") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else path
@@ -98,9 +92,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
-        raise UserError(
-            f"not a setting: {override!r}", "the command line", "write it as key.path=value, e.g. seed=7"
-        )
+        raise UserError(f"not a setting: {override!r}", "the command line", "write it as key.path=value, e.g. seed=7")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

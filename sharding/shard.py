@@ -156,9 +156,7 @@ class _Parts:
                 self.close()
         except OSError as error:
             remedy = "free space there, or set TMPDIR to another folder"
-            raise UserError(
-                f"the shard cannot be written: {error.strerror}", str(self.folder), remedy
-            ) from error
+            raise UserError(f"the shard cannot be written: {error.strerror}", str(self.folder), remedy) from error
         self.rows.append(row)
 
     def close(self) -> None:
@@ -180,25 +178,15 @@ class _Parts:
                     row = next(rows)
                     file.seek(member.offset_data)
                     payload = hashlib.sha256(file.read(member.size)).hexdigest()
-                    if (
-                        member.name != f"{row['key']}.mp4"
-                        or row["part"] != number
-                        or payload != row["sha256"]
-                    ):
-                        remedy = (
-                            "the local disk returned other bytes than were written: check it, or set TMPDIR"
-                        )
-                        raise UserError(
-                            f"sample {row['key']} did not read back as written", str(path), remedy
-                        )
+                    if member.name != f"{row['key']}.mp4" or row["part"] != number or payload != row["sha256"]:
+                        remedy = "the local disk returned other bytes than were written: check it, or set TMPDIR"
+                        raise UserError(f"sample {row['key']} did not read back as written", str(path), remedy)
                     row |= {"offset": member.offset_data, "size": member.size}
                     samples += 1
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             name = record.part_path(self.job.split, self.job.id, number)
-            described.append(
-                {"path": name, "samples": samples, "bytes": path.stat().st_size, "sha256": sha256}
-            )
+            described.append({"path": name, "samples": samples, "bytes": path.stat().st_size, "sha256": sha256})
         assert next(rows, None) is None
         return self.rows, described
 
@@ -207,9 +195,7 @@ class _Parts:
 
         path = self.folder / f"{len(self.paths):02d}.tar"
         self.paths.append(path)
-        self.writer = TarWriter(
-            str(path), encoder=False, mtime=0, user="reelscale", group="reelscale", mode=0o444
-        )
+        self.writer = TarWriter(str(path), encoder=False, mtime=0, user="reelscale", group="reelscale", mode=0o444)
 
 
 def _opened(store: Store | str) -> Store:
@@ -236,9 +222,7 @@ def _claim(store: Store, head: dict[str, Any], manifest: Manifest) -> None:
         elif field != "settings_digest":
             lines.append(f"  {field}: there {json.dumps(old)}, here {json.dumps(new)}")
     what = "\n".join(["the store was made from other videos or with other settings:", *lines])
-    remedy = (
-        f"give another STORE for {manifest.corpus}, or the settings and videos that this one was made with"
-    )
+    remedy = f"give another STORE for {manifest.corpus}, or the settings and videos that this one was made with"
     raise UserError(what, f"{store.url}/{index.HEAD}", remedy)
 
 

@@ -185,9 +185,7 @@ class RemoteStore:
         if isinstance(error, UserError | FileExistsError):
             raise error
         if code == "NoSuchBucket" or (bucket_level and isinstance(error, FileNotFoundError)):
-            raise UserError(
-                "there is no such bucket", where, "create the bucket, or correct its name"
-            ) from error
+            raise UserError("there is no such bucket", where, "create the bucket, or correct its name") from error
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(where) from error
         if isinstance(error, PermissionError) or type(error).__name__ in (
@@ -199,9 +197,7 @@ class RemoteStore:
         if not isinstance(error, OSError) and not _is_transient(error) and not _is_boto(error):
             raise error
         remedy = "check the address (AWS_ENDPOINT_URL for S3), the network, and that the service is up"
-        raise UserError(
-            f"the store does not answer: {str(error) or type(error).__name__}", where, remedy
-        ) from error
+        raise UserError(f"the store does not answer: {str(error) or type(error).__name__}", where, remedy) from error
 
 
 _INHERITED: list[Any] = []  # a parent's connections: closing them in a forked child fails loudly
@@ -241,9 +237,7 @@ def _error_code(error: BaseException) -> str:
 
 
 def _is_boto(error: BaseException) -> bool:
-    return any(
-        kind.__module__.startswith(("botocore", "aiobotocore", "aiohttp")) for kind in type(error).__mro__
-    )
+    return any(kind.__module__.startswith(("botocore", "aiobotocore", "aiohttp")) for kind in type(error).__mro__)
 
 
 def _is_transient(error: BaseException) -> bool:

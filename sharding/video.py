@@ -32,9 +32,7 @@ class EncodeSettings(Settings):
 
     short_edge: int = pydantic.Field(default=128, ge=16, le=1080, multiple_of=2)
     crf: int = pydantic.Field(default=20, ge=1, le=51)
-    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"] = (
-        "fast"
-    )
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"] = "fast"
     minimum_decoded: float = pydantic.Field(default=0.9, ge=0.0, le=1.0)
     decoder_threads: int = pydantic.Field(default=1, ge=1, le=16)
 

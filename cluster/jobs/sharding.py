@@ -55,7 +55,8 @@ def _by_ray(
     with ray_cluster() as ray:
         task = ray.remote(num_cpus=1, max_retries=3)(make_shard)
         room = workers or cpus(ray)
-        waiting, running = list(todo), []
+        waiting = list(todo)
+        running: list[Any] = []
         while waiting or running:
             while waiting and len(running) < room:
                 running.append(task.remote(waiting.pop(0), corpus, url, settings))

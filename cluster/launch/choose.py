@@ -18,6 +18,8 @@ def choose_launcher(wanted: Literal["auto", "ray", "none"]) -> Literal["ray", "n
     installed = importlib.util.find_spec("ray") is not None
     if wanted == "ray" and not installed:
         raise UserError(
-            "Ray is not installed", "launcher=ray", "install it (pip install 'reelscale[ray]') or use launcher=none"
+            "Ray is not installed",
+            "launcher=ray",
+            "install it (pip install 'reelscale[ray]') or use launcher=none",
         )
     return "ray" if wanted != "none" and installed else "none"

@@ -45,11 +45,9 @@ def _fit(ray: Any, rank_main: Callable[[dict[str, Any]], str], config: dict[str,
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    def worker(config: dict[str, Any]) -> None:
-        import ray.train
-
+    def worker(config: dict[str, Any]) -> str:
         os.environ["REELSCALE_FOLLOWED"] = "1"
-        ray.train.report({"outcome": rank_main(config)})
+        return rank_main(config)
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
     trainer = TorchTrainer(
@@ -83,7 +81,8 @@ def _fit(ray: Any, rank_main: Callable[[dict[str, Any]], str], config: dict[str,
         raise RuntimeError(str(outcome["error"])) from outcome["error"]
     if outcome["result"].error:
         raise RuntimeError(str(outcome["result"].error))
-    return str(outcome["result"].metrics["outcome"])
+    # Ray keeps metrics only of reports with a checkpoint, so the outcome travels as rank 0's return value.
+    return str(outcome["result"].return_value)
 
 
 def _follow(path: Path, done: threading.Event) -> None:

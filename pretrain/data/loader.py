@@ -15,7 +15,7 @@ from pretrain.data.clips import clip_frames, evaluation_starts, train_start
 from pretrain.data.decode import decode_frames
 from pretrain.data.order import Order, sample_randoms
 from pretrain.data.stream import Split
-from pretrain.data.transforms import ClipSettings, rgb_clip, centre_view, train_view
+from pretrain.data.transforms import ClipSettings, centre_view, rgb_clip, train_view
 from sharding.settings import Settings
 
 
@@ -67,7 +67,13 @@ class Loader:
     """
 
     def __init__(
-        self, split: Split, order: Order, clip: ClipSettings, settings: LoaderSettings, lanes: range, classes: int
+        self,
+        split: Split,
+        order: Order,
+        clip: ClipSettings,
+        settings: LoaderSettings,
+        lanes: range,
+        classes: int,
     ) -> None:
         self._split, self._order, self._clip, self._settings = split, order, clip, settings
         self._lanes, self._classes = lanes, classes

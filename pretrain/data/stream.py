@@ -140,5 +140,7 @@ def read_packets(store: Store, sample: Sample, first: int, last: int) -> tuple[i
         for i in range(groups[group], ends[group]):
             crc = zlib.crc32(packets[i - begin], crc)
         if crc != sample.group_crc32[group]:
-            raise DamagedSample(f"sample {sample.key} ({sample.uri}) in {sample.tar}: key-frame group {group} is damaged")
+            raise DamagedSample(
+                f"sample {sample.key} ({sample.uri}) in {sample.tar}: key-frame group {group} is damaged"
+            )
     return begin, packets

@@ -24,8 +24,12 @@ class ClipSettings(Settings):
         tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]],
         Field(description="height, width before the crop; the aspect ratio is not kept (R(2+1)D's 128 x 171)"),
     ] = (128, 171)
-    crop: Annotated[int, Field(ge=8, description="side of the square crop: random in training, centre in testing")] = 112
-    flip: Annotated[bool, Field(description="mirror half of the training clips; off where left and right are classes")] = True
+    crop: Annotated[int, Field(ge=8, description="side of the square crop: random in training, centre in testing")] = (
+        112
+    )
+    flip: Annotated[
+        bool, Field(description="mirror half of the training clips; off where left and right are classes")
+    ] = True
 
     @property
     def needed(self) -> int:
@@ -35,7 +39,9 @@ class ClipSettings(Settings):
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
         if self.crop > min(self.resize):
-            raise ValueError(f"crop {self.crop} is larger than resize {self.resize[0]} x {self.resize[1]}; make crop smaller")
+            raise ValueError(
+                f"crop {self.crop} is larger than resize {self.resize[0]} x {self.resize[1]}; make crop smaller"
+            )
         return self
 
 

@@ -28,9 +28,7 @@ class LaneBatchNorm(nn.BatchNorm3d):
 
     def __init__(self, channels: int, eps: float = 1e-3, momentum: float = 0.1) -> None:
         super().__init__(channels, eps=eps, momentum=momentum)
-        self.pending: Tensor | None = (
-            None  # 2 C: the sums over lanes of the mean and of the unbiased variance
-        )
+        self.pending: Tensor | None = None  # 2 C: the sums over lanes of the mean and of the unbiased variance
         self.pending_lanes = 0
 
     def forward(self, input: Tensor) -> Tensor:  # N C T H W
@@ -64,9 +62,7 @@ def _layers(model: nn.Module) -> list[LaneBatchNorm]:
 
 
 @torch.no_grad()
-def commit_statistics(
-    model: nn.Module, lanes: int, all_reduce: Callable[[Tensor], object] | None = None
-) -> None:
+def commit_statistics(model: nn.Module, lanes: int, all_reduce: Callable[[Tensor], object] | None = None) -> None:
     """Move the running statistics of every layer once, by the mean over the step's lanes.
 
     `lanes` counts the lanes of all ranks; `all_reduce` sums a tensor over the ranks in place, is called once
@@ -80,9 +76,7 @@ def commit_statistics(
         return
     counts = {layer.pending_lanes for layer in layers}
     if len(counts) > 1 or max(counts) > lanes or (all_reduce is None and counts != {lanes}):
-        raise ValueError(
-            f"{sorted(counts)} batches are pending in the layers of this rank, for {lanes} lanes"
-        )
+        raise ValueError(f"{sorted(counts)} batches are pending in the layers of this rank, for {lanes} lanes")
     sums = torch.cat([layer.pending.flatten() for layer in layers if layer.pending is not None])
     if all_reduce is not None:
         all_reduce(sums)

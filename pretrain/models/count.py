@@ -18,9 +18,7 @@ def parameters(model: nn.Module) -> int:
 
 def conv_fc_parameters(model: nn.Module) -> int:
     """Convolution and FC weights alone, which is what the R(2+1)D paper publishes as parameters."""
-    return sum(
-        module.weight.numel() for module in model.modules() if isinstance(module, nn.Conv3d | nn.Linear)
-    )
+    return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Conv3d | nn.Linear))
 
 
 def macs(model: nn.Module, frames: int, height: int, width: int) -> int:
@@ -53,9 +51,7 @@ def _outputs(model: nn.Module, frames: int, height: int, width: int) -> list[tup
     """Each leaf module with its output for one clip, in order; on the meta device: shapes, no arithmetic."""
     seen: list[tuple[nn.Module, Tensor]] = []
     leaves = [module for module in model.modules() if not any(module.children())]
-    hooks = [
-        leaf.register_forward_hook(lambda leaf, _, output: seen.append((leaf, output))) for leaf in leaves
-    ]
+    hooks = [leaf.register_forward_hook(lambda leaf, _, output: seen.append((leaf, output))) for leaf in leaves]
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     precision = next(model.parameters()).dtype

@@ -27,13 +27,9 @@ def load_weights(
     Raises UserError naming the missing, unexpected and mismatched tensors; the network is then unchanged.
     """
     classifier = f"{model.head}."
-    given = {
-        name: value for name, value in state.items() if head == "keep" or not name.startswith(classifier)
-    }
+    given = {name: value for name, value in state.items() if head == "keep" or not name.startswith(classifier)}
     wanted = {
-        name: value
-        for name, value in model.state_dict().items()
-        if head == "keep" or not name.startswith(classifier)
+        name: value for name, value in model.state_dict().items() if head == "keep" or not name.startswith(classifier)
     }
     problems = _problems(given, wanted)
     if problems:

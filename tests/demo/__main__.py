@@ -1,4 +1,4 @@
-"""The demo: real footage → corpora → shards → pretraining → fine-tuning → evaluation → report, by `reelscale` commands."""
+"""The demo: real footage becomes corpora, shards, networks and a report, by the commands a user types."""
 
 from __future__ import annotations
 

@@ -163,9 +163,7 @@ def _room(
     return (low, high) if (low <= high).all() else None
 
 
-def _draw_played(
-    footage: NDArray[np.uint8], frames: int, rng: np.random.Generator
-) -> NDArray[np.int64] | None:
+def _draw_played(footage: NDArray[np.uint8], frames: int, rng: np.random.Generator) -> NDArray[np.int64] | None:
     """Footage frame numbers for a clip, played slowly, either way in time; None where they straddle a cut."""
     rate = rng.uniform(0.1, 0.3)
     steps = np.floor(rate * np.arange(frames)).astype(np.int64)

@@ -14,20 +14,18 @@ from tests.demo.corpora import FOOTAGE, read_footage, write_video
 CLASSES = [f"class{number}" for number in range(6)]
 SHORT = 3  # frames of the videos that are shorter than a clip
 CLIP = {"frames": 4, "stride": 1, "resize": [18, 22], "crop": 16}
-SETTINGS = ShardSettings.model_validate(
-    {"videos_per_shard": 4, "encode": {"short_edge": 36, "preset": "ultrafast", "gop": 8}}
-)
+SETTINGS = ShardSettings.model_validate({"videos_per_shard": 4, "encode": {"short_edge": 36, "preset": "ultrafast"}})
 
 
 def make_store(root: Path, classes: list[str], pictures: NDArray[Any], train: int) -> str:
-    """`train` videos a class and one of validation, of 14 to 28 frames; the last class's are short too."""
+    """`train` videos a class and one of validation, of 14 to 38 frames, and a last one shorter than a clip."""
     corpus, position = root / "corpus", 0
     for split, count in (("train", train), ("val", 1)):
         for name in classes:
             folder = corpus / split / name
             folder.mkdir(parents=True)
             for number in range(count):
-                length = 14 + 7 * (position % 3)
+                length = 14 + 12 * (position % 3)
                 first = 11 * position % (len(pictures) - length)
                 write_video(folder / f"{number}.mp4", pictures[first : first + length])
                 position += 1

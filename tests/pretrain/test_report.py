@@ -102,9 +102,7 @@ class Page(HTMLParser):
         self.text += data
 
     def pictures(self) -> list[np.ndarray]:
-        sources = [
-            values.get("src") or values.get("srcset") for tag, values in self.tags if tag in ("img", "source")
-        ]
+        sources = [values.get("src") or values.get("srcset") for tag, values in self.tags if tag in ("img", "source")]
         coded = [str(source).removeprefix("data:image/png;base64,") for source in sources]
         return [imread(io.BytesIO(base64.b64decode(data, validate=True)), format="png") for data in coded]
 

@@ -77,9 +77,7 @@ def test_parts_open_with_ordinary_tools(corpus: Path, store: Store) -> None:
     keys = []
     for part in index.current_index(store).parts:
         path = str(Path(store.url) / part.path)
-        listing = subprocess.run(
-            ["tar", "tf", path], capture_output=True, text=True, check=True
-        ).stdout.split()
+        listing = subprocess.run(["tar", "tf", path], capture_output=True, text=True, check=True).stdout.split()
         assert len(listing) == 2 * part.samples
         for sample in webdataset.WebDataset(path, shardshuffle=False, empty_check=False):
             assert sample["mp4"][4:8] == b"ftyp"
@@ -91,9 +89,7 @@ def test_parts_open_with_ordinary_tools(corpus: Path, store: Store) -> None:
     assert len(set(keys)) == 6
 
 
-def test_two_runs_give_the_same_bytes_and_a_third_does_nothing(
-    corpus: Path, store: Store, tmp_path: Path
-) -> None:
+def test_two_runs_give_the_same_bytes_and_a_third_does_nothing(corpus: Path, store: Store, tmp_path: Path) -> None:
     shard(corpus, store)
     other = open_store(str(tmp_path / "other"))
     shard(corpus, other)
@@ -184,9 +180,7 @@ def test_killed_in_mid_shard_it_leaves_no_record_and_the_next_run_ends_it(
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(temporary)}
-    worker = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True
-    )
+    worker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True)
     assert worker.stdout is not None
     assert [worker.stdout.readline() for _ in range(3)] == ["one\n"] * 3
     worker.send_signal(signal.SIGKILL)

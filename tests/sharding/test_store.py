@@ -97,9 +97,7 @@ def test_a_failed_upload_leaves_nothing(store: Store, tmp_path: Path) -> None:
     assert store.list("") == []
 
 
-def test_wrong_secret_bucket_and_endpoint(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_secret_bucket_and_endpoint(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     url = s3_url(request, monkeypatch)
     with pytest.raises(UserError, match="no such bucket"):
         open_store("s3://another-bucket/prefix")

@@ -42,9 +42,7 @@ def test_table_decodes_the_identical_frames(name: str) -> None:
     assert list(np.flatnonzero(clip.packet_key)) == list(range(0, clip.frames, 16))
     groups = np.split(np.arange(clip.frames), np.flatnonzero(clip.packet_key)[1:])
     for group, crc in zip(groups, clip.group_crc32, strict=True):
-        packets = [
-            clip.data[clip.packet_offset[i] : clip.packet_offset[i] + clip.packet_size[i]] for i in group
-        ]
+        packets = [clip.data[clip.packet_offset[i] : clip.packet_offset[i] + clip.packet_size[i]] for i in group]
         assert zlib.crc32(b"".join(packets)) == crc
     assert (np.diff(clip.packet_pts) > 0).all() and clip.packet_pts[0] == 0
 

@@ -22,9 +22,7 @@ def pair(channels: int = 6) -> tuple[LaneBatchNorm, nn.BatchNorm3d]:
 
 
 def lane(seed: int, channels: int = 6) -> Tensor:
-    return (
-        torch.randn(3, channels, 2, 4, 4, generator=torch.Generator().manual_seed(seed)) * (seed + 1) + seed
-    )
+    return torch.randn(3, channels, 2, 4, 4, generator=torch.Generator().manual_seed(seed)) * (seed + 1) + seed
 
 
 def test_one_lane_is_torchs_batch_norm() -> None:

@@ -114,17 +114,13 @@ def test_key_layout_of_basic_blocks_is_torchvisions() -> None:
     block |= {f"conv{n}.{m}.{leaf}" for n in (1, 2) for m in ("0.1", "1") for leaf in norm}
     shortcut = {"downsample.0.weight"} | {f"downsample.1.{leaf}" for leaf in norm}
     assert {key for key in keys if key.startswith("layer1.0.")} == {f"layer1.0.{leaf}" for leaf in block}
-    assert {key for key in keys if key.startswith("layer2.0.")} == {
-        f"layer2.0.{leaf}" for leaf in block | shortcut
-    }
+    assert {key for key in keys if key.startswith("layer2.0.")} == {f"layer2.0.{leaf}" for leaf in block | shortcut}
     assert {key for key in keys if key.startswith("fc")} == {"fc.weight", "fc.bias"}
 
 
 def test_key_layout_of_bottlenecks() -> None:
     shapes = {name: tuple(value.shape) for name, value in on_meta(depth=152).state_dict().items()}
-    first = {
-        name: shape for name, shape in shapes.items() if name.startswith("layer1.0.") and len(shape) == 5
-    }
+    first = {name: shape for name, shape in shapes.items() if name.startswith("layer1.0.") and len(shape) == 5}
     assert first == {
         "layer1.0.conv1.0.weight": (64, 64, 1, 1, 1),
         "layer1.0.conv2.0.0.weight": (144, 64, 1, 3, 3),
@@ -132,9 +128,7 @@ def test_key_layout_of_bottlenecks() -> None:
         "layer1.0.conv3.0.weight": (256, 64, 1, 1, 1),
         "layer1.0.downsample.0.weight": (256, 64, 1, 1, 1),
     }
-    assert {"layer3.35.conv1.1.weight", "layer3.35.conv2.0.1.weight", "layer3.35.conv2.1.weight"} <= set(
-        shapes
-    )
+    assert {"layer3.35.conv1.1.weight", "layer3.35.conv2.0.1.weight", "layer3.35.conv2.1.weight"} <= set(shapes)
     assert "layer3.35.conv3.1.running_var" in shapes
     assert "layer3.36.conv1.0.weight" not in shapes
 

@@ -1,0 +1,138 @@
+"""A user's mistakes: each ends with exit code 2 and one message that says what, where, and what to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster import cli
+from tests.cluster.running import reelscale, refused, succeeded
+
+Say = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture()
+def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Say:
+    """A command line run in this process, in an empty folder: importing torch anew each time costs seconds."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr("sys.argv", ["reelscale", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("schedule.epoch=3", ["schedule.epoch", "no such setting", "did you mean", "epochs"]),
+        ("model.widht=0.5", ["model.widht", "did you mean width"]),
+        ("rank=2", ["rank:", "did you mean", "ranks"]),
+        ("monitor.prot=1", ["monitor.prot", "port"]),
+        ("lanes=many", ["lanes", "'many'", "integer"]),
+        ("schedule.lr=-1", ["schedule.lr", "-1", "greater than 0"]),
+        ("model.depth=19", ["model.depth", "19", "18"]),
+        ("launcher=slurm", ["launcher", "'slurm'", "'auto', 'ray' or 'none'"]),
+        ("lanes 4", ["lanes 4", "key.path=value"]),
+        ("=4", ["=4", "key.path=value"]),
+        ("lanes=[1", ["lanes", "[1", "YAML"]),
+        ("lanes.deep=1", ["lanes.deep", "no fields below"]),
+        ("ranks=3", ["2 lanes", "3 ranks", "1, 2"]),
+        ("data.clip.crop=17", ["data.clip", "crop 17", "16 x 16", "smaller"]),
+        ("model.in_channels=1", ["model.in_channels", "3"]),
+    ],
+)
+def test_settings_that_do_not_fit(say: Say, recipe: Path, store: Path, override: str, parts: list[str]) -> None:
+    refused(say("pretrain", recipe, f"data.store={store}", override), *parts)
+    assert list(Path().iterdir()) == []
+
+
+def test_all_mistakes_are_told_at_once(say: Say, recipe: Path) -> None:
+    refused(
+        say("pretrain", recipe, "lanes=many", "model.widht=1"),
+        "3 settings",
+        "lanes",
+        "model.widht",
+        "data.store",
+    )
+
+
+def test_files_that_are_no_recipe(say: Say, tmp_path: Path) -> None:
+    refused(say("pretrain", "nowhere.yaml"), "no such settings file", "nowhere.yaml", "configs/")
+    (tmp_path / "bad.yaml").write_text("lanes: 2\ndata: {store: [\n")
+    refused(say("pretrain", "bad.yaml"), "not valid YAML", "bad.yaml, line")
+    (tmp_path / "list.yaml").write_text("- lanes\n")
+    refused(say("pretrain", "list.yaml"), "found a list", "list.yaml")
+    refused(say("evaluate", "nowhere.yaml"), "no such settings file")
+
+
+def test_stores_that_hold_nothing(say: Say, recipe: Path, tmp_path: Path) -> None:
+    for store in ("nowhere", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        refused(say("pretrain", recipe, f"data.store={store}"), "no shards here", store, "reelscale shard")
+        refused(say("shards", "inspect", store), "no shards here", store, "reelscale shard")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_run_to_start_from_that_is_none(say: Say, recipe: Path, store: Path, tmp_path: Path) -> None:
+    refused(say("finetune", recipe, f"data.store={store}"), "none is named", "init.run=RUN")
+    (tmp_path / "letters").mkdir()
+    for run in ("letters", "nowhere"):
+        refused(say("finetune", recipe, f"data.store={store}", f"init.run={run}"), "not a run's folder", run)
+        (tmp_path / "evaluate.yaml").write_text(f"run: {run}\n")
+        refused(say("evaluate", "evaluate.yaml"), "not a run's folder", run)
+    refused(say("report", "nowhere"), "nowhere")
+
+
+def test_unknown_commands_and_missing_arguments_end_with_2(say: Say) -> None:
+    for arguments in (["pretrian"], ["shard"], ["pretrain"], ["pretrain", "a.yaml", "--dry"]):
+        result = say(*arguments)
+        assert result.returncode == 2 and "Traceback" not in result.stderr and result.stderr
+
+
+def test_every_command_explains_itself_with_an_example(say: Say) -> None:
+    for command in (["shard"], ["shards", "inspect"], ["pretrain"], ["finetune"], ["evaluate"], ["report"]):
+        result = say(*command, "--help")
+        assert result.returncode == 0
+        assert f"reelscale {' '.join(command)} " in result.stdout.partition("Example")[2]
+
+
+def test_a_dry_run_tells_the_derived_quantities_and_writes_nothing(say: Say, recipe: Path, store: Path) -> None:
+    told = succeeded(say("pretrain", recipe, f"data.store={store}", "ranks=2", "--dry-run")).stdout
+    names = [line.strip().rsplit("  ", 1)[0].strip() for line in told.splitlines()]
+    for name in (
+        "global batch",
+        "steps per epoch",
+        "epochs",
+        "parameters",
+        "gmacs per clip",
+        "memory per rank",
+    ):
+        assert name in names, told
+    result = succeeded(say("pretrain", recipe, f"data.store={store}", "ranks=2", "--dry-run", "--json"))
+    found = json.loads(result.stdout)
+    assert (found["global_batch"], found["steps_per_epoch"], found["steps"], found["epochs"]) == (4, 2, 6, 3)
+    assert found["training_samples"] == 6 and found["classes"] == 2 and found["ranks"] == 2
+    assert found["parameters"] > 0 and found["gmacs_per_clip"] > 0 and found["memory_per_rank_bytes"] > 0
+    assert list(Path().iterdir()) == []
+
+
+def test_a_mistake_and_a_dry_run_in_processes_of_their_own(recipe: Path, store: Path, tmp_path: Path) -> None:
+    refused(reelscale("pretrain", recipe, f"data.store={store}", "lane=1", folder=tmp_path), "did you mean lanes")
+    result = reelscale("pretrain", recipe, f"data.store={store}", "--dry-run", "--json", folder=tmp_path)
+    assert json.loads(succeeded(result).stdout)["global_batch"] == 4
+    assert not (tmp_path / "runs").exists()

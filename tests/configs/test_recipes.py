@@ -1,0 +1,55 @@
+"""The recipes: each loads into its settings, and its head says what to expect, on what, by which command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.jobs.evaluation import EvaluationJob
+from cluster.jobs.sharding import ShardingJob
+from cluster.jobs.training import TrainingJob
+from sharding.settings import Settings, load_settings
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPES = sorted(CONFIGS.rglob("*.yaml"))
+JOBS: dict[str, type[Settings]] = {
+    "shard": ShardingJob,
+    "pretrain": TrainingJob,
+    "finetune": TrainingJob,
+    "evaluate": EvaluationJob,
+}
+
+
+def command_of(recipe: Path) -> str:
+    """The command a recipe is for: the only one of their names that its own name holds."""
+    (command,) = [name for name in JOBS if name in recipe.stem.split("-")]
+    return command
+
+
+def head_of(recipe: Path) -> str:
+    """The comment lines that a recipe begins with."""
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    end = next(number for number, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(lines[:end])
+
+
+def test_every_command_has_a_recipe() -> None:
+    assert {command_of(recipe) for recipe in RECIPES} == set(JOBS)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_loads(recipe: Path) -> None:
+    job = load_settings(JOBS[command_of(recipe)], str(recipe))
+    if isinstance(job, TrainingJob):
+        assert job.lanes % job.ranks == 0
+        assert (job.init is not None) == (command_of(recipe) == "finetune")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_head_says_result_hardware_and_command(recipe: Path) -> None:
+    head = head_of(recipe)
+    assert "Expected: " in head
+    assert "Hardware: " in head
+    assert f"Command: reelscale {command_of(recipe)} " in head
+    assert f"configs/{recipe.relative_to(CONFIGS).as_posix()}" in head

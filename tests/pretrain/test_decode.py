@@ -1,0 +1,153 @@
+"""Packets read one range at a time decode to what an ordinary player shows, and damage is told."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pretrain.data.decode import Planes, decode_frames
+from pretrain.data.stream import DamagedSample, Split, open_split, read_packets
+from sharding.errors import UserError
+from sharding.index import read_record
+from sharding.store import Store, open_store
+
+
+@pytest.fixture(scope="module")
+def split(store: str) -> Split:
+    return open_split(open_store(store), "train")
+
+
+def rows_of(split: Split) -> dict[str, tuple[str, int, int]]:
+    """Tar, offset and size of every sample's mp4, by key, from the records themselves."""
+    found = {}
+    for part in split.index.parts:
+        for row in read_record(split.store, part.split, part.job).to_pylist():
+            if row["part"] == part.part:
+                found[row["key"]] = (part.path, row["offset"], row["size"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def ordinary(split: Split) -> list[list[NDArray[np.uint8]]]:
+    """Every sample's frames by PyAV's own demuxer and decoder: luma over both chroma planes."""
+    rows = rows_of(split)
+    found = []
+    for number in range(len(split)):
+        tar, offset, size = rows[split.sample(number).key]
+        with av.open(io.BytesIO(split.store.get_range(tar, offset, offset + size))) as container:
+            found.append([frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)])
+    return found
+
+
+def as_ordinary(planes: Planes) -> NDArray[np.uint8]:
+    """Planes in the layout of PyAV's yuv420p arrays: [T, H * 3 / 2, W]."""
+    count, height, width = planes.y.shape
+    assert planes.uv.shape == (count, 2, height // 2, width // 2)
+    return np.concatenate([planes.y, planes.uv.reshape(count, height // 2, width)], axis=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_frames_are_those_of_an_ordinary_player(
+    split: Split, ordinary: list[list[NDArray[np.uint8]]], data: st.DataObject
+) -> None:
+    number = data.draw(st.integers(0, len(split) - 1))
+    sample = split.sample(number)
+    assert sample.frames == len(ordinary[number])
+    wanted = data.draw(st.lists(st.integers(0, sample.frames - 1), min_size=1, max_size=6))
+    planes = decode_frames(split.store, sample, wanted)
+    assert planes.y.shape == (len(wanted), sample.height, sample.width)
+    assert planes.matrix == sample.matrix
+    assert np.array_equal(as_ordinary(planes), np.stack([ordinary[number][frame] for frame in wanted]))
+
+
+def test_threads_do_not_disturb_each_other(split: Split, ordinary: list[list[NDArray[np.uint8]]]) -> None:
+    def whole(number: int) -> NDArray[np.uint8]:
+        sample = split.sample(number)
+        return as_ordinary(decode_frames(split.store, sample, range(sample.frames)))
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, found in enumerate(pool.map(whole, [*range(len(split))] * 2)):
+            assert np.array_equal(found, np.stack(ordinary[number % len(split)]))
+
+
+def longest(split: Split) -> int:
+    return max(range(len(split)), key=lambda number: split.sample(number).frames)
+
+
+def test_only_the_groups_that_hold_the_frames_are_read(split: Split) -> None:
+    sample = split.sample(longest(split))
+    keys = [number for number, key in enumerate(sample.packet_key) if key]
+    assert len(keys) == 3
+    for first, last, begin, end in (
+        (0, 0, 0, keys[1]),
+        (keys[1], keys[1], keys[1], keys[2]),
+        (keys[1] + 1, keys[2], keys[1], sample.frames),
+        (keys[2] - 1, keys[2] - 1, keys[1], keys[2]),
+    ):
+        found, packets = read_packets(split.store, sample, first, last)
+        assert (found, len(packets)) == (begin, end - begin)
+        assert [len(packet) for packet in packets] == sample.packet_size[begin:end]
+
+
+@pytest.fixture()
+def damaged(store: str, tmp_path: Path) -> Store:
+    return open_store(str(shutil.copytree(store, tmp_path / "store")))
+
+
+def flip(store: Store, tar: str, position: int) -> None:
+    body = bytearray(store.get(tar))
+    body[position] ^= 0x10
+    store.put(tar, bytes(body))
+
+
+def test_a_flipped_byte_names_the_sample(damaged: Store) -> None:
+    split = open_split(damaged, "train")
+    number = longest(split)
+    sample = split.sample(number)
+    keys = [number for number, key in enumerate(sample.packet_key) if key]
+    intact = decode_frames(damaged, sample, [0])
+    flip(damaged, sample.tar, sample.offset + sample.packet_offset[keys[1]] + 20)
+    with pytest.raises(DamagedSample) as caught:
+        decode_frames(damaged, sample, [keys[1]])
+    for words in (sample.key, sample.uri, sample.tar, "group 1"):
+        assert words in str(caught.value)
+    # The groups before and after it, and every other sample, are as good as ever.
+    assert np.array_equal(decode_frames(damaged, sample, [0]).y, intact.y)
+    decode_frames(damaged, sample, [keys[2]])
+    for other in set(range(len(split))) - {number}:
+        decode_frames(damaged, split.sample(other), [0])
+
+
+def test_packets_that_do_not_decode_are_damage_too(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that have their crc32 and are no H.264: an error that names the sample, and no harm after it."""
+    sample = split.sample(longest(split))
+    good = decode_frames(split.store, sample, [0])
+    monkeypatch.setattr(
+        "pretrain.data.decode.read_packets", lambda *_: (0, [b"\x00\x00\x00\x04\x65\xff\xff\xff"] * 3)
+    )
+    with pytest.raises(DamagedSample, match=sample.key):
+        decode_frames(split.store, sample, [0])
+    monkeypatch.undo()
+    assert np.array_equal(decode_frames(split.store, sample, [0]).y, good.y)
+
+
+def test_a_split_that_is_not_there(store: str) -> None:
+    with pytest.raises(UserError, match=r"no 'test' sample \(it has: train, val\)"):
+        open_split(open_store(store), "test")
+
+
+def test_samples_are_numbered_through_the_shards(split: Split) -> None:
+    assert len(split) == sum(split.shard_sizes) == 13 and len(split.shard_sizes) >= 3
+    assert len({split.sample(number).key for number in range(13)}) == 13
+    tars = [split.sample(number).tar for number in range(13)]
+    assert tars == sorted(tars)
