@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from cluster.launch.ray_cluster import cpus, ray_cluster
 from pretrain.stop import STOP_FILE
@@ -51,7 +51,7 @@ def _fit(ray: Any, rank_main: Callable[[dict[str, Any]], str], config: dict[str,
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
     trainer = TorchTrainer(
-        worker,
+        cast(Any, worker),
         train_loop_config=config,
         scaling_config=ScalingConfig(
             num_workers=ranks,

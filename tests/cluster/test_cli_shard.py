@@ -12,7 +12,7 @@ from tests.cluster.conftest import SMALL
 from tests.cluster.running import reelscale, refused, succeeded
 from tests.s3 import free_port
 
-NONE = [*SMALL, "launcher=none"]
+NONE = [*SMALL, "launcher=none", "workers=1"]
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -23,9 +23,9 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory, pieces: list[Path], broken: dict[str, Path]) -> Path:
-    """Two classes of two good videos, and five that cannot be used."""
+    """Two classes of three good videos, and five that cannot be used."""
     root = tmp_path_factory.mktemp("mixed") / "corpus"
-    for number, path in enumerate([*pieces[:4], *broken.values()]):
+    for number, path in enumerate([*pieces, *broken.values()]):
         folder = root / ("calm" if number % 2 else "lively")
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / path.name)
@@ -33,10 +33,10 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, pieces: list[Path], broken: 
 
 
 def check_mixed(found: dict, broken: dict[str, Path]) -> None:
-    assert found["samples"] == found["videos"] == 4
+    assert found["samples"] == found["videos"] == 6
     assert found["classes"] == ["calm", "lively"]
     assert set(found["splits"]) == {"train", "val"}
-    assert sum(split["samples"] for split in found["splits"].values()) == 4
+    assert sum(split["samples"] for split in found["splits"].values()) == 6
     assert all(split["samples"] and split["shards"] and split["bytes"] for split in found["splits"].values())
     assert sorted(Path(failure["uri"]).name for failure in found["failures"]) == sorted(broken)
     assert all(failure["reason"] for failure in found["failures"])
@@ -47,16 +47,16 @@ def test_bad_videos_are_listed_and_a_second_run_changes_nothing(
     mixed: Path, broken: dict[str, Path], tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    first = succeeded(reelscale("shard", mixed, store, *NONE, "workers=1", folder=tmp_path))
-    assert "failed videos          5" in first.stdout and "samples                4" in first.stdout
-    assert "shard: 9/9" in first.stderr
+    first = succeeded(reelscale("shard", mixed, store, *NONE, "validation=0.4", folder=tmp_path))
+    assert "failed videos          5" in first.stdout and "samples                6" in first.stdout
+    assert "shard: 11/11" in first.stderr
     assert [name for name in broken if name not in first.stdout] == []
     made = contents(store)
 
     inspected = succeeded(reelscale("shards", "inspect", store, "--json", folder=tmp_path))
     check_mixed(json.loads(inspected.stdout), broken)
 
-    again = succeeded(reelscale("shard", mixed, store, *NONE, "workers=1", "--json", folder=tmp_path))
+    again = succeeded(reelscale("shard", mixed, store, *NONE, "validation=0.4", "--json", folder=tmp_path))
     assert json.loads(again.stdout) == json.loads(inspected.stdout)
     assert "are there already" in again.stderr
     assert contents(store) == made
@@ -67,7 +67,7 @@ def test_processes_and_ray_make_the_same_store(mixed: Path, broken: dict[str, Pa
     for launcher in ("none", "ray"):
         made = succeeded(
             reelscale(
-                "shard", mixed, tmp_path / launcher, *SMALL, "videos_per_shard=3", "workers=2",
+                "shard", mixed, tmp_path / launcher, *SMALL, "validation=0.4", "videos_per_shard=3", "workers=2",
                 f"launcher={launcher}", "--json", folder=tmp_path,
             )
         )  # fmt: skip
@@ -92,7 +92,7 @@ def test_a_folder_with_no_good_video_is_refused(broken: dict[str, Path], tmp_pat
     folder.mkdir(parents=True)
     for path in broken.values():
         shutil.copyfile(path, folder / path.name)
-    result = reelscale("shard", folder.parent, tmp_path / "store", *NONE, "workers=1", folder=tmp_path)
+    result = reelscale("shard", folder.parent, tmp_path / "store", *NONE, folder=tmp_path)
     refused(result, "no good video", *(f"calm/{name}: " for name in broken))
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from numpy.typing import NDArray
 
 from sharding.shard import ShardSettings, finish, make_shard, prepare
 from tests.demo.corpora import FOOTAGE, read_footage, write_video
+
+# The machine may be busy: no time limit for an example.
+hypothesis.settings.register_profile("unhurried", deadline=None, max_examples=40)
+hypothesis.settings.load_profile("unhurried")
 
 CLASSES = [f"class{number}" for number in range(6)]
 SHORT = 3  # frames of the videos that are shorter than a clip

@@ -55,9 +55,7 @@ def test_evaluation_clips_are_uniform_with_both_ends(frames: int, needed: int, c
         (17, 16, 1, [0]),
     ],
 )
-def test_evaluation_starts_worked_out_by_hand(
-    frames: int, needed: int, clips: int, starts: list[int]
-) -> None:
+def test_evaluation_starts_worked_out_by_hand(frames: int, needed: int, clips: int, starts: list[int]) -> None:
     assert evaluation_starts(frames, needed, clips) == starts
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -55,7 +55,6 @@ def as_ordinary(planes: Planes) -> NDArray[np.uint8]:
     return np.concatenate([planes.y, planes.uv.reshape(count, height // 2, width)], axis=1)
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_frames_are_those_of_an_ordinary_player(
     split: Split, ordinary: list[list[NDArray[np.uint8]]], data: st.DataObject
@@ -132,9 +131,7 @@ def test_packets_that_do_not_decode_are_damage_too(split: Split, monkeypatch: py
     """Bytes that have their crc32 and are no H.264: an error that names the sample, and no harm after it."""
     sample = split.sample(longest(split))
     good = decode_frames(split.store, sample, [0])
-    monkeypatch.setattr(
-        "pretrain.data.decode.read_packets", lambda *_: (0, [b"\x00\x00\x00\x04\x65\xff\xff\xff"] * 3)
-    )
+    monkeypatch.setattr("pretrain.data.decode.read_packets", lambda *_: (0, [b"\x00\x00\x00\x04\x65\xff\xff\xff"] * 3))
     with pytest.raises(DamagedSample, match=sample.key):
         decode_frames(split.store, sample, [0])
     monkeypatch.undo()

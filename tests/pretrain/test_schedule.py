@@ -29,7 +29,7 @@ def test_the_papers_schedule(epoch: float, expected: float) -> None:
 @pytest.mark.parametrize(("epoch", "share"), [(2, 1.0), (4, 0.8535534), (6, 0.5), (8, 0.1464466), (10, 0.0), (11, 0.0)])
 def test_a_cosine_from_the_end_of_the_warm_up_to_zero(epoch: float, share: float) -> None:
     schedule = ScheduleSettings(lr=0.2, epoch_clips=1000, epochs=10, warmup_epochs=2, decay="cosine")
-    assert rate(schedule, epoch) == pytest.approx(0.2 * share, abs=1e-9)
+    assert rate(schedule, epoch) == pytest.approx(0.2 * share, abs=1e-7)
 
 
 def test_a_constant_rate_and_no_warm_up() -> None:
@@ -39,9 +39,7 @@ def test_a_constant_rate_and_no_warm_up() -> None:
     assert rate(only, 1) == pytest.approx(0.3 * 0.505)
 
 
-@given(
-    st.sampled_from(["steps", "cosine", "constant"]), st.floats(0.5, 50), st.floats(0, 20), st.integers(0, 60_000)
-)
+@given(st.sampled_from(["steps", "cosine", "constant"]), st.floats(0.5, 50), st.floats(0, 20), st.integers(0, 60_000))
 def test_it_rises_and_then_never_again(decay: str, epochs: float, warmup: float, samples: int) -> None:
     schedule = ScheduleSettings.model_validate(
         {"epoch_clips": 1000, "epochs": epochs, "warmup_epochs": warmup, "decay": decay}

@@ -45,7 +45,7 @@ def planes_of(frames: list[av.VideoFrame], matrix: str) -> Planes:
 @pytest.mark.parametrize("matrix", ["bt601", "bt709"])
 def test_colours_and_sizes_are_swscales(frames: list[av.VideoFrame], matrix: str) -> None:
     height, width = frames[0].height, frames[0].width
-    for size, bound in (((height, width), 1.5), ((height // 2, width // 2), 1.5), ((64, 85), 2.5)):
+    for size in ((64, 85), (100, 122), (128, 171)):
         clip = ClipSettings(frames=len(frames), resize=size, crop=min(size))
         found = rgb_clip(planes_of(frames, matrix), clip, View(top=0, left=0, flip=False))
         assert found.dtype == torch.uint8 and found.shape == (3, len(frames), min(size), min(size))
@@ -55,7 +55,7 @@ def test_colours_and_sizes_are_swscales(frames: list[av.VideoFrame], matrix: str
                 dst_colorspace=MATRICES[matrix], src_color_range=1, dst_color_range=2, interpolation="BILINEAR",
             ).to_ndarray()[:, : min(size)]  # fmt: skip
             error = found[:, number].permute(1, 2, 0).numpy().astype(int) - expected.astype(int)
-            assert np.abs(error).mean() < bound  # of 255; two resizers round and meet the edges differently
+            assert np.abs(error).mean() < 0.8  # of 255; the other matrix is 1.2 off
 
 
 def formula(y: NDArray[np.float64], u: NDArray[np.float64], v: NDArray[np.float64], matrix: str) -> NDArray[np.float64]:
