@@ -22,7 +22,7 @@ check-machine:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) -V): 3.11 or later is needed; name another: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "missing: Python's venv. Debian: apt-get install python3-venv"; exit 1; }
 	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || { echo "missing: Python's headers (Python.h). Debian: apt-get install python3-dev"; exit 1; }
-	@command -v g++ >/dev/null || { echo "missing: g++ (DeepSpeed compiles an operation at its first start). Debian: apt-get install g++"; exit 1; }
+	@command -v g++ >/dev/null || { echo "missing: g++ (DeepSpeed builds its operations with it). Debian: apt-get install g++"; exit 1; }
 
 .venv/installed: pyproject.toml constraints.txt | check-machine
 	@echo "installing into .venv (a few minutes, once)"

@@ -152,10 +152,11 @@ def report(
 
 def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_json: bool) -> None:
     from cluster.jobs.training import load_job, plan_training, run_training
+    from cluster.launch.local import started_by_run_ranks
 
     job = load_job(config, overrides, needs_init=command == "finetune")
     quantities = plan_training(job)
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and not started_by_run_ranks():  # the command has told them already
         if as_json and dry_run:
             _print_json(quantities)
         else:

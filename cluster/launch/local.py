@@ -53,6 +53,11 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
             signal.signal(number, handler)
 
 
+def started_by_run_ranks() -> bool:
+    """Whether this process is a rank that `run_ranks` started."""
+    return _PARENT in os.environ
+
+
 def die_with_parent() -> None:
     """In a rank started by `run_ranks`: be killed when the starting process is gone."""
     parent = os.environ.get(_PARENT)

@@ -57,6 +57,9 @@ class Engine:
 
     def __init__(self, model: nn.Module, settings: EngineSettings, world: World, lanes: int, lane_batch: int) -> None:
         deepspeed = _deepspeed(world)
+        if world.device.type == "cpu" and settings.precision == "bf16":
+            # oneDNN's bf16 weight gradient of a 3x1x1 convolution over two frames reads memory it never set.
+            torch.backends.mkldnn.set_flags(_enabled=False)
         self.world, self.lanes = world, lanes
         optimizer = torch.optim.SGD(
             weight_decay_groups(model, settings.weight_decay),
@@ -154,5 +157,8 @@ def _deepspeed(world: World) -> Any:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # An operation for inference that DeepSpeed compiles at the first start on a CPU: a start killed while compiling
+    # leaves a lock on which every later one waits for ever, and training never calls it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_init_required=False, verbose=False)
     return deepspeed

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cluster.conftest import SMALL
 from tests.cluster.running import checkpoints, reelscale, refused, succeeded
+
+pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
 
 
 def test_shard_pretrain_and_evaluate_on_s3(
@@ -24,6 +28,7 @@ def test_shard_pretrain_and_evaluate_on_s3(
     result = succeeded(reelscale(*pretrain, folder=tmp_path, environment=environment))
     run = tmp_path / "runs" / "tiny-small"
     assert checkpoints(run)[-1] == 6 and "step 6/6" in result.stdout
+    assert result.stdout.count("global batch ") == 1
 
     (tmp_path / "evaluate.yaml").write_text(f"run: {run}\nclips: 1\nlauncher: none\n")
     evaluate = ("evaluate", "evaluate.yaml", "--json")

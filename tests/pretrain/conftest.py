@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+import yaml
 from numpy.typing import NDArray
 
+from pretrain.engine.world import free_port
 from sharding.shard import ShardSettings, finish, make_shard, prepare
 from tests.demo.corpora import FOOTAGE, read_footage, write_video
 
@@ -16,6 +22,7 @@ from tests.demo.corpora import FOOTAGE, read_footage, write_video
 hypothesis.settings.register_profile("unhurried", deadline=None, max_examples=40)
 hypothesis.settings.load_profile("unhurried")
 
+ROOT = Path(__file__).parents[2]
 CLASSES = [f"class{number}" for number in range(6)]
 SHORT = 3  # frames of the videos that are shorter than a clip
 CLIP = {"frames": 4, "stride": 1, "resize": [18, 22], "crop": 16}
@@ -58,3 +65,70 @@ def store(tmp_path_factory: pytest.TempPathFactory, pictures: NDArray[Any]) -> s
 def other_store(tmp_path_factory: pytest.TempPathFactory, pictures: NDArray[Any]) -> str:
     """A store of two classes that are not those of `store`."""
     return make_store(tmp_path_factory.mktemp("other"), ["left", "right"], pictures[100:], train=1)
+
+
+def write_recipe(folder: Path, store: str, **changes: Any) -> Path:
+    """The recipe of a run of a few seconds; `changes` replace its top-level settings."""
+    settings = {
+        "launcher": "none",
+        "monitor": {"port": 0},
+        "lanes": 2,
+        "lane_batch": 2,
+        "log_steps": 1,
+        "data": {"store": store, "clip": CLIP, "loader": {"threads": 1}},
+        "model": {"depth": 10, "width": 0.125, "dropout": 0.3},
+        "schedule": {"lr": 0.005, "epoch_clips": 40, "epochs": 3, "warmup_epochs": 1, "decay": "cosine"},
+        "engine": {"precision": "fp32", "zero": 1},
+        "validation": {"every_steps": 10, "videos": 5},
+        "checkpoint": {"every_steps": 4, "keep": 2},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(settings | changes))
+    return path
+
+
+def start(
+    recipe: Path, run: Path, log: Path, *overrides: str, command: str = "pretrain", alone: bool = False
+) -> subprocess.Popen[bytes]:
+    """`reelscale COMMAND RECIPE run=RUN …` in a session of its own, its output appended to `log`.
+
+    `alone`: the process is the one rank, as torchrun would start it; it has no launcher above it.
+    """
+    arguments = [sys.executable, "-m", "cluster.cli", command, str(recipe), f"run={run}", *overrides]
+    outside = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
+    environment = {name: value for name, value in os.environ.items() if name not in outside}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    if alone:
+        environment |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with log.open("a") as output:
+        return subprocess.Popen(
+            arguments, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+
+
+def end(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code; what is left of it after four minutes is ended (its ranks die with it)."""
+    try:
+        return process.wait(240)
+    finally:
+        process.kill()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that went through undisturbed: its recipe, folder and output."""
+
+    recipe: Path
+    folder: Path
+    log: Path
+
+
+@pytest.fixture(scope="session")
+def finished(store: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """30 steps of 4 clips on one rank."""
+    root = tmp_path_factory.mktemp("finished")
+    recipe = write_recipe(root, store)
+    run, log = root / "run", root / "log"
+    assert end(start(recipe, run, log, alone=True)) == 0, log.read_text()
+    return Finished(recipe, run, log)

@@ -31,8 +31,11 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def plain_loop() -> dict[int, dict[str, Any]]:
-    """What the engine must do, in torch's own words: the mean loss of all lanes, in one process."""
+def plain_loop(half: bool = False) -> dict[int, dict[str, Any]]:
+    """What the engine must do, in torch's own words: the mean loss of all lanes, in one process.
+
+    `half`: under bf16 autocast, without oneDNN, whose gradients are not always finite there.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model, taken = network(), {}
@@ -41,7 +44,10 @@ def plain_loop() -> dict[int, dict[str, Any]]:
         optimizer.zero_grad()
         for lane in range(LANES):
             video, labels = lane_clips(step, lane)
-            (functional.cross_entropy(model(video), labels) / LANES).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.backends.mkldnn.flags(enabled=not half):
+                logits = model(video)
+                loss = functional.cross_entropy(logits.float(), labels) / LANES
+                loss.backward()
         gradients = [value.grad for value in model.parameters() if value.grad is not None]
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
         optimizer.step()
@@ -106,11 +112,12 @@ def test_every_stage_and_world_size_is_plain_sgd_over_the_lanes(
         assert case["norm"] == pytest.approx([reference[step]["norm"] for step in (1, 2, 3)], rel=1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_the_stages_agree_to_the_bit(found: dict[int, dict[str, Any]], size: int) -> None:
-    states = [found[size][f"zero{zero}"][STEPS]["model"] for zero in (0, 1, 2)]
-    for name, value in states[0].items():
-        assert torch.equal(value, states[1][name]) and torch.equal(value, states[2][name]), name
+@pytest.mark.parametrize(("size", "stages"), [(1, (1, 2)), (2, (1,))])
+def test_the_stages_agree_to_the_bit(found: dict[int, dict[str, Any]], size: int, stages: tuple[int, ...]) -> None:
+    """Not stage 2 on two ranks: it sums over ranks before it sums over lanes."""
+    for zero in stages:
+        plain, other = (found[size][f"zero{stage}"][STEPS]["model"] for stage in (0, zero))
+        assert all(torch.equal(plain[name], other[name]) for name in plain)
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -134,10 +141,9 @@ def test_bf16_computes_in_half_and_keeps_the_weights_whole(
     assert case["dtypes"] == {"torch.float32"}
     floats = [value for value in case[1]["model"].values() if value.is_floating_point()]
     assert {value.dtype for value in [*floats, *case[1]["momentum"].values()]} == {torch.float32}
-    half = torch.cat([value.flatten() for value in case[1]["momentum"].values()])
-    whole = torch.cat([reference[1]["momentum"][name].flatten() for name in case[1]["momentum"]])
-    error = float((half - whole).norm() / whole.norm())
-    assert 1e-4 < error < 0.2  # it is half precision, and the same gradient
+    assert_close(case[1]["momentum"], plain_loop(half=True)[1]["momentum"], rtol=1e-3, atol=1e-4)
+    whole = reference[1]["momentum"]["fc.weight"]
+    assert 1e-4 < (case[1]["momentum"]["fc.weight"] - whole).norm() / whole.norm() < 0.1  # half, not whole
     # Weights rounded to bf16 would all be representable in it.
     weight = case[1]["model"]["stem.0.weight"]
     assert not torch.equal(weight, weight.bfloat16().float())

@@ -44,8 +44,8 @@ def planes_of(frames: list[av.VideoFrame], matrix: str) -> Planes:
 
 @pytest.mark.parametrize("matrix", ["bt601", "bt709"])
 def test_colours_and_sizes_are_swscales(frames: list[av.VideoFrame], matrix: str) -> None:
-    height, width = frames[0].height, frames[0].width
-    for size in ((64, 85), (100, 122), (128, 171)):
+    # Odd widths: swscale takes a coarser path for even ones.
+    for size in ((64, 85), (99, 121), (128, 171)):
         clip = ClipSettings(frames=len(frames), resize=size, crop=min(size))
         found = rgb_clip(planes_of(frames, matrix), clip, View(top=0, left=0, flip=False))
         assert found.dtype == torch.uint8 and found.shape == (3, len(frames), min(size), min(size))
