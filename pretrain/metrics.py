@@ -13,5 +13,6 @@ GRADIENT_NORM = Gauge("reelscale_train_gradient_norm", "Gradient norm of the las
 CLIP_RATE = Gauge("reelscale_train_clips_per_second", "Clips trained a second, over all ranks.")
 DATA_WAIT = Gauge("reelscale_train_data_wait_ratio", "Share of time this rank waited for data.")
 VALIDATION_CLIP1 = Gauge("reelscale_validation_clip1_ratio", "Clip@1 of the last validation.")
+SKIPPED_STEPS = Counter("reelscale_skipped_steps_total", "Steps left out because a gradient was not finite.")
 CHECKPOINTS = Counter("reelscale_checkpoints_total", "Checkpoints committed.")
 CHECKPOINT_SECONDS = Gauge("reelscale_checkpoint_seconds", "Time the last checkpoint took to commit.")

@@ -25,7 +25,7 @@ class Stop:
         return self._world.any(wanted)
 
     def clear(self) -> None:
-        """Take the request back, once it was carried out or when a run begins."""
+        """Take the request back, once it was carried out."""
         if self._world.rank == 0:
             self._file.unlink(missing_ok=True)
 

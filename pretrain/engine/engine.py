@@ -11,10 +11,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from pretrain import metrics
 from pretrain.engine.world import World
-from pretrain.models.batchnorm import commit_statistics
+from pretrain.models.batchnorm import commit_statistics, discard_statistics
 from pretrain.models.groups import weight_decay_groups
 from sharding.settings import Settings
+
+log = logging.getLogger("reelscale")
 
 _MOMENTUM = "momentum_buffer"
 
@@ -87,12 +90,19 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self) -> bool:
-        """Take the optimizer's step once all lanes are in (True then); BN statistics move with it."""
-        taken = bool(self._engine.is_gradient_accumulation_boundary())
+        """Take the optimizer's step once all lanes are in (True then); BN statistics move with it.
+
+        A step that ZeRO leaves out because a gradient is not finite leaves the statistics alone too.
+        """
+        last_lane = bool(self._engine.is_gradient_accumulation_boundary())
         self._engine.step()
-        if taken:
+        if last_lane and self._engine.was_step_applied():
             commit_statistics(self.model, self.lanes, self.world.sum_)
-        return taken
+        elif last_lane:
+            discard_statistics(self.model)
+            metrics.SKIPPED_STEPS.inc()
+            log.warning("a step was left out: a gradient is not finite")
+        return last_lane
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the rate of the coming step for every parameter group."""

@@ -54,6 +54,8 @@ def run_case(case: dict[str, Any], world: World, folder: Path) -> dict[str, Any]
         engine.set_learning_rate(RATE)
         for lane in range(world.rank * share, (world.rank + 1) * share):
             video, labels = lane_clips(step, lane)
+            if step == case.get("poisoned") and lane == LANES - 1:
+                video[0, 0, 0, 0, 0] = torch.inf
             logits = engine.forward(video)
             engine.backward(functional.cross_entropy(logits, labels))
             found["taken"].append(engine.step())

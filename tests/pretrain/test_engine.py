@@ -27,6 +27,7 @@ SETTINGS = {"precision": "fp32", "momentum": 0.9, "nesterov": True, "weight_deca
 CASES: dict[str, dict[str, Any]] = {
     **{f"zero{zero}": {"first": 0, "last": STEPS, "settings": {**SETTINGS, "zero": zero}} for zero in (0, 1, 2)},
     **{f"resumed{zero}": {"first": 2, "last": STEPS, "settings": {**SETTINGS, "zero": zero}} for zero in (0, 1, 2)},
+    "poisoned": {"first": 0, "last": 2, "poisoned": 0, "settings": {**SETTINGS, "zero": 1}},
     "bf16": {"first": 0, "last": 1, "settings": {**SETTINGS, "precision": "bf16", "zero": 1}},
 }
 
@@ -131,6 +132,19 @@ def test_whole_momentum_goes_on_at_any_stage_and_world_size(
     # Without the momentum of steps 1 and 2, the weights would be elsewhere.
     moved = reference[STEPS]["model"]["fc.weight"] - reference[2]["model"]["fc.weight"]
     assert moved.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_pixel_that_is_not_finite_moves_neither_weights_nor_statistics(
+    found: dict[int, dict[str, Any]], size: int
+) -> None:
+    case = found[size]["poisoned"]
+    before = network().state_dict()
+    assert all(torch.equal(case[1]["model"][name], value) for name, value in before.items())
+    after = case[2]["model"]
+    assert all(bool(value.isfinite().all()) for value in after.values())
+    assert not torch.equal(after["fc.weight"], before["fc.weight"])
+    assert {int(value) for name, value in after.items() if "num_batches" in name} == {1}
 
 
 @pytest.mark.parametrize("size", [1, 2])
