@@ -68,9 +68,11 @@ def train(
     lanes = lanes_of(world, settings.lanes)
     loader = Loader(split, order, settings.data.clip, settings.data.loader, lanes, len(classes))
     hooks: list[Hook] = [LogHook(settings, engine, world, run, loader)]
-    if split.index.splits.get("val"):
-        unseen = Split(split.store, split.index, "val")
+    unseen = Split(split.store, split.index, "val")
+    if len(unseen):
         hooks.append(ValidationHook(settings, engine, world, run, unseen, len(classes)))
+    else:
+        log.info("no validation: the store has no good video in its split 'val'")
     hooks += [CheckpointHook(settings, engine, world, run, attempt), *extra_hooks]
     stop = Stop(world, folder)
 

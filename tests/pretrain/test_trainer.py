@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,6 +25,7 @@ from pretrain.run import read_settings
 from pretrain.settings import check_ranks
 from pretrain.trainer import check, start_from
 from sharding.errors import UserError
+from sharding.shard import finish
 from tests.pretrain.conftest import CLASSES, Finished, end, start, write_recipe
 
 STEPS = 30
@@ -181,3 +184,18 @@ def test_what_is_refused_before_a_rank_starts(finished: Finished, tmp_path: Path
     quantities = check(settings, 2)
     assert quantities["ranks"] == 2 and quantities["global_batch"] == 4
     assert quantities["passes"] == pytest.approx(STEPS * 4 / 13)
+
+
+def test_a_store_without_validation_videos_trains(other_store: str, tmp_path: Path) -> None:
+    """Every video of `val` was broken."""
+    store = tmp_path / "store"
+    shutil.copytree(other_store, store)
+    for record in (store / "val").glob("*.parquet"):
+        table = pq.read_table(record)
+        meta = json.loads(table.schema.metadata[b"reelscale"]) | {"parts": [], "videos": 0, "label_histogram": {}}
+        pq.write_table(table.slice(0, 0).replace_schema_metadata({b"reelscale": json.dumps(meta)}), record)
+    finish(str(store))
+    recipe = write_recipe(tmp_path, str(store), schedule={"epoch_clips": 8, "epochs": 1})
+    log = tmp_path / "log"
+    assert end(start(recipe, tmp_path / "run", log, alone=True)) == 0, log.read_text()
+    assert "no validation" in log.read_text()
