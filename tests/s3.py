@@ -38,7 +38,7 @@ def s3_server() -> Iterator[tuple[dict[str, str], str]]:
         command = [
             _weed(), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
             f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}",
-            "-s3", f"-s3.port={s3}", f"-s3.config={config}",
+            "-s3", f"-s3.port={s3}", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0",
             "-volume.max=20", "-master.volumeSizeLimitMB=512",
         ]  # fmt: skip
         log = Path(folder) / "log"
