@@ -21,7 +21,7 @@ PAIRS = [
 ]
 TINY = (
     corpora.Corpus("motion", ("pan_left", "pan_right", "zoom_in", "zoom_out"), train=2, val=1),
-    corpora.Corpus("motion2", ("spiral_in", "spiral_out"), train=1, val=1),
+    corpora.Corpus("motion2", ("speed_up", "slow_down"), train=1, val=1),
 )
 
 

@@ -28,14 +28,15 @@ CLASSES: dict[str, tuple[str, bool]] = {
     "pan_up_right": ("rising", False),
     "shear_left": ("shear", True),
     "shear_right": ("shear", False),
-    "spiral_in": ("spiral", False),
-    "spiral_out": ("spiral", True),
+    "speed_up": ("pace", False),
+    "slow_down": ("pace", True),
 }
 
 _PANS = {"x": (1.0, 0.0), "y": (0.0, 1.0), "falling": (0.707, 0.707), "rising": (0.707, -0.707)}
 _PAN_SPEED = (1.4, 2.8)  # clip pixels a frame
 _ZOOM_SPEED = (0.025, 0.042)  # log scale a frame
 _TURN_SPEED = (math.radians(2.2), math.radians(4.0))  # radians a frame
+_PACE = (2.5, 3.2)  # log of a changing pan's last speed over its first
 _SHEAR_SPEED = (0.045, 0.07)  # clip pixels a frame, at one pixel from the middle row
 _DRIFT = 0.15  # clip pixels a frame: a hand's unsteadiness, in every class
 _MIN_TEXTURE = 4.0  # grey levels a pixel: below, a motion along that axis could not be seen
@@ -75,18 +76,23 @@ def draw_path(axis: str, frames: int, rng: np.random.Generator) -> NDArray[np.fl
     """
     step = progress(frames, rng)
     span = frames - 1
-    shear = step * 0.0 + (rng.uniform(-0.4, 0.4) if axis in ("falling", "rising", "spiral") else 0.0)
+    shear = step * 0.0 + (rng.uniform(-0.4, 0.4) if axis in ("falling", "rising", "pace") else 0.0)
     scale = step * 0.0 + rng.uniform(math.log(0.6), math.log(1.2))
     angle = step * 0.0 + rng.uniform(-0.6, 0.6)
     angled = angle[0]
     moved = rng.uniform(-_DRIFT, _DRIFT, 2)[None] * span * np.linspace(-0.5, 0.5, frames)[:, None]
     if axis in _PANS:
         moved = moved + step[:, None] * span * rng.uniform(*_PAN_SPEED) * np.array(_PANS[axis])
-    elif axis in ("zoom", "spiral"):
+    elif axis == "pace":
+        way = rng.choice([-1.0, 1.0])
+        gone = np.expm1((step + 0.5) * rng.uniform(*_PACE))
+        gone = gone / gone[-1] - 0.5
+        moved = moved + gone[:, None] * span * rng.uniform(*_PAN_SPEED) * np.array([way, 0.0])
+    elif axis == "zoom":
         scale = math.log(0.85) + rng.uniform(-0.1, 0.1) - step * span * rng.uniform(*_ZOOM_SPEED)
-    if axis in ("turn", "spiral"):
+    elif axis == "turn":
         angle = rng.uniform(-0.3, 0.3) + step * span * rng.uniform(*_TURN_SPEED)
-    if axis == "shear":
+    elif axis == "shear":
         shear = rng.uniform(-0.1, 0.1) + step * span * rng.uniform(*_SHEAR_SPEED)
     # A pan is along the window's own sides, whatever its tilt.
     turn = np.array([[math.cos(angled), math.sin(angled)], [-math.sin(angled), math.cos(angled)]])
