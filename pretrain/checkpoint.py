@@ -87,7 +87,7 @@ def save_checkpoint(run: Path, attempt: int, checkpoint: Checkpoint, keep: int) 
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     _sync(folder)
-    _prune(folder, keep, attempt)
+    _prune(folder, final, keep, attempt)
     return final
 
 
@@ -134,9 +134,12 @@ def _problem(folder: Path) -> str | None:
     return None
 
 
-def _prune(folder: Path, keep: int, attempt: int) -> None:
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+def _prune(folder: Path, saved: Path, keep: int, attempt: int) -> None:
+    """Leave the newest `keep` up to the one just saved. What is beyond it was damaged, or this run had begun there."""
+    steps = sorted(folder.glob("step-*"))
+    for other in steps:
+        if other > saved or other not in steps[: steps.index(saved) + 1][-keep:]:
+            shutil.rmtree(other, ignore_errors=True)
     for left in folder.glob(".writing-*"):
         if int(left.name.split("-")[1]) < attempt:
             shutil.rmtree(left, ignore_errors=True)

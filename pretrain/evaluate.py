@@ -86,7 +86,7 @@ def score_videos(subject: Subject, rows: list[int], clips: int, batch: int) -> l
     found = []
     for row in rows:
         video = evaluation_clips(subject.split, subject.clip, row, clips)  # M C T H W
-        labels = subject.split.sample(row).labels
+        labels = subject.split.labels(row)
         with torch.inference_mode():
             logits = [subject.model(normalise(part.to(subject.device))).float() for part in video.split(batch)]
         scores = torch.cat(logits).softmax(1).cpu()

@@ -10,7 +10,7 @@ import torch
 
 from pretrain import metrics
 from pretrain.checkpoint import Checkpoint, save_checkpoint
-from pretrain.data.loader import Clips, Loader, evaluation_clips
+from pretrain.data.loader import Clips, Loader, evaluation_clips, target
 from pretrain.data.stream import Split
 from pretrain.data.transforms import normalise
 from pretrain.engine.engine import Engine
@@ -63,18 +63,19 @@ class LogHook:
 
     def after_step(self, report: StepReport, last: bool) -> None:
         """See `Hook`."""
-        self._sums += torch.stack([report.loss, report.right, torch.tensor(float(report.clips))]).cpu().double()
+        clips = report.loss.new_tensor(float(report.clips))
+        self._sums += torch.stack([report.loss, report.right, clips]).cpu().double()
         metrics.STEP.set(report.step)
         metrics.SAMPLES.set(report.samples)
         if report.step % self._settings.log_steps and not last:
             return
         sums = self._sums.to(self._world.device, torch.float32)
         self._world.sum_(sums)
-        loss, right, clips = sums.tolist()
+        loss, right, seen = sums.tolist()
         seconds = time.perf_counter() - self._begin
         wait = (self._loader.wait_seconds - self._waited) / seconds
         norm = self._engine.gradient_norm()
-        self._report(report, loss / clips, right / clips, clips / seconds, wait, norm)
+        self._report(report, loss / seen, right / seen, seen / seconds, wait, norm)
         self._sums.zero_()
         self._begin, self._waited = time.perf_counter(), self._loader.wait_seconds
 
@@ -144,13 +145,9 @@ class ValidationHook:
     def _batch(self, rows: list[int]) -> torch.Tensor:
         clip = self._settings.data.clip
         video = torch.cat([evaluation_clips(self._split, clip, row, 1) for row in rows])
-        targets = torch.zeros(len(rows), self._classes)
-        for i, row in enumerate(rows):
-            labels = list(self._split.sample(row).labels)
-            targets[i, labels] = 1.0 / len(labels)
         device = self._world.device
+        targets = torch.stack([target(self._split.labels(row), self._classes) for row in rows]).to(device)
         logits = self._engine.model(normalise(video.to(device))).float()
-        targets = targets.to(device)
         loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
         return torch.stack([loss, right_clips(logits, targets), torch.tensor(float(len(rows)), device=device)])
 

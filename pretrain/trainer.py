@@ -42,6 +42,7 @@ def train(
     world = start_world()
     check_ranks(settings.lanes, world.size)
     folder = Path(settings.run or "run")
+    stop = Stop(world, folder)
     run = Run(folder, writes=world.rank == 0)
     split = open_split(open_store(settings.data.store), "train")
     classes = split.index.classes
@@ -65,6 +66,7 @@ def train(
     first = checkpoint.step if checkpoint else 0
 
     order = Order(split.shard_sizes, settings.seed, settings.lanes, settings.lane_batch, settings.data.block)
+    split.keep_for(settings.data.block)
     lanes = lanes_of(world, settings.lanes)
     loader = Loader(split, order, settings.data.clip, settings.data.loader, lanes, len(classes))
     hooks: list[Hook] = [LogHook(settings, engine, world, run, loader)]
@@ -74,7 +76,6 @@ def train(
     else:
         log.info("no validation: the store has no good video in its split 'val'")
     hooks += [CheckpointHook(settings, engine, world, run, attempt), *extra_hooks]
-    stop = Stop(world, folder)
 
     outcome: Outcome = "finished"
     for step, batches in enumerate(loader.steps(first, settings.steps), start=first):

@@ -103,7 +103,7 @@ class Loader:
     def _clip_of(self, pass_number: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         video = train_clip(self._split, self._clip, self._order.seed, pass_number, number)
         metrics.CLIPS_DECODED.inc()
-        return video, target(self._split.sample(number).labels, self._classes)
+        return video, target(self._split.labels(number), self._classes)
 
 
 def _batch(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> Clips:

@@ -15,7 +15,7 @@ from sharding.errors import UserError
 from sharding.index import Index, current_index, read_record
 from sharding.store import Store
 
-_RECORDS_KEPT = 64
+_FEWEST_RECORDS_KEPT = 64
 
 
 class DamagedSample(Exception):
@@ -45,7 +45,8 @@ class Sample:
 class Split:
     """The samples of one split of a store, numbered through its shards in index order.
 
-    Records are read when a sample of theirs is first asked for, and the last few are kept. Safe for threads.
+    Records are read when a sample of theirs is first asked for, and the last `records_kept` are kept. Safe for
+    threads.
     """
 
     def __init__(self, store: Store, index: Index, name: str) -> None:
@@ -60,17 +61,30 @@ class Split:
         self._paths = {(part.job, part.part): part.path for part in index.parts if part.split == name}
         self._records: OrderedDict[str, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
+        self.records_kept = _FEWEST_RECORDS_KEPT
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def sample(self, number: int) -> Sample:
         """The sample with this number, 0 <= number < len(self)."""
-        shard = bisect.bisect_right(self._ends, number)
-        job = self._jobs[shard]
-        row_number = number - (self._ends[shard] - self.shard_sizes[shard])
-        row = self._record(job).slice(row_number, 1).to_pylist()[0]
+        job, place = self._place(number)
+        row = self._record(job).slice(place, 1).to_pylist()[0]
         return _sample(row, self._paths[job, row["part"]])
+
+    def labels(self, number: int) -> tuple[int, ...]:
+        """The class numbers of a sample, without its packet table."""
+        job, place = self._place(number)
+        return tuple(self._record(job)["labels"][place].as_py())
+
+    def keep_for(self, samples: int) -> None:
+        """Keep the records of two stretches of so many samples, the one in use and the next."""
+        most = -(-samples // min(self.shard_sizes, default=1)) + 1
+        self.records_kept = max(_FEWEST_RECORDS_KEPT, min(2 * most, len(self.shard_sizes)))
+
+    def _place(self, number: int) -> tuple[str, int]:
+        shard = bisect.bisect_right(self._ends, number)
+        return self._jobs[shard], number - (self._ends[shard] - self.shard_sizes[shard])
 
     def _record(self, job: str) -> pa.Table:
         with self._lock:
@@ -80,7 +94,7 @@ class Split:
         record = read_record(self.store, self.name, job)
         with self._lock:
             self._records[job] = record
-            if len(self._records) > _RECORDS_KEPT:
+            if len(self._records) > self.records_kept:
                 self._records.popitem(last=False)
         return record
 
@@ -112,7 +126,9 @@ def open_split(store: Store, name: str) -> Split:
         raise UserError(
             f"the store has no '{name}' sample (it has: {', '.join(sorted(index.splits)) or 'none'})",
             store.url,
-            "give the corpus this split, or raise `validation=` when sharding into a new store",
+            "shard a corpus that has training videos: class folders, alone or in CORPUS/train"
+            if name == "train"
+            else f"give the corpus a folder {name}/, or raise `validation=`, when sharding into a new store",
         )
     return split
 

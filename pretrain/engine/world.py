@@ -1,12 +1,18 @@
 """This process among its fellows: rank, size and the few collectives that the trainer needs."""
 
+import logging
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from sharding.errors import UserError
+
+log = logging.getLogger("reelscale")
 
 
 @dataclass(frozen=True)
@@ -51,20 +57,33 @@ def world_size_from_environment() -> int | None:
 
 
 def _adopt_slurm() -> None:
-    """Under srun, speak torch.distributed's variables; MASTER_ADDR and MASTER_PORT stay the job script's."""
-    if "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ:
-        if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "MASTER_ADDR" not in os.environ:
-            return
-        os.environ["RANK"] = os.environ["SLURM_PROCID"]
-        os.environ["WORLD_SIZE"] = os.environ.get("SLURM_NTASKS", "1")
-        os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
+    """Under srun with several tasks, speak torch.distributed's variables; a single task is a machine like others.
+
+    MASTER_ADDR and MASTER_PORT stay the job script's. Raises UserError where it did not set them.
+    """
+    if "SLURM_PROCID" not in os.environ or "SLURM_STEP_ID" not in os.environ or "RANK" in os.environ:
+        return
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", "1"))
+    if tasks == "1":
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"srun started {tasks} tasks, and they do not know where to meet: {' and '.join(missing)} not set",
+            f"task {os.environ['SLURM_PROCID']}",
+            'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1) MASTER_PORT=29500',
+        )
+    os.environ["RANK"] = os.environ["SLURM_PROCID"]
+    os.environ["WORLD_SIZE"] = tasks
+    os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
 
 
 def start_world(timeout_seconds: float = 600.0) -> World:
     """Join the process group that the environment names (one process if none), nccl on GPUs, gloo without."""
-    cuda = torch.cuda.is_available()
+    world_size = world_size_from_environment()
+    cuda = enough_gpus(torch.cuda.device_count() if torch.cuda.is_available() else 0, os.environ)
     if not dist.is_initialized():
-        if world_size_from_environment() is None:
+        if world_size is None:
             os.environ.update(
                 RANK="0",
                 WORLD_SIZE="1",
@@ -73,10 +92,19 @@ def start_world(timeout_seconds: float = 600.0) -> World:
                 MASTER_PORT=str(free_port()),
             )
         dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
+    cuda = cuda and dist.get_backend() == "nccl"
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def enough_gpus(gpus: int, environment: Mapping[str, str]) -> bool:
+    """Whether each rank of this machine (LOCAL_WORLD_SIZE, where the launcher says it) has a GPU of its own."""
+    ranks = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    if 0 < gpus < ranks:
+        log.warning("%d GPUs for %d ranks on this machine: training on the CPU; ranks=%d uses them", gpus, ranks, gpus)
+    return gpus >= ranks
 
 
 def leave_world() -> None:

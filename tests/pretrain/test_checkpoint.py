@@ -160,3 +160,14 @@ def test_what_a_killed_attempt_left_goes(tmp_path: Path) -> None:
     assert load_newest(tmp_path) is None
     save_checkpoint(tmp_path, begin_attempt(tmp_path), checkpoint(7), keep=1)
     assert names(tmp_path) == ["step-00000007"]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_ones_beyond_the_saved_step_make_room(tmp_path: Path, keep: int) -> None:
+    attempt = begin_attempt(tmp_path)
+    for step in (40, 80):
+        save_checkpoint(tmp_path, attempt, checkpoint(step), 2)
+    (tmp_path / "checkpoints" / "step-00000080" / "model.safetensors").write_bytes(b"torn")
+    save_checkpoint(tmp_path, begin_attempt(tmp_path), checkpoint(50), keep)
+    assert names(tmp_path) == ["step-00000040", "step-00000050"][-keep:]
+    assert_is(load_newest(tmp_path), 50)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import shutil
 from pathlib import Path
@@ -125,3 +126,16 @@ def test_a_caller_that_leaves_early_leaves_no_work_behind(split: Split) -> None:
     next(steps)
     steps.close()
     assert list(steps) == []
+
+
+def test_labels_without_the_packets(split: Split) -> None:
+    numbers = range(len(split))
+    assert [split.labels(number) for number in numbers] == [split.sample(number).labels for number in numbers]
+
+
+@pytest.mark.parametrize(("block", "kept"), [(1, 64), (8192, 2 * (128 + 1)), (10**9, 1000)])
+def test_the_records_of_two_blocks_are_kept(split: Split, block: int, kept: int) -> None:
+    large = copy.copy(split)
+    large.shard_sizes = (64,) * 1000
+    large.keep_for(block)
+    assert large.records_kept == kept

@@ -1,0 +1,51 @@
+"""Which world a process belongs to: what Slurm says, and whether the ranks of a machine have a GPU each."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+
+from pretrain.engine.world import enough_gpus, world_size_from_environment
+from sharding.errors import UserError
+
+STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "2", "SLURM_LOCALID": "1"}
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No launcher around the tests; what they adopt goes with them."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_srun_with_several_tasks_is_one_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**STEP, "SLURM_STEP_NUM_TASKS": "4", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert world_size_from_environment() == 4
+    assert (os.environ["RANK"], os.environ["LOCAL_RANK"]) == ("2", "1")
+
+
+def test_srun_without_a_meeting_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**STEP, "SLURM_NTASKS": "4", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"srun started 4 tasks.*MASTER_ADDR not set"):
+        world_size_from_environment()
+
+
+@pytest.mark.parametrize("tasks", [{"SLURM_NTASKS": "1"}, {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "8"}, {}])
+def test_a_shell_inside_an_allocation_is_a_machine_like_others(
+    tasks: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (STEP | tasks).items():
+        monkeypatch.setenv(name, value)
+    assert world_size_from_environment() is None
+
+
+@pytest.mark.parametrize(("gpus", "ranks", "enough"), [(0, 1, False), (1, 1, True), (1, 2, False), (8, 2, True)])
+def test_a_gpu_a_rank_or_none(gpus: int, ranks: int, enough: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "reelscale"):
+        assert enough_gpus(gpus, {"LOCAL_WORLD_SIZE": str(ranks)}) is enough
+    assert ("ranks=1 uses them" in caplog.text) is (0 < gpus < ranks)
