@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 
 from sharding.errors import UserError
+from sharding.record import from_parquet
 
 Event = dict[str, Any]
 
@@ -119,11 +118,10 @@ def confused_pairs(counts: np.ndarray, limit: int) -> list[tuple[int, int, int]]
 def _read_evaluation(folder: Path, classes: list[str]) -> Evaluation:
     summary = _read_json(folder / "summary.json")
     try:
-        rows = pyarrow.parquet.read_table(
-            folder / "videos.parquet", columns=["key", "labels", "predicted", "scores"]
-        ).to_pydict()
+        columns = ["key", "labels", "predicted", "scores"]
+        rows = from_parquet((folder / "videos.parquet").read_bytes(), columns).to_pydict()
         clips = _read_clips(folder / "clips.npz")
-    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"the evaluation cannot be read ({error})", str(folder), "evaluate the run again") from error
     predictions = [int(predicted) for predicted in rows["predicted"]]
     labels = [list(map(int, given)) for given in rows["labels"]]

@@ -10,10 +10,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sharding.errors import UserError
-from sharding.record import FORMAT, META, list_records, read_failures, read_record, record_meta, to_parquet
+from sharding.record import (
+    FORMAT,
+    META,
+    from_parquet,
+    list_records,
+    read_failures,
+    read_record,
+    record_meta,
+    to_parquet,
+)
 from sharding.store import Store
 
 __all__ = [
@@ -121,14 +129,14 @@ def merge(store: Store) -> Index:
         "failures": sum(meta["failures"] for meta, _ in metas),
     }
     rows = [asdict(part) | {"label_histogram": json.dumps(part.label_histogram)} for part in parts]
-    digest = hashlib.sha256(json.dumps([meta, rows], sort_keys=True).encode()).hexdigest()
+    digest = _content_digest(meta, rows)
     versions = _versions(store)
     if versions and versions[-1].endswith(digest[:16]):
         return current_index(store)
     number = int(versions[-1].partition("-")[0]) + 1 if versions else 1
     meta |= {"version": f"{number:06d}-{digest[:16]}", "digest": digest}
     schema = INDEX.with_metadata({META: json.dumps(meta, sort_keys=True).encode()})
-    store.put(f"index/{meta['version']}.parquet", to_parquet(pa.Table.from_pylist(rows, schema=schema)))
+    store.put(_index_path(meta["version"]), to_parquet(pa.Table.from_pylist(rows, schema=schema)))
     return current_index(store)
 
 
@@ -139,11 +147,8 @@ def current_index(store: Store) -> Index:
     if not versions:
         remedy = "run `reelscale shard CORPUS STORE` until it ends; it goes on where it stopped"
         raise UserError("the store has no index yet: sharding did not finish", store.url, remedy)
-    table = pq.read_table(pa.BufferReader(store.get(f"index/{versions[-1]}.parquet")))
-    meta = record_meta(table)
-    parts = [
-        Part(**{**row, "label_histogram": _histogram(json.loads(row["label_histogram"]))}) for row in table.to_pylist()
-    ]
+    meta, rows = _read_index(store, _index_path(versions[-1]))
+    parts = [Part(**{**row, "label_histogram": _histogram(json.loads(row["label_histogram"]))}) for row in rows]
     splits = {name: SplitSummary(**summary) for name, summary in meta["splits"].items()}
     return Index(
         meta["version"],
@@ -192,6 +197,28 @@ def _meta_and_parts(store: Store, split: str, job: str) -> tuple[dict[str, Any],
         for number, part in enumerate(meta["parts"])
     ]
     return meta, parts
+
+
+def _read_index(store: Store, path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Metadata and rows of an index; UserError if they are not those that were written."""
+    try:
+        table = from_parquet(store.get(path))
+        meta, rows = record_meta(table), table.to_pylist()
+        content = {name: value for name, value in meta.items() if name not in ("version", "digest")}
+        if _content_digest(content, rows) != meta["digest"] or path != _index_path(meta["version"]):
+            raise ValueError("its content is not what its digest says")
+    except (ValueError, KeyError) as error:
+        remedy = "delete it, then run `reelscale shard CORPUS STORE` again, which makes it anew from the shards"
+        raise UserError(f"the store's index is damaged: {error}", f"{store.url}/{path}", remedy) from error
+    return meta, rows
+
+
+def _content_digest(meta: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps([meta, rows], sort_keys=True).encode()).hexdigest()
+
+
+def _index_path(version: str) -> str:
+    return f"index/{version}.parquet"
 
 
 def _versions(store: Store) -> list[str]:

@@ -84,12 +84,12 @@ def write_record(store: Store, split: str, job: str, rows: Sequence[dict[str, An
 def read_record(store: Store, split: str, job: str) -> pa.Table:
     """A shard's record, a row per sample in tar order; its metadata: `record_meta`."""
     path = record_path(split, job)
+    where = f"{store.url}/{path}"
     try:
-        return pq.read_table(pa.BufferReader(store.get(path)))
+        return from_parquet(store.get(path))
     except FileNotFoundError:
-        raise UserError("a shard's record is missing", f"{store.url}/{path}", "shard the corpus again") from None
-    except pa.ArrowInvalid as error:
-        where = f"{store.url}/{path}"
+        raise UserError("a shard's record is missing", where, "shard the corpus again") from None
+    except ValueError as error:
         raise UserError(f"a shard's record is damaged: {error}", where, "delete it and shard again") from error
 
 
@@ -112,5 +112,18 @@ def read_failures(store: Store) -> list[dict[str, str]]:
 def to_parquet(table: pa.Table) -> bytes:
     """A table as the bytes of a Parquet file, the same every time."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
+
+
+def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in the bytes of a Parquet file, or some of its columns; ValueError if they are damaged.
+
+    Reads in the calling thread: `pq.read_table` starts Arrow's threads, and an interpreter that ends
+    while they live may abort.
+    """
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        return file.read(columns=None if columns is None else list(columns), use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(str(error)) from error

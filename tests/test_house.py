@@ -78,6 +78,10 @@ def test_a_package_is_imported_in_one_place(package: str, allowed: tuple[str, ..
     assert {path for path in importers(package) if not path.startswith(allowed)} == set()
 
 
+def test_parquet_is_read_in_the_calling_thread() -> None:
+    assert [str(path) for path in MODULES if "read_table(" in path.read_text("utf-8")] == []
+
+
 def test_top_of_the_repository() -> None:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
