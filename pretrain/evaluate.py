@@ -18,8 +18,9 @@ from pretrain.data.decode import decode_frames
 from pretrain.data.loader import evaluation_clips
 from pretrain.data.stream import Split, open_split
 from pretrain.data.transforms import ClipSettings, centre_view, normalise, rgb_clip
-from pretrain.models.resnet import VideoResNet, build_model
+from pretrain.models.network import VideoNetwork
 from pretrain.models.weights import load_weights
+from pretrain.models.zoo import build_model
 from pretrain.run import read_settings
 from sharding.errors import UserError
 from sharding.settings import Settings
@@ -53,7 +54,7 @@ class VideoScore:
 class Subject:
     """What is evaluated: the network in evaluation mode, where it computes, and its input."""
 
-    model: VideoResNet
+    model: VideoNetwork
     device: torch.device
     clip: ClipSettings
     split: Split
@@ -75,7 +76,7 @@ def open_subject(settings: EvaluateSettings) -> Subject:
             "evaluate on the store the run was trained on, or fine-tune the run on this one first",
         )
     checkpoint = load_run(run)
-    model = build_model(train.model, len(classes), train.data.clip.frames)
+    model = build_model(train.model, len(classes), train.data.clip.frames, train.data.clip.crop)
     load_weights(model, checkpoint.model, "keep", str(run))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Subject(model.to(device).eval(), device, train.data.clip, split, checkpoint.step)

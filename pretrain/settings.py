@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 
 from pretrain.checkpoint import CheckpointSettings
@@ -9,7 +10,7 @@ from pretrain.data.loader import LoaderSettings
 from pretrain.data.transforms import ClipSettings
 from pretrain.engine.engine import EngineSettings
 from pretrain.models.count import activation_bytes, macs, parameters
-from pretrain.models.resnet import ModelSettings, build_model
+from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.schedule import ScheduleSettings, total_steps
 from sharding.errors import UserError
 from sharding.settings import Settings
@@ -78,7 +79,8 @@ def check_ranks(lanes: int, ranks: int) -> None:
 def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> dict[str, Any]:
     """Quantities that follow from the settings and the store, by the names users know them by."""
     clip = settings.data.clip
-    model = build_model(settings.model, classes, clip.frames)
+    with torch.device("meta"):
+        model = build_model(settings.model, classes, clip.frames, clip.crop)
     count = parameters(model)
     value_bytes = 2 if settings.engine.precision == "bf16" else 4
     activations = activation_bytes(model, clip.frames, clip.crop, value_bytes) * settings.lane_batch

@@ -16,8 +16,9 @@ from pretrain.data.transforms import normalise
 from pretrain.engine.engine import Engine
 from pretrain.engine.world import World, leave_world, start_world
 from pretrain.hooks import CheckpointHook, Hook, LogHook, StepReport, ValidationHook
-from pretrain.models.resnet import VideoResNet, build_model
+from pretrain.models.network import VideoNetwork
 from pretrain.models.weights import load_weights
+from pretrain.models.zoo import build_model
 from pretrain.run import Run, read_settings
 from pretrain.schedule import learning_rate
 from pretrain.settings import TrainSettings, check_ranks, derived
@@ -53,7 +54,7 @@ def train(
     attempt = world.broadcast(begin_attempt(folder) if world.rank == 0 else 0)
 
     torch.manual_seed(settings.seed)
-    model = build_model(settings.model, len(classes), settings.data.clip.frames)
+    model = build_model(settings.model, len(classes), settings.data.clip.frames, settings.data.clip.crop)
     checkpoint = load_newest(folder)
     if checkpoint:
         load_weights(model, checkpoint.model, "keep", str(folder))
@@ -112,7 +113,7 @@ def lanes_of(world: World, lanes: int) -> range:
     return range(world.rank * share, (world.rank + 1) * share)
 
 
-def start_from(model: VideoResNet, source: Path, classes: list[str]) -> None:
+def start_from(model: VideoNetwork, source: Path, classes: list[str]) -> None:
     """Load another run's network; its classifier stays behind when its classes are not the same."""
     _, known = read_settings(source)
     checkpoint = load_run(source)
@@ -142,7 +143,7 @@ def check(settings: TrainSettings, ranks: int) -> dict[str, object]:
         Run(Path(settings.run), writes=False).begin(settings, classes, split.index.digest, quantities)
     if settings.init:
         start_from(
-            build_model(settings.model, len(classes), settings.data.clip.frames),
+            build_model(settings.model, len(classes), settings.data.clip.frames, settings.data.clip.crop),
             Path(settings.init.run),
             classes,
         )

@@ -10,7 +10,8 @@ from torch import nn
 
 from pretrain.models.batchnorm import LaneBatchNorm
 
-Kind = Literal["(2+1)d"]
+Kind = Literal["3d", "2d", "(2+1)d"]
+StemKind = Literal["3d", "2d", "(2+1)d", "folded"]
 Stride = tuple[int, int]  # along time, along height and width
 
 
@@ -18,13 +19,25 @@ Stride = tuple[int, int]  # along time, along height and width
 class Form:
     """Where a network has which convolution: its stem, and its stages conv2_x to conv5_x."""
 
-    stem: Kind
+    stem: StemKind
     stages: tuple[Kind, Kind, Kind, Kind]
 
 
+def _mixed(stem: StemKind, threed: range) -> Form:
+    """3D convolutions in the stages conv{n}_x for n in `threed`, 2D ones in the others."""
+    conv2, conv3, conv4, conv5 = ("3d" if stage in threed else "2d" for stage in range(2, 6))
+    return Form(stem, (conv2, conv3, conv4, conv5))  # type: ignore[arg-type]
+
+
 FORMS: dict[str, Form] = {
-    "r2plus1d": Form(stem="(2+1)d", stages=("(2+1)d", "(2+1)d", "(2+1)d", "(2+1)d")),
+    "r2d": _mixed("folded", range(0)),
+    "fr2d": _mixed("2d", range(0)),
+    "r3d": _mixed("3d", range(2, 6)),
+    **{f"mc{first}": _mixed("3d", range(2, first)) for first in range(2, 6)},
+    **{f"rmc{first}": _mixed("2d", range(first, 6)) for first in range(2, 6)},
+    "r2plus1d": Form("(2+1)d", ("(2+1)d", "(2+1)d", "(2+1)d", "(2+1)d")),
 }
+"""The forms of the R(2+1)D paper (arXiv 1711.11248, table 1 and section 3), by the names used everywhere."""
 
 
 def midplanes(inputs: int, outputs: int, time: int = 3, space: int = 3) -> int:
@@ -35,49 +48,62 @@ def midplanes(inputs: int, outputs: int, time: int = 3, space: int = 3) -> int:
 def temporal_strides(form: Form, frames: int) -> tuple[int, int, int, int]:
     """The stride along time of conv2_x to conv5_x for clips of `frames` frames.
 
-    Stages that see time halve it at conv3, conv4 and conv5; the halving at conv4 is left out under 4 frames
-    and that at conv5 under 8, so that a clip of any length is legal.
+    Stages that see time halve it at conv3, conv4 and conv5; 2D stages never do. The halving at conv4 is left
+    out under 4 frames and that at conv5 under 8, so that a clip of any length is legal.
     """
     fewest = (None, 1, 4, 8)  # conv2 never strides
-    halved = (least is not None and frames >= least for least in fewest)
-    conv2, conv3, conv4, conv5 = (2 if halve else 1 for halve in halved)
+    conv2, conv3, conv4, conv5 = (
+        2 if kind != "2d" and least is not None and frames >= least else 1
+        for kind, least in zip(form.stages, fewest, strict=True)
+    )
     return conv2, conv3, conv4, conv5
 
 
-def _factored(inputs: int, outputs: int, stride: Stride) -> nn.Module:
-    """A (2+1)D 3×3×3 convolution: spatial, BN, ReLU, temporal; its mid-planes are its own, not a block's."""
+def conv3d(
+    inputs: int,
+    outputs: int,
+    kernel: tuple[int, int, int],
+    stride: Stride = (1, 1),
+    padding: tuple[int, int, int] | None = None,
+    bias: bool = False,
+) -> nn.Conv3d:
+    """A convolution t×d×d, strided alike along height and width; padded by half its kernel unless told."""
     time, space = stride
-    middle = midplanes(inputs, outputs)
-    return nn.Sequential(
-        nn.Conv3d(inputs, middle, (1, 3, 3), stride=(1, space, space), padding=(0, 1, 1), bias=False),
+    half = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2) if padding is None else padding
+    return nn.Conv3d(inputs, outputs, kernel, stride=(time, space, space), padding=half, bias=bias)
+
+
+def _factored(inputs: int, middle: int, outputs: int, size: int, stride: Stride) -> list[nn.Module]:
+    """A (2+1)D convolution: spatial, BN, ReLU, temporal."""
+    time, space = stride
+    return [
+        conv3d(inputs, middle, (1, size, size), (1, space)),
         LaneBatchNorm(middle),
         nn.ReLU(inplace=True),
-        nn.Conv3d(middle, outputs, (3, 1, 1), stride=(time, 1, 1), padding=(1, 0, 0), bias=False),
-    )
+        conv3d(middle, outputs, (3, 1, 1), (time, 1)),
+    ]
 
 
-def _factored_stem(inputs: int, outputs: int, width: float) -> nn.Sequential:
-    """The (2+1)D stem; its mid-planes are 45 by decree (the formula would give 83), scaled by the width."""
-    middle = round(45 * width)
-    return nn.Sequential(
-        nn.Conv3d(inputs, middle, (1, 7, 7), stride=(1, 2, 2), padding=(0, 3, 3), bias=False),
-        LaneBatchNorm(middle),
-        nn.ReLU(inplace=True),
-        nn.Conv3d(middle, outputs, (3, 1, 1), padding=(1, 0, 0), bias=False),
-        LaneBatchNorm(outputs),
-        nn.ReLU(inplace=True),
-    )
+def convolution(kind: Kind, inputs: int, outputs: int, stride: Stride, middle: int | None = None) -> nn.Module:
+    """A 3×3×3 convolution of this kind, without its BN: N inputs T H W → N outputs ⌈T/t⌉ ⌈H/s⌉ ⌈W/s⌉.
+
+    `middle` gives a (2+1)D one other mid-planes than `midplanes`. A 2D one strides time where it is asked to.
+    """
+    if kind == "(2+1)d":
+        return nn.Sequential(*_factored(inputs, middle or midplanes(inputs, outputs), outputs, 3, stride))
+    return conv3d(inputs, outputs, (3 if kind == "3d" else 1, 3, 3), stride)
 
 
-_CONVOLUTIONS: dict[Kind, Callable[[int, int, Stride], nn.Module]] = {"(2+1)d": _factored}
-_STEMS: dict[Kind, Callable[[int, int, float], nn.Sequential]] = {"(2+1)d": _factored_stem}
+def stem(kind: StemKind, inputs: int, outputs: int, width: float, frames: int) -> nn.Sequential:
+    """The first layers, with their BN and ReLU: N inputs T H W → N outputs T ⌈H/2⌉ ⌈W/2⌉ (T 1 where folded).
 
-
-def convolution(kind: Kind, inputs: int, outputs: int, stride: Stride) -> nn.Module:
-    """A 3×3×3 convolution of this kind, without its BN: N inputs T H W → N outputs ⌈T/t⌉ ⌈H/s⌉ ⌈W/s⌉."""
-    return _CONVOLUTIONS[kind](inputs, outputs, stride)
-
-
-def stem(kind: Kind, inputs: int, outputs: int, width: float) -> nn.Sequential:
-    """The first layers of a network, with their BN and ReLU: N inputs T H W → N outputs T ⌈H/2⌉ ⌈W/2⌉."""
-    return _STEMS[kind](inputs, outputs, width)
+    The (2+1)D stem has 45 mid-planes by decree (the formula would give 83), scaled by the width. A folded one
+    turns all `frames` frames into channels at once.
+    """
+    makers: dict[StemKind, Callable[[], list[nn.Module]]] = {
+        "(2+1)d": lambda: _factored(inputs, round(45 * width), outputs, 7, (1, 2)),
+        "3d": lambda: [conv3d(inputs, outputs, (3, 7, 7), (1, 2))],
+        "2d": lambda: [conv3d(inputs, outputs, (1, 7, 7), (1, 2))],
+        "folded": lambda: [conv3d(inputs, outputs, (frames, 7, 7), (1, 2), padding=(0, 3, 3))],
+    }
+    return nn.Sequential(*makers[kind](), LaneBatchNorm(outputs), nn.ReLU(inplace=True))

@@ -32,6 +32,12 @@ def macs(model: nn.Module, frames: int, height: int, width: int) -> int:
     return total
 
 
+def activations(model: nn.Module, frames: int, height: int, width: int) -> int:
+    """Values that the convolutions and the fully connected layers put out for one clip."""
+    outputs = _outputs(model, frames, height, width)
+    return sum(output.numel() for module, output in outputs if isinstance(module, nn.Conv3d | nn.Linear))
+
+
 def activation_bytes(model: nn.Module, frames: int, size: int, bytes_per_value: int = 4) -> int:
     """About how many bytes one clip of `size` × `size` pixels keeps on the device for its backward pass.
 

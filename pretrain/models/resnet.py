@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from pretrain.models.batchnorm import LaneBatchNorm
-from pretrain.models.convolutions import FORMS, Form, Kind, Stride, convolution, stem, temporal_strides
-from sharding.settings import Settings
-
-
-class ModelSettings(Settings):
-    """Which network: its form (`name`), depth, width factor, and the dropout before its classifier."""
-
-    name: Literal["r2plus1d"] = "r2plus1d"
-    depth: Literal[10, 16, 18, 26, 34, 50, 101, 152] = 34
-    width: float = Field(default=1.0, ge=1 / 64, le=8)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    in_channels: int = Field(default=3, ge=1)
+from pretrain.models.convolutions import Form, Kind, Stride, conv3d, convolution, midplanes, stem, temporal_strides
+from pretrain.models.network import VideoNetwork
+from sharding.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,9 +34,7 @@ DEPTHS: dict[int, Depth] = {
 
 
 def _pointwise(inputs: int, outputs: int, stride: Stride = (1, 1)) -> list[nn.Module]:
-    time, space = stride
-    unit = nn.Conv3d(inputs, outputs, 1, stride=(time, space, space), bias=False)
-    return [unit, LaneBatchNorm(outputs)]
+    return [conv3d(inputs, outputs, (1, 1, 1), stride), LaneBatchNorm(outputs)]
 
 
 class _Block(nn.Module):
@@ -71,10 +58,10 @@ class _Block(nn.Module):
 class BasicBlock(_Block):
     """Two 3×3×3 convolutions of the stage's kind; the first strides."""
 
-    def __init__(self, kind: Kind, inputs: int, planes: int, stride: Stride) -> None:
+    def __init__(self, kind: Kind, inputs: int, planes: int, stride: Stride, middle: int | None) -> None:
         super().__init__(inputs, planes, stride)
-        first = convolution(kind, inputs, planes, stride)
-        second = convolution(kind, planes, planes, (1, 1))
+        first = convolution(kind, inputs, planes, stride, middle)
+        second = convolution(kind, planes, planes, (1, 1), middle)
         self.conv1 = nn.Sequential(first, LaneBatchNorm(planes), nn.ReLU(inplace=True))
         self.conv2 = nn.Sequential(second, LaneBatchNorm(planes))
 
@@ -85,26 +72,29 @@ class BasicBlock(_Block):
 class Bottleneck(_Block):
     """1×1×1, the 3×3×3 convolution of the stage's kind, which strides, 1×1×1 to `expansion` × planes."""
 
-    def __init__(self, kind: Kind, inputs: int, planes: int, stride: Stride, expansion: int) -> None:
+    def __init__(
+        self, kind: Kind, inputs: int, planes: int, stride: Stride, middle: int | None, expansion: int
+    ) -> None:
         super().__init__(inputs, planes * expansion, stride)
-        middle = convolution(kind, planes, planes, stride)
+        second = convolution(kind, planes, planes, stride, middle)
         self.conv1 = nn.Sequential(*_pointwise(inputs, planes), nn.ReLU(inplace=True))
-        self.conv2 = nn.Sequential(middle, LaneBatchNorm(planes), nn.ReLU(inplace=True))
+        self.conv2 = nn.Sequential(second, LaneBatchNorm(planes), nn.ReLU(inplace=True))
         self.conv3 = nn.Sequential(*_pointwise(planes, planes * expansion))
 
     def branch(self, x: Tensor) -> Tensor:
         return self.conv3(self.conv2(self.conv1(x)))
 
 
-class VideoResNet(nn.Module):
+class VideoResNet(VideoNetwork):
     """A ResNet over clips, N C T H W → logits N classes; its state-dict keys are torchvision's.
 
-    `frames` is the clip length it is built for: it decides which stages stride time (`temporal_strides`) and
-    no weight's shape, so weights move between lengths and a clip of another length runs too. There is no
-    pooling after the stem, at any depth.
+    `frames` is the clip length it is built for: it decides which stages stride time (`temporal_strides`) and,
+    R2D's stem apart, no weight's shape, so weights move between lengths and a clip of another length runs too.
+    `pool1` halves height and width once more after the stem, as ImageNet's ResNets do. `block_midplanes` takes
+    a (2+1)D block's mid-planes from its first convolution, as torchvision does, which is another network.
     """
 
-    head: ClassVar[str] = "fc"  # the classifier's name in the state dict
+    head: ClassVar[str] = "fc"
 
     def __init__(
         self,
@@ -112,19 +102,21 @@ class VideoResNet(nn.Module):
         depth: Depth,
         classes: int,
         frames: int,
-        in_channels: int,
-        width: float,
-        dropout: float,
+        in_channels: int = 3,
+        width: float = 1.0,
+        dropout: float = 0.0,
+        pool1: bool = False,
+        block_midplanes: bool = False,
     ) -> None:
         super().__init__()
-        if classes < 1 or frames < 1:
-            raise ValueError(f"a network needs at least 1 class and 1 frame, not {classes} and {frames}")
+        self.frames = frames if form.stem == "folded" else None
         planes = [round(64 * 2**stage * width) for stage in range(4)]
         inputs = planes[0]
-        self.stem = stem(form.stem, in_channels, inputs, width)
+        self.stem = stem(form.stem, in_channels, inputs, width, frames)
+        self.pool1 = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)) if pool1 else nn.Identity()
         for index, time in enumerate(temporal_strides(form, frames)):
             stride = (time, 1 if index == 0 else 2)
-            stage = _stage(form.stages[index], depth, index, inputs, planes[index], stride)
+            stage = _stage(form.stages[index], depth, index, inputs, planes[index], stride, block_midplanes)
             self.add_module(f"layer{index + 1}", stage)
             inputs = planes[index] * (depth.expansion or 1)
         self.avgpool = nn.AdaptiveAvgPool3d(1)
@@ -132,20 +124,34 @@ class VideoResNet(nn.Module):
         self.fc = nn.Linear(inputs, classes)
         self.apply(_initialise)
 
-    def forward(self, clips: Tensor) -> Tensor:  # N C T H W → N classes
-        x = self.stem(clips.contiguous(memory_format=torch.channels_last_3d))  # a third faster on a CPU
+    def features(self, clips: Tensor) -> Tensor:  # N C T H W → N D
+        """Pooled activations of conv5_x. Raises UserError for an R2D fed clips of another length."""
+        if self.frames is not None and clips.shape[2] != self.frames:
+            raise UserError(
+                f"this R2D was built for clips of {self.frames} frames and was fed {clips.shape[2]}",
+                "data.clip.frames",
+                f"give it clips of {self.frames} frames, or take another form: all but r2d run at any length",
+            )
+        x = self.pool1(self.stem(clips))
         for index in range(1, 5):
             x = self.get_submodule(f"layer{index}")(x)
-        return self.fc(self.dropout(self.avgpool(x).flatten(1)))
+        return self.avgpool(x).flatten(1)
+
+    def classify(self, features: Tensor) -> Tensor:  # N D → N classes
+        """Dropout and the fully connected layer."""
+        return self.fc(self.dropout(features))
 
 
-def _stage(kind: Kind, depth: Depth, index: int, inputs: int, planes: int, stride: Stride) -> nn.Sequential:
+def _stage(
+    kind: Kind, depth: Depth, index: int, inputs: int, planes: int, stride: Stride, block_midplanes: bool
+) -> nn.Sequential:
     blocks: list[nn.Module] = []
     for _ in range(depth.blocks[index]):
+        middle = midplanes(inputs, planes) if block_midplanes else None
         if depth.expansion is None:
-            blocks.append(BasicBlock(kind, inputs, planes, stride))
+            blocks.append(BasicBlock(kind, inputs, planes, stride, middle))
         else:
-            blocks.append(Bottleneck(kind, inputs, planes, stride, depth.expansion))
+            blocks.append(Bottleneck(kind, inputs, planes, stride, middle, depth.expansion))
         inputs, stride = planes * (depth.expansion or 1), (1, 1)
     return nn.Sequential(*blocks)
 
@@ -157,19 +163,3 @@ def _initialise(module: nn.Module) -> None:
     elif isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, 0.0, 0.01)
         nn.init.zeros_(module.bias)
-
-
-def build_model(settings: ModelSettings, classes: int, frames: int) -> VideoResNet:
-    """The network of these settings for `classes` classes and clips of `frames` frames, freshly initialised.
-
-    It draws from torch's default generator. Raises ValueError if either is below 1.
-    """
-    return VideoResNet(
-        FORMS[settings.name],
-        DEPTHS[settings.depth],
-        classes=classes,
-        frames=frames,
-        in_channels=settings.in_channels,
-        width=settings.width,
-        dropout=settings.dropout,
-    )

@@ -12,13 +12,14 @@ from torch.nn import functional
 
 from pretrain.engine.engine import Engine, EngineSettings
 from pretrain.engine.world import World, leave_world, start_world
-from pretrain.models.resnet import ModelSettings, VideoResNet, build_model
+from pretrain.models.network import VideoNetwork
+from pretrain.models.zoo import ModelSettings, build_model
 
 LANES, LANE_BATCH, CLASSES, RATE = 4, 4, 5, 0.01
 MODEL = ModelSettings(depth=10, width=0.125)
 
 
-def network() -> VideoResNet:
+def network() -> VideoNetwork:
     """The same network for every case."""
     torch.manual_seed(11)
     return build_model(MODEL, CLASSES, frames=4)
@@ -31,7 +32,7 @@ def lane_clips(step: int, lane: int) -> tuple[torch.Tensor, torch.Tensor]:
     return video, torch.randint(CLASSES, (LANE_BATCH,), generator=draw)
 
 
-def snapshot(model: VideoResNet, momentum: dict[str, torch.Tensor]) -> dict[str, Any]:
+def snapshot(model: VideoNetwork, momentum: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Copies of the state dict, which goes on changing, and of the momentum."""
     return {
         "model": {name: value.clone() for name, value in model.state_dict().items()},

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from pretrain.checkpoint import load_run
-from pretrain.models.resnet import ModelSettings, build_model
+from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.run import read_settings
 from pretrain.settings import check_ranks
 from pretrain.trainer import check, start_from

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.models.batchnorm import LaneBatchNorm
 from pretrain.models.count import activation_bytes, conv_fc_parameters, macs, parameters
-from pretrain.models.resnet import ModelSettings, build_model
+from pretrain.models.zoo import ModelSettings, build_model
 
 
 @pytest.mark.parametrize(("depth", "frames"), [(10, 1), (18, 5), (34, 8), (26, 3), (50, 16)])
