@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sharding.errors import UserError
+from sharding.rename import rename_new
 
 TEMPORARY = ".tmp-"
 
@@ -67,6 +69,10 @@ class LocalStore:
         with self._told(path):
             shutil.copyfile(self.root / path, local_path)
 
+    def delete(self, path: str) -> None:
+        with self._told(path):
+            (self.root / path).unlink(missing_ok=True)
+
     def _commit(self, path: str, write: Callable[[Path], object], create: bool) -> None:
         """Write a temporary file beside the target, sync it, then give it its name in one step."""
         target = self.root / path
@@ -78,7 +84,7 @@ class LocalStore:
                 write(temporary)
                 os.fsync(handle)
                 if create:
-                    os.link(temporary, target)
+                    rename_new(temporary, target)
                 else:
                     temporary.replace(target)
             finally:
@@ -126,5 +132,8 @@ def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # SMB and some FUSE mounts sync no folders
+            raise
     finally:
         os.close(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -47,6 +48,9 @@ class Store(Protocol):
 
     def get_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
         """Download an object to a local file, without holding it in memory."""
+
+    def delete(self, path: str) -> None:
+        """Remove the object, if it is there."""
 
 
 def open_store(url: str | os.PathLike[str]) -> Store:
@@ -155,6 +159,10 @@ class RemoteStore:
 
     def get_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
         self._call(path, lambda fs, full: fs.get_file(full, os.fspath(local_path)))
+
+    def delete(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._call(path, lambda fs, full: fs.rm_file(full))
 
     def _call(self, path: str, action: Callable[[Any, str], T]) -> T:
         full = f"{self.root}/{path}".rstrip("/")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
+import stat
 import threading
 from pathlib import Path
 
@@ -83,6 +86,49 @@ def test_absent_and_short(store: Store) -> None:
             call("absent")
     with pytest.raises(UserError, match="ends early"):
         store.get_range("short", 3, 9)
+
+
+def test_delete(store: Store) -> None:
+    store.put("a/b", b"1")
+    store.put("a/c", b"2")
+    store.delete("a/b")
+    store.delete("a/b")
+    store.delete("none/at all")
+    assert store.list("") == ["a/c"]
+    store.put("a/b", b"3", create=True)
+    assert store.get("a/b") == b"3"
+
+
+NO_LINK = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+
+
+@pytest.mark.parametrize("number", NO_LINK)
+@pytest.mark.parametrize("rename", ["atomic", "absent", "refused"])
+def test_a_disk_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, rename: str) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(number, "no hard links here")
+
+    monkeypatch.setattr("os.link", fail)
+    if rename == "absent":
+        monkeypatch.setattr("sharding.rename.ctypes.CDLL", lambda *_, **__: object())
+    elif rename == "refused":
+        monkeypatch.setattr("sharding.rename._rename_noreplace", lambda *_: fail())
+    store = open_store(str(tmp_path / "store"))
+    test_create_only_once(store)
+    test_of_many_creators_one_wins(store)
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["one", "record"]
+
+
+def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    test_create_only_once(open_store(str(tmp_path / "store")))
 
 
 def test_a_copy_in_another_process_is_the_same_store(store: Store) -> None:
