@@ -25,6 +25,12 @@ from sharding.settings import Settings
 KEY_FRAME_EVERY = 16
 TIME_BASE = Fraction(1, 90000)  # whole steps for 24, 25, 30, 50, 60 and 30000/1001 frames a second
 LONGEST_GAP = 600.0  # seconds between two frames; more is a damaged timestamp
+DEMUXERS = (
+    "aac,asf,avi,dv,flac,flv,gif,h264,hevc,ivf,jpeg_pipe,m4v,matroska,mjpeg,mov,mp3,mpeg,mpegts,mpegvideo,mxf,"
+    "nsv,nut,ogg,png_pipe,rm,swf,vc1,wav,webp_pipe"
+)
+# A playlist (concat, hls, dash, …) would have FFmpeg read other files, or addresses.
+ONE_FILE_ONLY = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 
 
 class EncodeSettings(Settings):
@@ -70,9 +76,9 @@ def transcode(path: Path, settings: EncodeSettings) -> Clip:
     head, size = _head(path)
     judge_bytes(head, size)
     try:
-        source = av.open(str(path), metadata_errors="replace")
-    except (av.error.FFmpegError, ValueError, OSError) as error:
-        raise judge_unopenable(path, head, str(error)) from error
+        source = av.open(f"file:{path}", metadata_errors="replace", container_options=ONE_FILE_ONLY)
+    except av.error.FFmpegError as error:
+        raise judge_unopenable(path, head, error.strerror or str(error)) from error
     with source:
         stream = _video_stream(source)
         stream.codec_context.thread_type = "AUTO"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from sharding.judge import BadVideo, Decoded, judge_frames
 from sharding.picture import fitted_size, pad_lines
-from sharding.video import TIME_BASE, Clip, EncodeSettings, transcode
+from sharding.video import DEMUXERS, TIME_BASE, Clip, EncodeSettings, transcode
 from tests.sharding.conftest import FOOTAGE, frames_of
 
 SETTINGS = EncodeSettings(short_edge=64, preset="ultrafast")
@@ -119,6 +120,37 @@ def test_reasons(broken: dict[str, Path], name: str, kind: str, told: str) -> No
     with pytest.raises(BadVideo, match=told) as caught:
         transcode(broken[name], SETTINGS)
     assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize(
+    "playlist",
+    [
+        b"ffconcat version 1.0\n#\xff\nfile other.mp4\n",
+        b"#EXTM3U\n#\xff\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nother.mp4\n#EXT-X-ENDLIST\n",
+        b"<?xml version='1.0'?><!--\xff--><MPD xmlns='urn:mpeg:dash:schema:mpd:2011' type='static'><Period>"
+        b"<AdaptationSet><Representation id='1' bandwidth='1'><BaseURL>other.mp4</BaseURL></Representation>"
+        b"</AdaptationSet></Period></MPD>",
+    ],
+    ids=["concat", "hls", "dash"],
+)
+def test_a_playlist_is_no_video(tmp_path: Path, pieces: list[Path], playlist: bytes) -> None:
+    shutil.copyfile(pieces[0], tmp_path / "other.mp4")
+    for name in ("list.mp4", "list.ts", "list.mkv"):
+        (tmp_path / name).write_bytes(playlist)
+        with pytest.raises(BadVideo, match="not a video file"):
+            transcode(tmp_path / name, SETTINGS)
+
+
+def test_a_name_is_never_an_address(tmp_path: Path, pieces: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("concat:other.mp4", "http:other.mp4", "%03d.mp4", "-.mp4"):
+        shutil.copyfile(pieces[0], name)
+        assert transcode(Path(name), SETTINGS).frames == 20
+
+
+def test_the_demuxers_that_may_open_a_file_exist() -> None:
+    known = {name for listed in av.formats_available for name in listed.split(",")}
+    assert [name for name in DEMUXERS.split(",") if name not in known] == []
 
 
 def test_a_missing_file_is_a_bad_video(tmp_path: Path) -> None:
