@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sharding.errors import UserError
+from sharding.source import local_root
 from sharding.store import open_store
 
 EXTENSIONS = frozenset(
@@ -87,8 +86,7 @@ def read_manifest(corpus: str, validation: float) -> Manifest:
     layout, notes = read_layout(videos, PurePosixPath(Path(corpus).absolute().as_posix()).name or "all", corpus)
     ignored = [uri for uri in sizes if not is_video_name(uri)]
     if ignored:
-        examples = ", ".join(sorted(ignored)[:3]) + (", …" if len(ignored) > 3 else "")
-        notes.append(f"ignored {len(ignored)} files that are not videos by their name: {examples}")
+        notes.append(f"ignored {len(ignored)} files that are not videos by their name: {_examples(sorted(ignored))}")
     classes = tuple(sorted({name for _, name, _ in layout}))
     labels = {name: index for index, name in enumerate(classes)}
     splits = assign_splits({uri: split for uri, _, split in layout}, validation, sizes)
@@ -100,6 +98,11 @@ def is_video_name(uri: str) -> bool:
     """Whether a path's name says video: a known extension, no hidden part."""
     path = PurePosixPath(uri)
     return path.suffix[1:].lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+
+
+def printable(text: str) -> str:
+    """A name with the bytes that are not UTF-8 written as \\udcXX: what is stored and shown of a file's name."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_layout(videos: Sequence[str], folder: str, corpus: str) -> tuple[Layout, list[str]]:
@@ -150,38 +153,30 @@ def uri_fraction(uri: str) -> float:
     return int.from_bytes(hashlib.sha256(uri.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
 
 
-@contextlib.contextmanager
-def local_file(corpus: str, uri: str) -> Iterator[Path]:
-    """A local path of a corpus' video: the file itself, or a copy fetched for as long as it is used."""
-    if "://" not in corpus:
-        yield Path(corpus).expanduser() / uri
-        return
-    with tempfile.TemporaryDirectory(prefix="reelscale-video-") as folder:
-        path = Path(folder) / PurePosixPath(uri).name
-        open_store(corpus).get_file(uri, path)
-        yield path
-
-
 def _classes_of(rows: Sequence[tuple[str, tuple[str, ...], str]], folder: str, corpus: str) -> Layout:
     flat = [uri for uri, parts, _ in rows if len(parts) == 1]
     if len(flat) == len(rows):
-        return [(uri, folder, split) for uri, _, split in rows]
+        return [(uri, printable(folder), split) for uri, _, split in rows]
     if flat:
         raise _stray(flat, "the class folders", corpus)
-    return [(uri, parts[0], split) for uri, parts, split in rows]
+    return [(uri, printable(parts[0]), split) for uri, parts, split in rows]
 
 
 def _stray(loose: list[str], beside: str, corpus: str) -> UserError:
-    examples = ", ".join(loose[:3]) + (", …" if len(loose) > 3 else "")
     remedy = "move them into a class folder, or out of the corpus"
-    return UserError(f"{len(loose)} videos lie beside {beside} and so have no class: {examples}", corpus, remedy)
+    what = f"{len(loose)} videos lie beside {beside} and so have no class: {_examples(loose)}"
+    return UserError(what, corpus, remedy)
+
+
+def _examples(uris: Sequence[str]) -> str:
+    return ", ".join(map(printable, uris[:3])) + (", …" if len(uris) > 3 else "")
 
 
 def _files(corpus: str) -> dict[str, int]:
     """Relative posix path → bytes of every file below `corpus` (no sizes for a remote one)."""
-    if "://" in corpus:
+    root = local_root(corpus)
+    if root is None:
         return dict.fromkeys(open_store(corpus).list(""), SMALLEST_VIDEO)
-    root = Path(corpus).expanduser()
     if not root.exists():
         raise UserError("there is no such corpus", corpus, "check the path; it must be a folder of videos")
     if not root.is_dir():

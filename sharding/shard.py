@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tarfile
 import tempfile
 import time
 from collections import Counter
@@ -21,11 +19,13 @@ from sharding import index, metrics, record
 from sharding.errors import UserError
 from sharding.index import Index
 from sharding.judge import BadVideo
-from sharding.manifest import Manifest, Video, local_file, read_manifest
+from sharding.manifest import Manifest, Video, printable, read_manifest
+from sharding.parts import Parts
 from sharding.plan import ShardJob, manifest_digest, plan
 from sharding.settings import Settings, differences, digest
+from sharding.source import local_file, require_readable
 from sharding.store import Store, open_store
-from sharding.video import TIME_BASE, Clip, EncodeSettings, transcode
+from sharding.video import EncodeSettings, transcode
 
 
 class ShardSettings(Settings):
@@ -87,13 +87,15 @@ def make_shard(job: ShardJob, corpus: str, store: Store | str, settings: ShardSe
     """Transcode the job's videos and put its shard; killed at any moment, it leaves no half shard.
 
     A video that cannot be used becomes a line of the failure list and never ends the shard. Raises
-    UserError if the store or the local disk cannot be used.
+    UserError if the store, the local disk or the corpus itself cannot be used.
     """
     store = _opened(store)
     began = time.monotonic()
     failures: list[dict[str, str]] = []
-    with tempfile.TemporaryDirectory(prefix="reelscale-shard-") as folder:
-        parts = _Parts(Path(folder), job, settings.part_bytes)
+    with (
+        tempfile.TemporaryDirectory(prefix="reelscale-shard-") as folder,
+        Parts(Path(folder), job, settings.part_bytes) as parts,
+    ):
         for video in job.videos:
             try:
                 with local_file(corpus, video.uri) as path:
@@ -101,6 +103,7 @@ def make_shard(job: ShardJob, corpus: str, store: Store | str, settings: ShardSe
             except (UserError, MemoryError):
                 raise
             except Exception as error:
+                require_readable(corpus, video.uri, error)
                 failures.append(_failure(video, error))
             else:
                 parts.add(video, clip)
@@ -113,7 +116,7 @@ def make_shard(job: ShardJob, corpus: str, store: Store | str, settings: ShardSe
     path_of_failures = record.failures_path(job.split, job.id)
     if failures or store.exists(path_of_failures):
         lines = "".join(json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures)
-        store.put(path_of_failures, lines.encode("utf-8", "backslashreplace"))
+        store.put(path_of_failures, lines.encode())
     meta = _record_meta(job, described, rows, len(failures), digest(settings))
     mine = record.write_record(store, job.split, job.id, rows, meta)
     total = sum(part["bytes"] for part in described)
@@ -127,75 +130,6 @@ def finish(store: Store | str) -> Index:
     Raises UserError, with the first reasons, if not one video was good.
     """
     return index.merge(_opened(store))
-
-
-def sample_key(uri: str) -> str:
-    """The name of a video's sample: 20 hex digits, the same in every store."""
-    return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()[:20]
-
-
-class _Parts:
-    """The tar parts of a shard in a local folder, byte for byte the same for the same videos."""
-
-    def __init__(self, folder: Path, job: ShardJob, part_bytes: int) -> None:
-        self.folder = folder
-        self.job = job
-        self.part_bytes = part_bytes
-        self.paths: list[Path] = []
-        self.rows: list[dict[str, Any]] = []
-        self.writer: Any = None
-
-    def add(self, video: Video, clip: Clip) -> None:
-        """Append a sample; `UserError` if the disk is full."""
-        row = _row(video, clip, part=len(self.paths) - (self.writer is not None))
-        try:
-            if self.writer is None:
-                self._open()
-            self.writer.write({"__key__": row["key"], "mp4": clip.data, "json": _sample_json(video, clip)})
-            if self.writer.tarstream.offset >= self.part_bytes:
-                self.close()
-        except OSError as error:
-            remedy = "free space there, or set TMPDIR to another folder"
-            raise UserError(f"the shard cannot be written: {error.strerror}", str(self.folder), remedy) from error
-        self.rows.append(row)
-
-    def close(self) -> None:
-        """End the part being written, if any."""
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
-
-    def verified(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The record's rows with their offsets, and a description a part, both read back from the tars."""
-        described = []
-        rows = iter(self.rows)
-        for number, path in enumerate(self.paths):
-            samples = 0
-            with tarfile.open(path) as tar, path.open("rb") as file:
-                for member in tar:
-                    if not member.name.endswith(".mp4"):
-                        continue
-                    row = next(rows)
-                    file.seek(member.offset_data)
-                    payload = hashlib.sha256(file.read(member.size)).hexdigest()
-                    if member.name != f"{row['key']}.mp4" or row["part"] != number or payload != row["sha256"]:
-                        remedy = "the local disk returned other bytes than were written: check it, or set TMPDIR"
-                        raise UserError(f"sample {row['key']} did not read back as written", str(path), remedy)
-                    row |= {"offset": member.offset_data, "size": member.size}
-                    samples += 1
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            name = record.part_path(self.job.split, self.job.id, number)
-            described.append({"path": name, "samples": samples, "bytes": path.stat().st_size, "sha256": sha256})
-        assert next(rows, None) is None
-        return self.rows, described
-
-    def _open(self) -> None:
-        from webdataset import TarWriter  # imports torch: seconds that a planner need not spend
-
-        path = self.folder / f"{len(self.paths):02d}.tar"
-        self.paths.append(path)
-        self.writer = TarWriter(str(path), encoder=False, mtime=0, user="reelscale", group="reelscale", mode=0o444)
 
 
 def _opened(store: Store | str) -> Store:
@@ -232,33 +166,8 @@ def _failure(video: Video, error: Exception) -> dict[str, str]:
     if not isinstance(error, BadVideo):
         error = BadVideo("unexpected", "it could not be transcoded", f"{type(error).__name__}: {error}")
     metrics.FAILURES.labels(reason=error.kind).inc()
-    return {"uri": video.uri, "reason": error.reason, "detail": error.detail}
-
-
-def _row(video: Video, clip: Clip, part: int) -> dict[str, Any]:
-    fields = {name: value for name, value in vars(clip).items() if name != "data"}
-    return fields | {
-        "key": sample_key(video.uri),
-        "part": max(part, 0),
-        "sha256": hashlib.sha256(clip.data).hexdigest(),
-        "labels": list(video.labels),
-        "uri": video.uri,
-        "time_base": str(TIME_BASE),
-    }
-
-
-def _sample_json(video: Video, clip: Clip) -> bytes:
-    tree = {
-        "labels": list(video.labels),
-        "uri": video.uri,
-        "start": clip.start,
-        "end": clip.end,
-        "fps": clip.fps,
-        "frames": clip.frames,
-        "width": clip.width,
-        "height": clip.height,
-    }
-    return json.dumps(tree, sort_keys=True).encode()
+    told = {"uri": video.uri, "reason": error.reason, "detail": error.detail}
+    return {name: printable(text) for name, text in told.items()}
 
 
 def _record_meta(

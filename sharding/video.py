@@ -21,6 +21,7 @@ from av.video.stream import VideoStream
 from sharding.judge import BadVideo, Decoded, judge_bytes, judge_frames, judge_unopenable
 from sharding.picture import Fitter
 from sharding.settings import Settings
+from sharding.source import OF_ONE_FILE
 
 KEY_FRAME_EVERY = 16
 TIME_BASE = Fraction(1, 90000)  # whole steps for 24, 25, 30, 50, 60 and 30000/1001 frames a second
@@ -71,7 +72,8 @@ class Clip:
 def transcode(path: Path, settings: EncodeSettings) -> Clip:
     """The video at `path` as a Clip; frames stream from decoder to encoder, never all in memory.
 
-    Raises BadVideo with a reason a person understands if it is not a video, or too little of it decodes.
+    Raises BadVideo with a reason a person understands if it is not a video, too little of it decodes, or the
+    file is missing or forbidden; OSError if the disk does not answer.
     """
     head, size = _head(path)
     judge_bytes(head, size)
@@ -249,5 +251,5 @@ def _head(path: Path) -> tuple[bytes, int]:
     try:
         with path.open("rb") as file:
             return file.read(4096), path.stat().st_size
-    except OSError as error:
+    except OF_ONE_FILE as error:
         raise BadVideo("unreadable", "the file cannot be read", str(error.strerror or error)) from error

@@ -84,6 +84,13 @@ def test_mistakes(tmp_path: Path) -> None:
         read_manifest(make(tmp_path / "mixed", "x/a.mp4", "stray.mp4"), 0.1)
 
 
+def test_a_file_address_is_a_folder(tmp_path: Path) -> None:
+    corpus = make(tmp_path / "corpus", "x/a.mp4", "y/b.mp4")
+    assert read_manifest(f"file://{corpus}", 0.1).videos == read_manifest(corpus, 0.1).videos
+    with pytest.raises(UserError, match="no such corpus"):
+        read_manifest(f"file://{tmp_path}/none", 0.1)
+
+
 def test_an_empty_file_is_no_validation_split(tmp_path: Path) -> None:
     for n in range(20):
         root = tmp_path / str(n)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -19,7 +20,8 @@ from prometheus_client import REGISTRY
 
 from sharding import index, record
 from sharding.errors import UserError
-from sharding.shard import Prepared, ShardSettings, finish, make_shard, prepare, sample_key
+from sharding.parts import sample_key
+from sharding.shard import Prepared, ShardSettings, finish, make_shard, prepare
 from sharding.store import Store, open_store
 
 SETTINGS = ShardSettings.model_validate(
@@ -124,6 +126,23 @@ def test_an_unexpected_error_ends_the_video_not_the_shard(
     result = make_shard(prepared.todo[0], str(corpus), store, SETTINGS)
     assert result.samples == 0 and result.failures == len(prepared.todo[0].videos)
     assert "ZeroDivisionError: of all things" in index.read_failures(store)[0]["detail"]
+
+
+@pytest.mark.parametrize("method", ["write", "close"])
+def test_a_full_local_disk_ends_the_job(
+    corpus: Path, store: Store, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    real = webdataset.TarWriter.close
+
+    def fail(writer: webdataset.TarWriter, *_: object) -> None:
+        real(writer)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(webdataset.TarWriter, method, fail)
+    job = prepare(str(corpus), store, SETTINGS).todo[0]
+    with pytest.raises(UserError, match="the shard cannot be written: No space left on device") as caught:
+        make_shard(job, str(corpus), store, SETTINGS)
+    assert "TMPDIR" in caught.value.remedy and not record.list_records(store)
 
 
 def test_small_parts_are_many(corpus: Path, store: Store) -> None:
