@@ -62,7 +62,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A corpus as read: `notes` says in words what was left out."""
+    """A corpus as read: `notes` says in words what was left out, and what will be missed."""
 
     corpus: str
     classes: tuple[str, ...]
@@ -75,7 +75,8 @@ def read_manifest(corpus: str, validation: float) -> Manifest:
 
     `CORPUS/{train,val}/class/**/file`, `CORPUS/class/**/file`, or files flat in CORPUS (one class, named
     after the folder). Without a given split, a share `validation` of the videos, by a hash of the uri,
-    is for validation. Raises UserError if the corpus is missing, holds no video, or mixes layouts.
+    is for validation. Videos beside class folders are left out. Raises UserError if the corpus is missing or
+    holds no video.
     """
     sizes = _files(corpus)
     videos = sorted(uri for uri in sizes if is_video_name(uri))
@@ -83,7 +84,8 @@ def read_manifest(corpus: str, validation: float) -> Manifest:
         found = f"it holds {len(sizes)} other files" if sizes else "it holds no file"
         remedy = "put videos (mp4, avi, mkv, webm, mov, …) into class folders: CORPUS/class/video.mp4"
         raise UserError(f"no video in the corpus; {found}", corpus, remedy)
-    layout, notes = read_layout(videos, PurePosixPath(Path(corpus).absolute().as_posix()).name or "all", corpus)
+    layout, notes = read_layout(videos, PurePosixPath(Path(corpus).absolute().as_posix()).name or "all")
+    notes += _remarks(layout)
     ignored = [uri for uri in sizes if not is_video_name(uri)]
     if ignored:
         notes.append(f"ignored {len(ignored)} files that are not videos by their name: {_examples(sorted(ignored))}")
@@ -105,46 +107,39 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def read_layout(videos: Sequence[str], folder: str, corpus: str) -> tuple[Layout, list[str]]:
+def read_layout(videos: Sequence[str], folder: str) -> tuple[Layout, list[str]]:
     """(uri, class, split or "") of each video, and notes on what was left out."""
-    paths = [PurePosixPath(uri).parts for uri in videos]
-    tops = {parts[0] for parts in paths if len(parts) > 1}
-    split_folders = {top for top in tops if top.lower() in SPLITS}
+    paths = {uri: PurePosixPath(uri).parts for uri in videos}
+    tops = {parts[0] for parts in paths.values() if len(parts) > 1}
     # A class may be called "train" (the locomotive) among others: splits only if every folder is one.
-    if not split_folders or split_folders != tops:
-        return _classes_of([(uri, parts, "") for uri, parts in zip(videos, paths, strict=True)], folder, corpus), []
-    loose = [uri for uri, parts in zip(videos, paths, strict=True) if len(parts) == 1]
+    if tops and all(top.lower() in SPLITS for top in tops):
+        rows = [(uri, parts[1:], SPLITS[parts[0].lower()]) for uri, parts in paths.items() if len(parts) > 1]
+    else:
+        rows = [(uri, parts, "") for uri, parts in paths.items()]
+    classed = _classes_of(rows, printable(folder))
+    layout, notes = _settle_splits(classed)
+    loose = sorted({*videos} - {uri for uri, _, _ in classed})
     if loose:
-        raise _stray(loose, "the split folders", corpus)
-    given = {SPLITS[top.lower()] for top in split_folders}
-    notes, rows = [], []
-    for uri, parts in zip(videos, paths, strict=True):
-        split = SPLITS[parts[0].lower()]
-        if split == "test":
-            split = "" if "val" in given else "val"
-        if split:
-            rows.append((uri, parts[1:], split if given != {"train"} else ""))
-    if len(rows) < len(videos):
-        notes.append(f"left out {len(videos) - len(rows)} videos in test/, because a validation folder exists")
-    return _classes_of(rows, folder, corpus), notes
+        told = f"left out {len(loose)} videos that lie beside the class folders and so have no class"
+        notes.append(f"{told}: {_examples(loose)}")
+    return layout, notes
 
 
 def assign_splits(given: dict[str, str], validation: float, sizes: dict[str, int]) -> dict[str, str]:
     """uri → "train" or "val". A uri without a given split ("") goes by its hash alone.
 
-    Only where that would leave one side without a video of plausible size, and two such exist, the
-    nearest by hash crosses over.
+    Only where that would leave one side without a video of plausible size, the nearest by hash crosses
+    over; of one such video alone, training gets it.
     """
     splits = {uri: split or ("val" if uri_fraction(uri) < validation else "train") for uri, split in given.items()}
     if any(given.values()) or validation <= 0:
         return splits
     plausible = sorted((uri for uri in given if sizes.get(uri, SMALLEST_VIDEO) >= SMALLEST_VIDEO), key=uri_fraction)
-    if len(plausible) >= 2:
-        count = Counter(splits[uri] for uri in plausible)
-        if not count["val"]:
-            splits[plausible[0]] = "val"
-        elif not count["train"]:
-            splits[plausible[-1]] = "train"
+    count = Counter(splits[uri] for uri in plausible)
+    if len(plausible) >= 2 and not count["val"]:
+        splits[plausible[0]] = "val"
+    elif plausible and not count["train"]:
+        splits[plausible[-1]] = "train"
     return splits
 
 
@@ -153,19 +148,38 @@ def uri_fraction(uri: str) -> float:
     return int.from_bytes(hashlib.sha256(uri.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
 
 
-def _classes_of(rows: Sequence[tuple[str, tuple[str, ...], str]], folder: str, corpus: str) -> Layout:
-    flat = [uri for uri, parts, _ in rows if len(parts) == 1]
-    if len(flat) == len(rows):
-        return [(uri, printable(folder), split) for uri, _, split in rows]
-    if flat:
-        raise _stray(flat, "the class folders", corpus)
-    return [(uri, printable(parts[0]), split) for uri, parts, split in rows]
+def _classes_of(rows: Sequence[tuple[str, tuple[str, ...], str]], folder: str) -> Layout:
+    """Rows with the class that their first folder names; if not one lies in a folder, all are of one class."""
+    layout = [(uri, printable(parts[0]), split) for uri, parts, split in rows if len(parts) > 1]
+    return layout or [(uri, folder, split) for uri, _, split in rows]
 
 
-def _stray(loose: list[str], beside: str, corpus: str) -> UserError:
-    remedy = "move them into a class folder, or out of the corpus"
-    what = f"{len(loose)} videos lie beside {beside} and so have no class: {_examples(loose)}"
-    return UserError(what, corpus, remedy)
+def _settle_splits(layout: Layout) -> tuple[Layout, list[str]]:
+    """The layout with test videos as validation, or left out where there is another; "" where a share is taken."""
+    given = {split for _, _, split in layout}
+    if given <= {"", "train"}:
+        return [(uri, name, "") for uri, name, _ in layout], []
+    if {"val", "test"} <= given:
+        kept = [row for row in layout if row[2] != "test"]
+        return kept, [f"left out {len(layout) - len(kept)} videos in test/, because a validation folder exists"]
+    return [(uri, name, "val" if split == "test" else split) for uri, name, split in layout], []
+
+
+def _remarks(layout: Layout) -> list[str]:
+    """What of a corpus that can be sharded will be missed later."""
+    remarks = []
+    classes = {name for _, name, _ in layout}
+    if len(classes) == 1:
+        remarks.append(
+            f"there is one class, {classes.pop()}, so there is nothing to tell apart; "
+            "to make classes, sort the videos into folders: CORPUS/class/video.mp4"
+        )
+    if all(split == "val" for _, _, split in layout):
+        remarks.append(
+            "there is no video to train on, because every folder is one of validation: the store will serve to "
+            "evaluate; to train, add CORPUS/train/class/video.mp4, or give that folder itself as CORPUS"
+        )
+    return remarks
 
 
 def _examples(uris: Sequence[str]) -> str:

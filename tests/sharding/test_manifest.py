@@ -80,8 +80,43 @@ def test_mistakes(tmp_path: Path) -> None:
         read_manifest(make(tmp_path / "texts", "x/a.txt"), 0.1)
     with pytest.raises(UserError, match="is a file"):
         read_manifest(str(tmp_path / "texts" / "x" / "a.txt"), 0.1)
-    with pytest.raises(UserError, match=r"1 videos lie beside the class folders.*stray.mp4"):
-        read_manifest(make(tmp_path / "mixed", "x/a.mp4", "stray.mp4"), 0.1)
+
+
+def test_loose_videos_are_left_out_with_a_note(tmp_path: Path) -> None:
+    mixed = read_manifest(make(tmp_path / "mixed", "x/a.mp4", "y/b.mp4", *[f"{n}.mp4" for n in range(5)]), 0.1)
+    assert [v.uri for v in mixed.videos] == ["x/a.mp4", "y/b.mp4"] and mixed.classes == ("x", "y")
+    assert "left out 5 videos" in mixed.notes[0] and "0.mp4, 1.mp4, 2.mp4, …" in mixed.notes[0]
+    paths = ["train/x/a.mp4", "train/y/b.mp4", "train/loose.mp4", "val/x/c.mp4", "above.mp4"]
+    split = read_manifest(make(tmp_path / "split", *paths), 0.1)
+    assert [v.uri for v in split.videos] == ["train/x/a.mp4", "train/y/b.mp4", "val/x/c.mp4"]
+    assert "left out 2 videos" in split.notes[0] and "above.mp4, train/loose.mp4" in split.notes[0]
+
+
+def test_a_split_whose_videos_are_all_loose_is_none(tmp_path: Path) -> None:
+    paths = [f"train/{name}/{n}.mp4" for name in "xy" for n in range(5)]
+    manifest = read_manifest(make(tmp_path, *paths, "val/loose.mp4"), 0.1)
+    assert {v.split for v in manifest.videos} == {"train", "val"} and len(manifest.videos) == 10
+
+
+def test_one_class_alone_is_remarked(tmp_path: Path) -> None:
+    for corpus in (make(tmp_path / "skating", "a.mp4", "b.mp4"), make(tmp_path / "other", "skating/a.mp4")):
+        notes = read_manifest(corpus, 0.1).notes
+        assert "there is one class, skating, so there is nothing to tell apart" in notes[0]
+        assert "CORPUS/class/video.mp4" in notes[0]
+    assert read_manifest(make(tmp_path / "two", "x/a.mp4", "y/b.mp4"), 0.1).notes == ()
+
+
+def test_validation_alone_is_remarked(tmp_path: Path) -> None:
+    for name in ("val", "test"):
+        manifest = read_manifest(make(tmp_path / name, f"{name}/x/a.mp4", f"{name}/y/b.mp4"), 0.1)
+        assert {v.split for v in manifest.videos} == {"val"}
+        assert "no video to train on" in manifest.notes[0] and "CORPUS/train/class" in manifest.notes[0]
+
+
+def test_a_single_video_is_trained_on(tmp_path: Path) -> None:
+    for n in range(20):
+        manifest = read_manifest(make(tmp_path / str(n), f"x/{n}.mp4"), 0.5)
+        assert [v.split for v in manifest.videos] == ["train"]
 
 
 def test_a_file_address_is_a_folder(tmp_path: Path) -> None:
@@ -122,3 +157,8 @@ def test_plan_has_every_video_once_in_any_order(uris: list[str], size: int, rand
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert plan(shuffled, size) == jobs
     assert manifest_digest(shuffled, ["a"]) == manifest_digest(videos, ["a"]) != manifest_digest(videos, ["b"])
+
+
+@given(names, st.floats(0.01, 0.99))
+def test_something_is_always_trained_on(uris: list[str], share: float) -> None:
+    assert "train" in assign_splits(dict.fromkeys(uris, ""), share, {}).values()
