@@ -21,8 +21,16 @@ class ShardJob:
     videos: tuple[Video, ...]
 
 
-def plan(videos: Sequence[Video], videos_per_shard: int) -> list[ShardJob]:
-    """Jobs of at most `videos_per_shard` videos each, numbered on from train to val.
+def shard_size(videos: int) -> int:
+    """Videos a shard of a split, where none is set: as few as make 64 shards, so that they can be made side by side.
+
+    At most 64, so that a large corpus has shards worth streaming.
+    """
+    return min(max(-(-videos // 64), 1), 64)
+
+
+def plan(videos: Sequence[Video], videos_per_shard: int | None) -> list[ShardJob]:
+    """Jobs of at most `videos_per_shard` videos each (None: `shard_size` of the split), from train on to val.
 
     Inside a split the order is by a hash of the uri, so that a shard mixes classes; the order of the
     input does not matter.
@@ -30,8 +38,9 @@ def plan(videos: Sequence[Video], videos_per_shard: int) -> list[ShardJob]:
     jobs: list[ShardJob] = []
     for split in SPLITS:
         mine = sorted((video for video in videos if video.split == split), key=_order)
-        for start in range(0, len(mine), videos_per_shard):
-            chunk = tuple(mine[start : start + videos_per_shard])
+        size = videos_per_shard or shard_size(len(mine))
+        for start in range(0, len(mine), size):
+            chunk = tuple(mine[start : start + size])
             jobs.append(ShardJob(f"g0-{len(jobs):06d}", split, chunk))
     return jobs
 

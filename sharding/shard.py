@@ -29,9 +29,12 @@ from sharding.video import EncodeSettings, transcode
 
 
 class ShardSettings(Settings):
-    """How a corpus becomes shards. `part_bytes`: a tar part is closed once it is this long."""
+    """How a corpus becomes shards. `part_bytes`: a tar part is closed once it is this long.
 
-    videos_per_shard: int = pydantic.Field(default=64, ge=1)
+    `videos_per_shard`: None for `plan.shard_size` of each split: 1 up to 64 videos, 64 from 4,033 on.
+    """
+
+    videos_per_shard: int | None = pydantic.Field(default=None, ge=1)
     part_bytes: int = pydantic.Field(default=256 * 10**6, ge=1)
     validation: float = pydantic.Field(default=0.1, ge=0.0, lt=1.0)
     encode: EncodeSettings = pydantic.Field(default_factory=EncodeSettings)

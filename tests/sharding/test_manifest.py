@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sharding.errors import UserError
 from sharding.manifest import Video, assign_splits, read_manifest
-from sharding.plan import manifest_digest, plan
+from sharding.plan import manifest_digest, plan, shard_size
 
 names = st.lists(st.text("abcdefg/", min_size=1, max_size=12), min_size=1, max_size=60, unique=True)
 
@@ -157,6 +157,13 @@ def test_plan_has_every_video_once_in_any_order(uris: list[str], size: int, rand
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert plan(shuffled, size) == jobs
     assert manifest_digest(shuffled, ["a"]) == manifest_digest(videos, ["a"]) != manifest_digest(videos, ["b"])
+
+
+def test_a_small_corpus_makes_many_shards_and_a_large_one_long_ones() -> None:
+    assert [shard_size(videos) for videos in (0, 1, 60, 64, 65, 4033, 1_100_000)] == [1, 1, 1, 1, 2, 64, 64]
+    videos = [Video(f"x/{n}.mp4", (0,), "val" if n % 10 == 0 else "train") for n in range(60)]
+    assert [len(job.videos) for job in plan(videos, None)] == [1] * 60
+    assert all(32 <= -(-videos // shard_size(videos)) <= 64 for videos in range(64, 4096))
 
 
 @given(names, st.floats(0.01, 0.99))

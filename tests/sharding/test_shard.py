@@ -176,6 +176,17 @@ def test_no_good_video_at_all(corpus: Path, store: Store) -> None:
         index.current_index(store)
 
 
+def test_the_same_command_plans_the_same_shards(corpus: Path, store: Store) -> None:
+    settings = SETTINGS.model_copy(update={"videos_per_shard": None})
+    jobs = shard(corpus, store, settings).jobs
+    assert [len(job.videos) for job in jobs] == [1] * 8
+    again = prepare(str(corpus), store, settings)
+    assert again.jobs == jobs and not again.todo
+    shutil.copyfile(corpus / "calm" / "piece0.mp4", corpus / "calm" / "more.mp4")
+    with pytest.raises(UserError, match="videos: there 8, here 9"):
+        prepare(str(corpus), store, settings)
+
+
 def test_reading_what_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no shards here"):
         index.current_index(open_store(str(tmp_path)))
