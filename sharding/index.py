@@ -111,7 +111,7 @@ def merge(store: Store) -> Index:
         metas = list(pool.map(lambda shard: _meta_and_parts(store, *shard), list_records(store)))
     parts = [part for _, found in metas for part in found]
     if not parts:
-        raise _nothing_good(store)
+        raise _no_good_video(store)
     splits = {
         split: SplitSummary(
             samples=sum(part.samples for part in parts if part.split == split),
@@ -140,11 +140,27 @@ def merge(store: Store) -> Index:
     return current_index(store)
 
 
+def nothing_good(store: Store) -> bool:
+    """Whether sharding into the store ended, and not one video was good."""
+    head = read_head(store)
+    if head is None or _versions(store):
+        return False
+    failures = 0
+    for shard in list_records(store):
+        meta = record_meta(read_record(store, *shard))
+        if meta["videos"]:
+            return False
+        failures += meta["failures"]
+    return bool(failures == head["videos"])
+
+
 def current_index(store: Store) -> Index:
     """The newest index of the store; UserError if there is none."""
     require_head(store)
     versions = _versions(store)
     if not versions:
+        if nothing_good(store):
+            raise _no_good_video(store)
         remedy = "run `reelscale shard CORPUS STORE` until it ends; it goes on where it stopped"
         raise UserError("the store has no index yet: sharding did not finish", store.url, remedy)
     meta, rows = _read_index(store, _index_path(versions[-1]))
@@ -230,9 +246,14 @@ def _histogram(tree: dict[str, int]) -> dict[int, int]:
     return {int(label): samples for label, samples in tree.items()}
 
 
-def _nothing_good(store: Store) -> UserError:
+def _no_good_video(store: Store) -> UserError:
     failures = read_failures(store)
     shown = "".join(f"\n  {failure['uri']}: {failure['reason']}" for failure in failures[:5])
     more = f"\n  … and {len(failures) - 5} more" if len(failures) > 5 else ""
-    remedy = "replace the videos above, then shard into a new STORE" if failures else "shard the corpus first"
+    remedy = "shard the corpus first"
+    if failures:
+        remedy = (
+            "put whole videos in place of these, under the same names, and run the same command again: it tries them "
+            "anew; or give other videos and another STORE"
+        )
     return UserError(f"no good video in the corpus:{shown}{more}", store.url, remedy)

@@ -67,7 +67,8 @@ class Prepared:
 def prepare(corpus: str, store: Store | str, settings: ShardSettings) -> Prepared:
     """Read and plan the corpus, claim the store for it, and see in the store's records what is left to do.
 
-    Raises UserError if the store was made from other videos or with other settings.
+    Where not one video was good, all are tried anew, for they may have been mended. Raises UserError if the
+    store was made from other videos or with other settings.
     """
     store = _opened(store)
     manifest = read_manifest(corpus, settings.validation)
@@ -81,9 +82,14 @@ def prepare(corpus: str, store: Store | str, settings: ShardSettings) -> Prepare
     }
     _claim(store, head, manifest)
     jobs = plan(manifest.videos, settings.videos_per_shard)
+    notes = manifest.notes
+    if index.nothing_good(store):
+        notes += ("not one video of this corpus was good so far: all are tried anew",)
+        for split, name in record.list_records(store):
+            store.delete(record.record_path(split, name))
     done = set(record.list_records(store))
     todo = [job for job in jobs if (job.split, job.id) not in done]
-    return Prepared(jobs, todo, manifest.classes, len(manifest.videos), manifest.notes)
+    return Prepared(jobs, todo, manifest.classes, len(manifest.videos), notes)
 
 
 def make_shard(job: ShardJob, corpus: str, store: Store | str, settings: ShardSettings) -> ShardResult:

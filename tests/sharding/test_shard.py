@@ -171,8 +171,37 @@ def test_no_good_video_at_all(corpus: Path, store: Store) -> None:
         path.unlink()
     with pytest.raises(UserError, match=r"no good video in the corpus:\n.*calm/empty.mp4: the file is empty"):
         shard(corpus, store)
-    assert record.list_records(store) and not prepare(str(corpus), store, SETTINGS).todo
-    with pytest.raises(UserError, match="no index"):
+    assert record.list_records(store)
+    with pytest.raises(UserError, match=r"no good video in the corpus:\n.*calm/empty.mp4: the file is empty") as caught:
+        index.inspect(store)
+    assert "same command again" in caught.value.remedy and "another STORE" in caught.value.remedy
+
+
+def test_videos_mended_after_not_one_was_good_are_tried_anew(corpus: Path, store: Store, tmp_path: Path) -> None:
+    good = (corpus / "calm" / "piece0.mp4").read_bytes()
+    for path in corpus.glob("*/piece*.mp4"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="no good video"):
+        shard(corpus, store)
+    with pytest.raises(UserError, match="no good video"):
+        shard(corpus, store)
+    for path in corpus.glob("*/piece*.mp4"):
+        path.write_bytes(good)
+    assert "tried anew" in shard(corpus, store).notes[-1]
+    assert index.inspect(store)["samples"] == 6 and len(index.read_failures(store)) == 2
+    untouched = open_store(str(tmp_path / "untouched"))
+    shard(corpus, untouched)
+    assert index.current_index(store).digest == index.current_index(untouched).digest
+    assert not prepare(str(corpus), store, SETTINGS).todo
+
+
+def test_shards_without_a_sample_are_kept_until_sharding_ends(corpus: Path, store: Store) -> None:
+    for path in corpus.glob("*/piece*.mp4"):
+        path.write_bytes(b"")
+    prepared = prepare(str(corpus), store, SETTINGS)
+    make_shard(prepared.todo[0], str(corpus), store, SETTINGS)
+    assert len(prepare(str(corpus), store, SETTINGS).todo) == len(prepared.todo) - 1
+    with pytest.raises(UserError, match="sharding did not finish"):
         index.current_index(store)
 
 
