@@ -252,8 +252,5 @@ def _no_good_video(store: Store) -> UserError:
     more = f"\n  … and {len(failures) - 5} more" if len(failures) > 5 else ""
     remedy = "shard the corpus first"
     if failures:
-        remedy = (
-            "put whole videos in place of these, under the same names, and run the same command again: it tries them "
-            "anew; or give other videos and another STORE"
-        )
+        remedy = "mend or replace these videos, then run the same command again: it tries them all anew"
     return UserError(f"no good video in the corpus:{shown}{more}", store.url, remedy)

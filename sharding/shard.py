@@ -67,8 +67,8 @@ class Prepared:
 def prepare(corpus: str, store: Store | str, settings: ShardSettings) -> Prepared:
     """Read and plan the corpus, claim the store for it, and see in the store's records what is left to do.
 
-    Where not one video was good, all are tried anew, for they may have been mended. Raises UserError if the
-    store was made from other videos or with other settings.
+    A store in which not one video was good is made anew, for they may have been mended or replaced. Raises
+    UserError if the store was made from other videos or with other settings.
     """
     store = _opened(store)
     manifest = read_manifest(corpus, settings.validation)
@@ -80,13 +80,12 @@ def prepare(corpus: str, store: Store | str, settings: ShardSettings) -> Prepare
         "manifest_digest": manifest_digest(manifest.videos, manifest.classes),
         "videos": len(manifest.videos),
     }
-    _claim(store, head, manifest)
-    jobs = plan(manifest.videos, settings.videos_per_shard)
     notes = manifest.notes
     if index.nothing_good(store):
-        notes += ("not one video of this corpus was good so far: all are tried anew",)
-        for split, name in record.list_records(store):
-            store.delete(record.record_path(split, name))
+        notes += ("not one video in this store was good so far: all are tried anew",)
+        _clear(store)
+    _claim(store, head, manifest)
+    jobs = plan(manifest.videos, settings.videos_per_shard)
     done = set(record.list_records(store))
     todo = [job for job in jobs if (job.split, job.id) not in done]
     return Prepared(jobs, todo, manifest.classes, len(manifest.videos), notes)
@@ -143,6 +142,14 @@ def finish(store: Store | str) -> Index:
 
 def _opened(store: Store | str) -> Store:
     return open_store(store) if isinstance(store, str) else store
+
+
+def _clear(store: Store) -> None:
+    """Take back all records and failure lists, and the claim last: without it old records would count as done."""
+    for split, job in record.list_records(store):
+        store.delete(record.failures_path(split, job))
+        store.delete(record.record_path(split, job))
+    store.delete(index.HEAD)
 
 
 def _claim(store: Store, head: dict[str, Any], manifest: Manifest) -> None:
