@@ -1,7 +1,7 @@
 """A training run from top to bottom: settings and a store in, checkpoints, metrics and a trained network out."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.checkpoint import begin_attempt, load_newest, load_run
-from pretrain.data.loader import Loader
+from pretrain.data.loader import Clips, Loader
 from pretrain.data.order import Order, mix
 from pretrain.data.stream import Split, open_split
 from pretrain.data.transforms import normalise
 from pretrain.engine.engine import Engine
+from pretrain.engine.path import run_path
 from pretrain.engine.world import World, leave_world, start_world
 from pretrain.hooks import CheckpointHook, Hook, LogHook, StepReport, ValidationHook
-from pretrain.models.network import VideoNetwork
+from pretrain.models.network import VideoNetwork, seed_dropout
+from pretrain.models.paths import PATHS
 from pretrain.models.weights import load_weights
 from pretrain.models.zoo import build_model
 from pretrain.run import Run, read_settings
@@ -60,7 +62,10 @@ def train(
         load_weights(model, checkpoint.model, "keep", str(folder))
     elif settings.init:
         start_from(model, Path(settings.init.run), classes)
-    engine = Engine(model.to(world.device), settings.engine, world, settings.lanes, settings.lane_batch)
+    model.to(world.device).use(PATHS[path_of(settings, folder, model, world)])
+    model.recomputed = settings.engine.recomputed
+    together = settings.model.batch_norm == "all"
+    engine = Engine(model, settings.engine, world, settings.lanes, settings.lane_batch, together)
     if checkpoint:
         engine.load_momentum(checkpoint.optimizer)
         log.info("going on from the checkpoint at step %d of %d in %s", checkpoint.step, settings.steps, folder)
@@ -82,8 +87,8 @@ def train(
     for step, batches in enumerate(loader.steps(first, settings.steps), start=first):
         report = StepReport(step + 1, (step + 1) * settings.batch, rate := rate_at(settings, step))
         engine.set_learning_rate(rate)
-        for lane, clips in zip(lanes, batches, strict=True):
-            torch.manual_seed(int(mix(settings.seed, step, lane)[0] >> 1))
+        for seeds, clips in passes([int(mix(settings.seed, step, lane)[0] >> 1) for lane in lanes], batches, together):
+            seed_dropout(model, seeds, world.device)
             logits = engine.forward(normalise(clips.video.to(world.device, non_blocking=True)))  # N classes
             loss = F.cross_entropy(logits, clips.targets.to(world.device, non_blocking=True))
             engine.backward(loss)
@@ -100,6 +105,26 @@ def train(
     world.barrier()
     leave_world()
     return outcome
+
+
+def passes(seeds: list[int], batches: list[Clips], together: bool) -> Iterator[tuple[list[int], Clips]]:
+    """(seeds, clips) of each pass of a step: a lane at a time, or all lanes at once."""
+    if together:
+        video, targets = (torch.cat(parts) for parts in zip(*((b.video, b.targets) for b in batches), strict=True))
+        yield seeds, Clips(video, targets)
+        return
+    for seed, clips in zip(seeds, batches, strict=True):
+        yield [seed], clips
+
+
+def path_of(settings: TrainSettings, folder: Path, model: VideoNetwork, world: World) -> str:
+    """The path the run computes by: the one asked for, or the fastest here."""
+    if settings.engine.path != "auto":
+        return settings.engine.path
+    clip = settings.data.clip
+    shape = (settings.model.in_channels, clip.frames, clip.crop, clip.crop)
+    batch = settings.lane_batch * (settings.lanes // world.size if settings.model.batch_norm == "all" else 1)
+    return run_path(folder, model, shape, batch, settings.engine.precision == "bf16", world)
 
 
 def rate_at(settings: TrainSettings, step: int) -> float:

@@ -13,7 +13,7 @@ from torch import nn
 
 from pretrain import metrics
 from pretrain.engine.world import World
-from pretrain.models.batchnorm import commit_statistics, discard_statistics
+from pretrain.models.batchnorm import commit_statistics, discard_statistics, synchronise
 from pretrain.models.groups import weight_decay_groups
 from sharding.settings import Settings
 
@@ -33,14 +33,21 @@ class EngineSettings(Settings):
     nesterov: bool = True
     weight_decay: Annotated[float, Field(ge=0, description="on convolution, BN-scale and classifier weights")] = 1e-4
     clip_gradient: Annotated[float, Field(ge=0, description="largest gradient norm; 0 for none")] = 0.0
+    path: Annotated[
+        Literal["auto", "plain", "channels-last", "planar", "planar-padded", "planar-compiled", "padded-compiled"],
+        Field(description="how the network computes, the same function; auto: the fastest, measured as a run begins"),
+    ] = "auto"
+    recomputed: Annotated[
+        int, Field(ge=0, le=5, description="the first groups of layers to compute twice, which saves memory")
+    ] = 0
 
 
-def deepspeed_config(settings: EngineSettings, lane_batch: int, lanes_per_rank: int, world_size: int) -> dict[str, Any]:
-    """The engine's settings in DeepSpeed's words. Lanes of one rank are accumulation steps."""
+def deepspeed_config(settings: EngineSettings, batch: int, passes: int, world_size: int) -> dict[str, Any]:
+    """The engine's settings in DeepSpeed's words: `passes` of `batch` clips are accumulated on each rank."""
     return {
-        "train_micro_batch_size_per_gpu": lane_batch,
-        "gradient_accumulation_steps": lanes_per_rank,
-        "train_batch_size": lane_batch * lanes_per_rank * world_size,
+        "train_micro_batch_size_per_gpu": batch,
+        "gradient_accumulation_steps": passes,
+        "train_batch_size": batch * passes * world_size,
         "gradient_clipping": settings.clip_gradient,
         "zero_optimization": {"stage": settings.zero},
         "zero_allow_untested_optimizer": True,
@@ -56,14 +63,27 @@ def deepspeed_config(settings: EngineSettings, lane_batch: int, lanes_per_rank: 
 
 
 class Engine:
-    """One rank's share of a training step: `forward`, `backward` and `step` once for each of its lanes."""
+    """One rank's share of a training step: `forward`, `backward` and `step` once for each of its passes.
 
-    def __init__(self, model: nn.Module, settings: EngineSettings, world: World, lanes: int, lane_batch: int) -> None:
+    A pass is a lane. With `together` it is all of the rank's lanes, which are then normalised with those of the
+    other ranks as one batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: EngineSettings,
+        world: World,
+        lanes: int,
+        lane_batch: int,
+        together: bool = False,
+    ) -> None:
         deepspeed = _deepspeed(world)
-        if world.device.type == "cpu" and settings.precision == "bf16":
-            # oneDNN's bf16 weight gradient of a 3x1x1 convolution over two frames reads memory it never set.
-            torch.backends.mkldnn.set_flags(_enabled=False)
-        self.world, self.lanes = world, lanes
+        self.world = world
+        share = lanes // world.size
+        batch, passes = (lane_batch * share, 1) if together else (lane_batch, share)
+        if together:
+            synchronise(model, world.gather)
         optimizer = torch.optim.SGD(
             weight_decay_groups(model, settings.weight_decay),
             lr=1.0,
@@ -75,7 +95,7 @@ class Engine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            config=deepspeed_config(settings, lane_batch, lanes // world.size, world.size),
+            config=deepspeed_config(settings, batch, passes, world.size),
             dist_init_required=False,
         )
         if self._zero:
@@ -86,23 +106,23 @@ class Engine:
         return self._engine(video).float()
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of one lane's mean loss."""
+        """Add the gradients of one pass's mean loss."""
         self._engine.backward(loss)
 
     def step(self) -> bool:
-        """Take the optimizer's step once all lanes are in (True then); BN statistics move with it.
+        """Take the optimizer's step once all passes are in (True then); BN statistics move with it.
 
         A step that ZeRO leaves out because a gradient is not finite leaves the statistics alone too.
         """
-        last_lane = bool(self._engine.is_gradient_accumulation_boundary())
+        last = bool(self._engine.is_gradient_accumulation_boundary())
         self._engine.step()
-        if last_lane and self._engine.was_step_applied():
-            commit_statistics(self.model, self.lanes, self.world.sum_)
-        elif last_lane:
+        if last and self._engine.was_step_applied():
+            commit_statistics(self.model, self.world.sum_)
+        elif last:
             discard_statistics(self.model)
             metrics.SKIPPED_STEPS.inc()
             log.warning("a step was left out: a gradient is not finite")
-        return last_lane
+        return last
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the rate of the coming step for every parameter group."""

@@ -28,6 +28,14 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
 
+    def gather(self, row: torch.Tensor) -> torch.Tensor:
+        """Every rank's vector of the same length: D → W D."""
+        if self.size == 1:
+            return row[None]
+        rows = [torch.empty_like(row) for _ in range(self.size)]
+        dist.all_gather(rows, row.contiguous())
+        return torch.stack(rows)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; all ranks get the same answer."""
         if self.size == 1:

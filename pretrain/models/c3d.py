@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pretrain.models.batchnorm import LaneBatchNorm
 from pretrain.models.convolutions import conv3d
-from pretrain.models.network import VideoNetwork
+from pretrain.models.network import LaneDropout, VideoNetwork
 from sharding.errors import UserError
 
 _GROUPS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
@@ -26,6 +26,7 @@ class C3D(VideoNetwork):
     """
 
     head: ClassVar[str] = "fc8"
+    stages: ClassVar[tuple[tuple[str, ...], ...]] = tuple((f"conv{group}", f"pool{group}") for group in range(1, 6))
 
     def __init__(self, classes: int, frames: int, size: int, in_channels: int, width: float, dropout: float) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class C3D(VideoNetwork):
         self.fc6 = nn.Linear(inputs * time * space**2, hidden)
         self.fc7 = nn.Linear(hidden, hidden)
         self.relu = nn.ReLU(inplace=True)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = LaneDropout(dropout)
         self.fc8 = nn.Linear(hidden, classes)
         self.apply(_initialise)
 
@@ -63,9 +64,7 @@ class C3D(VideoNetwork):
                 "data.clip",
                 f"give it clips of {self.frames} frames and a crop of {self.size}",
             )
-        x = clips
-        for number in range(1, 6):
-            x = self.get_submodule(f"pool{number}")(self.get_submodule(f"conv{number}")(x))
+        x = self.through_stages(clips)
         x = self.dropout(self.relu(self.fc6(x.flatten(1))))
         return self.relu(self.fc7(x))
 

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from pretrain.models.batchnorm import LaneBatchNorm
+from pretrain.models.paths import Convolution, Factored
 
 Kind = Literal["3d", "2d", "(2+1)d"]
 StemKind = Literal["3d", "2d", "(2+1)d", "folded"]
@@ -66,11 +67,11 @@ def conv3d(
     stride: Stride = (1, 1),
     padding: tuple[int, int, int] | None = None,
     bias: bool = False,
-) -> nn.Conv3d:
+) -> Convolution:
     """A convolution t×d×d, strided alike along height and width; padded by half its kernel unless told."""
     time, space = stride
     half = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2) if padding is None else padding
-    return nn.Conv3d(inputs, outputs, kernel, stride=(time, space, space), padding=half, bias=bias)
+    return Convolution(inputs, outputs, kernel, stride=(time, space, space), padding=half, bias=bias)
 
 
 def _factored(inputs: int, middle: int, outputs: int, size: int, stride: Stride) -> list[nn.Module]:
@@ -90,7 +91,7 @@ def convolution(kind: Kind, inputs: int, outputs: int, stride: Stride, middle: i
     `middle` gives a (2+1)D one other mid-planes than `midplanes`. A 2D one strides time where it is asked to.
     """
     if kind == "(2+1)d":
-        return nn.Sequential(*_factored(inputs, middle or midplanes(inputs, outputs), outputs, 3, stride))
+        return Factored(*_factored(inputs, middle or midplanes(inputs, outputs), outputs, 3, stride))
     return conv3d(inputs, outputs, (3 if kind == "3d" else 1, 3, 3), stride)
 
 
@@ -100,10 +101,11 @@ def stem(kind: StemKind, inputs: int, outputs: int, width: float, frames: int) -
     The (2+1)D stem has 45 mid-planes by decree (the formula would give 83), scaled by the width. A folded one
     turns all `frames` frames into channels at once.
     """
+    chain = Factored if kind == "(2+1)d" else nn.Sequential
     makers: dict[StemKind, Callable[[], list[nn.Module]]] = {
         "(2+1)d": lambda: _factored(inputs, round(45 * width), outputs, 7, (1, 2)),
         "3d": lambda: [conv3d(inputs, outputs, (3, 7, 7), (1, 2))],
         "2d": lambda: [conv3d(inputs, outputs, (1, 7, 7), (1, 2))],
         "folded": lambda: [conv3d(inputs, outputs, (frames, 7, 7), (1, 2), padding=(0, 3, 3))],
     }
-    return nn.Sequential(*makers[kind](), LaneBatchNorm(outputs), nn.ReLU(inplace=True))
+    return chain(*makers[kind](), LaneBatchNorm(outputs), nn.ReLU(inplace=True))

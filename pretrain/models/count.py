@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pretrain.models.paths import unpadded
+
 
 def parameters(model: nn.Module) -> int:
     """All parameters: convolutions, classifier with its bias, BN scales and biases."""
@@ -63,7 +65,7 @@ def _outputs(model: nn.Module, frames: int, height: int, width: int) -> list[tup
     precision = next(model.parameters()).dtype
     clip = torch.empty(1, _in_channels(model), frames, height, width, dtype=precision, device="meta")
     try:
-        with _evaluating(model), torch.no_grad():
+        with _evaluating(model), unpadded(model), torch.no_grad():
             functional_call(model, shapes, (clip,))
     finally:
         for hook in hooks:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pretrain.models.batchnorm import LaneBatchNorm
 from pretrain.models.convolutions import conv3d
-from pretrain.models.network import VideoNetwork
+from pretrain.models.network import LaneDropout, VideoNetwork
 
 Triple = tuple[int, int, int]
 
@@ -103,6 +103,12 @@ class I3D(VideoNetwork):
     """
 
     head: ClassVar[str] = "logits"
+    stages: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("Conv3d_1a_7x7", "MaxPool3d_2a_3x3", "Conv3d_2b_1x1", "Conv3d_2c_3x3", "MaxPool3d_3a_3x3"),
+        ("Mixed_3b", "Mixed_3c", "MaxPool3d_4a_3x3"),
+        ("Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f", "MaxPool3d_5a_2x2"),
+        ("Mixed_5b", "Mixed_5c"),
+    )
 
     def __init__(self, classes: int, in_channels: int = 3, width: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__()
@@ -121,16 +127,13 @@ class I3D(VideoNetwork):
             branches = [round(planes * width) for planes in published]
             self.add_module(f"Mixed_{name}", Mixed(inputs, branches))
             inputs = branches[0] + branches[2] + branches[4] + branches[5]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = LaneDropout(dropout)
         self.logits = _Logits(inputs, classes)
         self.apply(_initialise)
 
     def features(self, clips: Tensor) -> Tensor:  # N C T H W → N D T'
         """Activations pooled over the picture and over each two neighbouring steps of time."""
-        x = clips
-        for name, layer in self.named_children():
-            if name not in ("dropout", "logits"):
-                x = layer(x)
+        x = self.through_stages(clips)
         return F.avg_pool3d(x, (min(2, x.shape[2]), *x.shape[3:]), stride=1).flatten(2)
 
     def classify(self, features: Tensor) -> Tensor:  # N D T' → N classes

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.models.batchnorm import statistics_held
+from pretrain.models.paths import PATHS, Path, set_path
 
 
 class VideoNetwork(nn.Module):
     """A network over clips: normalised N C T H W → logits N classes.
 
-    `head` is the classifier's name in the state dict; `features` is everything before it.
+    `head` is the classifier's name in the state dict. `stages` names the layers before it, group by group; the
+    activations inside the first `recomputed` groups are not kept for the backward pass but computed again.
     """
 
     head: ClassVar[str]
+    stages: ClassVar[tuple[tuple[str, ...], ...]]
+    path: Path = PATHS["channels-last"]
+    recomputed: int = 0
 
     def features(self, clips: Tensor) -> Tensor:
-        """The network up to its classifier: N C T H W → N D (D T' for a classifier that is a convolution)."""
+        """The network up to its classifier: N C T H W → N D (N D T' for a classifier that is a convolution)."""
         raise NotImplementedError
 
     def classify(self, features: Tensor) -> Tensor:
@@ -26,5 +36,70 @@ class VideoNetwork(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Logits, N classes, of clips N C T H W."""
-        # Channels last in memory is how every convolution here runs fastest.
-        return self.classify(self.features(clips.contiguous(memory_format=torch.channels_last_3d)))
+        order = torch.channels_last_3d if self.path.channels_last else torch.contiguous_format
+        return self.classify(self.features(clips.contiguous(memory_format=order)))
+
+    def use(self, path: Path) -> None:
+        """Compute by `path` from now on: the same function."""
+        self.path = path
+        set_path(self, path)
+        if path.compiled:
+            for name in (name for group in self.stages for name in group):
+                stage = self.get_submodule(name)
+                if any(True for _ in stage.parameters()):
+                    stage.compile(dynamic=False)
+
+    def through_stages(self, x: Tensor) -> Tensor:
+        """The layers of `stages` one after the other: N C T H W → N C' T' H' W'."""
+        for number, group in enumerate(self.stages):
+            layers = [self.get_submodule(name) for name in group]
+            if number < self.recomputed and torch.is_grad_enabled():
+                x = checkpoint(_chain, layers, x, use_reentrant=False, context_fn=_seen_once)
+            else:
+                x = _chain(layers, x)
+        return x
+
+
+class LaneDropout(nn.Module):
+    """Dropout whose draws are a lane's own: the same whatever lanes are computed at once, and wherever.
+
+    Before a training step `seed` gives the lanes of the coming batch, which share it evenly, in order. Without
+    it, it is plain dropout.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self._draws: list[torch.Generator] = []
+
+    def seed(self, seeds: Sequence[int], device: torch.device) -> None:
+        """One seed for each lane of the coming batch."""
+        self._draws = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x, or in training x / (1 - p) with a share p of its values set to zero."""
+        if not self.training or not self.p:
+            return x
+        if not self._draws:
+            return torch.nn.functional.dropout(x, self.p)
+        lanes = zip(x.chunk(len(self._draws)), self._draws, strict=True)
+        kept = [torch.rand(lane.shape, generator=draw, device=x.device) >= self.p for lane, draw in lanes]
+        return x * torch.cat(kept) / (1 - self.p)
+
+
+def seed_dropout(model: nn.Module, seeds: Sequence[int], device: torch.device) -> None:
+    """Seed every dropout layer for the lanes of the coming batch."""
+    for module in model.modules():
+        if isinstance(module, LaneDropout):
+            module.seed(seeds, device)
+
+
+def _chain(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _seen_once() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Around the forward pass, and around its repetition, whose batch statistics are counted already."""
+    return nullcontext(), statistics_held()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pretrain.models.batchnorm import LaneBatchNorm
 from pretrain.models.convolutions import Form, Kind, Stride, conv3d, convolution, midplanes, stem, temporal_strides
-from pretrain.models.network import VideoNetwork
+from pretrain.models.network import LaneDropout, VideoNetwork
 from sharding.errors import UserError
 
 
@@ -95,6 +95,7 @@ class VideoResNet(VideoNetwork):
     """
 
     head: ClassVar[str] = "fc"
+    stages: ClassVar[tuple[tuple[str, ...], ...]] = (("stem", "pool1", "layer1"), ("layer2",), ("layer3",), ("layer4",))
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class VideoResNet(VideoNetwork):
             self.add_module(f"layer{index + 1}", stage)
             inputs = planes[index] * (depth.expansion or 1)
         self.avgpool = nn.AdaptiveAvgPool3d(1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = LaneDropout(dropout)
         self.fc = nn.Linear(inputs, classes)
         self.apply(_initialise)
 
@@ -132,10 +133,7 @@ class VideoResNet(VideoNetwork):
                 "data.clip.frames",
                 f"give it clips of {self.frames} frames, or take another form: all but r2d run at any length",
             )
-        x = self.pool1(self.stem(clips))
-        for index in range(1, 5):
-            x = self.get_submodule(f"layer{index}")(x)
-        return self.avgpool(x).flatten(1)
+        return self.avgpool(self.through_stages(clips)).flatten(1)
 
     def classify(self, features: Tensor) -> Tensor:  # N D → N classes
         """Dropout and the fully connected layer."""

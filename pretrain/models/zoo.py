@@ -41,6 +41,11 @@ class ModelSettings(Settings):
         1e-3
     )
 
+    batch_norm: Annotated[
+        Literal["lane", "all"],
+        Field(description="statistics of each lane's clips, or of all lanes' together, whatever the ranks"),
+    ] = "lane"
+
     @model_validator(mode="before")
     @classmethod
     def _depth_of_resnets(cls, values: Any) -> Any:

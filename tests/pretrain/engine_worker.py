@@ -46,17 +46,20 @@ def run_case(case: dict[str, Any], world: World, folder: Path) -> dict[str, Any]
     if case["first"]:
         start = torch.load(folder / "reference.pt")[case["first"]]
         model.load_state_dict(start["model"])
-    engine = Engine(model, EngineSettings(**case["settings"]), world, LANES, LANE_BATCH)
+    together = case.get("together", False)
+    engine = Engine(model, EngineSettings(**case["settings"]), world, LANES, LANE_BATCH, together)
     if case["first"]:
         engine.load_momentum(start["momentum"])
     found: dict[str, Any] = {"norm": [], "taken": [], "dtypes": set()}
     share = LANES // world.size
     for step in range(case["first"], case["last"]):
         engine.set_learning_rate(RATE)
-        for lane in range(world.rank * share, (world.rank + 1) * share):
-            video, labels = lane_clips(step, lane)
-            if step == case.get("poisoned") and lane == LANES - 1:
-                video[0, 0, 0, 0, 0] = torch.inf
+        lanes = [lane_clips(step, lane) for lane in range(world.rank * share, (world.rank + 1) * share)]
+        if step == case.get("poisoned") and world.rank == world.size - 1:
+            lanes[-1][0][0, 0, 0, 0, 0] = torch.inf
+        if together:
+            lanes = [(torch.cat([video for video, _ in lanes]), torch.cat([labels for _, labels in lanes]))]
+        for video, labels in lanes:
             logits = engine.forward(video)
             engine.backward(functional.cross_entropy(logits, labels))
             found["taken"].append(engine.step())

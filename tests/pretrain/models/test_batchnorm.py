@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from pretrain.models.batchnorm import LaneBatchNorm, commit_statistics, discard_statistics
+from pretrain.models.batchnorm import (
+    LaneBatchNorm,
+    commit_statistics,
+    discard_statistics,
+    statistics_held,
+    synchronise,
+)
 
 
 def pair(channels: int = 6) -> tuple[LaneBatchNorm, nn.BatchNorm3d]:
@@ -34,7 +41,7 @@ def test_one_lane_is_torchs_batch_norm() -> None:
         left.square().sum().backward()
         right.square().sum().backward()
         assert torch.equal(x.grad, y.grad)
-        commit_statistics(ours, lanes=1)
+        commit_statistics(ours)
     assert_close(ours.state_dict(), torchs.state_dict(), rtol=1e-6, atol=1e-6)
     assert list(ours.state_dict()) == list(torchs.state_dict())
     assert torch.equal(ours.weight.grad, torchs.weight.grad)
@@ -47,13 +54,13 @@ def test_running_statistics_wait_for_the_commit_and_take_the_mean_over_lanes() -
         assert_close(ours(lane(seed)), pair_output(ours, lane(seed)))
     assert not ours.running_mean.any()
     assert ours.num_batches_tracked.item() == 0
-    commit_statistics(ours, lanes=2)
+    commit_statistics(ours)
     means = torch.stack([lane(seed).mean((0, 2, 3, 4)) for seed in range(2)]).mean(0)
     variances = torch.stack([lane(seed).var((0, 2, 3, 4)) for seed in range(2)]).mean(0)
     assert_close(ours.running_mean, 0.1 * means)
     assert_close(ours.running_var, 0.9 + 0.1 * variances)
     assert ours.num_batches_tracked.item() == 1
-    assert ours.pending is None
+    assert not ours.pending.any()
 
 
 def pair_output(ours: LaneBatchNorm, x: Tensor) -> Tensor:
@@ -67,13 +74,13 @@ def test_the_spread_of_lanes_over_ranks_does_not_matter(ranks: int) -> None:
     for seed in range(4):
         alone(lane(seed))
         members[seed * ranks // 4](lane(seed))
-    commit_statistics(alone, lanes=4)
+    commit_statistics(alone)
     sent: list[Tensor] = []
     for member in members:  # a first round only to see what each rank would send
-        commit_statistics(copy.deepcopy(member), lanes=4, all_reduce=lambda sums: sent.append(sums.clone()))
+        commit_statistics(copy.deepcopy(member), all_reduce=lambda sums: sent.append(sums.clone()))
     assert len(sent) == ranks  # one reduction a rank, whatever the number of layers
     for member in members:
-        commit_statistics(member, lanes=4, all_reduce=lambda sums: sums.copy_(torch.stack(sent).sum(0)))
+        commit_statistics(member, all_reduce=lambda sums: sums.copy_(torch.stack(sent).sum(0)))
         assert_close(member.state_dict(), alone.state_dict())
 
 
@@ -82,25 +89,18 @@ def test_a_skipped_step_leaves_no_trace() -> None:
     before = copy.deepcopy(ours.state_dict())
     ours(torch.full((2, 6, 1, 2, 2), float("inf")))
     discard_statistics(ours)
-    commit_statistics(ours, lanes=1)
+    commit_statistics(ours)
     assert_close(ours.state_dict(), before)
     ours(lane(1))
-    commit_statistics(ours, lanes=1)
+    commit_statistics(ours)
     assert ours.running_mean.isfinite().all()
-
-
-def test_a_wrong_number_of_lanes_is_refused() -> None:
-    ours, _ = pair()
-    ours(lane(0))
-    with pytest.raises(ValueError, match="2 lanes"):
-        commit_statistics(ours, lanes=2)
 
 
 def test_frozen_layers_stay_as_they_are() -> None:
     network = nn.Sequential(LaneBatchNorm(6), LaneBatchNorm(6))
     network[0].eval()
     network(lane(2))
-    commit_statistics(network, lanes=1)
+    commit_statistics(network)
     assert not network[0].running_mean.any()
     assert network[1].running_mean.any()
     assert [layer.num_batches_tracked.item() for layer in network] == [0, 1]
@@ -117,10 +117,74 @@ def test_statistics_are_float32_in_half_precision(cast: bool) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not cast):
         output = network(lane(1).bfloat16() if cast else lane(1))
         assert output.dtype == torch.bfloat16
-        assert ours.pending is not None
         assert ours.pending.dtype == torch.float32
         output.sum().backward()
     assert ours.running_mean.dtype == torch.float32
     assert ours.running_mean[0].item() == pytest.approx(1.0001, abs=1e-7)
-    commit_statistics(network, lanes=1)
+    commit_statistics(network)
     assert network.eval()(lane(1).to(output.dtype if cast else torch.float32)).isfinite().all()
+
+
+@pytest.mark.parametrize("shares", [(3, 3), (1, 5), (2, 2, 2)])
+def test_synchronised_ranks_are_one_batch(shares: tuple[int, ...]) -> None:
+    whole, members = pair()[0].double(), []
+    batch = lane(5).repeat(2, 1, 1, 1, 1).double() + torch.randn(6, 6, 2, 4, 4, generator=torch.Generator()).double()
+    slopes = torch.randn(batch.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    barrier, rows = threading.Barrier(len(shares)), [torch.zeros(0)] * len(shares)
+
+    def rank(number: int) -> None:
+        def gather(row: Tensor) -> Tensor:
+            rows[number] = row
+            barrier.wait()
+            found = torch.stack(rows)
+            barrier.wait()
+            return found
+
+        synchronise(members[number], gather)
+        output = members[number](parts[number])
+        (output * slopes.split(shares)[number]).sum().backward()
+        outputs[number] = output.detach()
+
+    members = [copy.deepcopy(whole) for _ in shares]
+    parts = [part.clone().requires_grad_() for part in batch.split(shares)]
+    outputs = [torch.zeros(0)] * len(shares)
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(len(shares))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    batch.requires_grad_()
+    expected = whole(batch)
+    (expected * slopes).sum().backward()
+    exact = {"rtol": 1e-9, "atol": 1e-9}
+    assert_close(torch.cat(outputs), expected.detach(), **exact)
+    assert_close(torch.cat([part.grad for part in parts]), batch.grad, **exact)
+    for name in ("weight", "bias"):
+        summed = sum(getattr(member, name).grad for member in members)
+        assert_close(summed, getattr(whole, name).grad, **exact)
+    sums = torch.stack([member.pending for member in members]).sum(0)
+    commit_statistics(whole)
+    for member in members:
+        commit_statistics(member, all_reduce=lambda pending: pending.copy_(sums))
+        assert_close(member.state_dict(), whole.state_dict(), **exact)
+
+
+def test_a_repetition_is_not_counted() -> None:
+    ours, _ = pair()
+    ours(lane(0))
+    seen = ours.pending.clone()
+    with statistics_held():
+        ours(lane(1))
+    assert torch.equal(ours.pending, seen)
+
+
+def test_padding_channels_stay_zero_and_leave_no_trace() -> None:
+    ours, _ = pair()
+    padded = copy.deepcopy(ours)
+    batch = lane(0)
+    wide = torch.nn.functional.pad(batch, (0,) * 6 + (0, 2))
+    assert torch.equal(padded(wide, 2)[:, :6], ours(batch))
+    assert not padded(wide, 2)[:, 6:].any()
+    assert torch.equal(padded.eval()(wide, 2)[:, :6], ours.eval()(batch))
+    assert padded.pending.shape == (13,)

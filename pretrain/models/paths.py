@@ -1,0 +1,132 @@
+"""How a network computes: the same function in different orders of memory, of which the fastest is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.models.batchnorm import LaneBatchNorm
+
+
+@dataclass(frozen=True)
+class Path:
+    """A way to compute the same function.
+
+    channels_last: activations lie N T H W C in memory, else N C T H W. planar: (1,k,k) convolutions run as 2D
+    ones over N·T and (k,1,1) ones as (k,1) ones over (T, H·W), which in that order are views and copy nothing.
+    multiple: mid-planes are padded with zero channels to a multiple of it, for tensor cores. compiled: stem and
+    stages go through torch.compile, which fuses normalisation, ReLU and addition.
+    """
+
+    channels_last: bool = True
+    planar: bool = False
+    multiple: int = 1
+    compiled: bool = False
+
+
+PATHS: dict[str, Path] = {
+    "plain": Path(channels_last=False),
+    "channels-last": Path(),
+    "planar": Path(planar=True),
+    "planar-padded": Path(planar=True, multiple=8),
+    "planar-compiled": Path(planar=True, compiled=True),
+    "padded-compiled": Path(planar=True, multiple=8, compiled=True),
+}
+ON_CPU = ("plain", "channels-last", "planar")  # padding costs there, and compiling outlasts short runs
+
+
+class Convolution(nn.Conv3d):
+    """`nn.Conv3d` that computes by the network's path; its weight keeps its five dimensions."""
+
+    planar = False
+
+    def forward(self, input: Tensor) -> Tensor:  # N C T H W → N C' T' H' W'
+        """The convolution."""
+        return self.compute(input, self.weight)
+
+    def compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution with another weight of the same kernel."""
+        (time, height, width), padding = self.kernel_size, self._sides()
+        if self.planar and time == 1 and padding[0] == 0:
+            return self._over_pictures(x, weight)
+        if self.planar and (height, width) == (1, 1) and padding[1:] == (0, 0) and self.stride[1:] == (1, 1):
+            return self._over_time(x, weight)
+        if padding[0] and x.shape[2] == 2 and x.device.type == "cpu" and _in_half(x):
+            # oneDNN's bf16 weight gradient of a padded convolution over two frames reads memory it never set.
+            x, padding = F.pad(x, (0, 0, 0, 0, padding[0], padding[0])), (0, *padding[1:])
+        return F.conv3d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    def _sides(self) -> tuple[int, int, int]:
+        time, height, width = (int(side) for side in self.padding)
+        return time, height, width
+
+    def _over_pictures(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.stride[0] > 1:
+            x = x[:, :, :: self.stride[0]]
+        batch, channels, time, height, width = x.shape
+        pictures = _last(x).permute(0, 2, 3, 4, 1).reshape(batch * time, height, width, channels).permute(0, 3, 1, 2)
+        y = F.conv2d(pictures, weight.squeeze(2), self.bias, self.stride[1:], self._sides()[1:])  # N·T C' H' W'
+        return y.permute(0, 2, 3, 1).reshape(batch, time, *y.shape[2:], y.shape[1]).permute(0, 4, 1, 2, 3)
+
+    def _over_time(self, x: Tensor, weight: Tensor) -> Tensor:
+        batch, channels, time, height, width = x.shape
+        rows = _last(x).permute(0, 2, 3, 4, 1).reshape(batch, time, height * width, channels).permute(0, 3, 1, 2)
+        y = F.conv2d(rows, weight.squeeze(4), self.bias, (self.stride[0], 1), (self._sides()[0], 0))  # N C' T' H·W
+        return y.permute(0, 2, 3, 1).reshape(batch, y.shape[2], height, width, y.shape[1]).permute(0, 4, 1, 2, 3)
+
+
+class Factored(nn.Sequential):
+    """Spatial convolution, BN, ReLU, temporal convolution, and what follows; its mid-planes may be padded."""
+
+    multiple = 1
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The layers one after the other."""
+        spatial, norm, relu, temporal = self[0], self[1], self[2], self[3]
+        assert isinstance(spatial, Convolution) and isinstance(temporal, Convolution)
+        assert isinstance(norm, LaneBatchNorm)
+        zeros = -spatial.out_channels % self.multiple
+        if zeros:
+            x = spatial.compute(input, F.pad(spatial.weight, (0,) * 9 + (zeros,)))
+            x = relu(norm(x, zeros))
+            x = temporal.compute(x, F.pad(temporal.weight, (0,) * 7 + (zeros,)))
+        else:
+            x = temporal(relu(norm(spatial(input))))
+        for layer in list(self)[4:]:
+            x = layer(x)
+        return x
+
+
+def _in_half(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+@contextmanager
+def unpadded(model: nn.Module) -> Iterator[None]:
+    """The network's own mid-planes for a while: what is counted is the network, not the way it computes."""
+    padded = [(module, module.multiple) for module in model.modules() if isinstance(module, Factored)]
+    for module, _ in padded:
+        module.multiple = 1
+    try:
+        yield
+    finally:
+        for module, multiple in padded:
+            module.multiple = multiple
+
+
+def set_path(model: nn.Module, path: Path) -> None:
+    """Let every layer of the network compute by `path`; compiling is the network's own."""
+    for module in model.modules():
+        if isinstance(module, Convolution):
+            module.planar = path.planar
+        elif isinstance(module, Factored):
+            module.multiple = path.multiple
