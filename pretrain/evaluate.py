@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
@@ -19,11 +18,13 @@ from pretrain.data.loader import evaluation_clips
 from pretrain.data.stream import Split, open_split
 from pretrain.data.transforms import ClipSettings, centre_view, normalise, rgb_clip
 from pretrain.engine.path import recorded_path
+from pretrain.fusion import FuseSettings, best_rank, fuse_evaluation
 from pretrain.models.network import VideoNetwork
 from pretrain.models.weights import load_weights
 from pretrain.models.zoo import build_model
 from pretrain.run import read_settings
 from sharding.errors import UserError
+from sharding.record import to_parquet
 from sharding.settings import Settings
 from sharding.store import open_store
 
@@ -39,14 +40,17 @@ class EvaluateSettings(Settings):
     split: Annotated[str, Field(description="which split of it")] = "val"
     clips: Annotated[int, Field(ge=1, description="uniform clips a video (10; 100 on Sports-1M)")] = 10
     batch: Annotated[int, Field(ge=1, description="clips scored at once")] = 32
+    fuse: Annotated[FuseSettings | None, Field(description="two-stream: add another run's scores")] = None
 
 
 @dataclass(frozen=True)
 class VideoScore:
-    """One video: row of the split, mean softmax over its clips [classes], clips, clips whose top class is right."""
+    """One video: row of the split, mean softmax and mean logits over its clips [classes], clips, and how many of
+    them have a right top class."""
 
     row: int
     scores: NDArray[np.float32]
+    logits: NDArray[np.float32]
     clips: int
     clips_right: int
 
@@ -92,9 +96,10 @@ def score_videos(subject: Subject, rows: list[int], clips: int, batch: int) -> l
         labels = subject.split.labels(row)
         with torch.inference_mode():
             logits = [subject.model(normalise(part.to(subject.device))).float() for part in video.split(batch)]
-        scores = torch.cat(logits).softmax(1).cpu()
+        together = torch.cat(logits).cpu()
+        scores = together.softmax(1)
         right = sum(int(top) in labels for top in scores.argmax(1))
-        found.append(VideoScore(row, scores.mean(0).numpy(), len(scores), right))
+        found.append(VideoScore(row, scores.mean(0).numpy(), together.mean(0).numpy(), len(scores), right))
     return found
 
 
@@ -105,7 +110,7 @@ def write_evaluation(subject: Subject, settings: EvaluateSettings, found: list[V
     found = sorted(found, key=lambda score: score.row)
     classes = subject.split.index.classes
     samples = [subject.split.sample(score.row) for score in found]
-    right = [_right_at(score.scores, sample.labels) for score, sample in zip(found, samples, strict=True)]
+    right = [best_rank(score.scores, sample.labels) for score, sample in zip(found, samples, strict=True)]
     summary = {
         "videos": len(found),
         "clips": sum(score.clips for score in found),
@@ -126,20 +131,23 @@ def write_evaluation(subject: Subject, settings: EvaluateSettings, found: list[V
         "split": [settings.split] * len(samples),
         "labels": pa.array([list(sample.labels) for sample in samples], pa.list_(pa.int32())),
         "predicted": pa.array([int(score.scores.argmax()) for score in found], pa.int32()),
+        "logits": pa.array([score.logits.tolist() for score in found], pa.list_(pa.float32())),
         "scores": pa.array([score.scores.tolist() for score in found], pa.list_(pa.float32())),
         "clips": pa.array([score.clips for score in found], pa.int32()),
         "clips_right": pa.array([score.clips_right for score in found], pa.int32()),
     }
-    pq.write_table(pa.table(table), folder / "videos.parquet")
+    _put(folder / "videos.parquet", to_parquet(pa.table(table)))
     _write_thumbs(subject, found, folder / "clips.npz")
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    if settings.fuse:
+        summary["fused"] = fuse_evaluation(Path(settings.run), settings.fuse)
+    _put(folder / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 
 
-def _right_at(scores: NDArray[np.float32], labels: tuple[int, ...]) -> int:
-    """Rank (0 is the top) of the best-placed of a video's labels (Hit@k counts it right at every k above)."""
-    order = np.argsort(-scores, kind="stable").tolist()
-    return min(order.index(label) for label in labels)
+def _put(path: Path, data: bytes) -> None:
+    aside = path.with_name(f".{path.name}.writing")
+    aside.write_bytes(data)
+    aside.replace(path)
 
 
 def _per_class(classes: list[str], labels: list[tuple[int, ...]], right: list[int]) -> list[dict[str, Any]]:

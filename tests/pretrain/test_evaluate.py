@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -26,6 +25,7 @@ from pretrain.evaluate import (
 )
 from sharding.errors import UserError
 from sharding.index import read_record
+from sharding.record import from_parquet
 from sharding.store import open_store
 from tests.pretrain.conftest import CLASSES, SHORT, Finished
 
@@ -50,7 +50,7 @@ def scored(subject: Subject) -> list[VideoScore]:
 
 
 def table_of(settings: EvaluateSettings) -> list[dict[str, Any]]:
-    return pq.read_table(Path(settings.run) / "evaluation" / "videos.parquet").to_pylist()
+    return from_parquet((Path(settings.run) / "evaluation" / "videos.parquet").read_bytes()).to_pylist()
 
 
 def assert_summary(summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -111,6 +111,7 @@ def test_scores_are_the_networks_softmax_over_the_clips(
             logits = torch.cat([subject.model(normalise(clip[None].to(subject.device))) for clip in clips])
         expected = logits.softmax(1).mean(0).cpu().numpy()
         assert score.scores == pytest.approx(expected, abs=1e-5)
+        assert score.logits == pytest.approx(logits.mean(0).cpu().numpy(), abs=1e-5)
         labels = subject.split.sample(score.row).labels
         assert score.clips_right == sum(int(top) in labels for top in logits.argmax(1))
 
@@ -128,12 +129,12 @@ def test_numbers_of_made_up_scores(subject: Subject, settings: EvaluateSettings)
     """Scores of all kinds, so that the three numbers differ from one another."""
     draw = np.random.default_rng(4)
     found = [
-        VideoScore(row, draw.dirichlet(np.ones(len(CLASSES))).astype(np.float32), CLIPS, int(draw.integers(CLIPS + 1)))
-        for row in range(len(subject.split))
+        VideoScore(row, scores, np.log(scores), CLIPS, int(draw.integers(CLIPS + 1)))
+        for row, scores in enumerate(draw.dirichlet(np.ones(len(CLASSES)), len(subject.split)).astype(np.float32))
     ]
     last = found[0].scores.copy()  # the label of one video comes last: wrong at 5 of 6
     last[list(subject.split.sample(0).labels)] = 0.0
-    found[0] = VideoScore(0, last, CLIPS, 0)
+    found[0] = VideoScore(0, last, last, CLIPS, 0)
     summary = write_evaluation(subject, settings, found)
     assert_summary(summary, table_of(settings))
     assert summary["video1"] < summary["video5"] < 1

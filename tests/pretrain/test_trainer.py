@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -25,6 +24,7 @@ from pretrain.run import read_settings
 from pretrain.settings import check_ranks
 from pretrain.trainer import check, start_from
 from sharding.errors import UserError
+from sharding.record import from_parquet, to_parquet
 from sharding.shard import finish
 from tests.pretrain.conftest import CLASSES, Finished, end, start, write_recipe
 
@@ -191,9 +191,9 @@ def test_a_store_without_validation_videos_trains(other_store: str, tmp_path: Pa
     store = tmp_path / "store"
     shutil.copytree(other_store, store)
     for record in (store / "val").glob("*.parquet"):
-        table = pq.read_table(record)
+        table = from_parquet(record.read_bytes())
         meta = json.loads(table.schema.metadata[b"reelscale"]) | {"parts": [], "videos": 0, "label_histogram": {}}
-        pq.write_table(table.slice(0, 0).replace_schema_metadata({b"reelscale": json.dumps(meta)}), record)
+        record.write_bytes(to_parquet(table.slice(0, 0).replace_schema_metadata({b"reelscale": json.dumps(meta)})))
     finish(str(store))
     recipe = write_recipe(tmp_path, str(store), schedule={"epoch_clips": 8, "epochs": 1})
     log = tmp_path / "log"
