@@ -1,9 +1,10 @@
-# demo: the whole road on real video · test: all tests · lint: ruff and mypy. Each makes .venv when it is missing.
+# demo: the whole road on real video · test: all tests · lint: ruff and mypy · bench: our speed beside others'.
+# Each makes .venv when it is missing.
 PYTHON ?= python3
 STORE ?= demo/store
 BIN := .venv/bin
 
-.PHONY: demo test lint check-machine
+.PHONY: demo test lint bench bench-models check-machine
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
@@ -16,6 +17,11 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: bench-models
+
+bench-models: .venv/installed
+	$(BIN)/python -m tests.benchmarks.models
 
 check-machine:
 	@command -v $(PYTHON) >/dev/null || { echo "missing: $(PYTHON). Install Python 3.11 or later (Debian: apt-get install python3), or name one: make PYTHON=python3.12"; exit 1; }

@@ -1,0 +1,1 @@
+"""Speed, shown beside others in one run."""
