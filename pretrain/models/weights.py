@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pretrain.models.resnet import VideoResNet
+from pretrain.models.network import VideoNetwork
 from sharding.errors import UserError
 
 _SHOWN = 8
+Head = Literal["keep", "swap"]
 
 
 def load_weights(
-    model: VideoResNet,
-    state: dict[str, Tensor],
-    head: Literal["keep", "swap"],
-    source: str = "the given weights",
+    model: VideoNetwork, state: Mapping[str, Tensor], head: Head, source: str = "the given weights"
 ) -> None:
     """Copy `state`, named as `model.state_dict()` is, into the network, in the network's precision and place.
 
@@ -26,6 +25,18 @@ def load_weights(
 
     Raises UserError naming the missing, unexpected and mismatched tensors; the network is then unchanged.
     """
+    check_weights(model, state, head, source)
+    wanted = model.state_dict()
+    with torch.no_grad():
+        for name, value in state.items():
+            if head == "keep" or not name.startswith(f"{model.head}."):
+                wanted[name].copy_(value)
+
+
+def check_weights(
+    model: VideoNetwork, state: Mapping[str, Tensor], head: Head, source: str = "the given weights"
+) -> None:
+    """Raises UserError unless `load_weights` would use every tensor of `state` once and leave none without one."""
     classifier = f"{model.head}."
     given = {name: value for name, value in state.items() if head == "keep" or not name.startswith(classifier)}
     wanted = {
@@ -39,9 +50,6 @@ def load_weights(
             remedy="give the form, depth, width and number of classes the weights were made with"
             + ("" if head == "swap" else ", or swap the head if only the classes differ"),
         )
-    with torch.no_grad():
-        for name, value in given.items():
-            wanted[name].copy_(value)
 
 
 def _problems(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
@@ -53,9 +61,10 @@ def _problems(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
         if name in given and given[name].shape != tensor.shape
     ]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
-    return [f"{len(names)} {problem} ({_some(names)})" for problem, names in found.items() if names]
+    return [f"{len(names)} {problem} ({some(names)})" for problem, names in found.items() if names]
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first of the names, for a message, and how many more there are."""
     shown = ", ".join(names[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown}, and {len(names) - _SHOWN} more"
