@@ -1,0 +1,259 @@
+"""Networks out of a run and into one: nothing is lost on the way, and an imported run is a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pretrain.checkpoint import Checkpoint, begin_attempt, load_run, save_checkpoint
+from pretrain.data.transforms import MEAN, STD, ClipSettings
+from pretrain.evaluate import EvaluateSettings, open_subject, score_videos
+from pretrain.exchange import export_run, import_run, read_classes
+from pretrain.exports import Export, Normalisation, is_export, read_export, write_export
+from pretrain.models.weights import load_weights
+from pretrain.models.zoo import ModelSettings, build_model
+from pretrain.report_runs import read_run
+from pretrain.run import Run, read_settings
+from pretrain.settings import DataSettings, TrainSettings
+from pretrain.trainer import start_from
+from sharding.errors import UserError
+from tests.pretrain.conftest import CLASSES
+from tests.pretrain.models.published_files import i3d_shapes, image_shapes, random_state, video_shapes
+
+CLIP = ClipSettings(frames=4, stride=2, resize=(18, 22), crop=16, flip=False)
+SETTINGS = TrainSettings(
+    data=DataSettings(store="/the/store", clip=CLIP), model=ModelSettings(depth=10, width=1 / 8, dropout=0.3)
+)
+
+
+@pytest.fixture()
+def trained(tmp_path: Path) -> Path:
+    """The folder of a run with a checkpoint at step 30, as training leaves it."""
+    run = tmp_path / "trained"
+    Run(run, writes=True).begin(SETTINGS, CLASSES, "the-index", {})
+    state = build_model(SETTINGS.model, len(CLASSES), CLIP.frames).state_dict()
+    save_checkpoint(run, begin_attempt(run), Checkpoint(30, state, {}, {"step": 30}), keep=1)
+    return run
+
+
+@pytest.fixture()
+def r3d(tmp_path: Path) -> Path:
+    """A file in torchvision's layout: R3D-18 of an eighth of the width, 6 classes."""
+    torch.save(random_state(video_shapes(("3d",) * 4, classes=len(CLASSES), planes=8)), tmp_path / "r3d_18.pth")
+    return tmp_path / "r3d_18.pth"
+
+
+def names_file(folder: Path, names: list[str]) -> Path:
+    path = folder / "names.txt"
+    path.write_text("\n".join(names) + "\n\n", encoding="utf-8")
+    return path
+
+
+def assert_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value.dtype == theirs[name].dtype and torch.equal(value, theirs[name]), name
+
+
+def test_an_export_says_all_that_a_user_must_know(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "new" / "folder" / "network.safetensors"
+    said = export_run(trained, file)
+    assert said["step"] == 30 and said["classes"] == 6 and said["file"] == str(file)
+    assert said["model"] == {"name": "r2plus1d", "depth": 10, "width": 0.125, "dropout": 0.3}
+    assert [path.name for path in file.parent.iterdir()] == ["network.safetensors"]
+    assert_bits(load_file(file), load_run(trained).model)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    assert json.loads(metadata["classes"]) == CLASSES
+    assert json.loads(metadata["normalisation"]) == {"mean": list(MEAN), "std": list(STD), "range": [0, 1]}
+    described = json.loads(metadata["input"])
+    assert described["shape"] == [3, 4, 16, 16]
+    assert [described[key] for key in ("frames", "stride", "resize", "crop")] == [4, 2, [18, 22], 16]
+    assert json.loads(metadata["model"]) == SETTINGS.model.model_dump(mode="json")
+    provenance = json.loads(metadata["provenance"])
+    assert (provenance["run"], provenance["step"]) == ("trained", 30)
+    assert (provenance["store"], provenance["index"]) == ("/the/store", "the-index")
+    export = read_export(file)
+    assert (export.model, export.classes, export.clip) == (SETTINGS.model, CLASSES, CLIP)
+    export_run(trained, file)  # again: the file is replaced
+    assert_bits(load_file(file), load_run(trained).model)
+
+
+def test_every_bit_of_an_export_comes_back(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    state = {
+        "bits": torch.randint(-(2**31), 2**31, (999,), generator=draw).to(torch.int32).view(torch.float32),
+        "half": torch.randn(3, 5, generator=draw).half(),
+        "brain": torch.randn(3, 5, generator=draw).bfloat16().t(),
+        "wide": torch.randn(7, generator=draw, dtype=torch.float64),
+        "count": torch.tensor(2**40 + 1),
+    }
+    classes = ["naïve", "two words", '"quoted"', "滑雪", ""]
+    export = Export(SETTINGS.model, classes, CLIP, None, {"run": "ü"}, state)
+    write_export(tmp_path / "file.safetensors", export)
+    back = read_export(tmp_path / "file.safetensors")
+    assert back.state.keys() == state.keys()
+    for name, value in state.items():
+        assert value.dtype == back.state[name].dtype and value.shape == back.state[name].shape
+        kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]
+        assert torch.equal(value.contiguous().view(kind), back.state[name].view(kind)), name
+    assert (back.classes, back.normalisation, back.provenance) == (classes, None, {"run": "ü"})
+
+
+def test_a_run_goes_out_and_comes_in(trained: Path, tmp_path: Path) -> None:
+    file, run = tmp_path / "network.safetensors", tmp_path / "imported"
+    export_run(trained, file)
+    said = import_run(file, run)
+    assert said["class_names"] == "the export's" and said["notes"] == []
+    settings, classes = read_settings(run)
+    assert (settings.model, settings.data.clip, classes) == (SETTINGS.model, CLIP, CLASSES)
+    checkpoint = load_run(run)
+    assert checkpoint.step == 0
+    assert_bits(checkpoint.model, load_run(trained).model)
+    again = tmp_path / "again.safetensors"
+    export_run(run, again)
+    assert_bits(load_file(again), load_file(file))
+    assert read_export(again).provenance["imported"]["export"]["run"] == "trained"
+    assert read_run(run).train == []  # a report of it is empty, and no error
+
+
+def test_an_imported_run_is_evaluated_and_fine_tuned(r3d: Path, tmp_path: Path, store: str) -> None:
+    run = tmp_path / "runs" / "imported"
+    said = import_run(r3d, run, names_file(tmp_path, CLASSES))
+    assert said["model"] == {"name": "r3d", "depth": 18, "width": 0.125, "eps": 1e-5}
+    assert said["class_names"].endswith("names.txt")
+    assert (said["clip"]["frames"], said["clip"]["resize"], said["clip"]["crop"]) == (16, [128, 171], 112)
+    subject = open_subject(EvaluateSettings(run=str(run), store=store))
+    assert subject.step == 0 and subject.split.index.classes == CLASSES
+    (score,) = score_videos(subject, [0], clips=1, batch=1)
+    assert score.scores.shape == (6,) and score.scores.sum() == pytest.approx(1, abs=1e-5)
+    with pytest.raises(UserError, match="no shards here") as refused:
+        open_subject(EvaluateSettings(run=str(run)))
+    assert "give store=STORE" in refused.value.where
+    published = torch.load(r3d, weights_only=True)
+    for classes, kept in ((CLASSES, True), (["left", "right"], False)):
+        model = build_model(ModelSettings(name="r3d", depth=18, width=1 / 8, eps=1e-5), len(classes), 4)
+        fresh = model.fc.weight.detach().clone()
+        start_from(model, run, classes)
+        assert torch.equal(model.layer4[1].conv2[0].weight, published["layer4.1.conv2.0.weight"])
+        assert torch.equal(model.fc.weight, published["fc.weight"] if kept else fresh)
+
+
+def test_what_the_weights_do_not_tell_is_said(tmp_path: Path) -> None:
+    for number, (shapes, inflate, size, note) in enumerate(
+        (
+            (video_shapes(("2+1",) * 4, 34, 359, planes=8, middle="conv", stem=6), None, 112, "16 frames are assumed"),
+            (i3d_shapes(classes=5, part=8), None, 224, "another normalisation"),
+            (i3d_shapes(classes=5, part=8, channels=2), None, 224, "2 channels"),
+            (image_shapes(18, planes=8), "r3d", 224, "another normalisation"),
+        )
+    ):
+        torch.save(random_state(shapes), tmp_path / "file.pth")
+        run = tmp_path / f"run{number}"
+        said = import_run(tmp_path / "file.pth", run, inflate=inflate)
+        assert note in " ".join(said["notes"])
+        assert said["clip"]["crop"] == size
+        assert said["classes"] == len(read_settings(run)[1])
+        assert read_settings(run)[1][1] == "class-001" and "class-000" in said["class_names"]
+        export_run(run, tmp_path / "out.safetensors")
+        export = read_export(tmp_path / "out.safetensors")
+        described = export.normalisation.model_dump(mode="json") if export.normalisation else None
+        assert described == said["normalisation"]
+        assert export.provenance["imported"]["file"] == "file.pth"
+    assert said["normalisation"]["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_the_clips_length_can_be_told(r3d: Path, tmp_path: Path) -> None:
+    said = import_run(r3d, tmp_path / "run", frames=32)
+    assert said["clip"]["frames"] == 32 and not [note for note in said["notes"] if "assumed" in note]
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (["a", "b"], "2 class names for a network of 6 classes"),
+        (["a"] * 6, "'a' is there twice"),
+        ([], "0 class names"),
+    ],
+)
+def test_class_names_that_do_not_fit(r3d: Path, tmp_path: Path, names: list[str], what: str) -> None:
+    with pytest.raises(UserError, match=what):
+        import_run(r3d, tmp_path / "run", names_file(tmp_path, names))
+    with pytest.raises(UserError, match="cannot be read"):
+        read_classes(tmp_path / "nowhere.txt", 6)
+    assert not [path for path in tmp_path.iterdir() if "run" in path.name]
+
+
+def test_imports_that_are_refused_leave_nothing(r3d: Path, trained: Path, tmp_path: Path) -> None:
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for run, file, what in (
+        (trained, r3d, "something already"),
+        (r3d, r3d, "something already"),
+        (tmp_path / "run", tmp_path / "nowhere.pth", "no such file"),
+        (tmp_path / "run", tmp_path / "nowhere.safetensors", "no such file"),
+        (r3d / "run", r3d, "cannot be written"),
+    ):
+        with pytest.raises(UserError, match=what):
+            import_run(file, run)
+    with pytest.raises(UserError, match="frames"):
+        import_run(r3d, tmp_path / "run", frames=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    (tmp_path / "empty").mkdir()
+    import_run(r3d, tmp_path / "empty")
+
+
+def test_exports_that_are_refused(trained: Path, tmp_path: Path) -> None:
+    for run, file, what in (
+        (tmp_path / "nowhere", tmp_path / "file.safetensors", "not a run's folder"),
+        (trained, tmp_path / "file.pth", "ends in .safetensors"),
+        (trained, trained / "settings.json" / "file.safetensors", "cannot be written"),
+    ):
+        with pytest.raises(UserError) as refused:
+            export_run(run, file)
+        assert what in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["trained"]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"reelscale": "2"}, "format 2, this version reads 1"),
+        ({"classes": "["}, "damaged"),
+        ({"input": "{}", "classes": "3"}, "damaged"),
+        ({"model": '{"name": "r4d"}'}, "r4d"),
+        ({"input": '{"frames": 0}'}, "frames"),
+        ({"input": "[]"}, "damaged"),
+        ({"provenance": None}, "damaged"),
+    ],
+)
+def test_exports_that_cannot_be_read(trained: Path, tmp_path: Path, change: dict[str, Any], what: str) -> None:
+    file = tmp_path / "file.safetensors"
+    export_run(trained, file)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata() | change
+    state = load_file(file)
+    save_file(state, file, {key: value for key, value in metadata.items() if value is not None})
+    with pytest.raises(UserError, match=what):
+        import_run(file, tmp_path / "run")
+    save_file(state, file)
+    assert not is_export(file)
+    with pytest.raises(UserError, match="not an export"):
+        read_export(file)
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_export(file)
+
+
+def test_an_export_loads_without_us(trained: Path, tmp_path: Path) -> None:
+    export_run(trained, tmp_path / "file.safetensors")
+    export = read_export(tmp_path / "file.safetensors")
+    model = build_model(export.model, len(export.classes), export.clip.frames)
+    load_weights(model, export.state, "keep")
+    assert export.normalisation == Normalisation()
