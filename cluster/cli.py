@@ -150,6 +150,53 @@ def report(
     print(write_report(runs, out or runs[-1] / "report"))
 
 
+@app.command("export")
+def export_network(
+    run: Annotated[Path, typer.Argument(help="folder of the run whose newest checkpoint is taken")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.safetensors", help="the file to write")],
+    as_json: AsJson = False,
+) -> None:
+    """Write a run's network to one safetensors file, with its classes, normalisation, input and provenance inside.
+
+    Example:
+
+      reelscale export runs/mine mine.safetensors
+    """
+    from pretrain.exchange import export_run
+
+    _print_network("exported", export_run(run, file), as_json)
+
+
+@app.command("import")
+def import_network(
+    file: Annotated[Path, typer.Argument(help="weights: .pth, .pt, .pkl (Caffe2) or .safetensors")],
+    run: Annotated[Path, typer.Argument(help="folder of the run to make")],
+    classes: Annotated[
+        Path | None, typer.Option(help="file of class names, one a line, in the network's order")
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="frames of the clips that the network was trained on")
+    ] = None,
+    inflate: Annotated[str | None, typer.Option(help="the video network that a 2D network's weights become")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a run of published weights or of an export, to evaluate (run=RUN) and to fine-tune from (init.run=RUN).
+
+    Known are torchvision's video and 2D ResNets, ig65m-pytorch, VMZ (PyTorch and Caffe2), pytorch-i3d and exports.
+
+    Examples:
+
+      reelscale import r2plus1d_34_clip8_ig65m_from_scratch.pth runs/ig65m --frames 8
+
+      reelscale import r2plus1d_18.pth runs/kinetics --classes kinetics400.txt
+
+      reelscale import resnet50.pth runs/inflated --inflate r3d
+    """
+    from pretrain.exchange import import_run
+
+    _print_network("imported", import_run(file, run, classes, inflate, frames), as_json)
+
+
 def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_json: bool) -> None:
     from cluster.jobs.training import load_job, plan_training, run_training
     from cluster.launch.local import started_by_run_ranks
@@ -187,6 +234,22 @@ def _print_store(found: dict[str, Any]) -> None:
         print(f"  {failure['uri']}: {failure['reason']}")
     if len(found["failures"]) > 50:
         print(f"  … and {len(found['failures']) - 50} more: reelscale shards inspect {found['store']} --json")
+
+
+def _print_network(title: str, found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(found)
+        return
+    clip, notes = found["clip"], found.get("notes", [])
+    lines = {
+        "settings": " ".join(f"model.{name}={value}" for name, value in found["model"].items()),
+        "parameters": f"{found['parameters']:,}",
+        "clip": f"{clip['frames']} frames of {clip['crop']} x {clip['crop']} pixels",
+    }
+    rest = ("file", "run", "step", "classes", "class_names")
+    _print_table(title, lines | {name.replace("_", " "): found[name] for name in rest if name in found})
+    for note in notes:
+        print(f"  note: {note}")
 
 
 def _print_table(title: str, rows: dict[str, Any]) -> None:
