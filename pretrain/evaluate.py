@@ -73,6 +73,9 @@ def open_subject(settings: EvaluateSettings) -> Subject:
     """
     run = Path(settings.run)
     train, classes = read_settings(run)
+    if train.model.in_channels != 3:
+        what = f"the network takes {train.model.in_channels} channels, and a store's clips have 3 (RGB)"
+        raise UserError(what, str(run), "evaluate a network of RGB clips")
     split = open_split(open_store(settings.store or train.data.store), settings.split)
     if split.index.classes != classes:
         raise UserError(
@@ -95,7 +98,8 @@ def score_videos(subject: Subject, rows: list[int], clips: int, batch: int) -> l
         video = evaluation_clips(subject.split, subject.clip, row, clips)  # M C T H W
         labels = subject.split.labels(row)
         with torch.inference_mode():
-            logits = [subject.model(normalise(part.to(subject.device))).float() for part in video.split(batch)]
+            parts = [normalise(part.to(subject.device), subject.clip.normalisation) for part in video.split(batch)]
+            logits = [subject.model(part).float() for part in parts]
         together = torch.cat(logits).cpu()
         scores = together.softmax(1)
         right = sum(int(top) in labels for top in scores.argmax(1))

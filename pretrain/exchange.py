@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint import Checkpoint, begin_attempt, load_run, save_checkpoint
-from pretrain.data.transforms import ClipSettings
-from pretrain.exports import Export, Normalisation, is_export, read_export, write_export
+from pretrain.data.transforms import ClipSettings, Normalisation
+from pretrain.exports import Export, is_export, read_export, write_export
 from pretrain.models.count import parameters
 from pretrain.models.published import Published, on_meta, read_published
 from pretrain.models.weights import check_weights, some
@@ -19,7 +19,6 @@ from pretrain.models.zoo import ModelSettings
 from pretrain.run import Run, read_settings
 from pretrain.settings import DataSettings, TrainSettings
 from sharding.errors import UserError
-from sharding.settings import validate
 
 NO_STORE = "(imported weights have no store: give store=STORE)"
 _PROVENANCE = "provenance.json"
@@ -37,17 +36,13 @@ def export_run(run: Path, file: Path) -> dict[str, Any]:
     checkpoint = load_run(run)
     clip = settings.data.clip
     check_weights(on_meta(settings.model, len(classes), clip.frames, clip.crop), checkpoint.model, "keep", str(run))
-    imported = _read_json(run / _PROVENANCE) if (run / _PROVENANCE).exists() else None
-    if imported is None:
-        normalisation: Normalisation | None = Normalisation()
+    if (run / _PROVENANCE).exists():
+        provenance: dict[str, Any] = {"imported": _read_json(run / _PROVENANCE)}
+    else:
         index = _read_json(run / "settings.json")["identity"]["data"]["index"]
         source = {"run": run.name, "step": checkpoint.step, "store": settings.data.store, "index": index}
-        provenance: dict[str, Any] = {**source, "init": settings.init and settings.init.run}
-    else:
-        known = imported.get("normalisation")
-        normalisation = known and validate(Normalisation, known, str(run / _PROVENANCE))
-        provenance = {"imported": imported}
-    export = Export(settings.model, classes, clip, normalisation, provenance, checkpoint.model)
+        provenance = {**source, "init": settings.init and settings.init.run}
+    export = Export(settings.model, classes, clip, provenance, checkpoint.model)
     write_export(file, export)
     return {"file": str(file), "bytes": file.stat().st_size, "step": checkpoint.step, **_described(export)}
 
@@ -102,70 +97,48 @@ def read_classes(file: Path, count: int) -> list[str]:
 
 
 def clip_of(found: Published) -> ClipSettings:
-    """The clip that the authors of these weights fed them, where the weights do not tell.
+    """The clip that the authors of these weights fed them and its normalisation, where the weights do not tell.
 
     64 frames of 224² pixels for I3D, 16 of 224² for an inflated ImageNet ResNet, 16 of 112² for the others. How
     many frames a ResNet was trained on (8 and 32 are common) no weight tells.
     """
     if found.settings.name == "i3d" or found.flat:
-        usual = 64 if found.settings.name == "i3d" else 16
-        return ClipSettings(frames=found.frames or usual, resize=(256, 340), crop=224)
+        usual, seen = (64, _HALF) if found.settings.name == "i3d" else (16, _IMAGENET)
+        return ClipSettings(frames=found.frames or usual, resize=(256, 340), crop=224, normalisation=seen)
     size = found.size or 112
     return ClipSettings(frames=found.frames or 16, resize=(round(size * 128 / 112), round(size * 171 / 112)), crop=size)
-
-
-def normalisation_of(found: Published) -> Normalisation | None:
-    """The normalisation that the weights were trained with; None for other inputs than RGB."""
-    if found.settings.in_channels != 3:
-        return None
-    if found.settings.name == "i3d":
-        return _HALF
-    return _IMAGENET if found.flat else Normalisation()
 
 
 def _found(file: Path, inflate: str | None, frames: int | None) -> tuple[Export, list[str]]:
     """What a file of anyone's is, and what its user should know."""
     found = read_published(file, inflate, frames)
-    normalisation = normalisation_of(found)
     provenance = {
         "file": file.name,
         "sha256": _sha256(file),
         "inflated": found.flat,
         "set_aside": found.set_aside,
-        "normalisation": normalisation and normalisation.model_dump(mode="json"),
     }
     digits = max(3, len(str(found.classes - 1)))
     classes = [f"class-{number:0{digits}d}" for number in range(found.classes)]
     clip = clip_of(found)
-    notes = _notes(found.settings, normalisation)
+    notes = _notes(found.settings)
     if found.frames is None:
         notes.append(f"the weights do not tell the clips' length; {clip.frames} frames are assumed (--frames)")
     if found.set_aside:
         notes.append(f"set aside: {some(found.set_aside)}")
-    return Export(found.settings, classes, clip, normalisation, provenance, found.state), notes
+    return Export(found.settings, classes, clip, provenance, found.state), notes
 
 
 def _exported(file: Path, frames: int | None) -> tuple[Export, list[str]]:
     export = read_export(file)
     clip = export.clip.model_copy(update={"frames": frames}) if frames else export.clip
-    provenance = {
-        "file": file.name,
-        "sha256": _sha256(file),
-        "normalisation": export.normalisation and export.normalisation.model_dump(mode="json"),
-        "export": export.provenance,
-    }
-    made = Export(export.model, export.classes, clip, export.normalisation, provenance, export.state)
-    return made, _notes(export.model, export.normalisation)
+    provenance = {"file": file.name, "sha256": _sha256(file), "export": export.provenance}
+    return Export(export.model, export.classes, clip, provenance, export.state), _notes(export.model)
 
 
-def _notes(settings: ModelSettings, normalisation: Normalisation | None) -> list[str]:
+def _notes(settings: ModelSettings) -> list[str]:
     if settings.in_channels != 3:
         return [f"the network takes {settings.in_channels} channels; the clips of `finetune` and `evaluate` are RGB"]
-    if normalisation != Normalisation():
-        return [
-            "the weights were trained on input of another normalisation than Reelscale's: fine-tune them before "
-            f"judging them ({normalisation.model_dump_json() if normalisation else 'unknown'})"
-        ]
     return []
 
 
@@ -176,7 +149,7 @@ def _described(export: Export) -> dict[str, Any]:
         "classes": len(export.classes),
         "parameters": parameters(on_meta(export.model, len(export.classes), export.clip.frames, export.clip.crop)),
         "clip": export.clip.model_dump(mode="json"),
-        "normalisation": export.normalisation and export.normalisation.model_dump(mode="json"),
+        "normalisation": export.normalisation,
     }
 
 

@@ -13,37 +13,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.data.transforms import MEAN, STD, ClipSettings
+from pretrain.data.transforms import ClipSettings
 from pretrain.models.published import read_safetensors
 from pretrain.models.zoo import ModelSettings
 from sharding.errors import UserError
-from sharding.settings import Settings, validate
+from sharding.settings import validate
 
 FORMAT = "1"
 _MARK = "reelscale"  # the metadata's key that holds the format's version
 
 
-class Normalisation(Settings):
-    """How pixels enter the network: 0…255 brought to `range`, less `mean`, over `std`, a value a channel."""
-
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
-    range: tuple[float, float] = (0.0, 1.0)
-
-
 @dataclass(frozen=True)
 class Export:
-    """A network, its weights by name, and what they are for.
-
-    `normalisation` is None where it is not known; `provenance` is JSON: where the weights come from.
-    """
+    """A network, its weights by name, and what they are for; `provenance` is JSON: where they come from."""
 
     model: ModelSettings
     classes: list[str]
     clip: ClipSettings
-    normalisation: Normalisation | None
     provenance: dict[str, Any]
     state: dict[str, Tensor]
+
+    @property
+    def normalisation(self) -> dict[str, Any] | None:
+        """How pixels enter: 0…255 brought to `range`, less `mean`, over `std`. None for other inputs than RGB."""
+        if self.model.in_channels != 3:
+            return None
+        return {**self.clip.normalisation.model_dump(mode="json"), "range": [0, 1]}
 
 
 def write_export(file: Path, export: Export) -> None:
@@ -60,7 +55,7 @@ def write_export(file: Path, export: Export) -> None:
         "model": export.model.model_dump(mode="json"),
         "classes": export.classes,
         "input": {"shape": shape, **clip.model_dump(mode="json")},
-        "normalisation": export.normalisation and export.normalisation.model_dump(mode="json"),
+        "normalisation": export.normalisation,
         "provenance": export.provenance,
     }
     metadata = {"format": "pt", _MARK: FORMAT} | {key: json.dumps(value) for key, value in described.items()}
@@ -99,7 +94,6 @@ def read_export(file: Path) -> Export:
             validate(ModelSettings, described["model"], str(file)),
             [str(name) for name in described["classes"]],
             validate(ClipSettings, clip, str(file)),
-            described["normalisation"] and validate(Normalisation, described["normalisation"], str(file)),
             dict(described["provenance"]),
             read_safetensors(file),
         )

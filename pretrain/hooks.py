@@ -147,7 +147,7 @@ class ValidationHook:
         video = torch.cat([evaluation_clips(self._split, clip, row, 1) for row in rows])
         device = self._world.device
         targets = torch.stack([target(self._split.labels(row), self._classes) for row in rows]).to(device)
-        logits = self._engine.model(normalise(video.to(device))).float()
+        logits = self._engine.model(normalise(video.to(device), clip.normalisation)).float()
         loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
         return torch.stack([loss, right_clips(logits, targets), torch.tensor(float(len(rows)), device=device)])
 

@@ -12,7 +12,7 @@ from pretrain.checkpoint import begin_attempt, load_newest, load_run
 from pretrain.data.loader import Clips, Loader
 from pretrain.data.order import Order, mix
 from pretrain.data.stream import Split, open_split
-from pretrain.data.transforms import normalise
+from pretrain.data.transforms import Normalisation, normalise
 from pretrain.engine.engine import Engine
 from pretrain.engine.path import run_path
 from pretrain.engine.world import World, leave_world, start_world
@@ -61,7 +61,7 @@ def train(
     if checkpoint:
         load_weights(model, checkpoint.model, "keep", str(folder))
     elif settings.init:
-        start_from(model, Path(settings.init.run), classes)
+        start_from(model, settings, Path(settings.init.run), classes)
     model.to(world.device).use(PATHS[path_of(settings, folder, model, world)])
     model.recomputed = settings.engine.recomputed
     together = settings.model.batch_norm == "all"
@@ -89,7 +89,8 @@ def train(
         engine.set_learning_rate(rate)
         for seeds, clips in passes([int(mix(settings.seed, step, lane)[0] >> 1) for lane in lanes], batches, together):
             seed_dropout(model, seeds, world.device)
-            logits = engine.forward(normalise(clips.video.to(world.device, non_blocking=True)))  # N classes
+            video = normalise(clips.video.to(world.device, non_blocking=True), settings.data.clip.normalisation)
+            logits = engine.forward(video)  # N classes
             loss = F.cross_entropy(logits, clips.targets.to(world.device, non_blocking=True))
             engine.backward(loss)
             engine.step()
@@ -138,9 +139,15 @@ def lanes_of(world: World, lanes: int) -> range:
     return range(world.rank * share, (world.rank + 1) * share)
 
 
-def start_from(model: VideoNetwork, source: Path, classes: list[str]) -> None:
-    """Load another run's network; its classifier stays behind when its classes are not the same."""
-    _, known = read_settings(source)
+def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, classes: list[str]) -> None:
+    """Load another run's network; its classifier stays behind when its classes are not the same.
+
+    Raises UserError for a network that computes something else than this run's, or on other input.
+    """
+    theirs, known = read_settings(source)
+    for field in ("name", "depth", "width", "in_channels", "pool1", "midplanes", "eps"):
+        _same(f"model.{field}", getattr(theirs.model, field), getattr(settings.model, field), source)
+    _same("data.clip.normalisation", theirs.data.clip.normalisation, settings.data.clip.normalisation, source)
     checkpoint = load_run(source)
     head: Literal["keep", "swap"] = "keep" if known == classes else "swap"
     load_weights(model, checkpoint.model, head, str(source))
@@ -150,6 +157,18 @@ def start_from(model: VideoNetwork, source: Path, classes: list[str]) -> None:
         checkpoint.step,
         "kept" if head == "keep" else "new",
     )
+
+
+def _same(field: str, theirs: object, ours: object, source: Path) -> None:
+    if theirs != ours:
+        values = " ".join(f"{name}={value}" for name, value in _overrides(field, theirs))
+        raise UserError(f"{field} is {ours} here and {theirs} in the run to start from", str(source), f"set {values}")
+
+
+def _overrides(field: str, value: object) -> list[tuple[str, object]]:
+    if isinstance(value, Normalisation):
+        return [(f"{field}.{name}", list(numbers)) for name, numbers in value]
+    return [(field, value)]
 
 
 def check(settings: TrainSettings, ranks: int) -> dict[str, object]:
@@ -169,6 +188,7 @@ def check(settings: TrainSettings, ranks: int) -> dict[str, object]:
     if settings.init:
         start_from(
             build_model(settings.model, len(classes), settings.data.clip.frames, settings.data.clip.crop),
+            settings,
             Path(settings.init.run),
             classes,
         )

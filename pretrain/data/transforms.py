@@ -15,6 +15,16 @@ STD = (0.22803, 0.22145, 0.216989)
 _KR_KB = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
 
 
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Normalisation(Settings):
+    """What a network of RGB clips was trained on: (x / 255 - mean) / std, a value a channel."""
+
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[Positive, Positive, Positive] = STD
+
+
 class ClipSettings(Settings):
     """What one clip is, in frames and pixels."""
 
@@ -30,6 +40,7 @@ class ClipSettings(Settings):
     flip: Annotated[
         bool, Field(description="mirror half of the training clips; off where left and right are classes")
     ] = True
+    normalisation: Normalisation = Normalisation()
 
     @property
     def needed(self) -> int:
@@ -99,8 +110,8 @@ def _resized(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(frames, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
 
 
-def normalise(clips: torch.Tensor) -> torch.Tensor:
+def normalise(clips: torch.Tensor, by: Normalisation) -> torch.Tensor:
     """uint8 [N, 3, T, H, W] to float32, (x / 255 - mean) / std per channel, where the clips lie."""
-    mean = torch.tensor(MEAN, device=clips.device).mul(255.0).view(1, 3, 1, 1, 1)
-    scale = torch.tensor(STD, device=clips.device).mul(255.0).reciprocal().view(1, 3, 1, 1, 1)
+    mean = torch.tensor(by.mean, device=clips.device).mul(255.0).view(1, 3, 1, 1, 1)
+    scale = torch.tensor(by.std, device=clips.device).mul(255.0).reciprocal().view(1, 3, 1, 1, 1)
     return (clips.to(torch.float32) - mean) * scale

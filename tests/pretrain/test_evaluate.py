@@ -108,7 +108,9 @@ def test_scores_are_the_networks_softmax_over_the_clips(
     for score in scored:
         clips = evaluation_clips(subject.split, subject.clip, score.row, CLIPS)
         with torch.no_grad():
-            logits = torch.cat([subject.model(normalise(clip[None].to(subject.device))) for clip in clips])
+            logits = torch.cat(
+                [subject.model(normalise(clip[None].to(subject.device), subject.clip.normalisation)) for clip in clips]
+            )
         expected = logits.softmax(1).mean(0).cpu().numpy()
         assert score.scores == pytest.approx(expected, abs=1e-5)
         assert score.logits == pytest.approx(logits.mean(0).cpu().numpy(), abs=1e-5)

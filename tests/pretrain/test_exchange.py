@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pretrain.checkpoint import Checkpoint, begin_attempt, load_run, save_checkpoint
-from pretrain.data.transforms import MEAN, STD, ClipSettings
+from pretrain.data.transforms import MEAN, STD, ClipSettings, Normalisation
 from pretrain.evaluate import EvaluateSettings, open_subject, score_videos
 from pretrain.exchange import export_run, import_run, read_classes
-from pretrain.exports import Export, Normalisation, is_export, read_export, write_export
+from pretrain.exports import Export, is_export, read_export, write_export
 from pretrain.models.weights import load_weights
 from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.report_runs import read_run
@@ -96,7 +96,7 @@ def test_every_bit_of_an_export_comes_back(tmp_path: Path) -> None:
         "count": torch.tensor(2**40 + 1),
     }
     classes = ["naïve", "two words", '"quoted"', "滑雪", ""]
-    export = Export(SETTINGS.model, classes, CLIP, None, {"run": "ü"}, state)
+    export = Export(SETTINGS.model, classes, CLIP, {"run": "ü"}, state)
     write_export(tmp_path / "file.safetensors", export)
     back = read_export(tmp_path / "file.safetensors")
     assert back.state.keys() == state.keys()
@@ -104,7 +104,7 @@ def test_every_bit_of_an_export_comes_back(tmp_path: Path) -> None:
         assert value.dtype == back.state[name].dtype and value.shape == back.state[name].shape
         kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]
         assert torch.equal(value.contiguous().view(kind), back.state[name].view(kind)), name
-    assert (back.classes, back.normalisation, back.provenance) == (classes, None, {"run": "ü"})
+    assert (back.classes, back.clip, back.provenance) == (classes, CLIP, {"run": "ü"})
 
 
 def test_a_run_goes_out_and_comes_in(trained: Path, tmp_path: Path) -> None:
@@ -138,10 +138,15 @@ def test_an_imported_run_is_evaluated_and_fine_tuned(r3d: Path, tmp_path: Path, 
         open_subject(EvaluateSettings(run=str(run)))
     assert "give store=STORE" in refused.value.where
     published = torch.load(r3d, weights_only=True)
+    settings = read_settings(run)[0]
+    for changed, said in (({"eps": 1e-3}, "set model.eps=1e-05"), ({"pool1": True}, "set model.pool1=False")):
+        other = settings.model_copy(update={"model": settings.model.model_copy(update=changed)})
+        with pytest.raises(UserError, match=said):
+            start_from(build_model(other.model, 6, 4), other, run, CLASSES)
     for classes, kept in ((CLASSES, True), (["left", "right"], False)):
         model = build_model(ModelSettings(name="r3d", depth=18, width=1 / 8, eps=1e-5), len(classes), 4)
         fresh = model.fc.weight.detach().clone()
-        start_from(model, run, classes)
+        start_from(model, settings, run, classes)
         assert torch.equal(model.layer4[1].conv2[0].weight, published["layer4.1.conv2.0.weight"])
         assert torch.equal(model.fc.weight, published["fc.weight"] if kept else fresh)
 
@@ -150,9 +155,9 @@ def test_what_the_weights_do_not_tell_is_said(tmp_path: Path) -> None:
     for number, (shapes, inflate, size, note) in enumerate(
         (
             (video_shapes(("2+1",) * 4, 34, 359, planes=8, middle="conv", stem=6), None, 112, "16 frames are assumed"),
-            (i3d_shapes(classes=5, part=8), None, 224, "another normalisation"),
+            (i3d_shapes(classes=5, part=8), None, 224, "64 frames are assumed"),
             (i3d_shapes(classes=5, part=8, channels=2), None, 224, "2 channels"),
-            (image_shapes(18, planes=8), "r3d", 224, "another normalisation"),
+            (image_shapes(18, planes=8), "r3d", 224, "16 frames are assumed"),
         )
     ):
         torch.save(random_state(shapes), tmp_path / "file.pth")
@@ -164,8 +169,11 @@ def test_what_the_weights_do_not_tell_is_said(tmp_path: Path) -> None:
         assert read_settings(run)[1][1] == "class-001" and "class-000" in said["class_names"]
         export_run(run, tmp_path / "out.safetensors")
         export = read_export(tmp_path / "out.safetensors")
-        described = export.normalisation.model_dump(mode="json") if export.normalisation else None
-        assert described == said["normalisation"]
+        assert export.normalisation == said["normalisation"]
+        assert (export.normalisation is None) == ("2 channels" in note)
+        if export.normalisation is None:
+            with pytest.raises(UserError, match="takes 2 channels"):
+                open_subject(EvaluateSettings(run=str(run)))
         assert export.provenance["imported"]["file"] == "file.pth"
     assert said["normalisation"]["mean"] == [0.485, 0.456, 0.406]
 
@@ -256,4 +264,4 @@ def test_an_export_loads_without_us(trained: Path, tmp_path: Path) -> None:
     export = read_export(tmp_path / "file.safetensors")
     model = build_model(export.model, len(export.classes), export.clip.frames)
     load_weights(model, export.state, "keep")
-    assert export.normalisation == Normalisation()
+    assert export.clip.normalisation == Normalisation()

@@ -162,7 +162,7 @@ def test_the_same_classes_keep_the_head(finished: Finished) -> None:
     source = load_run(finished.folder).model
     for known, kept in ((classes, True), (classes[::-1], False)):
         model = build_model(settings.model, len(classes), 4)
-        start_from(model, finished.folder, known)
+        start_from(model, settings, finished.folder, known)
         assert torch.equal(model.fc.weight, source["fc.weight"]) is kept
         assert torch.equal(model.stem[0].weight, source["stem.0.weight"])
 

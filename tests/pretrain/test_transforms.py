@@ -17,6 +17,7 @@ from pretrain.data.transforms import (
     MEAN,
     STD,
     ClipSettings,
+    Normalisation,
     View,
     centre_view,
     normalise,
@@ -126,11 +127,15 @@ def test_views_reach_every_edge() -> None:
 
 def test_normalised_clips() -> None:
     clips = torch.randint(256, (2, 3, 4, 5, 6), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    found = normalise(clips)
+    found = normalise(clips, Normalisation())
     assert found.dtype == torch.float32
     for channel in range(3):
         expected = (clips[:, channel].double() / 255 - MEAN[channel]) / STD[channel]
         assert_close(found[:, channel].double(), expected, rtol=0, atol=2e-6)
+    half = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    assert_close(normalise(clips, half), clips / 127.5 - 1)
+    with pytest.raises(ValidationError):
+        Normalisation(std=(0.2, 0.0, 0.2))
 
 
 def test_settings_that_do_not_fit() -> None:
