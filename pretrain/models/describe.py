@@ -9,9 +9,11 @@ from pydantic import Field
 
 from pretrain.models.convolutions import FORMS
 from pretrain.models.count import activations, conv_fc_parameters, macs, parameters
-from pretrain.models.zoo import NAMES, ModelSettings, build_model
+from pretrain.models.zoo import NAMES, RESNET_ONLY, ModelSettings, build_model
 from sharding.errors import UserError
-from sharding.settings import validate
+from sharding.settings import load_settings
+
+_USUAL = {"i3d": {"frames": 64, "size": 224}}  # what a network is published for, where it is not 16 frames of 112²
 
 
 class NetworkQuery(ModelSettings):
@@ -45,14 +47,22 @@ def describe(query: NetworkQuery) -> dict[str, Any]:
     }
 
 
-def describe_all(given: dict[str, Any]) -> list[dict[str, Any]]:
-    """`describe` of every network with what is given; one that cannot take the clips has `refused`, and why."""
+def describe_given(overrides: list[str]) -> dict[str, Any]:
+    """`describe` of the network that `key=value` settings of `NetworkQuery` name, or of all where none is named.
+
+    Of all: {"models": [...]}, each fed what is given and its own depth and clips where nothing is; one that cannot
+    take the clips has `refused` with the reason. Raises UserError for values that are not allowed, naming those
+    that are.
+    """
+    query = load_settings(NetworkQuery, None, overrides)
+    if any(override.partition("=")[0].strip() == "name" for override in overrides):
+        return describe(query)
+    given = query.model_dump(exclude_unset=True)
     rows = []
     for name in NAMES:
-        own = {key: value for key, value in given.items() if name in FORMS or key not in ("depth", "pool1")}
-        query = validate(NetworkQuery, own | {"name": name}, "the options")
+        own = {key: value for key, value in given.items() if name in FORMS or key not in RESNET_ONLY}
         try:
-            rows.append(describe(query))
+            rows.append(describe(NetworkQuery.model_validate(_USUAL.get(name, {}) | own | {"name": name})))
         except UserError as error:
             rows.append({"name": name, "refused": error.what})
-    return rows
+    return {"models": rows}

@@ -18,7 +18,7 @@ Name = Literal[
     "r2d", "fr2d", "r3d", "mc2", "mc3", "mc4", "mc5", "rmc2", "rmc3", "rmc4", "rmc5", "r2plus1d", "i3d", "c3d"
 ]
 NAMES: tuple[str, ...] = get_args(Name)
-_OF_RESNETS = ("depth", "pool1", "midplanes")
+RESNET_ONLY = ("depth", "pool1", "midplanes")
 
 
 class ModelSettings(Settings):
@@ -54,7 +54,7 @@ class ModelSettings(Settings):
         name = values.get("name", "r2plus1d")
         if name in FORMS:
             return {**values, "depth": 34} if values.get("depth") is None else values
-        given = [key for key in _OF_RESNETS if values.get(key) not in (None, False, "conv")]
+        given = [key for key in RESNET_ONLY if values.get(key) not in (None, False, "conv")]
         if name in NAMES and given:
             raise ValueError(f"{name} has no {' and no '.join(given)}; leave it out")
         return values

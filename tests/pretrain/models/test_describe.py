@@ -1,9 +1,12 @@
-"""What `reelscale models` tells of a network."""
+"""What `reelscale models` tells of networks."""
 
 from __future__ import annotations
 
-from pretrain.models.describe import NetworkQuery, describe, describe_all
+import pytest
+
+from pretrain.models.describe import NetworkQuery, describe, describe_given
 from pretrain.models.zoo import NAMES
+from sharding.errors import UserError
 
 
 def test_a_network_is_told_with_its_published_counts() -> None:
@@ -11,12 +14,39 @@ def test_a_network_is_told_with_its_published_counts() -> None:
     assert told["parameters"] == 63_697_175 and told["gmacs"] == 152.36
     assert round(told["conv_fc_parameters"] / 1e6, 2) == 63.65
     assert round(told["macs"] / 1e9, 2) == told["gmacs"]
+    assert describe_given(["name=r2plus1d", "depth=34", "frames=32"]) == told
 
 
-def test_all_are_told_and_those_that_cannot_say_why() -> None:
-    rows = describe_all({"depth": 18, "frames": 8, "classes": 7})
-    assert [row["name"] for row in rows] == list(NAMES)
+def test_all_are_told_as_they_are_published() -> None:
+    rows = {row["name"]: row for row in describe_given([])["models"]}
+    assert list(rows) == list(NAMES)
+    assert {name: row["gmacs"] for name, row in rows.items() if name in ("i3d", "c3d")} == {"i3d": 111.15, "c3d": 38.53}
+    assert {row["depth"] for row in rows.values()} == {34, None}
+
+
+def test_all_are_told_with_what_is_given_and_those_that_cannot_say_why() -> None:
+    rows = describe_given(["depth=18", "frames=8", "classes=7"])["models"]
     assert {row["depth"] for row in rows if row["name"] not in ("i3d", "c3d")} == {18}
     (refused,) = [row for row in rows if "refused" in row]
     assert refused["name"] == "c3d" and "8 frames" in refused["refused"]
-    assert all("parameters" in row for row in rows if row is not refused)
+    assert all(row["classes"] == 7 and row["frames"] == 8 for row in rows if row is not refused)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("name=r4d", "'r2plus1d', 'i3d' or 'c3d'"),
+        ("depth=20", "10, 16, 18, 26, 34, 50, 101 or 152"),
+        ("frames=0", "greater than or equal to 1"),
+        ("frames=-1", "greater than or equal to 1"),
+        ("frames=2.5", "valid integer"),
+        ("size=0", "greater than or equal to 1"),
+        ("size=wide", "valid integer"),
+        ("classes=0", "greater than or equal to 1"),
+        ("sise=112", "did you mean size"),
+    ],
+)
+def test_wrong_values_are_refused_with_the_allowed_ones(given: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        describe_given([given])
+    assert said in refused.value.what and given.partition("=")[0] in refused.value.what
