@@ -42,11 +42,12 @@ def clips(name: str, frames: int = 6, size: int = 20) -> Tensor:
 def taken_step(model: VideoNetwork, batch: Tensor, half: bool = False) -> dict[str, Tensor]:
     """Logits of a training pass and of an evaluation, gradients, and the state after the commit."""
     model.train()
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=half):
         logits = model(batch)
-    torch.nn.functional.cross_entropy(logits.float() if half else logits, torch.arange(4) % 5).backward()
+    labels = torch.arange(4, device=batch.device)
+    torch.nn.functional.cross_entropy(logits.float() if half else logits, labels).backward()
     commit_statistics(model)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+    with torch.no_grad(), torch.autocast(batch.device.type, torch.bfloat16, enabled=half):
         evaluated = model.eval()(batch)
     gradients = {f"{name} gradient": value.grad for name, value in model.named_parameters() if value.grad is not None}
     assert len(gradients) == len(list(model.parameters()))
@@ -62,6 +63,20 @@ def test_a_path_is_the_plain_network_in_double_precision(name: str, path: str) -
     other.use(PATHS[path])
     expected, found = taken_step(plain, clips(name).double()), taken_step(other, clips(name).double())
     assert expected.keys() == found.keys()
+    for key in expected:
+        assert_close(found[key], expected[key], rtol=1e-9, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU; on the CPU the tests above and below say the same")
+@pytest.mark.parametrize("path", [name for name in PATHS if name != "plain"])
+@pytest.mark.parametrize("name", ["basic", "whole"])
+def test_on_a_gpu_a_path_is_the_plain_network(name: str, path: str) -> None:
+    plain = network(name).cuda()
+    other = copy.deepcopy(plain)
+    plain.use(PATHS["plain"])
+    other.use(PATHS[path])
+    batch = clips(name).double().cuda()
+    expected, found = taken_step(plain, batch), taken_step(other, batch)
     for key in expected:
         assert_close(found[key], expected[key], rtol=1e-9, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
 
