@@ -3,11 +3,14 @@
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cluster.launch.processes import WorkerDied
+from cluster.launch.signals import STOPPED, Interrupted, interruptible, started_by_run_ranks
 from sharding.errors import UserError
 
 app = typer.Typer(
@@ -40,7 +43,8 @@ def shard(
 ) -> None:
     """Shard a corpus of videos into a store. Run it again to go on after a stop.
 
-    A video that cannot be used is listed with its reason and never stops the rest.
+    A video that cannot be used is listed with its reason and never stops the rest. Ctrl-C and SIGTERM end with
+    exit code 75 and keep the shards made so far.
 
     Examples:
 
@@ -48,9 +52,16 @@ def shard(
 
       reelscale shard ~/videos s3://bucket/videos encode.short_edge=256 launcher=none
     """
-    from cluster.jobs.sharding import run_sharding
+    try:
+        from cluster.jobs.sharding import run_sharding
 
-    found = run_sharding(corpus, store, config, overrides or [])
+        found = run_sharding(corpus, store, config, overrides or [])
+    except WorkerDied as error:
+        print(f"reelscale: {error}; the same command goes on, with less memory where workers=1", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except Interrupted:
+        print("reelscale: stopped; the shards made so far are kept, the same command goes on", file=sys.stderr)
+        raise typer.Exit(STOPPED) from None
     if as_json:
         _print_json(found)
     else:
@@ -145,9 +156,11 @@ def report(
 
       reelscale report runs/demo-pretrain-motion runs/demo-finetune-motion2
     """
+    from cluster.jobs.paths import absolute, writable_folder
     from pretrain.report import write_report
 
-    print(write_report(runs, out or runs[-1] / "report"))
+    runs = [Path(absolute(str(run))) for run in runs]
+    print(write_report(runs, Path(writable_folder(str(out or runs[-1] / "report"), "--out"))))
 
 
 @app.command("export")
@@ -265,14 +278,16 @@ def _print_json(value: Any) -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is told in one message and ends with exit code 2."""
-    try:
-        app()
-    except UserError as error:
-        print(f"reelscale: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("reelscale: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    # SIGTERM ends a rank of launcher=none at once until it can save; the command that started it says what that means.
+    with nullcontext() if started_by_run_ranks() else interruptible():
+        try:
+            app()
+        except UserError as error:
+            print(f"reelscale: {error}", file=sys.stderr)
+            sys.exit(2)
+        except Interrupted:
+            print("reelscale: interrupted", file=sys.stderr)
+            sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The job `evaluate`: a split's videos shared out to Ray tasks, or scored in this process."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from cluster.jobs.paths import absolute, writable_folder
 from cluster.launch.choose import Launcher, choose_launcher
-from cluster.launch.ray_cluster import cpus, ray_cluster
+from cluster.launch.ray_cluster import cpus, ray_cluster, result_of
 from cluster.progress import progress
 from pretrain.evaluate import EvaluateSettings, VideoScore, open_subject, score_videos, write_evaluation
 
@@ -22,8 +22,10 @@ class EvaluationJob(EvaluateSettings):
 
 def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
     """Evaluate, write the run's `evaluation` folder, and return its summary. Raises UserError."""
-    job = job.model_copy(update={"run": str(Path(job.run).absolute())})
+    places = {"run": absolute(job.run), "store": absolute(job.store) if job.store else None}
+    job = job.model_copy(update=places)
     subject = open_subject(job)
+    writable_folder(f"{job.run}/evaluation", "run")
     rows = list(range(len(subject.split)))
     if choose_launcher(job.launcher) == "none":
         found: list[VideoScore] = []
@@ -51,7 +53,7 @@ def _score_by_ray(job: EvaluationJob, rows: list[int]) -> list[VideoScore]:
                 share = todo.pop(0)
                 running[task.remote(config, share)] = len(share)
             ready, _ = ray.wait(list(running), num_returns=1)
-            found += ray.get(ready[0])
+            found += result_of(ray, ready[0])
             advance(running.pop(ready[0]))
         return found
 

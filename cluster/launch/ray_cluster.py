@@ -2,10 +2,13 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cluster.launch.signals import postponed, undisturbed
 from sharding.errors import UserError
 
 
@@ -18,23 +21,65 @@ def ray_cluster() -> Iterator[Any]:
     import ray
 
     address = os.environ.get("RAY_ADDRESS")
+    failed: list[BaseException] = []
+    tried, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        try:
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except BaseException as error:
+            failed.append(error)
+        tried.set()
+        over.wait()
+        ray.shutdown()
+
+    # A signal must not leave Ray half connected. In the main thread Ray would answer SIGTERM itself, and end there.
+    holder = threading.Thread(target=hold, daemon=True)
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except ConnectionError as error:
-        raise UserError(
-            f"no Ray cluster answers ({error})",
-            f"RAY_ADDRESS={address}",
-            "start it, correct RAY_ADDRESS, or unset it to run on this machine",
-        ) from error
-    try:
+        with _connecting():
+            holder.start()
+            while not tried.wait(1):
+                signal.alarm(0)
+        if failed:
+            raise _told(failed[0], address)
         yield ray
     finally:
-        ray.shutdown()
+        over.set()
+        with undisturbed():
+            if holder.is_alive():
+                holder.join()
+
+
+@contextmanager
+def _connecting() -> Iterator[None]:
+    """Signals are answered afterwards. At SIGTERM Ray sets an alarm that would abort the process: it is taken back."""
+    try:
+        with postponed():
+            yield
+    finally:
+        signal.alarm(0)
+
+
+def _told(error: BaseException, address: str | None) -> BaseException:
+    if not isinstance(error, ConnectionError):
+        return error
+    remedy = "start it, correct RAY_ADDRESS, or unset it to run on this machine"
+    return UserError(f"no Ray cluster answers ({error})", f"RAY_ADDRESS={address}", remedy)
+
+
+def result_of(ray: Any, reference: Any) -> Any:
+    """What a task returned. Raises the UserError that it raised, as it was raised."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
 
 
 def cpus(ray: Any) -> int:

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.cluster.running import reelscale, succeeded
+from tests.cluster.running import ray_elsewhere, reelscale, succeeded
 from tests.s3 import s3_server
 from tests.sharding.conftest import FOOTAGE, cut
 
@@ -34,6 +34,13 @@ checkpoint: {every_steps: 2}
 def s3() -> Iterator[tuple[dict[str, str], str]]:
     with s3_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment that names a Ray cluster with another working directory than the commands'."""
+    with ray_elsewhere(tmp_path_factory.mktemp("elsewhere")) as environment:
+        yield environment
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +70,17 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
     return paths
+
+
+@pytest.fixture(scope="session")
+def long_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One video in train/, 60 in val/: more seconds of work than any test waits."""
+    root = tmp_path_factory.mktemp("long") / "corpus"
+    for split, count in (("train", 1), ("val", 60)):
+        (root / split / "car").mkdir(parents=True)
+        for number in range(count):
+            (root / split / "car" / f"{number:02d}.mp4").symlink_to(FOOTAGE / "carphone.mp4")
+    return root
 
 
 def class_folders(root: Path, pieces: list[Path], classes: list[str]) -> Path:

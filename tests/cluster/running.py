@@ -77,6 +77,10 @@ class Command:
         pids = self.descendants()
         return {int(_environment(pid)["RANK"]): pid for pid in pids if "RANK" in _environment(pid)}
 
+    def ctrl_c(self) -> None:
+        """What a terminal does at Ctrl-C: SIGINT to the whole process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
     def kill(self) -> None:
         """kill -9 of the command's own process, and of no other."""
         os.kill(self.process.pid, signal.SIGKILL)
@@ -89,6 +93,35 @@ class Command:
             self.process.wait()
         for pid in self.descendants():
             _kill(pid)
+
+
+@contextmanager
+def ray_elsewhere(folder: Path) -> Iterator[dict[str, str]]:
+    """A Ray cluster of 4 CPUs whose workers live in `folder`; yields the environment that names it."""
+    mine = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "OMP_"))}
+    mine |= {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
+        env=mine, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdin and process.stdout
+    try:
+        yield {"RAY_ADDRESS": process.stdout.readline().strip(), "RAY_AUTH_MODE": "disabled"}
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+_RAY = """
+import sys, ray
+context = ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+print(context.address_info["address"], flush=True)
+sys.stdin.read()
+"""
 
 
 @contextmanager
@@ -125,6 +158,11 @@ def refused(result: subprocess.CompletedProcess[str], *parts: str) -> str:
     assert result.stderr.count("  remedy: ") == 1 and result.stderr.count("  where: ") == 1, text
     assert [part for part in parts if part not in result.stderr] == [], text
     return result.stderr
+
+
+def shards(store: Path) -> list[str]:
+    """Names of a store's finished shards."""
+    return sorted(path.name for path in store.glob("*/*.parquet") if path.parent.name != "index")
 
 
 def checkpoints(run: Path) -> list[int]:

@@ -59,6 +59,8 @@ def test_bad_videos_are_listed_and_a_second_run_changes_nothing(
     again = succeeded(reelscale("shard", mixed, store, *NONE, "validation=0.4", "--json", folder=tmp_path))
     assert json.loads(again.stdout) == json.loads(inspected.stdout)
     assert "are there already" in again.stderr
+    assert "5 videos failed before and are not tried again" in again.stderr
+    assert "not tried again" not in first.stderr
     assert contents(store) == made
 
 

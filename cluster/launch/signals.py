@@ -1,0 +1,78 @@
+"""Being asked to stop: SIGTERM does what Ctrl-C does, a clean-up is not cut short, workers die with their command."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPED = 75  # exit code: stopped by a signal with everything saved
+STARTED_BY = "REELSCALE_PARENT"  # in the environment of a rank of launcher=none: the pid of the command
+NOT_BEGUN = "reelscale: stopped before training began; the same command starts it"
+_ASKING = (signal.SIGINT, signal.SIGTERM)
+_PR_SET_PDEATHSIG = 1
+
+
+class Interrupted(BaseException):
+    """The command was asked to stop by a signal.
+
+    Not KeyboardInterrupt: after one inside an `eval`, and importing torch is full of them, Python ends itself by
+    SIGINT whatever exit code was chosen.
+    """
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside the `with`, SIGTERM and SIGINT raise Interrupted, except one that was ignored, as in the background."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted
+
+    heard = [number for number in _ASKING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM for the length of a clean-up, which impatience would cut short."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ASKING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """SIGINT and SIGTERM that come inside the `with` are answered at its end."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in _ASKING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[-1])
+
+
+def started_by_run_ranks() -> bool:
+    """Whether this process is a rank of launcher=none."""
+    return STARTED_BY in os.environ
+
+
+def die_with(parent: int) -> None:
+    """Have this process killed when the process that started it is gone."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
