@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from cluster.launch.processes import WorkerDied
-from cluster.launch.signals import STOPPED, Interrupted, interruptible, started_by_run_ranks
+from cluster.launch.signals import NOT_BEGUN, STOPPED, Interrupted, interruptible, started_by_run_ranks
+from cluster.output import stdout_to_stderr
 from sharding.errors import UserError
 
 app = typer.Typer(
@@ -211,18 +212,22 @@ def import_network(
 
 
 def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_json: bool) -> None:
-    from cluster.jobs.training import load_job, plan_training, run_training
-    from cluster.launch.local import started_by_run_ranks
+    try:
+        from cluster.jobs.training import load_job, plan_training, run_training, training_summary
 
-    job = load_job(config, overrides, needs_init=command == "finetune")
-    quantities = plan_training(job)
-    if os.environ.get("RANK", "0") == "0" and not started_by_run_ranks():  # the command has told them already
-        if as_json and dry_run:
-            _print_json(quantities)
-        else:
-            _print_table(command, _readable(quantities))
-    if not dry_run:
-        raise typer.Exit(run_training(job, [command, config, *overrides]))
+        job = load_job(config, overrides, needs_init=command == "finetune")
+        with stdout_to_stderr() if as_json else nullcontext():
+            quantities = plan_training(job)
+            tells = os.environ.get("RANK", "0") == "0" and not started_by_run_ranks()  # the command has told already
+            if tells and not (as_json and dry_run):
+                _print_table(command, _readable(quantities))
+            code = 0 if dry_run else run_training(job, [command, config, *overrides])
+    except Interrupted:
+        print(NOT_BEGUN, file=sys.stderr)
+        raise typer.Exit(STOPPED) from None
+    if as_json and tells and code in (0, STOPPED):
+        _print_json(quantities if dry_run else training_summary(job, code))
+    raise typer.Exit(code)
 
 
 def _readable(quantities: dict[str, Any]) -> dict[str, Any]:

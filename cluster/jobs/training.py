@@ -1,6 +1,7 @@
 """The jobs `pretrain` and `finetune`: settings checked here, ranks started by the launcher at hand."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -8,10 +9,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from cluster.jobs.paths import absolute, writable_folder
 from cluster.launch import local, ray_ranks
 from cluster.launch.choose import Launcher, choose_launcher
+from cluster.launch.signals import STARTED_BY, STOPPED, die_with, started_by_run_ranks
 from cluster.monitor.endpoint import MonitorSettings, serve
+from pretrain.checkpoint import load_newest
 from pretrain.engine.world import world_size_from_environment
+from pretrain.report_runs import read_metrics
 from pretrain.settings import InitSettings, TrainSettings
 from pretrain.trainer import check, train
 from sharding.errors import UserError
@@ -37,9 +42,9 @@ def load_job(config: str, overrides: Sequence[str], needs_init: bool) -> Trainin
         raise UserError("fine-tuning starts from a run, and none is named", config, "set init.run=RUN")
     store = open_store(job.data.store).url
     run = job.run or f"runs/{Path(config).stem}-{PurePosixPath(store.rstrip('/')).name}"
-    init = InitSettings(run=str(Path(job.init.run).absolute())) if job.init else None
+    init = InitSettings(run=absolute(job.init.run)) if job.init else None
     data = job.data.model_copy(update={"store": store})
-    return job.model_copy(update={"run": str(Path(run).absolute()), "data": data, "init": init})
+    return job.model_copy(update={"run": writable_folder(run, "run"), "data": data, "init": init})
 
 
 def plan_training(job: TrainingJob) -> dict[str, Any]:
@@ -48,13 +53,14 @@ def plan_training(job: TrainingJob) -> dict[str, Any]:
 
 
 def run_training(job: TrainingJob, arguments: Sequence[str]) -> int:
-    """Run the job to its exit code: 0 finished, 75 stopped with everything saved, 1 failed.
+    """Run the job to its exit code: 0 finished, 75 stopped with everything saved, 1 failed, 2 a user's mistake told.
 
     `arguments` is the command line that a rank of launcher=none repeats.
     """
     if world_size_from_environment() is not None:
-        local.die_with_parent()
-        return 75 if _rank(job.model_dump(mode="json")) == "stopped" else 0
+        if started_by_run_ranks():
+            die_with(int(os.environ[STARTED_BY]))
+        return STOPPED if _rank(job.model_dump(mode="json")) == "stopped" else 0
     if choose_launcher(job.launcher) == "none":
         return local.run_ranks(arguments, job.ranks)
     try:
@@ -62,7 +68,28 @@ def run_training(job: TrainingJob, arguments: Sequence[str]) -> int:
     except RuntimeError as error:
         print(f"training failed: {error}", file=sys.stderr)
         return 1
-    return 75 if outcome == "stopped" else 0
+    return STOPPED if outcome == "stopped" else 0
+
+
+def training_summary(job: TrainingJob, code: int) -> dict[str, Any]:
+    """What a run has come to: the step that is saved, and the last figures of training and validation up to it."""
+    folder = Path(str(job.run))
+    checkpoint = load_newest(folder)
+    step = checkpoint.step if checkpoint else 0
+    train, validation, _ = read_metrics(folder / "metrics.jsonl")
+    return {
+        "run": job.run,
+        "outcome": "stopped" if code == STOPPED else "finished",
+        "step": step,
+        "steps": job.steps,
+        "train": _last(train, step),
+        "validation": _last(validation, step),
+    }
+
+
+def _last(events: list[dict[str, Any]], step: int) -> dict[str, Any] | None:
+    found = next((event for event in reversed(events) if event["step"] <= step), None)
+    return found and {name: value for name, value in found.items() if name != "event"}
 
 
 def _rank(config: dict[str, Any]) -> str:

@@ -1,26 +1,27 @@
 """Ranks as processes of this machine: started, watched, and ended together."""
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from types import FrameType
 
+from cluster.launch.signals import NOT_BEGUN, STARTED_BY, STOPPED
 from pretrain.engine.world import free_port
 
-_PARENT = "REELSCALE_PARENT"
-_PR_SET_PDEATHSIG = 1
 _GRACE_SECONDS = 20.0
+_NOT_BEGUN_SECONDS = 3.0
+_BY_SIGNAL = (-signal.SIGTERM, -signal.SIGINT)
 
 
 def run_ranks(arguments: Sequence[str], ranks: int) -> int:
     """Run `reelscale ARGUMENTS` as `ranks` ranks and return their exit code.
 
-    SIGINT and SIGTERM are passed on, so that the ranks save and stop. When a rank dies the others are ended;
-    when this process dies, even by kill -9, the ranks die with it.
+    SIGINT and SIGTERM are passed on, so that the ranks save and stop: 75, also where they had not begun. When a
+    rank dies the others are ended; when this process dies, even by kill -9, the ranks die with it.
     """
     command = [sys.executable, "-m", "cluster.cli", *arguments]
     shared = {
@@ -29,21 +30,26 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks))),
-        _PARENT: str(os.getpid()),
+        STARTED_BY: str(os.getpid()),
     }
     processes: list[subprocess.Popen[bytes]] = []
+    asked = threading.Event()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+        asked.set()
+        _ask_to_stop(processes)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for rank in range(ranks):
             environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
-        return _watch(processes)
+        if asked.is_set():
+            _ask_to_stop(processes)  # a signal meets only the ranks that are in the list by then
+        codes = _ended(processes, asked)
+        code = exit_code(codes, asked.is_set())
+        _tell(codes, code)
+        return code
     finally:
         for process in processes:
             if process.poll() is None:
@@ -53,36 +59,47 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
             signal.signal(number, handler)
 
 
-def started_by_run_ranks() -> bool:
-    """Whether this process is a rank that `run_ranks` started."""
-    return _PARENT in os.environ
+def exit_code(codes: Sequence[int | None], asked: bool) -> int:
+    """The command's exit code from its ranks', None where one did not end; `asked`: they were told to stop.
 
-
-def die_with_parent() -> None:
-    """In a rank started by `run_ranks`: be killed when the starting process is gone."""
-    parent = os.environ.get(_PARENT)
-    if parent is None or not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):
-        sys.exit(1)
-
-
-def _watch(processes: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all ranks; once one has failed, the others get a little time to end by themselves."""
-    deadline: float | None = None
-    while any(process.poll() is None for process in processes):
-        failed = [process for process in processes if process.poll() not in (None, 0, 75)]
-        if failed and deadline is None:
-            deadline = time.monotonic() + _GRACE_SECONDS
-        if deadline is not None and time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    codes = [process.poll() for process in processes]
+    A rank that a signal ended had not begun. The others could not train without it, so nothing is lost.
+    """
     if 2 in codes:
         return 2
-    if any(code not in (0, 75) for code in codes):
-        dead = [f"rank {rank} (exit {code})" for rank, code in enumerate(codes) if code not in (0, 75, None)]
-        print(f"training failed: {', '.join(dead)}", file=sys.stderr)
+    if asked and any(code in _BY_SIGNAL for code in codes):
+        return STOPPED
+    if asked and STOPPED in codes and all(code in (0, STOPPED, None) for code in codes):
+        return STOPPED
+    if any(code not in (0, STOPPED) for code in codes):
         return 1
-    return 75 if 75 in codes else 0
+    return STOPPED if STOPPED in codes else 0
+
+
+def _ended(processes: Sequence[subprocess.Popen[bytes]], asked: threading.Event) -> list[int | None]:
+    """Exit codes of all ranks; once one has failed or stopped, the others get a little time to end by themselves."""
+    deadline: float | None = None
+    while any(process.poll() is None for process in processes):
+        codes = [process.poll() for process in processes]
+        if deadline is None:
+            if asked.is_set() and any(code in _BY_SIGNAL for code in codes):
+                deadline = time.monotonic() + _NOT_BEGUN_SECONDS
+            elif any(code not in (None, 0, STOPPED) or (code is not None and asked.is_set()) for code in codes):
+                deadline = time.monotonic() + _GRACE_SECONDS
+        elif time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    return [process.poll() for process in processes]
+
+
+def _ask_to_stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+
+
+def _tell(codes: Sequence[int | None], code: int) -> None:
+    if code == STOPPED and any(rank in _BY_SIGNAL for rank in codes):
+        print(NOT_BEGUN, file=sys.stderr)
+    elif code == 1:
+        dead = [f"rank {rank} (exit {code})" for rank, code in enumerate(codes) if code not in (0, STOPPED, None)]
+        print(f"training failed: {', '.join(dead)}", file=sys.stderr)

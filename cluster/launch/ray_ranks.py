@@ -2,14 +2,17 @@
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-from cluster.launch.ray_cluster import cpus, ray_cluster
+from cluster.launch.ray_cluster import ray_cluster
+from cluster.launch.signals import NOT_BEGUN
 from pretrain.stop import STOP_FILE
+from sharding.errors import UserError
 
 _LOG = "train.log"
 
@@ -18,7 +21,7 @@ def run_ranks(rank_main: Callable[[dict[str, Any]], str], config: dict[str, Any]
     """Run `rank_main(config)` as `ranks` Ray Train workers; returns what rank 0's returned.
 
     `config["run"]` is the run's folder. SIGINT and SIGTERM ask the run to stop through it.
-    Raises RuntimeError with the worker's error when the retries are used up.
+    Raises a worker's UserError at once, RuntimeError with the worker's error when the retries are used up.
     """
     folder = Path(config["run"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,16 +36,39 @@ def run_ranks(rank_main: Callable[[dict[str, Any]], str], config: dict[str, Any]
     follower.start()
     try:
         with ray_cluster() as ray:
-            return _fit(ray, rank_main, config, ranks, retries)
+            for attempt in range(retries + 1):
+                if (folder / STOP_FILE).exists():
+                    print(NOT_BEGUN, file=sys.stderr)
+                    break
+                try:
+                    return _fit(ray, rank_main, config, ranks)
+                except RuntimeError:
+                    if attempt == retries:
+                        raise
+        return "stopped"
     finally:
         done.set()
         follower.join(timeout=5)
         for number, handler in before.items():
             signal.signal(number, handler)
+        (folder / STOP_FILE).unlink(missing_ok=True)
 
 
-def _fit(ray: Any, rank_main: Callable[[dict[str, Any]], str], config: dict[str, Any], ranks: int, retries: int) -> str:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+def cpus_a_rank(nodes: Sequence[float], ranks: int) -> float:
+    """The most CPUs that each rank can have at once on these nodes: a whole number, or 1/k where CPUs are few."""
+
+    def room(cpus: float) -> int:
+        return sum(int(node / cpus + 1e-6) for node in nodes)
+
+    whole = [cpus for cpus in range(1, int(max(nodes, default=0)) + 1) if room(cpus) >= ranks]
+    if whole:
+        return whole[-1]
+    return next((1 / share for share in range(2, ranks + 1) if room(1 / share) >= ranks), 1 / ranks)
+
+
+def _fit(ray: Any, rank_main: Callable[[dict[str, Any]], str], config: dict[str, Any], ranks: int) -> str:
+    """One try. Ray's own retries would repeat a user's mistake, too."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
     def worker(config: dict[str, Any]) -> str:
@@ -56,12 +82,12 @@ def _fit(ray: Any, rank_main: Callable[[dict[str, Any]], str], config: dict[str,
         scaling_config=ScalingConfig(
             num_workers=ranks,
             use_gpu=gpus >= ranks,
-            resources_per_worker={"CPU": min(1.0, cpus(ray) / ranks)} | ({"GPU": 1} if gpus >= ranks else {}),
+            resources_per_worker=_resources(ray, ranks, gpus >= ranks),
         ),
         run_config=RunConfig(
             name="ray",
             storage_path=str(Path(config["run"]).absolute()),
-            failure_config=FailureConfig(max_failures=retries),
+            failure_config=FailureConfig(max_failures=0),
         ),
     )
     outcome: dict[str, Any] = {}
@@ -78,11 +104,24 @@ def _fit(ray: Any, rank_main: Callable[[dict[str, Any]], str], config: dict[str,
     while thread.is_alive():
         thread.join(timeout=0.2)
     if "error" in outcome:
-        raise RuntimeError(str(outcome["error"])) from outcome["error"]
-    if outcome["result"].error:
-        raise RuntimeError(str(outcome["result"].error))
+        error = outcome["error"]
+        if isinstance(error, WorkerGroupError):
+            for mistake in error.worker_failures.values():
+                if isinstance(mistake, UserError):
+                    raise mistake
+        raise RuntimeError(str(error)) from error
     # Ray keeps metrics only of reports with a checkpoint, so the outcome travels as rank 0's return value.
     return str(outcome["result"].return_value)
+
+
+def _resources(ray: Any, ranks: int, on_gpus: bool) -> dict[str, float]:
+    """What a rank asks for. Ray gives its worker as many threads as CPUs: all that an idle cluster has."""
+    nodes = [float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    cpus = cpus_a_rank(nodes, ranks)
+    if on_gpus:
+        return {"CPU": min(1.0, cpus), "GPU": 1}
+    idle = ray.available_resources().get("CPU", 0) >= sum(nodes)
+    return {"CPU": cpus if idle else min(1.0, cpus)}
 
 
 def _follow(path: Path, done: threading.Event) -> None:

@@ -98,6 +98,29 @@ def test_a_run_to_start_from_that_is_none(say: Say, recipe: Path, store: Path, t
     refused(say("report", "nowhere"), "nowhere")
 
 
+def test_places_that_cannot_be_written(say: Say, recipe: Path, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("not a folder")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for run in ("afile", "afile/run", "dangling"):
+        for more in ([], ["--dry-run"]):
+            result = say("pretrain", recipe, f"data.store={store}", f"run={run}", "launcher=none", *more)
+            refused(result, "is no folder", f"run={run}", str(tmp_path / run.partition("/")[0]))
+    refused(say("report", "run", "--out", "afile"), "is no folder", "--out=afile")
+    refused(say("pretrain", recipe, f"data.store={store}", "run=~nobody-is-called-so/run"), "~", "without ~")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["afile", "dangling"]
+
+
+def test_home_is_found_in_paths(
+    say: Say, recipe: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    told = succeeded(say("pretrain", recipe, f"data.store={store}", "run=~/run", "--dry-run", "--json")).stdout
+    assert json.loads(told)["run"] == str(tmp_path / "home" / "run")
+    refused(say("finetune", recipe, f"data.store={store}", "init.run=~/other"), str(tmp_path / "home" / "other"))
+    (tmp_path / "evaluate.yaml").write_text("run: ~/other\n")
+    refused(say("evaluate", "evaluate.yaml"), str(tmp_path / "home" / "other"))
+
+
 def test_unknown_commands_and_missing_arguments_end_with_2(say: Say) -> None:
     for arguments in (["pretrian"], ["shard"], ["pretrain"], ["pretrain", "a.yaml", "--dry"]):
         result = say(*arguments)

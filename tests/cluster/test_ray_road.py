@@ -28,29 +28,36 @@ def scraped(command: Command) -> dict[str, float]:
     return {family.name: family.samples[0].value for family in families if family.samples}
 
 
-def test_the_whole_road(store: Path, pieces: list[Path], recipe: Path, tmp_path: Path) -> None:
+def train_workers(command: Command) -> list[int]:
+    """Pids of the ranks that Ray runs for a command."""
+    return [pid for pid, words in command.descendants().items() if "RayTrainWorker" in words[0]]
+
+
+def test_the_whole_road(store: Path, pieces: list[Path], recipe: Path, ray: dict[str, str], tmp_path: Path) -> None:
     run, tuned, other = tmp_path / "run", tmp_path / "tuned", tmp_path / "other"
     more = class_folders(tmp_path / "more", pieces, ["fast", "odd", "slow"])
     succeeded(reelscale("shard", more, other, *SMALL, "launcher=none", "workers=1", folder=tmp_path))
-    ray, alone = ("launcher=ray", "ranks=2"), ("launcher=none", "ranks=1")
+    by_ray, alone = ("launcher=ray", "ranks=2"), ("launcher=none", "ranks=1")
     command = (
         "pretrain", recipe, f"data.store={store}", f"run={run}",
         f"schedule.epochs={STEPS // 2}", "checkpoint.every_steps=4",
     )  # fmt: skip
 
-    with running(*command, *ray, folder=tmp_path) as first:
+    with running(*command, *by_ray, folder=tmp_path) as first:
         values = scraped(first)
         assert values["reelscale_train_steps"] in (0, STEPS) and "reelscale_train_loss" in values
         first.until(lambda: checkpoints(run))
         first.kill()
         # Ray's own agents outlive the command by a minute or two; what trains must not.
-        assert gone([pid for pid, words in first.descendants().items() if "RayTrainWorker" in words[0]])
+        assert gone(train_workers(first))
     reached = checkpoints(run)[-1]
     assert reached < STEPS
 
-    with running(*command, *ray, folder=tmp_path) as second:
+    with running(*command, *by_ray, folder=tmp_path) as second:
         second.until(lambda: checkpoints(run)[-1] > reached)
-        os.kill(second.process.pid, signal.SIGINT)
+        os.kill(train_workers(second)[-1], signal.SIGKILL)
+        second.until(lambda: second.out.count("going on from the checkpoint at step") == 2)
+        os.kill(second.process.pid, signal.SIGTERM)
         assert second.exit_code() == 75, second.said
         assert f"going on from the checkpoint at step {reached} of {STEPS}" in second.out
         assert "with everything saved" in second.out and "Traceback" not in second.err
@@ -63,13 +70,15 @@ def test_the_whole_road(store: Path, pieces: list[Path], recipe: Path, tmp_path:
     assert f"step {STEPS}/{STEPS}" in third.stdout and checkpoints(run)[-1] == STEPS
     assert set(train_steps(run)) == set(range(1, STEPS + 1))
 
-    finetune = ("finetune", recipe, f"data.store={other}", f"run={tuned}", f"init.run={run}", *ray)
-    result = succeeded(reelscale(*finetune, folder=tmp_path))
-    assert f"starting from {run}, step {STEPS}, classifier new" in result.stdout
+    finetune = ("finetune", recipe, f"data.store={other}", f"run={tuned}", f"init.run={run}", *by_ray)
+    result = succeeded(reelscale(*finetune, "--json", folder=tmp_path, environment=ray))
+    assert f"starting from {run}, step {STEPS}, classifier new" in result.stderr
+    assert json.loads(result.stdout)["outcome"] == "finished" and json.loads(result.stdout)["step"] == 6
     assert json.loads((tuned / "classes.json").read_text()) == ["fast", "odd", "slow"]
 
-    (tmp_path / "evaluate.yaml").write_text(f"run: {tuned}\nclips: 2\n")
-    result = succeeded(reelscale("evaluate", "evaluate.yaml", "--json", "launcher=ray", folder=tmp_path))
+    (tmp_path / "evaluate.yaml").write_text("run: tuned\nstore: other\nclips: 2\n")
+    evaluate = ("evaluate", "evaluate.yaml", "--json", "launcher=ray")
+    result = succeeded(reelscale(*evaluate, folder=tmp_path, environment=ray))
     found = json.loads(result.stdout)
     assert found["videos"] == 9 and 9 <= found["clips"] <= 18 and found["classes"] == ["fast", "odd", "slow"]
     assert 0 <= found["video1"] <= found["video5"] == 1 and 0 <= found["clip1"] <= 1
