@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 from tests.demo.corpora import CORPORA, Corpus, make_corpora
 
 WANTED_VIDEO1 = 0.80
+STOPPED = 75
 QUICK_CORPORA = tuple(Corpus(corpus.name, corpus.classes[-2:], train=4, val=2) for corpus in CORPORA)
 QUICK_RUN = (
     "lane_batch=2", "data.clip.resize=[28,28]", "data.clip.crop=24",
@@ -72,12 +75,34 @@ def _begin_anew_unless_interrupted(root: Path, store: str) -> None:
 
 
 def _reelscale(*arguments: str) -> None:
-    """Run one command as a user would; its failure ends the demo with its exit code."""
+    """Run one command as a user would; its failure, or a signal, ends the demo with its exit code.
+
+    Ctrl-C is left to the command, which a terminal sends it, too; SIGTERM is passed on.
+    """
     print(f"$ reelscale {' '.join(arguments)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", "cluster.cli", *arguments], check=False).returncode
+    asked: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def leave_to_it(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if process and number == signal.SIGTERM:
+            process.terminate()
+
+    before = {number: signal.signal(number, leave_to_it) for number in (signal.SIGINT, signal.SIGTERM)}
+    process = subprocess.Popen([sys.executable, "-m", "cluster.cli", *arguments])
+    code = process.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if asked or code == STOPPED:
+        _say_stopped()
+        sys.exit(code or STOPPED)
     if code:
         print(f"the demo stopped: `reelscale {arguments[0]}` ended with exit code {code}", file=sys.stderr)
         sys.exit(code)
+
+
+def _say_stopped() -> None:
+    print("the demo was stopped; `make demo` goes on from here", file=sys.stderr)
 
 
 def _told_video1(run: Path) -> float:
@@ -103,4 +128,8 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        _say_stopped()
+        sys.exit(STOPPED)
