@@ -164,6 +164,37 @@ def report(
     print(write_report(runs, Path(writable_folder(str(out or runs[-1] / "report"), "--out"))))
 
 
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Option(help="one network; all of them unless given")] = None,
+    depth: Annotated[str | None, typer.Option(help="of a ResNet")] = None,
+    frames: Annotated[str | None, typer.Option(help="frames a clip")] = None,
+    size: Annotated[str | None, typer.Option(help="height and width of a clip, in pixels")] = None,
+    classes: Annotated[str | None, typer.Option(help="classes to tell apart")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what networks cost: parameters, conv+fc parameters, multiply-accumulates and activations of one clip.
+
+    Examples:
+
+      reelscale models
+
+      reelscale models --name r2plus1d --depth 34 --frames 32 --size 112 --classes 400 --json
+
+      reelscale models --name i3d --frames 64 --size 224 in_channels=2
+    """
+    from pretrain.models.describe import describe_given
+
+    options = {"name": name, "depth": depth, "frames": frames, "size": size, "classes": classes}
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    told = describe_given([*given, *(overrides or [])])
+    if as_json:
+        _print_json(told)
+        return
+    _print_models([told] if "name" in told else told["models"])
+
+
 @app.command("export")
 def export_network(
     run: Annotated[Path, typer.Argument(help="folder of the run whose newest checkpoint is taken")],
@@ -242,6 +273,19 @@ def _readable(quantities: dict[str, Any]) -> dict[str, Any]:
     return {name.replace("_", " "): value for name, value in shown.items()}
 
 
+def _print_models(rows: list[dict[str, Any]]) -> None:
+    columns = ("name", "depth", "frames", "size", "classes", "parameters", "conv+fc", "GMACs", "activations")
+    print("  ".join(f"{column:>11}" for column in columns))
+    for row in rows:
+        if "refused" in row:
+            print(f"{row['name']:>11}  {row['refused']}")
+            continue
+        shown = [row["name"], row["depth"] or "–", row["frames"], row["size"], row["classes"]]
+        shown += [f"{row[name]:,}" for name in ("parameters", "conv_fc_parameters")]
+        shown += [f"{row['gmacs']:.2f}", f"{row['activations']:,}"]
+        print("  ".join(f"{value!s:>11}" for value in shown))
+
+
 def _print_store(found: dict[str, Any]) -> None:
     rows: dict[str, Any] = {"samples": found["samples"], "classes": len(found["classes"])}
     for split, counts in sorted(found["splits"].items()):
@@ -259,8 +303,12 @@ def _print_network(title: str, found: dict[str, Any], as_json: bool) -> None:
         _print_json(found)
         return
     clip, notes = found["clip"], found.get("notes", [])
+    given = {f"model.{name}": value for name, value in found["model"].items()}
+    if found["normalisation"]:
+        numbers = {name: str(values).replace(" ", "") for name, values in clip["normalisation"].items()}
+        given |= {f"data.clip.normalisation.{name}": text for name, text in numbers.items()}
     lines = {
-        "settings": " ".join(f"model.{name}={value}" for name, value in found["model"].items()),
+        "settings": " ".join(f"{name}={value}" for name, value in given.items()),
         "parameters": f"{found['parameters']:,}",
         "clip": f"{clip['frames']} frames of {clip['crop']} x {clip['crop']} pixels",
     }

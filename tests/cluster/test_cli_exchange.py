@@ -54,7 +54,7 @@ def test_in_and_out(say: Say) -> None:
     assert found["bytes"] == Path("back.safetensors").stat().st_size
     said = succeeded(say("import", "resnet.pth", "runs/flat", "--inflate", "mc3", "--frames", "8")).stdout
     assert "model.name=mc3" in said and "model.pool1=True" in said and "8 frames of 224" in said
-    assert "class-000" in said and "another normalisation" in said
+    assert "class-000" in said and "data.clip.normalisation.mean=[0.485,0.456,0.406]" in said
 
 
 class Attack:

@@ -19,7 +19,7 @@ STOPPED = 75
 QUICK_CORPORA = tuple(Corpus(corpus.name, corpus.classes[-2:], train=4, val=2) for corpus in CORPORA)
 QUICK_RUN = (
     "lane_batch=2", "data.clip.resize=[28,28]", "data.clip.crop=24",
-    "schedule.epoch_clips=8", "schedule.epochs=2", "schedule.warmup_epochs=1",
+    "schedule.epoch_clips=8", "schedule.epochs=2", "schedule.warmup_epochs=1", "launcher=none",
 )  # fmt: skip
 
 
