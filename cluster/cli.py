@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.launch.processes import WorkerDied
-from cluster.launch.signals import NOT_BEGUN, STOPPED, Interrupted, interruptible, started_by_run_ranks
+from cluster.launch.signals import NOT_BEGUN, STOPPED, Interrupted, interruptible, postponed, started_by_run_ranks
 from cluster.output import stdout_to_stderr
 from sharding.errors import UserError
 
@@ -54,7 +54,8 @@ def shard(
       reelscale shard ~/videos s3://bucket/videos encode.short_edge=256 launcher=none
     """
     try:
-        from cluster.jobs.sharding import run_sharding
+        with postponed():
+            from cluster.jobs.sharding import run_sharding
 
         found = run_sharding(corpus, store, config, overrides or [])
     except WorkerDied as error:
@@ -244,7 +245,8 @@ def import_network(
 
 def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_json: bool) -> None:
     try:
-        from cluster.jobs.training import load_job, plan_training, run_training, training_summary
+        with postponed():
+            from cluster.jobs.training import load_job, plan_training, run_training, training_summary
 
         job = load_job(config, overrides, needs_init=command == "finetune")
         with stdout_to_stderr() if as_json else nullcontext():
@@ -331,16 +333,16 @@ def _print_json(value: Any) -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is told in one message and ends with exit code 2."""
-    # SIGTERM ends a rank of launcher=none at once until it can save; the command that started it says what that means.
-    with nullcontext() if started_by_run_ranks() else interruptible():
-        try:
+    try:
+        # SIGTERM ends a rank of launcher=none at once until it can save; the command that started it tells the rest.
+        with nullcontext() if started_by_run_ranks() else interruptible():
             app()
-        except UserError as error:
-            print(f"reelscale: {error}", file=sys.stderr)
-            sys.exit(2)
-        except Interrupted:
-            print("reelscale: interrupted", file=sys.stderr)
-            sys.exit(130)
+    except UserError as error:
+        print(f"reelscale: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted:
+        print("reelscale: stopped; run the same command again", file=sys.stderr)
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from cluster.jobs.paths import absolute
 from cluster.launch.choose import Launcher, choose_launcher
 from cluster.launch.processes import spread
 from cluster.launch.ray_cluster import cpus, ray_cluster, result_of
+from cluster.launch.signals import raise_if_interrupted
 from cluster.progress import progress
 from sharding.index import inspect
 from sharding.plan import ShardJob
@@ -43,6 +44,7 @@ def run_sharding(corpus: str, url: str, config: str | None, overrides: Sequence[
     if done:
         print(f"{done} of {len(prepared.jobs)} shards are there already", file=sys.stderr)
     failed = 0
+    raise_if_interrupted()
     if prepared.todo:
         runner = _by_ray if choose_launcher(job.launcher) == "ray" else _by_processes
         with (
@@ -50,6 +52,7 @@ def run_sharding(corpus: str, url: str, config: str | None, overrides: Sequence[
             closing(runner(prepared.todo, corpus, store.url, settings, job.workers)) as results,
         ):
             for result in results:
+                raise_if_interrupted()
                 failed += result.failures
                 advance(result.samples + result.failures)
     finish(store)

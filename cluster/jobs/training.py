@@ -12,7 +12,7 @@ from pydantic import Field
 from cluster.jobs.paths import absolute, writable_folder
 from cluster.launch import local, ray_ranks
 from cluster.launch.choose import Launcher, choose_launcher
-from cluster.launch.signals import STARTED_BY, STOPPED, die_with, started_by_run_ranks
+from cluster.launch.signals import STARTED_BY, STOPPED, die_with, raise_if_interrupted, started_by_run_ranks
 from cluster.monitor.endpoint import MonitorSettings, serve
 from pretrain.checkpoint import load_newest
 from pretrain.engine.world import world_size_from_environment
@@ -57,6 +57,7 @@ def run_training(job: TrainingJob, arguments: Sequence[str]) -> int:
 
     `arguments` is the command line that a rank of launcher=none repeats.
     """
+    raise_if_interrupted()
     if world_size_from_environment() is not None:
         if started_by_run_ranks():
             die_with(int(os.environ[STARTED_BY]))

@@ -18,8 +18,6 @@ def ray_cluster() -> Iterator[Any]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
     address = os.environ.get("RAY_ADDRESS")
     failed: list[BaseException] = []
     tried, over = threading.Event(), threading.Event()
@@ -42,6 +40,8 @@ def ray_cluster() -> Iterator[Any]:
     holder = threading.Thread(target=hold, daemon=True)
     try:
         with _connecting():
+            import ray
+
             holder.start()
             while not tried.wait(1):
                 signal.alarm(0)

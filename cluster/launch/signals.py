@@ -23,20 +23,38 @@ class Interrupted(BaseException):
     """
 
 
+_came: list[int] = []
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside the `with`, SIGTERM and SIGINT raise Interrupted, except one that was ignored, as in the background."""
+    """Inside the `with`, SIGTERM and SIGINT raise Interrupted, except one that was ignored, as in the background.
+
+    It may break whatever was under way, so any error after it is told as Interrupted, too.
+    """
+    _came.clear()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        _came.append(number)
         raise Interrupted
 
     heard = [number for number in _ASKING if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
+    except Exception as error:
+        if _came:
+            raise Interrupted from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def raise_if_interrupted() -> None:
+    """Raise Interrupted again where Python lost it: an exception in a destructor or callback goes nowhere."""
+    if _came:
+        raise Interrupted
 
 
 @contextmanager
