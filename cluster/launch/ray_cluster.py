@@ -36,7 +36,8 @@ def ray_cluster() -> Iterator[Any]:
         over.wait()
         ray.shutdown()
 
-    # A signal must not leave Ray half connected. In the main thread Ray would answer SIGTERM itself, and end there.
+    # A signal must not leave Ray half connected, and in the main thread Ray would answer SIGTERM itself, and end there.
+    # The thread stays, for Ray's processes die with the thread that started them.
     holder = threading.Thread(target=hold, daemon=True)
     try:
         with _connecting():
