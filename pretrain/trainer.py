@@ -75,13 +75,9 @@ def train(
     split.keep_for(settings.data.block)
     lanes = lanes_of(world, settings.lanes)
     loader = Loader(split, order, settings.data.clip, settings.data.loader, lanes, len(classes))
-    hooks: list[Hook] = [LogHook(settings, engine, world, run, loader)]
-    unseen = Split(split.store, split.index, "val")
-    if len(unseen):
-        hooks.append(ValidationHook(settings, engine, world, run, unseen, len(classes)))
-    else:
-        log.info("no validation: the store has no good video in its split 'val'")
-    hooks += [CheckpointHook(settings, engine, world, run, attempt), *extra_hooks]
+    validation = validation_of(settings, engine, world, run, Split(split.store, split.index, "val"), len(classes))
+    saving = CheckpointHook(settings, engine, world, run, attempt)
+    hooks: list[Hook] = [LogHook(settings, engine, world, run, loader), *validation, saving, *extra_hooks]
 
     outcome: Outcome = "finished"
     for step, batches in enumerate(loader.steps(first, settings.steps), start=first):
@@ -106,6 +102,16 @@ def train(
     world.barrier()
     leave_world()
     return outcome
+
+
+def validation_of(
+    settings: TrainSettings, engine: Engine, world: World, run: Run, unseen: Split, classes: int
+) -> list[Hook]:
+    """The look at unseen videos, where the store has any."""
+    if len(unseen):
+        return [ValidationHook(settings, engine, world, run, unseen, classes)]
+    log.info("no validation: the store has no good video in its split 'val'")
+    return []
 
 
 def passes(seeds: list[int], batches: list[Clips], together: bool) -> Iterator[tuple[list[int], Clips]]:
