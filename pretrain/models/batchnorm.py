@@ -145,11 +145,12 @@ def commit_statistics(model: nn.Module, all_reduce: Callable[[Tensor], object] |
         all_reduce(sums)
     for layer, pending in zip(layers, sums.split([len(layer.pending) for layer in layers]), strict=True):
         assert layer.momentum is not None
-        seen = pending[-1] > 0
-        mean, variance = (pending[:-1] / pending[-1]).view(2, -1).to(layer.running_mean.dtype)
-        for running, batch in ((layer.running_mean, mean), (layer.running_var, variance)):
-            running.copy_(torch.where(seen, running + layer.momentum * (batch - running), running))
-        layer.num_batches_tracked.add_(seen)
+        seen = pending[-1].clamp(max=1)  # 0 leaves the layer as it is
+        mean, variance = (pending[:-1] / pending[-1].clamp(min=1)).view(2, -1)
+        share = (layer.momentum * seen).to(layer.running_mean.dtype)
+        layer.running_mean.lerp_(mean.to(share.dtype), share)
+        layer.running_var.lerp_(variance.to(share.dtype), share)
+        layer.num_batches_tracked.add_(seen.to(torch.int64))
     discard_statistics(model)
 
 
