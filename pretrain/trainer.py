@@ -62,8 +62,8 @@ def train(
         load_weights(model, checkpoint.model, "keep", str(folder))
     elif settings.init:
         start_from(model, settings, Path(settings.init.run), classes)
-    model.to(world.device).use(PATHS[path_of(settings, folder, model, world)])
     model.recomputed = settings.engine.recomputed
+    model.to(world.device).use(PATHS[path_of(settings, folder, model, world)])
     together = settings.model.batch_norm == "all"
     engine = Engine(model, settings.engine, world, settings.lanes, settings.lane_batch, together)
     if checkpoint:

@@ -34,7 +34,7 @@ class C3D(VideoNetwork):
         if not time or not space:
             raise UserError(
                 f"C3D halves time four times and space five, and {frames} frames of {size}² pixels do not last",
-                "data.clip" if frames else "frames",
+                "the clips' frames and size",
                 "give it clips of at least 16 frames and 32 pixels, or take another network",
             )
         self.frames, self.size = frames, size

@@ -112,7 +112,7 @@ class I3D(VideoNetwork):
 
     def __init__(self, classes: int, in_channels: int = 3, width: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__()
-        planes = [round(planes * width) for planes in (64, 64, 192)]
+        planes = [max(1, round(planes * width)) for planes in (64, 64, 192)]
         self.Conv3d_1a_7x7 = Unit3D(in_channels, planes[0], (7, 7, 7), stride=2)
         self.MaxPool3d_2a_3x3 = SamePool((1, 3, 3), (1, 2, 2))
         self.Conv3d_2b_1x1 = Unit3D(planes[0], planes[1], (1, 1, 1))
@@ -124,7 +124,7 @@ class I3D(VideoNetwork):
                 self.MaxPool3d_4a_3x3 = SamePool((3, 3, 3), (2, 2, 2))
             elif name == "5b":
                 self.MaxPool3d_5a_2x2 = SamePool((2, 2, 2), (2, 2, 2))
-            branches = [round(planes * width) for planes in published]
+            branches = [max(1, round(planes * width)) for planes in published]
             self.add_module(f"Mixed_{name}", Mixed(inputs, branches))
             inputs = branches[0] + branches[2] + branches[4] + branches[5]
         self.dropout = LaneDropout(dropout)

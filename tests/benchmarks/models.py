@@ -171,6 +171,7 @@ def compare(case: Case, device: torch.device, rounds: int, compiling: bool) -> d
     if device.type == "cuda":
         for name, maker in makers.items():
             torch.cuda.empty_cache()
+            torch.compiler.reset()
             torch.cuda.reset_peak_memory_stats()
             rows[name] = _timed({name: maker}, model, case, device, rounds)[name]
             rows[name]["peak_bytes"] = torch.cuda.max_memory_allocated()

@@ -134,6 +134,37 @@ def test_a_compiled_path_is_the_plain_network(monkeypatch: pytest.MonkeyPatch) -
     assert list(other.state_dict()) == list(plain.state_dict())
 
 
+def test_a_deep_compiled_network_may_compute_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More graphs than Dynamo keeps unless told: past its limit the repetition would be another program."""
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda *own, **how: compiled(*own, **how, backend="aot_eager_decomp_partition")
+    )
+    torch.manual_seed(0)
+    kept = build_model(ModelSettings(depth=34, width=0.0625), 5, 8).double()
+    again = copy.deepcopy(kept)
+    again.recomputed = 4
+    again.use(PATHS["padded-compiled"])
+    batch = torch.randn(4, 3, 8, 16, 16, generator=torch.Generator().manual_seed(3)).double()
+    expected, found = taken_step(kept, batch), taken_step(again, batch)
+    for key in expected:
+        assert_close(found[key], expected[key], rtol=1e-8, atol=1e-8)
+
+
+def test_another_path_undoes_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network("basic")
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda own, **how: setattr(own, "_compiled_call_impl", fail))
+
+    def fail(*call: object) -> None:
+        raise AssertionError("compiled")
+
+    model.use(PATHS["planar-compiled"])
+    with pytest.raises(AssertionError, match="compiled"):
+        model(clips("basic").double())
+    model.use(PATHS["plain"])
+    model(clips("basic").double())
+
+
 @pytest.mark.parametrize("name", ["basic", "whole", "i3d", "c3d"])
 def test_recomputing_changes_nothing(name: str) -> None:
     kept = network(name)

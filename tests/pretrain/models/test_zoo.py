@@ -194,6 +194,12 @@ def test_same_padding_is_tensorflows(length: int, kernel: int, stride: int) -> N
     assert before + after == 0 or (padded - 1 - kernel) // stride + 1 < math.ceil(length / stride)
 
 
+def test_the_narrowest_of_every_network_runs() -> None:
+    for name in NAMES:
+        model = on_meta(16, 64, 3, name=name, width=1 / 64, **({"depth": 10} if name in FORMS else {})).eval()
+        assert model(torch.empty(1, 3, 16, 64, 64, device="meta")).shape == (1, 3)
+
+
 def test_i3ds_first_convolution_pads_the_far_side_more() -> None:
     model = build_model(ModelSettings(name="i3d", width=0.125), 3, 8, 32).eval()
     unit = model.get_submodule("Conv3d_1a_7x7")
