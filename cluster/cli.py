@@ -130,6 +130,8 @@ def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
       reelscale evaluate configs/demo-evaluate.yaml
 
       reelscale evaluate configs/demo-evaluate.yaml run=runs/mine clips=100
+
+      reelscale evaluate configs/demo-evaluate.yaml run=runs/rgb fuse.run=runs/flow
     """
     from cluster.jobs.evaluation import EvaluationJob, run_evaluation
     from sharding.settings import load_settings
@@ -143,6 +145,12 @@ def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
         "evaluation",
         {"run": summary["weights"], "videos": summary["videos"], "clips": summary["clips"], **rows},
     )
+    if "fused" in summary:
+        fused = summary["fused"]
+        _print_table(
+            "fused",
+            {"with": fused["run"], **{name: f"{100 * fused[name]:.1f} %" for name in ("video1", "video5")}},
+        )
 
 
 @app.command()

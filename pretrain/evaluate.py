@@ -17,7 +17,7 @@ from pretrain.data.decode import decode_frames
 from pretrain.data.loader import evaluation_clips
 from pretrain.data.stream import Split, open_split
 from pretrain.data.transforms import ClipSettings, centre_view, normalise, rgb_clip
-from pretrain.engine.path import recorded_path
+from pretrain.engine.path import evaluation_path
 from pretrain.fusion import FuseSettings, best_rank, fuse_evaluation
 from pretrain.models.network import VideoNetwork
 from pretrain.models.weights import load_weights
@@ -86,8 +86,8 @@ def open_subject(settings: EvaluateSettings) -> Subject:
     checkpoint = load_run(run)
     model = build_model(train.model, len(classes), train.data.clip.frames, train.data.clip.crop)
     load_weights(model, checkpoint.model, "keep", str(run))
-    model.use(recorded_path(run))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.use(evaluation_path(run, train.engine.path, device))
     return Subject(model.to(device).eval(), device, train.data.clip, split, checkpoint.step)
 
 

@@ -124,10 +124,9 @@ class ValidationHook:
         sums = torch.zeros(3, device=self._world.device)
         model = self._engine.model
         model.eval()
-        with torch.no_grad():
-            mine = self._rows[self._world.rank :: self._world.size]
-            for begin in range(0, len(mine), self._settings.lane_batch):
-                sums += self._batch(mine[begin : begin + self._settings.lane_batch])
+        mine = self._rows[self._world.rank :: self._world.size]
+        for begin in range(0, len(mine), self._settings.lane_batch):
+            sums += self._batch(mine[begin : begin + self._settings.lane_batch])
         model.train()
         self._world.sum_(sums)
         loss, right, videos = sums.tolist()
@@ -147,7 +146,7 @@ class ValidationHook:
         video = torch.cat([evaluation_clips(self._split, clip, row, 1) for row in rows])
         device = self._world.device
         targets = torch.stack([target(self._split.labels(row), self._classes) for row in rows]).to(device)
-        logits = self._engine.model(normalise(video.to(device), clip.normalisation)).float()
+        logits = self._engine.predict(normalise(video.to(device), clip.normalisation))
         loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
         return torch.stack([loss, right_clips(logits, targets), torch.tensor(float(len(rows)), device=device)])
 

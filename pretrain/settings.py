@@ -83,7 +83,8 @@ def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> 
         model = build_model(settings.model, classes, clip.frames, clip.crop)
     count = parameters(model)
     value_bytes = 2 if settings.engine.precision == "bf16" else 4
-    activations = activation_bytes(model, clip.frames, clip.crop, value_bytes) * settings.lane_batch
+    at_once = settings.lane_batch * (settings.lanes // ranks if settings.model.batch_norm == "all" else 1)
+    activations = activation_bytes(model, clip.frames, clip.crop, value_bytes) * at_once
     weights = count * 4 * 2 + count * 4 // (ranks if settings.engine.zero else 1)
     return {
         "ranks": ranks,

@@ -22,7 +22,9 @@ class EvaluationJob(EvaluateSettings):
 
 def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
     """Evaluate, write the run's `evaluation` folder, and return its summary. Raises UserError."""
-    places = {"run": absolute(job.run), "store": absolute(job.store) if job.store else None}
+    places: dict[str, Any] = {"run": absolute(job.run), "store": absolute(job.store) if job.store else None}
+    if job.fuse:
+        places["fuse"] = job.fuse.model_copy(update={"run": absolute(job.fuse.run)})
     job = job.model_copy(update=places)
     subject = open_subject(job)
     writable_folder(f"{job.run}/evaluation", "run")

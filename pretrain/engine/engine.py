@@ -91,7 +91,7 @@ class Engine:
             nesterov=settings.nesterov and settings.momentum > 0,
         )
         self.model = model
-        self._zero = settings.zero
+        self._zero, self._half = settings.zero, settings.precision == "bf16"
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -104,6 +104,11 @@ class Engine:
     def forward(self, video: torch.Tensor) -> torch.Tensor:
         """Logits [N, classes] in fp32 of normalised clips [N, C, T, H, W]."""
         return self._engine(video).float()
+
+    def predict(self, video: torch.Tensor) -> torch.Tensor:
+        """Logits [N, classes] in fp32, in the training's precision and without gradients; the mode is the caller's."""
+        with torch.no_grad(), torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._half):
+            return self.model(video).float()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of one pass's mean loss."""

@@ -48,9 +48,13 @@ def run_path(folder: FilePath, model: VideoNetwork, clip: Sequence[int], batch: 
     return names[world.broadcast(chosen)]
 
 
-def recorded_path(folder: FilePath) -> Path:
-    """The path a run took, without compiling, which pays only over many steps; the default where none is kept."""
-    name = _kept(folder).get("path")
+def evaluation_path(folder: FilePath, wanted: str, device: torch.device) -> Path:
+    """The path that a run took on such a device, or was told to; the default where it ran on another.
+
+    Without compiling, which pays only over many steps.
+    """
+    known = _kept(folder)
+    name = known.get("path") if wanted == "auto" and known.get("device") == _device_name(device) else wanted
     return replace(PATHS[name], compiled=False) if name in PATHS else VideoNetwork.path
 
 
@@ -111,7 +115,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _kept(folder: FilePath) -> dict[str, object]:

@@ -11,7 +11,7 @@ from pretrain.models.convolutions import FORMS
 from pretrain.models.count import activations, conv_fc_parameters, macs, parameters
 from pretrain.models.zoo import NAMES, RESNET_ONLY, ModelSettings, build_model
 from sharding.errors import UserError
-from sharding.settings import load_settings
+from sharding.settings import load_settings, validate
 
 _USUAL = {"i3d": {"frames": 64, "size": 224}}  # what a network is published for, where it is not 16 frames of 112²
 
@@ -51,7 +51,7 @@ def describe_given(overrides: list[str]) -> dict[str, Any]:
     """`describe` of the network that `key=value` settings of `NetworkQuery` name, or of all where none is named.
 
     Of all: {"models": [...]}, each fed what is given and its own depth and clips where nothing is; one that cannot
-    take the clips has `refused` with the reason. Raises UserError for values that are not allowed, naming those
+    take them has `refused` with the reason. Raises UserError for values that are not allowed, naming those
     that are.
     """
     query = load_settings(NetworkQuery, None, overrides)
@@ -62,7 +62,7 @@ def describe_given(overrides: list[str]) -> dict[str, Any]:
     for name in NAMES:
         own = {key: value for key, value in given.items() if name in FORMS or key not in RESNET_ONLY}
         try:
-            rows.append(describe(NetworkQuery.model_validate(_USUAL.get(name, {}) | own | {"name": name})))
+            rows.append(describe(validate(NetworkQuery, _USUAL.get(name, {}) | own | {"name": name}, name)))
         except UserError as error:
             rows.append({"name": name, "refused": error.what})
     return {"models": rows}

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
+from cluster import cli
 from tests.cluster.running import ray_elsewhere, reelscale, succeeded
 from tests.s3 import s3_server
 from tests.sharding.conftest import FOOTAGE, cut
 
+Say = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["encode.short_edge=16", "encode.preset=ultrafast"]
 RECIPE = """\
 lanes: 2
@@ -28,6 +31,26 @@ engine: {precision: fp32, zero: 1}
 validation: {every_steps: 3}
 checkpoint: {every_steps: 2}
 """
+
+
+@pytest.fixture()
+def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Say:
+    """A command line run in this process, in an empty folder: importing torch anew each time costs seconds."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr("sys.argv", ["reelscale", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

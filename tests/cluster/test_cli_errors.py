@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cluster import cli
+from tests.cluster.conftest import Say
 from tests.cluster.running import reelscale, refused, succeeded
-
-Say = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture()
-def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Say:
-    """A command line run in this process, in an empty folder: importing torch anew each time costs seconds."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr("sys.argv", ["reelscale", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, code, out, err)
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -159,3 +134,20 @@ def test_a_mistake_and_a_dry_run_in_processes_of_their_own(recipe: Path, store: 
     result = reelscale("pretrain", recipe, f"data.store={store}", "--dry-run", "--json", folder=tmp_path)
     assert json.loads(succeeded(result).stdout)["global_batch"] == 4
     assert not (tmp_path / "runs").exists()
+
+
+def test_models_are_told_and_wrong_ones_refused(say: Say) -> None:
+    asked = ("models", "--name", "r2plus1d", "--depth", "34", "--frames", "32", "--size", "112", "--classes", "400")
+    told = json.loads(succeeded(say(*asked, "--json")).stdout)
+    assert (told["parameters"], told["gmacs"]) == (63_697_175, 152.36)
+    assert "63,697,175" in succeeded(say(*asked)).stdout
+    for given, allowed in (
+        (("--name", "r4d"), "'i3d' or 'c3d'"),
+        (("--depth", "19"), "10, 16, 18, 26, 34, 50, 101 or 152"),
+        (("--frames", "0"), "greater than or equal to 1"),
+        (("--frames", "2.5"), "valid integer"),
+        (("--size", "-1"), "greater than or equal to 1"),
+        (("--name", "i3d", "--depth", "18"), "i3d has no depth"),
+        (("--name", "c3d", "--frames", "8"), "at least 16 frames"),
+    ):
+        refused(say("models", *given), allowed)

@@ -5,39 +5,22 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from cluster import cli
+from tests.cluster.conftest import Say
 from tests.cluster.running import refused, succeeded
 from tests.pretrain.models.published_files import image_shapes, random_state, video_shapes
 
-Say = Callable[..., subprocess.CompletedProcess[str]]
 
-
-@pytest.fixture()
-def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Say:
-    """A command line run in this process, in a folder with files of weights: r3d.pth and resnet.pth."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def _files(say: Say) -> None:
+    """Files of weights in the folder of the command line: r3d.pth and resnet.pth."""
     torch.save(random_state(video_shapes(("3d",) * 4, classes=3, planes=8)), "r3d.pth")
     torch.save(random_state(image_shapes(18, planes=8)), "resnet.pth")
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr("sys.argv", ["reelscale", *arguments])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return subprocess.CompletedProcess(arguments, code, *capfd.readouterr())
-
-    return run
 
 
 def test_in_and_out(say: Say) -> None:

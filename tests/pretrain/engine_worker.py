@@ -66,6 +66,8 @@ def run_case(case: dict[str, Any], world: World, folder: Path) -> dict[str, Any]
             found["dtypes"].add(str(logits.dtype))
         found["norm"].append(engine.gradient_norm())
         found[step + 1] = snapshot(model, engine.momentum())
+    model.eval()
+    found["predicted"] = engine.predict(lane_clips(0, 0)[0])
     return found
 
 

@@ -140,7 +140,7 @@ def test_whole_momentum_goes_on_at_any_stage_and_world_size(
 ) -> None:
     resumed = found[size][f"resumed{zero}"]
     assert_same(resumed[STEPS], reference[STEPS])
-    assert resumed.keys() == {STEPS, "norm", "taken", "dtypes"}
+    assert resumed.keys() == {STEPS, "norm", "taken", "dtypes", "predicted"}
     # Without the momentum of steps 1 and 2, the weights would be elsewhere.
     moved = reference[STEPS]["model"]["fc.weight"] - reference[2]["model"]["fc.weight"]
     assert moved.abs().max() > 1e-4
@@ -173,6 +173,19 @@ def test_bf16_computes_in_half_and_keeps_the_weights_whole(
     # Weights rounded to bf16 would all be representable in it.
     weight = case[1]["model"]["stem.0.weight"]
     assert not torch.equal(weight, weight.bfloat16().float())
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("name", ["zero1", "bf16"])
+def test_predictions_are_in_the_trainings_precision(found: dict[int, dict[str, Any]], size: int, name: str) -> None:
+    case, model = found[size][name], network().eval()
+    model.load_state_dict(case[CASES[name]["last"]]["model"])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16"):
+        expected = model(lane_clips(0, 0)[0])
+    assert not case["predicted"].requires_grad and case["predicted"].dtype == torch.float32
+    assert_close(case["predicted"], expected.float(), rtol=1e-3, atol=1e-5)
+    # In bf16 the logits have 8 bits.
+    assert torch.equal(case["predicted"], case["predicted"].bfloat16().float()) is (name == "bf16")
 
 
 def test_the_world_agrees(found: dict[int, dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.engine.path import measure, recorded_path, run_path
+from pretrain.engine.path import evaluation_path, measure, run_path
 from pretrain.engine.world import World
 from pretrain.models.network import VideoNetwork
 from pretrain.models.paths import ON_CPU, PATHS
@@ -31,7 +31,10 @@ def test_the_fastest_is_taken_and_kept(model: VideoNetwork, half: bool, tmp_path
     kept = json.loads((tmp_path / "path.json").read_text())
     assert kept["path"] == name and kept["half"] is half
     assert list(kept["seconds"]) == list(ON_CPU) and name == min(ON_CPU, key=kept["seconds"].__getitem__)
-    assert recorded_path(tmp_path) == PATHS[name]
+    assert evaluation_path(tmp_path, "auto", ALONE.device) == PATHS[name]
+    assert evaluation_path(tmp_path, "planar-compiled", ALONE.device) == PATHS["planar"]
+    (tmp_path / "path.json").write_text(json.dumps(kept | {"path": "planar-padded", "device": "a GPU"}))
+    assert evaluation_path(tmp_path, "auto", ALONE.device) == PATHS["channels-last"]
     # The network itself took no step and saw no batch.
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(value.grad is None for value in model.parameters())
@@ -53,7 +56,7 @@ def test_what_was_kept_is_taken_again_on_the_same_device(model: VideoNetwork, tm
 def test_without_a_record_it_is_the_default(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "path.json").write_text(text)
-    assert recorded_path(tmp_path) == PATHS["channels-last"]
+    assert evaluation_path(tmp_path, "auto", ALONE.device) == PATHS["channels-last"]
 
 
 def test_a_path_that_does_not_run_is_left_out(

@@ -32,6 +32,12 @@ def test_all_are_told_with_what_is_given_and_those_that_cannot_say_why() -> None
     assert all(row["classes"] == 7 and row["frames"] == 8 for row in rows if row is not refused)
 
 
+def test_a_setting_of_one_network_refuses_the_others_one_by_one() -> None:
+    rows = {row["name"]: row for row in describe_given(["midplanes=block", "depth=18"])["models"]}
+    assert rows["r2plus1d"]["parameters"] == 31_505_325
+    assert "midplanes=block is for r2plus1d" in rows["r3d"]["refused"]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
