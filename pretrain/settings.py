@@ -84,7 +84,7 @@ def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> 
     count = parameters(model)
     value_bytes = 2 if settings.engine.precision == "bf16" else 4
     at_once = settings.lane_batch * (settings.lanes // ranks if settings.model.batch_norm == "all" else 1)
-    activations = activation_bytes(model, clip.frames, clip.crop, value_bytes) * at_once
+    per_clip = activation_bytes(model, clip.frames, clip.crop, value_bytes, settings.engine.recomputed)
     weights = count * 4 * 2 + count * 4 // (ranks if settings.engine.zero else 1)
     return {
         "ranks": ranks,
@@ -99,5 +99,5 @@ def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> 
         "parameters": count,
         "gmacs_per_clip": macs(model, clip.frames, clip.crop, clip.crop) / 1e9,
         "peak_learning_rate": settings.schedule.lr * settings.lanes,
-        "memory_per_rank_bytes": weights + activations,
+        "memory_per_rank_bytes": weights + per_clip * at_once,
     }

@@ -19,6 +19,7 @@ from pretrain.engine.world import World, leave_world, start_world
 from pretrain.hooks import CheckpointHook, Hook, LogHook, StepReport, ValidationHook
 from pretrain.models.network import VideoNetwork, seed_dropout
 from pretrain.models.paths import PATHS
+from pretrain.models.paths import Path as ComputePath
 from pretrain.models.weights import load_weights
 from pretrain.models.zoo import build_model
 from pretrain.run import Run, read_settings
@@ -63,7 +64,7 @@ def train(
     elif settings.init:
         start_from(model, settings, Path(settings.init.run), classes)
     model.recomputed = settings.engine.recomputed
-    model.to(world.device).use(PATHS[path_of(settings, folder, model, world)])
+    model.to(world.device).use(path_of(settings, folder, model, world))
     together = settings.model.batch_norm == "all"
     engine = Engine(model, settings.engine, world, settings.lanes, settings.lane_batch, together)
     if checkpoint:
@@ -124,10 +125,10 @@ def passes(seeds: list[int], batches: list[Clips], together: bool) -> Iterator[t
         yield [seed], clips
 
 
-def path_of(settings: TrainSettings, folder: Path, model: VideoNetwork, world: World) -> str:
+def path_of(settings: TrainSettings, folder: Path, model: VideoNetwork, world: World) -> ComputePath:
     """The path the run computes by: the one asked for, or the fastest here."""
     if settings.engine.path != "auto":
-        return settings.engine.path
+        return PATHS[settings.engine.path]
     clip = settings.data.clip
     shape = (settings.model.in_channels, clip.frames, clip.crop, clip.crop)
     batch = settings.lane_batch * (settings.lanes // world.size if settings.model.batch_norm == "all" else 1)

@@ -34,7 +34,7 @@ class EngineSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0, description="on convolution, BN-scale and classifier weights")] = 1e-4
     clip_gradient: Annotated[float, Field(ge=0, description="largest gradient norm; 0 for none")] = 0.0
     path: Annotated[
-        Literal["auto", "plain", "channels-last", "planar", "planar-padded", "planar-compiled", "padded-compiled"],
+        Literal["auto", "plain", "channels-last", "planar", "planar-padded", "planar-fused", "padded-fused"],
         Field(description="how the network computes, the same function; auto: the fastest, measured as a run begins"),
     ] = "auto"
     recomputed: Annotated[

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path as FilePath
+from typing import Annotated
 
 import torch
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pretrain.engine.measure import measure, planar_layers
 from pretrain.engine.world import World
 from pretrain.models.count import macs
 from pretrain.models.network import VideoNetwork
@@ -24,103 +24,82 @@ _FILE = "path.json"
 _MACS_ON_CPU = 2e9  # of the clips measured with: enough to tell paths apart, and over in seconds
 
 
-def run_path(folder: FilePath, model: VideoNetwork, clip: Sequence[int], batch: int, half: bool, world: World) -> str:
-    """The name of the fastest path for `batch` clips of shape C T H W, the same on every rank of the run.
+class Measured(BaseModel):
+    """What was measured, and where."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: Annotated[str, Field(description="the fastest")]
+    planar: Annotated[list[str], Field(description="of a planar path, the convolutions that are faster as 2D ones")]
+    device: str
+    half: Annotated[bool, Field(description="under bf16 autocast")]
+    clips_per_second: dict[str, float]
+
+    def by_name(self, name: str) -> Path:
+        """The path of this name, planar where that was measured to be faster."""
+        path = PATHS[name]
+        return replace(path, planar=frozenset(self.planar)) if path.planar else path
+
+
+def run_path(folder: FilePath, model: VideoNetwork, clip: Sequence[int], batch: int, half: bool, world: World) -> Path:
+    """The fastest path for `batch` clips of shape C T H W, the same on every rank of the run.
 
     Rank 0 measures once and keeps what it saw in the run's folder, so that a run that goes on takes the same path
     on the same kind of device. `half`: under bf16 autocast.
     """
-    names = list(ON_CPU if world.device.type == "cpu" else PATHS)
-    chosen = 0
-    if world.rank == 0:
-        device = _device_name(world.device)
-        known = _kept(folder)
-        if known.get("device") != device or known.get("half") != half or known.get("path") not in names:
-            if world.device.type == "cpu":
-                batch = max(min(2, batch), min(batch, int(_MACS_ON_CPU / macs(model, *clip[1:]))))
-            clips = torch.randn(batch, *clip, generator=torch.Generator().manual_seed(0)).to(world.device)
-            seconds = measure(model, clips, half, names)
-            known = {"path": min(seconds, key=seconds.__getitem__), "device": device, "half": half, "seconds": seconds}
-            (folder / _FILE).write_text(json.dumps(known, indent=1))
-            told = ", ".join(f"{name} {batch / taken:.3g}" for name, taken in seconds.items())
-            log.info("path %s, of clips/s by path: %s", known["path"], told)
-        chosen = names.index(str(known["path"]))
-    return names[world.broadcast(chosen)]
+
+    def known() -> str:
+        device, names = _device_name(world.device), worth_trying(world.device)
+        kept = _kept(folder)
+        if kept is None or (kept.device, kept.half) != (device, half) or kept.path not in names:
+            kept = measured(model, clip, batch, half, world.device)
+            (folder / _FILE).write_text(kept.model_dump_json(indent=1))
+            told = ", ".join(f"{name} {rate:.3g}" for name, rate in kept.clips_per_second.items())
+            log.info("path %s, of clips/s by path: %s", kept.path, told)
+        return kept.model_dump_json()
+
+    chosen = Measured.model_validate_json(world.share(known))
+    return chosen.by_name(chosen.path)
+
+
+def measured(
+    model: VideoNetwork, clip: Sequence[int], batch: int, half: bool, device: torch.device, names: Sequence[str] = ()
+) -> Measured:
+    """The fastest path on this device for `batch` clips of shape C T H W (on a CPU for fewer, where they take long).
+
+    Of `names`, or of all that are worth a try on such a device.
+    """
+    if device.type == "cpu":
+        batch = max(min(2, batch), min(batch, int(_MACS_ON_CPU / macs(model, *clip[1:]))))
+    clips = torch.randn(batch, *clip, generator=torch.Generator().manual_seed(0)).to(device)
+    planar = planar_layers(model, clips, half)
+    found = Measured(path="", planar=sorted(planar), device=_device_name(device), half=half, clips_per_second={})
+    seconds = measure(model, clips, half, {name: found.by_name(name) for name in names or worth_trying(device)})
+    rates = {name: batch / taken for name, taken in seconds.items()}
+    return found.model_copy(update={"path": max(rates, key=rates.__getitem__), "clips_per_second": rates})
 
 
 def evaluation_path(folder: FilePath, wanted: str, device: torch.device) -> Path:
-    """The path that a run took on such a device, or was told to; the default where it ran on another.
-
-    Without compiling, which pays only over many steps.
-    """
-    known = _kept(folder)
-    name = known.get("path") if wanted == "auto" and known.get("device") == _device_name(device) else wanted
-    return replace(PATHS[name], compiled=False) if name in PATHS else VideoNetwork.path
-
-
-def measure(model: VideoNetwork, clips: Tensor, half: bool, names: Sequence[str], repeats: int = 3) -> dict[str, float]:
-    """Seconds of a training pass over `clips` by each path: the best of `repeats`, taken in turn.
-
-    A path that does not run here (out of memory, no compiler) is left out with a warning. The network stays as
-    it is. Raises RuntimeError if no path runs.
-    """
-    # On a busy CPU only what is timed in turn compares; a GPU has no room for several copies.
-    groups = [list(names)] if clips.device.type == "cpu" else [[name] for name in names]
-    seconds: dict[str, float] = {}
-    for group in groups:
-        seconds |= _timed_in_turn(model, clips, half, group, repeats)
-        if clips.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.compiler.reset()  # what one path compiled counts against the next one's limit
-    if not seconds:
-        raise RuntimeError("no path runs this network on this device; the warnings above say why")
-    return seconds
+    """The path that a run took on such a device, or was told to; the default where it ran on another."""
+    kept = _kept(folder)
+    if wanted != "auto":
+        return PATHS[wanted]
+    if kept is None or kept.device != _device_name(device) or kept.path not in PATHS:
+        return VideoNetwork.path
+    return kept.by_name(kept.path)
 
 
-def _timed_in_turn(
-    model: VideoNetwork, clips: Tensor, half: bool, names: Sequence[str], repeats: int
-) -> dict[str, float]:
-    copies: dict[str, VideoNetwork] = {}
-    seconds: dict[str, float] = {}
-    for number in range(repeats + 1):
-        for name in names:
-            try:
-                if number == 0:
-                    copies[name] = copy.deepcopy(model).to(clips.device).train()
-                    copies[name].use(PATHS[name])
-                if name in copies:
-                    taken = _pass(copies[name], clips, half)
-                    seconds[name] = min(seconds.get(name, taken), taken) if number > 1 else taken
-            except Exception as error:
-                log.warning("the path %s does not run here: %s", name, str(error).partition("\n")[0])
-                copies.pop(name, None)
-                seconds.pop(name, None)
-    return seconds
-
-
-def _pass(network: VideoNetwork, clips: Tensor, half: bool) -> float:
-    _wait(clips.device)
-    begin = time.perf_counter()
-    network.zero_grad(set_to_none=True)
-    with torch.autocast(clips.device.type, torch.bfloat16, enabled=half):
-        logits = network(clips)
-    logits.float().square().mean().backward()
-    _wait(clips.device)
-    return time.perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def worth_trying(device: torch.device) -> list[str]:
+    """The names of the paths that are measured on such a device."""
+    return list(ON_CPU if device.type == "cpu" else PATHS)
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _kept(folder: FilePath) -> dict[str, object]:
+def _kept(folder: FilePath) -> Measured | None:
     try:
-        found = json.loads((folder / _FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return Measured.model_validate(json.loads((folder / _FILE).read_text()))
+    except (OSError, ValueError, ValidationError):
+        return None

@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -43,6 +43,19 @@ class World:
         word = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(word, op=dist.ReduceOp.MAX)
         return bool(word.item())
+
+    def share(self, make: Callable[[], str], patience: timedelta = timedelta(hours=2)) -> str:
+        """What `make` says on rank 0, on every rank; the others wait for it, longer than for other collectives."""
+        if self.size == 1:
+            return make()
+        group = dist.new_group(backend="gloo", timeout=patience)
+        text = torch.tensor(list(make().encode()) if self.rank == 0 else [], dtype=torch.uint8)
+        length = torch.tensor(len(text))
+        dist.broadcast(length, src=0, group=group)
+        text = text if self.rank == 0 else torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(text, src=0, group=group)
+        dist.destroy_process_group(group)
+        return bytes(text.tolist()).decode()
 
     def broadcast(self, value: int) -> int:
         """Rank 0's integer, on every rank."""
@@ -104,6 +117,7 @@ def start_world(timeout_seconds: float = 600.0) -> World:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # a run's shapes hardly change
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 

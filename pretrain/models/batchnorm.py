@@ -4,63 +4,83 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
-Gather = Callable[[Tensor], Tensor]  # D → W D: one row from each of the W ranks
-_holding = False  # a plain flag, which a compiled network can look at
+from pretrain.models.normalise import Gather, normalise
+
+_holding = False
 
 
 class LaneBatchNorm(nn.BatchNorm3d):
-    """`nn.BatchNorm3d` that holds its running statistics back until `commit_statistics`.
+    """`nn.BatchNorm3d`, and the ReLU after it, that holds its running statistics back until `commit_statistics`.
 
     In training it normalises with the statistics of the batch it is given (a lane), as `nn.BatchNorm3d` does,
-    and adds that batch's mean and unbiased variance to pending sums. A training step that runs many lanes one
-    after the other therefore moves the running statistics once, by the mean over lanes, however the lanes are
-    spread over ranks. In evaluation it is `nn.BatchNorm3d`.
+    and keeps the mean over lanes of their means and unbiased variances pending. A training step that runs many
+    lanes one after the other therefore moves the running statistics once, however the lanes are spread over
+    ranks. In evaluation it is `nn.BatchNorm3d`.
 
-    The statistics are float32 (float64 for a float64 input) under autocast and in a network cast to half
+    The statistics are float32 (float64 in a network cast to it) under autocast and in a network cast to half
     precision. State-dict keys are those of `nn.BatchNorm3d`; what is pending is not part of the state.
     """
 
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
-    pending: Tensor  # 2 C + 1: the sums over lanes of the mean and of the unbiased variance, and the lanes' number
+    pending: Tensor  # 2 C: the means over the lanes so far of the mean and of the unbiased variance
+    momentum: float
 
-    def __init__(self, channels: int, eps: float = 1e-3, momentum: float = 0.1) -> None:
+    def __init__(self, channels: int, eps: float = 1e-3, momentum: float = 0.1, relu: bool = False) -> None:
         super().__init__(channels, eps=eps, momentum=momentum)
-        self.register_buffer("pending", torch.zeros(2 * channels + 1), persistent=False)
+        self.relu = relu
+        self.register_buffer("pending", torch.zeros(2, channels), persistent=False)
+        self.lanes = 0  # how many are pending
+        self.fused = False  # by the network's path
         self.gather: Gather | None = None  # where the batch is spread over ranks (`synchronise`)
 
-    def forward(self, input: Tensor, zeros: int = 0) -> Tensor:
-        """Normalised N C T H W. The last `zeros` channels of the input are padding, zero before and after."""
+    def forward(self, input: Tensor, added: Tensor | None = None, zeros: int = 0) -> Tensor:
+        """Normalised N C T H W, plus `added`, through the ReLU where the layer has one.
+
+        The last `zeros` channels of the input are padding, zero before and after.
+        """
         self._check_input_dim(input)
-        precision = torch.float64 if input.dtype == torch.float64 else torch.float32
+        precision = self.pending.dtype
         weight, bias = self._padded(self.weight.to(precision), zeros), self._padded(self.bias.to(precision), zeros)
-        if not self.training:
+        if self.training and (self.fused or self.gather is not None):
+            output, batch = normalise(input, weight, bias, self.eps, added, self.relu, self.gather, self.fused)
+            self._keep(batch)
+            return output
+        if self.training:
+            output = self._of_the_lane(input, weight, bias, zeros)
+        else:
             mean, variance = self.running_mean.to(precision), self.running_var.to(precision)
             mean, variance = self._padded(mean, zeros), self._padded(variance, zeros)
-            return functional.batch_norm(input, mean, variance, weight, bias, training=False, eps=self.eps)
-        if self.gather is not None:
-            output, batch = _normalise_together(input, weight, bias, self.eps, self.gather)
-        else:
-            # Momentum 1 makes the kernel write the batch's statistics. Zeros, not empty memory: 0 × NaN is NaN.
-            batch = torch.zeros(2, self.num_features + zeros, dtype=precision, device=input.device)
-            output = functional.batch_norm(
-                input, batch[0], batch[1], weight, bias, training=True, momentum=1.0, eps=self.eps
-            )
+            output = F.batch_norm(input, mean, variance, weight, bias, training=False, eps=self.eps)
+        if added is not None:
+            output += added
+        return F.relu_(output) if self.relu else output
+
+    def _of_the_lane(self, input: Tensor, weight: Tensor, bias: Tensor, zeros: int) -> Tensor:
+        if zeros or _holding:  # Momentum 1 makes the kernel write the batch's own statistics.
+            batch = torch.zeros(2, len(weight), dtype=weight.dtype, device=input.device)
+            output = F.batch_norm(input, batch[0], batch[1], weight, bias, training=True, momentum=1.0, eps=self.eps)
+            self._keep(batch)
+            return output
+        self.lanes += 1  # the kernel's moving average by 1, 1/2, 1/3 … is the mean over lanes
+        mean, variance = self.pending.data  # a commit may come before the backward pass, which does not read them
+        return F.batch_norm(input, mean, variance, weight, bias, training=True, momentum=1 / self.lanes, eps=self.eps)
+
+    @torch.no_grad()
+    def _keep(self, batch: Tensor) -> None:
         if not _holding:
-            with torch.no_grad():
-                self.pending[:-1] += batch[:, : self.num_features].reshape(-1).to(self.pending.dtype)
-                self.pending[-1] += 1
-        return output
+            self.lanes += 1
+            self.pending.lerp_(batch[:, : self.num_features], 1 / self.lanes)
 
     def _padded(self, values: Tensor, zeros: int) -> Tensor:
-        return functional.pad(values, (0, zeros)) if zeros else values
+        return F.pad(values, (0, zeros)) if zeros else values
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kept = self.running_mean, self.running_var, self.pending
@@ -72,49 +92,6 @@ class LaneBatchNorm(nn.BatchNorm3d):
         return self
 
 
-class _Together(torch.autograd.Function):
-    """Batch normalisation over a batch that is spread over ranks, of which this one has a part."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, gather: Gather) -> tuple[Tensor, Tensor]:
-        wide = x.to(weight.dtype)
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        count = torch.full((1,), x.numel() / x.shape[1], dtype=weight.dtype, device=x.device)
-        variance, mean = torch.var_mean(wide, axes, correction=0)
-        parts = gather(torch.cat([mean, variance, count]))  # W (2 C + 1)
-        means, variances, counts = parts.split([len(mean), len(mean), 1], dim=1)
-        total = counts.sum()
-        mean = (counts * means).sum(0) / total
-        # Chan et al.: the parts' variances and how far their means lie from the whole's.
-        variance = (counts * (variances + (means - mean).square())).sum(0) / total
-        scale = (variance + eps).rsqrt()
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        normal = (wide - mean.view(shape)) * scale.view(shape)
-        ctx.save_for_backward(normal.to(x.dtype), weight, scale, total)
-        ctx.gather = gather
-        output = normal * weight.view(shape) + bias.view(shape)
-        batch = torch.stack([mean, variance * total / (total - 1).clamp(min=1)])
-        ctx.mark_non_differentiable(batch)
-        return output.to(x.dtype), batch
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        normal, weight, scale, total = ctx.saved_tensors
-        gradient = gradients[0].to(weight.dtype)
-        wide = normal.to(weight.dtype)
-        axes = [axis for axis in range(wide.dim()) if axis != 1]
-        shape = [1, -1] + [1] * (wide.dim() - 2)
-        own = torch.stack([gradient.sum(axes), (gradient * wide).sum(axes)])  # of the bias and of the weight
-        mean, slope = ctx.gather(own.flatten()).sum(0).view(2, -1) / total
-        inner = gradient - mean.view(shape) - wide * slope.view(shape)
-        return (inner * (weight * scale).view(shape)).to(normal.dtype), own[1], own[0], None, None
-
-
-def _normalise_together(x: Tensor, weight: Tensor, bias: Tensor, eps: float, gather: Gather) -> tuple[Tensor, Tensor]:
-    output, batch = _Together.apply(x, weight, bias, eps, gather)  # type: ignore[no-untyped-call]
-    return output, batch
-
-
 def _layers(model: nn.Module) -> list[LaneBatchNorm]:
     return [module for module in model.modules() if isinstance(module, LaneBatchNorm)]
 
@@ -122,8 +99,7 @@ def _layers(model: nn.Module) -> list[LaneBatchNorm]:
 def synchronise(model: nn.Module, gather: Gather) -> None:
     """Normalise from now on with the statistics of the batches of all ranks together.
 
-    `gather` gives every rank's row of a vector. What a rank is given at once is then its share of one batch, and
-    the gradients are those of the mean of the ranks' losses, as with torch's SyncBatchNorm, which no CPU runs.
+    `gather` gives every rank's row of a vector. What a rank is given at once is then its share of one batch.
     """
     for layer in _layers(model):
         layer.gather = gather
@@ -133,32 +109,34 @@ def synchronise(model: nn.Module, gather: Gather) -> None:
 def commit_statistics(model: nn.Module, all_reduce: Callable[[Tensor], object] | None = None) -> None:
     """Move the running statistics of every layer once, by the mean over all lanes since the last commit.
 
-    `all_reduce` sums a tensor over the ranks in place, is called once with all layers' sums, and is None where
-    this process runs every lane. Layers that saw no training batch (those in evaluation mode) stay as they are;
-    `num_batches_tracked` of the others grows by one.
+    `all_reduce` sums a tensor over the ranks in place, is called once with all layers' statistics, and is None
+    where this process runs every lane; every rank has seen as many lanes. Layers that saw no training batch
+    (those in evaluation mode) stay as they are; `num_batches_tracked` of the others grows by one.
     """
-    layers = _layers(model)
+    layers = [layer for layer in _layers(model) if layer.lanes]
     if not layers:
         return
-    sums = torch.cat([layer.pending for layer in layers])
+    statistics = [layer.pending for layer in layers]
     if all_reduce is not None:
-        all_reduce(sums)
-    for layer, pending in zip(layers, sums.split([len(layer.pending) for layer in layers]), strict=True):
-        assert layer.momentum is not None
-        seen = pending[-1].clamp(max=1)  # 0 leaves the layer as it is
-        mean, variance = (pending[:-1] / pending[-1].clamp(min=1)).view(2, -1)
-        share = (layer.momentum * seen).to(layer.running_mean.dtype)
-        layer.running_mean.lerp_(mean.to(share.dtype), share)
-        layer.running_var.lerp_(variance.to(share.dtype), share)
-        layer.num_batches_tracked.add_(seen.to(torch.int64))
+        flat = torch.cat([*(pending.flatten() for pending in statistics), statistics[0].new_ones(1)])
+        all_reduce(flat)
+        means = flat[:-1] / flat[-1]  # over the ranks
+        statistics = [part.view(2, -1) for part in means.split([pending.numel() for pending in statistics])]
+    running = [layer.running_mean for layer in layers] + [layer.running_var for layer in layers]
+    moved = [mean for mean, _ in statistics] + [variance for _, variance in statistics]
+    torch._foreach_lerp_(running, moved, [layer.momentum for layer in layers] * 2)
+    torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)
     discard_statistics(model)
 
 
 @torch.no_grad()
 def discard_statistics(model: nn.Module) -> None:
     """Drop what is pending, so that a skipped step leaves the running statistics as they were."""
-    for layer in _layers(model):
-        layer.pending.zero_()
+    layers = _layers(model)
+    for layer in layers:
+        layer.lanes = 0
+    if layers:
+        torch._foreach_zero_([layer.pending for layer in layers])  # 0 × NaN is NaN: old ones must not stay
 
 
 @contextmanager

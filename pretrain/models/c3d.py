@@ -42,7 +42,7 @@ class C3D(VideoNetwork):
         for number, group in enumerate(_GROUPS, start=1):
             layers: list[nn.Module] = []
             for planes in (round(planes * width) for planes in group):
-                layers += [conv3d(inputs, planes, (3, 3, 3), bias=True), LaneBatchNorm(planes), nn.ReLU(inplace=True)]
+                layers += [conv3d(inputs, planes, (3, 3, 3), bias=True), LaneBatchNorm(planes, relu=True)]
                 inputs = planes
             kernel = (1, 2, 2) if number == 1 else (2, 2, 2)
             self.add_module(f"conv{number}", nn.Sequential(*layers))

@@ -117,7 +117,7 @@ class _C3dNames:
     def __call__(self, blob: str) -> str | None:
         if found := _C3D.fullmatch(blob):
             group, letter, norm, what = found.groups()
-            first = 0 if letter == "a" else 3
+            first = 0 if letter == "a" else 2
             if norm:
                 return _joined(group, first + 1, norm, what)
             return f"{group}.{first}.{_SIMPLE[what]}" if what in _SIMPLE else None

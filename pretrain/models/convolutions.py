@@ -75,12 +75,12 @@ def conv3d(
 
 
 def _factored(inputs: int, middle: int, outputs: int, size: int, stride: Stride) -> list[nn.Module]:
-    """A (2+1)D convolution: spatial, BN, ReLU, temporal."""
+    """A (2+1)D convolution: spatial, BN with its ReLU (whose place in the published names stays), temporal."""
     time, space = stride
     return [
         conv3d(inputs, middle, (1, size, size), (1, space)),
-        LaneBatchNorm(middle),
-        nn.ReLU(inplace=True),
+        LaneBatchNorm(middle, relu=True),
+        nn.Identity(),
         conv3d(middle, outputs, (3, 1, 1), (time, 1)),
     ]
 
@@ -108,4 +108,4 @@ def stem(kind: StemKind, inputs: int, outputs: int, width: float, frames: int) -
         "2d": lambda: [conv3d(inputs, outputs, (1, 7, 7), (1, 2))],
         "folded": lambda: [conv3d(inputs, outputs, (frames, 7, 7), (1, 2), padding=(0, 3, 3))],
     }
-    return chain(*makers[kind](), LaneBatchNorm(outputs), nn.ReLU(inplace=True))
+    return chain(*makers[kind](), LaneBatchNorm(outputs, relu=True))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pretrain.models.batchnorm import LaneBatchNorm
+from pretrain.models.network import VideoNetwork
 from pretrain.models.paths import unpadded
 
 
@@ -40,15 +42,23 @@ def activations(model: nn.Module, frames: int, height: int, width: int) -> int:
     return sum(output.numel() for module, output in outputs if isinstance(module, nn.Conv3d | nn.Linear))
 
 
-def activation_bytes(model: nn.Module, frames: int, size: int, bytes_per_value: int = 4) -> int:
+def activation_bytes(model: VideoNetwork, frames: int, size: int, bytes_per_value: int = 4, recomputed: int = 0) -> int:
     """About how many bytes one clip of `size` × `size` pixels keeps on the device for its backward pass.
 
-    The convolutions' outputs (BN needs its input) and the ReLUs' (which overwrite BN's), and the clip itself;
-    workspaces, gradients and the allocator's rounding come on top.
+    The convolutions' outputs (BN needs its input) and the ReLUs', and the clip itself; of the first `recomputed`
+    groups of layers what each puts out, and everything of the one that is computed again. Workspaces, gradients
+    and the allocator's rounding come on top.
     """
-    outputs = _outputs(model, frames, size, size)
-    kept = sum(output.numel() for module, output in outputs if isinstance(module, nn.Conv3d | nn.ReLU))
-    return (kept + _in_channels(model) * frames * size * size) * bytes_per_value
+    groups = [{leaf for name in names for leaf in model.get_submodule(name).modules()} for names in model.stages]
+    own, last = [0] * (len(groups) + 1), [0] * (len(groups) + 1)  # the classifier's layers come after the groups
+    for leaf, output in _outputs(model, frames, size, size):
+        number = next((number for number, group in enumerate(groups) if leaf in group), len(groups))
+        last[number] = output.numel()
+        if isinstance(leaf, nn.Conv3d | nn.ReLU) or (isinstance(leaf, LaneBatchNorm) and leaf.relu):
+            own[number] += output.numel()
+    held = sum(last[:recomputed]) + sum(own[recomputed:])
+    again = [sum(last[:number]) + own[number] for number in range(min(recomputed, len(groups)))]
+    return (max(held, *again, 0) + _in_channels(model) * frames * size * size) * bytes_per_value
 
 
 def _in_channels(model: nn.Module) -> int:

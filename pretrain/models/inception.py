@@ -48,13 +48,12 @@ class Unit3D(nn.Module):
         self.kernel, self.stride = kernel, (stride, stride, stride)
         # At stride 1 SAME is half the kernel on both sides, whatever the length, and the convolution pads.
         self.conv3d = conv3d(inputs, outputs, kernel, (stride, stride), padding=None if stride == 1 else (0, 0, 0))
-        self.bn = LaneBatchNorm(outputs, momentum=_MOMENTUM)
-        self.relu = nn.ReLU(inplace=True)
+        self.bn = LaneBatchNorm(outputs, momentum=_MOMENTUM, relu=True)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride != (1, 1, 1):
             x = pad_same(x, self.kernel, self.stride)
-        return self.relu(self.bn(self.conv3d(x)))
+        return self.bn(self.conv3d(x))
 
 
 class SamePool(nn.Module):

@@ -13,8 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from pretrain.models.batchnorm import statistics_held
 from pretrain.models.paths import PATHS, Path, set_path
 
-_GRAPHS = 512
-
 
 class VideoNetwork(nn.Module):
     """A network over clips: normalised N C T H W → logits N classes.
@@ -45,12 +43,6 @@ class VideoNetwork(nn.Module):
         """Compute by `path` from now on: the same function."""
         self.path = path
         set_path(self, path)
-        for stage in (self.get_submodule(name) for group in self.stages for name in group):
-            stage._compiled_call_impl = None
-            if path.compiled and any(True for _ in stage.parameters()):
-                # Dynamo counts the graphs of all blocks of a kind together: its limit of 8 is soon reached.
-                torch._dynamo.config.recompile_limit = _GRAPHS
-                stage.compile(dynamic=False)
 
     def through_stages(self, x: Tensor) -> Tensor:
         """The layers of `stages` one after the other: N C T H W → N C' T' H' W'."""

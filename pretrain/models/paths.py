@@ -18,15 +18,16 @@ class Path:
     """A way to compute the same function.
 
     channels_last: activations lie N T H W C in memory, else N C T H W. planar: (1,k,k) convolutions run as 2D
-    ones over N·T and (k,1,1) ones as (k,1) ones over (T, H·W), which in that order are views and copy nothing.
-    multiple: mid-planes are padded with zero channels to a multiple of it, for tensor cores. compiled: stem and
-    stages go through torch.compile, which fuses normalisation, ReLU and addition.
+    ones over N·T and (k,1,1) ones as (k,1) ones over (T, H·W), which in that order are views (but for a stride
+    along time of a (1,k,k) one, which copies); True for all that can, or the names of those that do.
+    multiple: mid-planes are padded with zero channels to a multiple of it, for tensor cores. fused: in training,
+    batch normalisation, addition and ReLU are compiled into one (`normalise`).
     """
 
     channels_last: bool = True
-    planar: bool = False
+    planar: bool | frozenset[str] = False
     multiple: int = 1
-    compiled: bool = False
+    fused: bool = False
 
 
 PATHS: dict[str, Path] = {
@@ -34,8 +35,8 @@ PATHS: dict[str, Path] = {
     "channels-last": Path(),
     "planar": Path(planar=True),
     "planar-padded": Path(planar=True, multiple=8),
-    "planar-compiled": Path(planar=True, compiled=True),
-    "padded-compiled": Path(planar=True, multiple=8, compiled=True),
+    "planar-fused": Path(planar=True, fused=True),
+    "padded-fused": Path(planar=True, multiple=8, fused=True),
 }
 ON_CPU = ("plain", "channels-last", "planar")  # padding costs there, and compiling outlasts short runs
 
@@ -45,17 +46,30 @@ class Convolution(nn.Conv3d):
 
     planar = False
 
+    @property
+    def flat(self) -> bool:
+        """Whether it can run as a 2D convolution."""
+        return self._is_of_pictures or self._is_of_time
+
+    @property
+    def _is_of_pictures(self) -> bool:
+        return self.kernel_size[0] == 1 and self._sides()[0] == 0
+
+    @property
+    def _is_of_time(self) -> bool:
+        return self.kernel_size[1:] == (1, 1) and self._sides()[1:] == (0, 0) and self.stride[1:] == (1, 1)
+
     def forward(self, input: Tensor) -> Tensor:  # N C T H W → N C' T' H' W'
         """The convolution."""
         return self.compute(input, self.weight)
 
     def compute(self, x: Tensor, weight: Tensor) -> Tensor:
         """The convolution with another weight of the same kernel."""
-        (time, height, width), padding = self.kernel_size, self._sides()
-        if self.planar and time == 1 and padding[0] == 0:
+        if self.planar and self._is_of_pictures:
             return self._over_pictures(x, weight)
-        if self.planar and (height, width) == (1, 1) and padding[1:] == (0, 0) and self.stride[1:] == (1, 1):
+        if self.planar and self._is_of_time:
             return self._over_time(x, weight)
+        padding = self._sides()
         if padding[0] and x.shape[2] == 2 and x.device.type == "cpu" and _in_half(x):
             # oneDNN's bf16 weight gradient of a padded convolution over two frames reads memory it never set.
             x, padding = F.pad(x, (0, 0, 0, 0, padding[0], padding[0])), (0, *padding[1:])
@@ -68,35 +82,33 @@ class Convolution(nn.Conv3d):
     def _over_pictures(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.stride[0] > 1:
             x = x[:, :, :: self.stride[0]]
-        batch, channels, time, height, width = x.shape
-        pictures = _last(x).permute(0, 2, 3, 4, 1).reshape(batch * time, height, width, channels).permute(0, 3, 1, 2)
-        y = F.conv2d(pictures, weight.squeeze(2), self.bias, self.stride[1:], self._sides()[1:])  # N·T C' H' W'
-        return y.permute(0, 2, 3, 1).reshape(batch, time, *y.shape[2:], y.shape[1]).permute(0, 4, 1, 2, 3)
+        pictures = _last(x).transpose(1, 2).flatten(0, 1)  # N·T C H W
+        y = F.conv2d(pictures, weight.squeeze(2), self.bias, self.stride[1:], self._sides()[1:])
+        return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
     def _over_time(self, x: Tensor, weight: Tensor) -> Tensor:
-        batch, channels, time, height, width = x.shape
-        rows = _last(x).permute(0, 2, 3, 4, 1).reshape(batch, time, height * width, channels).permute(0, 3, 1, 2)
-        y = F.conv2d(rows, weight.squeeze(4), self.bias, (self.stride[0], 1), (self._sides()[0], 0))  # N C' T' H·W
-        return y.permute(0, 2, 3, 1).reshape(batch, y.shape[2], height, width, y.shape[1]).permute(0, 4, 1, 2, 3)
+        rows = _last(x).flatten(3)  # N C T H·W
+        y = F.conv2d(rows, weight.squeeze(4), self.bias, (self.stride[0], 1), (self._sides()[0], 0))
+        return y.unflatten(3, x.shape[3:])
 
 
 class Factored(nn.Sequential):
-    """Spatial convolution, BN, ReLU, temporal convolution, and what follows; its mid-planes may be padded."""
+    """Spatial convolution, BN with ReLU, temporal convolution, and what follows; its mid-planes may be padded."""
 
     multiple = 1
 
     def forward(self, input: Tensor) -> Tensor:
         """The layers one after the other."""
-        spatial, norm, relu, temporal = self[0], self[1], self[2], self[3]
+        spatial, norm, temporal = self[0], self[1], self[3]
         assert isinstance(spatial, Convolution) and isinstance(temporal, Convolution)
         assert isinstance(norm, LaneBatchNorm)
         zeros = -spatial.out_channels % self.multiple
         if zeros:
             x = spatial.compute(input, F.pad(spatial.weight, (0,) * 9 + (zeros,)))
-            x = relu(norm(x, zeros))
+            x = norm(x, zeros=zeros)
             x = temporal.compute(x, F.pad(temporal.weight, (0,) * 7 + (zeros,)))
         else:
-            x = temporal(relu(norm(spatial(input))))
+            x = temporal(norm(spatial(input)))
         for layer in list(self)[4:]:
             x = layer(x)
         return x
@@ -124,9 +136,11 @@ def unpadded(model: nn.Module) -> Iterator[None]:
 
 
 def set_path(model: nn.Module, path: Path) -> None:
-    """Let every layer of the network compute by `path`; compiling is the network's own."""
-    for module in model.modules():
+    """Let every layer of the network compute by `path`."""
+    for name, module in model.named_modules():
         if isinstance(module, Convolution):
-            module.planar = path.planar
+            module.planar = path.planar if isinstance(path.planar, bool) else name in path.planar
         elif isinstance(module, Factored):
             module.multiple = path.multiple
+        elif isinstance(module, LaneBatchNorm):
+            module.fused = path.fused

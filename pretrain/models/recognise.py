@@ -147,7 +147,7 @@ def _midplanes(looked: _Looked) -> Literal["conv", "block"]:
 
 
 def _c3d(looked: _Looked) -> Recognised:
-    inputs, planes = looked.shape("fc6.weight", 2)[1], looked.planes("conv5.3.weight")
+    inputs, planes = looked.shape("fc6.weight", 2)[1], looked.planes("conv5.2.weight")
     side = math.isqrt(inputs // planes)
     if side * side * planes != inputs or not side:
         raise looked.unknown(f"fc6.weight takes {inputs} values, and {planes} planes of a square are expected")

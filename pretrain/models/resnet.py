@@ -33,8 +33,8 @@ DEPTHS: dict[int, Depth] = {
 }
 
 
-def _pointwise(inputs: int, outputs: int, stride: Stride = (1, 1)) -> list[nn.Module]:
-    return [conv3d(inputs, outputs, (1, 1, 1), stride), LaneBatchNorm(outputs)]
+def _pointwise(inputs: int, outputs: int, stride: Stride = (1, 1), relu: bool = False) -> nn.Sequential:
+    return nn.Sequential(conv3d(inputs, outputs, (1, 1, 1), stride), LaneBatchNorm(outputs, relu=relu))
 
 
 class _Block(nn.Module):
@@ -44,15 +44,14 @@ class _Block(nn.Module):
         super().__init__()
         self.downsample: nn.Module | None = None
         if stride != (1, 1) or inputs != outputs:
-            self.downsample = nn.Sequential(*_pointwise(inputs, outputs, stride))
-        self.relu = nn.ReLU(inplace=True)
+            self.downsample = _pointwise(inputs, outputs, stride)
 
-    def branch(self, x: Tensor) -> Tensor:
+    def branch(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """The block's layers, of which the last, a BN, adds the shortcut before its ReLU."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:  # N inputs T H W → N outputs ⌈T/t⌉ ⌈H/s⌉ ⌈W/s⌉
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.relu(self.branch(x) + shortcut)
+        return self.branch(x, x if self.downsample is None else self.downsample(x))
 
 
 class BasicBlock(_Block):
@@ -62,11 +61,12 @@ class BasicBlock(_Block):
         super().__init__(inputs, planes, stride)
         first = convolution(kind, inputs, planes, stride, middle)
         second = convolution(kind, planes, planes, (1, 1), middle)
-        self.conv1 = nn.Sequential(first, LaneBatchNorm(planes), nn.ReLU(inplace=True))
-        self.conv2 = nn.Sequential(second, LaneBatchNorm(planes))
+        self.conv1 = nn.Sequential(first, LaneBatchNorm(planes, relu=True))
+        self.conv2 = nn.Sequential(second, LaneBatchNorm(planes, relu=True))
 
-    def branch(self, x: Tensor) -> Tensor:
-        return self.conv2(self.conv1(x))
+    def branch(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        convolution, norm = self.conv2
+        return norm(convolution(self.conv1(x)), shortcut)
 
 
 class Bottleneck(_Block):
@@ -77,12 +77,13 @@ class Bottleneck(_Block):
     ) -> None:
         super().__init__(inputs, planes * expansion, stride)
         second = convolution(kind, planes, planes, stride, middle)
-        self.conv1 = nn.Sequential(*_pointwise(inputs, planes), nn.ReLU(inplace=True))
-        self.conv2 = nn.Sequential(second, LaneBatchNorm(planes), nn.ReLU(inplace=True))
-        self.conv3 = nn.Sequential(*_pointwise(planes, planes * expansion))
+        self.conv1 = _pointwise(inputs, planes, relu=True)
+        self.conv2 = nn.Sequential(second, LaneBatchNorm(planes, relu=True))
+        self.conv3 = _pointwise(planes, planes * expansion, relu=True)
 
-    def branch(self, x: Tensor) -> Tensor:
-        return self.conv3(self.conv2(self.conv1(x)))
+    def branch(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        convolution, norm = self.conv3
+        return norm(convolution(self.conv2(self.conv1(x))), shortcut)
 
 
 class VideoResNet(VideoNetwork):
@@ -95,7 +96,13 @@ class VideoResNet(VideoNetwork):
     """
 
     head: ClassVar[str] = "fc"
-    stages: ClassVar[tuple[tuple[str, ...], ...]] = (("stem", "pool1", "layer1"), ("layer2",), ("layer3",), ("layer4",))
+    stages: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("stem", "pool1"),
+        ("layer1",),
+        ("layer2",),
+        ("layer3",),
+        ("layer4",),
+    )
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Benchmark: a training step of ours beside the plain conv3d network, in one run.
 
-python -m tests.benchmarks.models [--quick] [--out FILE]; on a GPU the sizes of the papers, on a CPU the demo's.
+python -m tests.benchmarks.models [--quick] [--depth N] [--frames N] [--out FILE]
+On a GPU R(2+1)D-18, -34 and -152 at 8, 16 and 32 frames of 112²; on a CPU the demo's network, on one thread and two.
 """
 
 from __future__ import annotations
@@ -10,21 +11,26 @@ import copy
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from pretrain.models.batchnorm import LaneBatchNorm, commit_statistics
+from pretrain.engine.path import measured, worth_trying
+from pretrain.models.batchnorm import commit_statistics
 from pretrain.models.count import macs
 from pretrain.models.groups import weight_decay_groups
 from pretrain.models.network import VideoNetwork
-from pretrain.models.paths import ON_CPU, PATHS, Convolution
+from pretrain.models.paths import PATHS
+from pretrain.models.paths import Path as ComputePath
 from pretrain.models.zoo import ModelSettings, build_model
+from tests.benchmarks.plain import PlainR2Plus1D
 
 Maker = Callable[[VideoNetwork], tuple[nn.Module, torch.memory_format]]
 
@@ -51,70 +57,33 @@ class Case:
         )
 
 
-def plain_network(model: VideoNetwork) -> nn.Module:
-    """The same network as anyone would write it: nn.Conv3d, nn.BatchNorm3d, contiguous memory."""
-    plain = copy.deepcopy(model)
-    plain.use(PATHS["plain"])
-    for parent in list(plain.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, Convolution):
-                child.__class__ = nn.Conv3d  # type: ignore[assignment]
-            elif isinstance(child, LaneBatchNorm):
-                norm = nn.BatchNorm3d(child.num_features, child.eps, child.momentum).to(child.weight)
-                norm.load_state_dict(child.state_dict())
-                setattr(parent, name, norm)
-    return _Stages(plain)
+def plain_network(model: VideoNetwork, settings: ModelSettings) -> nn.Module:
+    """The same network, with the same weights, as anyone writes it."""
+    assert settings.depth is not None
+    plain = PlainR2Plus1D(settings.depth, model.get_submodule(model.head).out_features, settings.width)  # type: ignore[arg-type]
+    plain.load_state_dict(model.state_dict())
+    return plain.to(next(model.parameters()))
 
 
-class _Stages(nn.Module):
-    """A network's layers as a plain chain, without the choices of `VideoNetwork.forward`."""
-
-    def __init__(self, model: VideoNetwork) -> None:
-        super().__init__()
-        names = [name for group in model.stages for name in group]
-        self.layers = nn.Sequential(*(_unwrapped(model.get_submodule(name)) for name in names))
-        self.pool, self.fc = nn.AdaptiveAvgPool3d(1), model.get_submodule(model.head)
-
-    def forward(self, clips: Tensor) -> Tensor:
-        return self.fc(self.pool(self.layers(clips)).flatten(1))
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """`module` with every chain of ours as an nn.Sequential."""
-    for name, child in list(module.named_children()):
-        setattr(module, name, _unwrapped(child))
-    if isinstance(module, nn.Sequential):
-        return nn.Sequential(*module)
-    return module
-
-
-def contenders(case: Case, device: torch.device, compiling: bool) -> dict[str, Maker]:
+def contenders(case: Case, ours: Mapping[str, ComputePath], compiling: bool) -> dict[str, Maker]:
     """What is compared, by name: makers of (network, memory format of its clips)."""
-    found: dict[str, Maker] = {
-        "plain conv3d": lambda model: (plain_network(model), torch.contiguous_format),
-        "plain conv3d, channels last": lambda model: (
-            plain_network(model).to(memory_format=torch.channels_last_3d),
-            torch.channels_last_3d,
-        ),
-    }
-    if compiling:
-        found["plain conv3d, compiled"] = lambda model: (
-            torch.compile(plain_network(model)),
-            torch.contiguous_format,
-        )
-        found["plain conv3d, channels last, compiled"] = lambda model: (
-            torch.compile(plain_network(model).to(memory_format=torch.channels_last_3d)),
-            torch.channels_last_3d,
-        )
-    for name in PATHS if device.type == "cuda" else ON_CPU:
-        if compiling or not PATHS[name].compiled:
-            found[f"ours, {name}"] = lambda model, name=name: (_ours(model, name), torch.channels_last_3d)
+    plain = partial(plain_network, settings=case.model)
+    found: dict[str, Maker] = {}
+    for name, order in (("plain conv3d", torch.contiguous_format), ("plain channels last", torch.channels_last_3d)):
+        found[name] = lambda model, order=order: (plain(model).to(memory_format=order), order)
+        if compiling:
+            found[f"{name}, compiled"] = lambda model, order=order: (
+                torch.compile(plain(model).to(memory_format=order)),
+                order,
+            )
+    for name, path in ours.items():
+        found[f"ours, {name}"] = lambda model, path=path: (_ours(model, path), torch.channels_last_3d)
     return found
 
 
-def _ours(model: VideoNetwork, path: str) -> VideoNetwork:
+def _ours(model: VideoNetwork, path: ComputePath) -> VideoNetwork:
     mine = copy.deepcopy(model)
-    mine.use(PATHS[path])
+    mine.use(path)
     return mine
 
 
@@ -159,19 +128,26 @@ def matrix_product_flops(device: torch.device, half: bool, seconds: float = 1.0)
 
 
 def compare(case: Case, device: torch.device, rounds: int, compiling: bool) -> dict[str, Any]:
-    """One case's figures: each contender's best step of `rounds`, in turn on a CPU, one after the other on a GPU."""
+    """One case's figures: each contender's best step of `rounds`, in turn on a CPU, one after the other on a GPU.
+
+    `chosen` is the path of ours that a run would take, `planar` its convolutions that run as 2D ones.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(case.threads or before)
     torch.manual_seed(0)
     model = build_model(case.model, 400, case.frames, case.size).to(device)
     flops = 6 * macs(model, case.frames, case.size, case.size)  # forward, and twice that backward
     limit = matrix_product_flops(device, case.half)
+    names = [name for name in worth_trying(device) if compiling or not PATHS[name].fused]
+    clip = (case.model.in_channels, case.frames, case.size, case.size)
+    choice = measured(model, clip, case.batch, case.half, device, names)
+    if compiling and device.type == "cpu":
+        names.append("planar-fused")
     rows: dict[str, dict[str, Any]] = {}
-    makers = contenders(case, device, compiling)
+    makers = contenders(case, {name: choice.by_name(name) for name in names}, compiling)
     if device.type == "cuda":
         for name, maker in makers.items():
             torch.cuda.empty_cache()
-            torch.compiler.reset()
             torch.cuda.reset_peak_memory_stats()
             rows[name] = _timed({name: maker}, model, case, device, rounds)[name]
             rows[name]["peak_bytes"] = torch.cuda.max_memory_allocated()
@@ -182,11 +158,12 @@ def compare(case: Case, device: torch.device, rounds: int, compiling: bool) -> d
         if "seconds" in row:
             row["clips_per_second"] = case.batch / row["seconds"]
             row["mfu"] = flops * row["clips_per_second"] / limit
-    return {"case": case.name, "matrix_product_tflops": limit / 1e12, "gflops_per_clip": flops / 1e9, "rows": rows}
+    figures = {"case": case.name, "matrix_product_tflops": limit / 1e12, "gflops_per_clip": flops / 1e9}
+    return figures | {"chosen": f"ours, {choice.path}", "planar": choice.planar, "rows": rows}
 
 
 def _timed(
-    makers: dict[str, Maker], model: VideoNetwork, case: Case, device: torch.device, rounds: int
+    makers: Mapping[str, Maker], model: VideoNetwork, case: Case, device: torch.device, rounds: int
 ) -> dict[str, dict[str, Any]]:
     steps: dict[str, Step] = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -205,14 +182,18 @@ def _timed(
     return rows
 
 
-def cases(device: torch.device, quick: bool) -> list[Case]:
+def cases(device: torch.device, depth: int | None = None, frames: int | None = None) -> list[Case]:
     """The papers' sizes on a GPU; the demo's network in both precisions on one thread and two on a CPU."""
-    if device.type == "cuda":
-        wanted = [(18, 8, 64), (18, 16, 32), (34, 8, 64), (34, 16, 32), (34, 32, 16), (152, 16, 8), (152, 32, 4)]
-        wanted = [(34, 16, 32)] if quick else wanted
-        return [Case(ModelSettings(depth=depth), frames, 112, batch, True) for depth, frames, batch in wanted]  # type: ignore[arg-type]
-    demo = ModelSettings(depth=10, width=0.25)
-    return [Case(demo, 8, 48, 16, half, threads) for half in (False, True) for threads in (1, 2)]
+    if device.type == "cpu":
+        demo = ModelSettings(depth=10, width=0.25)
+        return [Case(demo, 8, 48, 16, half, threads) for half in (False, True) for threads in (1, 2)]
+    batches = {18: {8: 64, 16: 32, 32: 16}, 34: {8: 64, 16: 32, 32: 16}, 152: {8: 16, 16: 8, 32: 4}}
+    return [
+        Case(ModelSettings(depth=each), length, 112, batch, True)  # type: ignore[arg-type]
+        for each, by_frames in batches.items()
+        for length, batch in by_frames.items()
+        if depth in (None, each) and frames in (None, length)
+    ]
 
 
 def table(result: dict[str, Any]) -> str:
@@ -222,12 +203,13 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"\n{result['case']}  (matrix product: {result['matrix_product_tflops']:.2f} TFLOP/s)"]
     lines.append(f"  {'':40} {'clips/s':>10} {'MFU':>7} {'peak GiB':>9} {'× plain':>8}")
     for name, row in rows.items():
+        told = f"{name} (a run's choice)" if name == result["chosen"] else name
         if "failed" in row:
-            lines.append(f"  {name:40} does not run: {row['failed']}")
+            lines.append(f"  {told:40} does not run: {row['failed']}")
             continue
         peak = f"{row['peak_bytes'] / 2**30:.1f}" if "peak_bytes" in row else "–"
         ratio = f"{row['clips_per_second'] / base:.2f}" if base else "–"
-        lines.append(f"  {name:40} {row['clips_per_second']:10.1f} {100 * row['mfu']:6.1f}% {peak:>9} {ratio:>8}")
+        lines.append(f"  {told:40} {row['clips_per_second']:10.1f} {100 * row['mfu']:6.1f}% {peak:>9} {ratio:>8}")
     return "\n".join(lines)
 
 
@@ -238,21 +220,24 @@ def _wait(device: torch.device) -> None:
 
 def main() -> None:
     """Run the cases, print their tables, write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one case on a GPU, few rounds, nothing compiled")
-    parser.add_argument("--rounds", type=int, default=0, help="timed steps of each (0: 8, or 3 where quick)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few rounds, nothing compiled")
+    parser.add_argument("--depth", type=int, help="on a GPU, only the network of this depth: 18, 34 or 152")
+    parser.add_argument("--frames", type=int, help="on a GPU, only clips of so many frames: 8, 16 or 32")
+    parser.add_argument("--rounds", type=int, default=0, help="timed steps of each (0: 12, or 3 where quick)")
     parser.add_argument("--out", type=Path, default=Path("bench/models.json"))
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    torch.backends.cudnn.benchmark = True  # for all alike, as a run has it
+    torch._dynamo.config.recompile_limit = 256
     print(f"{name}, torch {torch.__version__}")
-    results = []
-    for case in cases(device, given.quick):
-        compiling = device.type == "cuda" and not given.quick
-        results.append(compare(case, device, given.rounds or (3 if given.quick else 8), compiling))
-        print(table(results[-1]), flush=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps({"device": name, "torch": torch.__version__, "results": results}, indent=1))
+    results = []
+    for case in cases(device, given.depth, given.frames):
+        results.append(compare(case, device, given.rounds or (3 if given.quick else 12), not given.quick))
+        print(table(results[-1]), flush=True)
+        given.out.write_text(json.dumps({"device": name, "torch": torch.__version__, "results": results}, indent=1))
     print(f"\nfigures: {given.out}")
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from pretrain.engine.path import evaluation_path, measure, run_path
+from pretrain.engine import measure as measuring
+from pretrain.engine.measure import measure, planar_layers
+from pretrain.engine.path import evaluation_path, run_path
 from pretrain.engine.world import World
 from pretrain.models.network import VideoNetwork
-from pretrain.models.paths import ON_CPU, PATHS
+from pretrain.models.paths import ON_CPU, PATHS, Convolution
 from pretrain.models.zoo import ModelSettings, build_model
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -21,20 +26,22 @@ CLIP = (3, 4, 16, 16)
 
 @pytest.fixture
 def model() -> VideoNetwork:
+    torch.manual_seed(0)
     return build_model(ModelSettings(depth=10, width=0.125), 3, 4)
 
 
 @pytest.mark.parametrize("half", [False, True])
 def test_the_fastest_is_taken_and_kept(model: VideoNetwork, half: bool, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    name = run_path(tmp_path, model, CLIP, 2, half, ALONE)
+    path = run_path(tmp_path, model, CLIP, 2, half, ALONE)
     kept = json.loads((tmp_path / "path.json").read_text())
-    assert kept["path"] == name and kept["half"] is half
-    assert list(kept["seconds"]) == list(ON_CPU) and name == min(ON_CPU, key=kept["seconds"].__getitem__)
-    assert evaluation_path(tmp_path, "auto", ALONE.device) == PATHS[name]
-    assert evaluation_path(tmp_path, "planar-compiled", ALONE.device) == PATHS["planar"]
-    (tmp_path / "path.json").write_text(json.dumps(kept | {"path": "planar-padded", "device": "a GPU"}))
-    assert evaluation_path(tmp_path, "auto", ALONE.device) == PATHS["channels-last"]
+    rates = kept["clips_per_second"]
+    assert kept["half"] is half and list(rates) == list(ON_CPU)
+    assert kept["path"] == max(ON_CPU, key=rates.__getitem__)
+    layers = {name for name, layer in model.named_modules() if isinstance(layer, Convolution)}
+    assert set(kept["planar"]) <= layers
+    whole = PATHS[kept["path"]]
+    assert path == (replace(whole, planar=frozenset(kept["planar"])) if whole.planar else whole)
     # The network itself took no step and saw no batch.
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(value.grad is None for value in model.parameters())
@@ -44,12 +51,23 @@ def test_the_fastest_is_taken_and_kept(model: VideoNetwork, half: bool, tmp_path
 def test_what_was_kept_is_taken_again_on_the_same_device(model: VideoNetwork, tmp_path: Path) -> None:
     run_path(tmp_path, model, CLIP, 2, False, ALONE)
     kept = json.loads((tmp_path / "path.json").read_text())
-    slowest = max(ON_CPU, key=kept["seconds"].__getitem__)
-    (tmp_path / "path.json").write_text(json.dumps(kept | {"path": slowest}))
-    assert run_path(tmp_path, model, CLIP, 2, False, ALONE) == slowest
-    (tmp_path / "path.json").write_text(json.dumps(kept | {"path": slowest, "device": "another"}))
-    run_path(tmp_path, model, CLIP, 2, False, ALONE)
-    assert json.loads((tmp_path / "path.json").read_text())["device"] == kept["device"]
+    known = kept | {"path": "planar", "planar": ["stem.0"]}
+    (tmp_path / "path.json").write_text(json.dumps(known))
+    assert run_path(tmp_path, model, CLIP, 2, False, ALONE).planar == frozenset({"stem.0"})
+    for other in ({"device": "another"}, {"path": "none such"}, {"half": True}, {"more": 1}):
+        (tmp_path / "path.json").write_text(json.dumps(known | other))
+        run_path(tmp_path, model, CLIP, 2, False, ALONE)
+        assert json.loads((tmp_path / "path.json").read_text()).keys() == kept.keys()
+        assert json.loads((tmp_path / "path.json").read_text())["device"] == "cpu"
+
+
+def test_evaluation_takes_the_runs_path_on_the_same_device(tmp_path: Path) -> None:
+    known = {"path": "planar", "planar": ["stem.0"], "device": "cpu", "half": False, "clips_per_second": {"planar": 1}}
+    (tmp_path / "path.json").write_text(json.dumps(known))
+    assert evaluation_path(tmp_path, "auto", ALONE.device).planar == frozenset({"stem.0"})
+    assert evaluation_path(tmp_path, "plain", ALONE.device) == PATHS["plain"]
+    (tmp_path / "path.json").write_text(json.dumps(known | {"device": "a GPU"}))
+    assert evaluation_path(tmp_path, "auto", ALONE.device) == PATHS["channels-last"]
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"path": "none such"}'])
@@ -57,6 +75,33 @@ def test_without_a_record_it_is_the_default(text: str | None, tmp_path: Path) ->
     if text is not None:
         (tmp_path / "path.json").write_text(text)
     assert evaluation_path(tmp_path, "auto", ALONE.device) == PATHS["channels-last"]
+
+
+def test_layers_are_planar_where_that_is_faster(model: VideoNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def faster(layer: Convolution, given: torch.Tensor, needs_gradient: bool, half: bool, repeats: int) -> bool:
+        asked.append((layer.kernel_size, layer.stride, layer.out_channels, tuple(given.shape), needs_gradient))
+        return layer.kernel_size == (3, 1, 1)
+
+    monkeypatch.setattr(measuring, "_faster_planar", faster)
+    found = planar_layers(model, torch.randn(2, *CLIP), half=True)
+    assert found == {name for name, layer in model.named_modules() if getattr(layer, "kernel_size", 0) == (3, 1, 1)}
+    assert asked[0] == ((1, 7, 7), (1, 2, 2), 6, (2, *CLIP), False) and all(needs for *_, needs in asked[1:])
+    # Layers of a kind are measured once.
+    assert len(asked) == len(set(asked)) < sum(isinstance(layer, Convolution) for layer in model.modules())
+    monkeypatch.undo()
+    assert planar_layers(model, torch.randn(2, *CLIP), half=True, repeats=1) <= {
+        name for name, layer in model.named_modules() if isinstance(layer, Convolution)
+    }
+
+
+def test_a_whole_3d_convolution_has_no_planar_form() -> None:
+    model = build_model(ModelSettings(name="r3d", depth=10, width=0.125), 3, 4)
+    flat = {name for name, layer in model.named_modules() if isinstance(layer, Convolution) and layer.flat}
+    assert flat == {f"layer{stage}.0.downsample.0" for stage in (2, 3, 4)} - {
+        name for name, layer in model.named_modules() if getattr(layer, "stride", 0) == (1, 1, 1)
+    }
 
 
 def test_a_path_that_does_not_run_is_left_out(
@@ -70,8 +115,26 @@ def test_a_path_that_does_not_run_is_left_out(
             self.register_forward_pre_hook(lambda *call: (_ for _ in ()).throw(RuntimeError("no compiler\nat all")))
 
     monkeypatch.setattr(VideoNetwork, "use", failing)
+    clips = torch.randn(2, *CLIP)
     with caplog.at_level(logging.WARNING, "reelscale"):
-        assert list(measure(model, torch.randn(2, *CLIP), False, ["plain", "planar"], 1)) == ["plain"]
+        both = {name: PATHS[name] for name in ("plain", "planar")}
+        assert list(measure(model, clips, False, both, 1)) == ["plain"]
         assert "planar does not run here: no compiler" in caplog.text and "at all" not in caplog.text
         with pytest.raises(RuntimeError, match="no path runs"):
-            measure(model, torch.randn(2, *CLIP), False, ["planar"], 1)
+            measure(model, clips, False, {"planar": PATHS["planar"]}, 1)
+
+
+@pytest.mark.parametrize("wrong", [lambda weight: weight.flip(-1), lambda weight: weight * float("nan")])
+def test_a_path_that_computes_wrongly_is_left_out(
+    model: VideoNetwork,
+    wrong: Callable[[Tensor], Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As a GPU's library did with (1,3,3) convolutions in bf16."""
+    sound = Convolution._over_pictures
+    monkeypatch.setattr(Convolution, "_over_pictures", lambda self, x, weight: sound(self, x, wrong(weight)))
+    paths = {name: PATHS[name] for name in ON_CPU}
+    with caplog.at_level(logging.WARNING, "reelscale"):
+        assert set(measure(model, torch.randn(8, 3, 4, 32, 32), True, paths, 1)) == {"plain", "channels-last"}
+    assert "the path planar computes wrongly here" in caplog.text

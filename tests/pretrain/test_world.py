@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import time
+from multiprocessing.queues import SimpleQueue
 
 import pytest
 
-from pretrain.engine.world import enough_gpus, world_size_from_environment
+from pretrain.engine.world import enough_gpus, free_port, leave_world, start_world, world_size_from_environment
 from sharding.errors import UserError
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "2", "SLURM_LOCALID": "1"}
@@ -49,3 +52,29 @@ def test_a_gpu_a_rank_or_none(gpus: int, ranks: int, enough: bool, caplog: pytes
     with caplog.at_level(logging.WARNING, "reelscale"):
         assert enough_gpus(gpus, {"LOCAL_WORLD_SIZE": str(ranks)}) is enough
     assert ("ranks=1 uses them" in caplog.text) is (0 < gpus < ranks)
+
+
+def _share(rank: int, port: int, heard: SimpleQueue[tuple[int, str]]) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    world = start_world(timeout_seconds=2)
+
+    def slow() -> str:
+        time.sleep(5)
+        return f"rank {rank}’s word"
+
+    heard.put((rank, world.share(slow)))
+    world.barrier()
+    leave_world()
+
+
+def test_what_rank_0_takes_long_for_is_shared() -> None:
+    """Longer than the ranks wait for each other otherwise."""
+    spawn = multiprocessing.get_context("spawn")
+    port, heard = free_port(), spawn.SimpleQueue()
+    ranks = [spawn.Process(target=_share, args=(rank, port, heard)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    assert sorted(heard.get() for _ in ranks) == [(0, "rank 0’s word"), (1, "rank 0’s word")]

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.models.batchnorm import LaneBatchNorm
 from pretrain.models.count import activation_bytes, conv_fc_parameters, macs, parameters
+from pretrain.models.network import VideoNetwork
 from pretrain.models.zoo import ModelSettings, build_model
 
 
@@ -29,9 +30,8 @@ def test_parameters_are_torchs() -> None:
     assert conv_fc_parameters(model) == parameters(model) - norms - 11
 
 
-@pytest.mark.parametrize("depth", [18, 26, 50])
-def test_activation_bytes_are_what_autograd_keeps(depth: int) -> None:
-    model = build_model(ModelSettings(depth=depth, width=0.25), 5, 4)
+def kept_bytes(model: VideoNetwork, clip: torch.Tensor) -> int:
+    """What autograd holds after the forward pass, weights apart."""
     weights = {value.data_ptr() for value in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -40,11 +40,26 @@ def test_activation_bytes_are_what_autograd_keeps(depth: int) -> None:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    clip = torch.randn(1, 3, 4, 64, 64)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         model(clip)
-    assert activation_bytes(model, 4, 64) == pytest.approx(sum(kept.values()), rel=0.05)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("depth", [18, 26, 50])
+def test_activation_bytes_are_what_autograd_keeps(depth: int) -> None:
+    model = build_model(ModelSettings(depth=depth, width=0.25), 5, 4)
+    assert activation_bytes(model, 4, 64) == pytest.approx(kept_bytes(model, torch.randn(1, 3, 4, 64, 64)), rel=0.05)
     assert activation_bytes(model, 4, 64, bytes_per_value=2) * 2 == activation_bytes(model, 4, 64)
+
+
+def test_what_is_computed_again_is_not_kept() -> None:
+    """Of the groups computed again what they put out, and at the worst moment one of them whole."""
+    model = build_model(ModelSettings(depth=18), 5, 8)
+    estimates = [activation_bytes(model, 8, 64, recomputed=groups) for groups in range(6)]
+    assert estimates == sorted(estimates, reverse=True) and estimates[5] < 0.75 * estimates[0]
+    for groups, estimate in enumerate(estimates):
+        model.recomputed = groups
+        assert kept_bytes(model, torch.randn(1, 3, 8, 64, 64)) < 1.05 * estimate
 
 
 def test_counting_leaves_the_network_as_it_was() -> None:

@@ -1,0 +1,159 @@
+"""What a network's paths take on the device it is on: seconds, and whether each computes what it should."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pretrain.models.network import VideoNetwork
+from pretrain.models.paths import PATHS, Convolution, Path
+
+log = logging.getLogger("reelscale")
+
+_BUDGET = 300.0  # seconds after which no further path is begun on a GPU, where some compile
+_ERROR = 0.02  # relative, of the logits: as much as any sound path may differ, whatever its fellows do
+
+
+def planar_layers(model: VideoNetwork, clips: Tensor, half: bool, repeats: int = 4) -> frozenset[str]:
+    """The names of the convolutions that are faster as 2D ones, forward and backward, for such clips, N C T H W."""
+    decided: dict[tuple[object, ...], bool] = {}
+    planar = set()
+    for number, (name, (layer, given)) in enumerate(_inputs(model, clips, half).items()):
+        if not layer.flat:
+            continue
+        kind = (layer.kernel_size, layer.stride, layer.in_channels, layer.out_channels, given.shape)
+        if kind not in decided:
+            decided[kind] = _faster_planar(layer, given, number > 0, half, repeats)
+        if decided[kind]:
+            planar.add(name)
+    return frozenset(planar)
+
+
+def measure(
+    model: VideoNetwork, clips: Tensor, half: bool, paths: Mapping[str, Path], repeats: int = 3
+) -> dict[str, float]:
+    """Seconds of a training pass over `clips`, N C T H W, by each path: the best of `repeats`.
+
+    A path that does not run here (out of memory, no compiler), or whose logits are far from those of the plain
+    network in fp32 (a broken kernel), is left out with a warning. The network stays as it is.
+    Raises RuntimeError if no path is left.
+    """
+    # On a busy CPU only what is timed in turn compares; a GPU has no room for several copies.
+    groups = [list(paths)] if clips.device.type == "cpu" else [[name] for name in paths]
+    exact = _exact_logits(model, clips)
+    seconds: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    begin = time.perf_counter()
+    for group in groups:
+        if seconds and clips.device.type == "cuda" and time.perf_counter() - begin > _BUDGET:
+            log.warning("not measured, for want of time: the path %s", ", ".join(group))
+            continue
+        _time_in_turn(model, clips, half, {name: paths[name] for name in group}, repeats, exact, seconds, errors)
+        if clips.device.type == "cuda":
+            torch.cuda.empty_cache()
+    bound = max(_ERROR, 4 * min(errors.values(), default=0.0))
+    for name, error in errors.items():
+        if not error <= bound:
+            log.warning("the path %s computes wrongly here: its logits are off by %.2g of their size", name, error)
+            del seconds[name]
+    if not seconds:
+        raise RuntimeError("no path runs this network on this device; the warnings above say why")
+    return seconds
+
+
+def _inputs(model: VideoNetwork, clips: Tensor, half: bool) -> dict[str, tuple[Convolution, Tensor]]:
+    """Each convolution, by name and in order, with what it is given (on the meta device)."""
+    found: dict[str, tuple[Convolution, Tensor]] = {}
+    network = copy.deepcopy(model).to(clips.device).eval()
+    network.use(PATHS["channels-last"])
+    for name, module in network.named_modules():
+        if isinstance(module, Convolution):
+            module.register_forward_pre_hook(
+                lambda module, given, name=name: found.update({name: (module, given[0].to("meta"))})
+            )
+    with torch.no_grad(), torch.autocast(clips.device.type, torch.bfloat16, enabled=half):
+        network(clips)
+    return found
+
+
+def _faster_planar(layer: Convolution, given: Tensor, needs_gradient: bool, half: bool, repeats: int) -> bool:
+    device = layer.weight.device
+    layer = copy.deepcopy(layer)
+    x = torch.randn(given.shape, dtype=given.dtype, device=device).contiguous(memory_format=torch.channels_last_3d)
+    x.requires_grad_(needs_gradient)
+    best = {True: float("inf"), False: float("inf")}
+    for number in range(repeats + 1):
+        for planar in best:
+            layer.planar = planar
+            layer.zero_grad(set_to_none=True)
+            _wait(device)
+            begin = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                y = layer(x)
+            y.backward(y.detach())
+            _wait(device)
+            if number:
+                best[planar] = min(best[planar], time.perf_counter() - begin)
+            x.grad = None
+    return best[True] < best[False]
+
+
+def _exact_logits(model: VideoNetwork, clips: Tensor) -> Tensor | None:
+    """What the plain network in fp32 makes of the clips; None where that needs more memory than there is."""
+    try:
+        plain = copy.deepcopy(model).to(clips.device).train()
+        plain.use(PATHS["plain"])
+        with torch.no_grad():
+            return plain(clips).double()
+    except torch.OutOfMemoryError:
+        log.info("the paths' logits are not compared with fp32's, which needs more memory than there is")
+        return None
+
+
+def _time_in_turn(
+    model: VideoNetwork,
+    clips: Tensor,
+    half: bool,
+    paths: Mapping[str, Path],
+    repeats: int,
+    exact: Tensor | None,
+    seconds: dict[str, float],
+    errors: dict[str, float],
+) -> None:
+    copies: dict[str, VideoNetwork] = {}
+    for number in range(repeats + 1):
+        for name, path in paths.items():
+            try:
+                if number == 0:
+                    copies[name] = copy.deepcopy(model).to(clips.device).train()
+                    copies[name].use(path)
+                if name in copies:
+                    taken, logits = _pass(copies[name], clips, half)
+                    seconds[name] = min(seconds[name], taken) if number > 1 else taken
+                    if number == 0 and exact is not None:
+                        errors[name] = float((logits.double() - exact).norm() / exact.norm())
+            except Exception as error:
+                log.warning("the path %s does not run here: %s", name, str(error).partition("\n")[0])
+                for known in (copies, seconds, errors):
+                    known.pop(name, None)  # type: ignore[attr-defined]
+
+
+def _pass(network: VideoNetwork, clips: Tensor, half: bool) -> tuple[float, Tensor]:
+    _wait(clips.device)
+    begin = time.perf_counter()
+    network.zero_grad(set_to_none=True)
+    with torch.autocast(clips.device.type, torch.bfloat16, enabled=half):
+        logits = network(clips)
+    logits.float().square().mean().backward()
+    _wait(clips.device)
+    return time.perf_counter() - begin, logits.detach()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,218 @@
+"""Training's batch normalisation with the addition and the ReLU that follow it, in few passes over memory.
+
+Activations are taken as rows, M C: every place of every clip, its channels side by side, which is what N T H W C
+memory holds. What is computed on rows are pure functions, each of which torch.compile turns into one or two
+kernels; torch's own batch normalisation, addition and ReLU read and write the same memory about twice as often.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Gather = Callable[[Tensor], Tensor]  # D → W D: one row from each of the W ranks
+
+
+def normalise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    added: Tensor | None = None,
+    relu: bool = False,
+    gather: Gather | None = None,
+    compiled: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """relu(batch_norm(x) + added), N C T H W, and the batch's mean and unbiased variance, 2 C.
+
+    Statistics are of weight's type. With `gather` the batch is spread over ranks, of which this one has a part, and
+    the gradients are those of the mean of the ranks' losses, as with torch's SyncBatchNorm, which no CPU runs.
+    """
+    output, batch = _Normalise.apply(x, added, weight, bias, eps, relu, gather, compiled)  # type: ignore[no-untyped-call]
+    return output, batch
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        added: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        relu: bool,
+        gather: Gather | None,
+        compiled: bool,
+    ) -> tuple[Tensor, Tensor]:
+        rows, more = _rows(x), None if added is None else _rows(added)
+        if gather is None:
+            output, moments, batch = _run(_forward, compiled, rows, weight, bias, more, eps, relu)
+            count: Tensor | int = len(rows)
+        else:
+            moments = _run(_moments, compiled, rows, weight.dtype)
+            moments, count = _over_ranks(gather(torch.cat([moments.flatten(), moments.new_full((1,), len(rows))])))
+            output = _run(_normal, compiled, rows, moments, weight, bias, more, eps, relu)
+            batch = _unbiased(moments, count)
+        kept = output if relu and more is not None else None  # what was added is gone: its sign is the output's
+        ctx.save_for_backward(rows, kept, moments, weight, bias)
+        ctx.how = eps, relu, added is not None
+        ctx.count, ctx.gather, ctx.compiled = count, gather, compiled
+        ctx.mark_non_differentiable(batch)
+        return _clips(output, x), batch
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, kept, moments, weight, bias = ctx.saved_tensors
+        given = (_rows(gradients[0]), rows, kept, moments, weight, bias, *ctx.how)
+        if ctx.gather is None:
+            slopes, inner, added = _run(_backward, ctx.compiled, *given)
+        else:
+            slopes = _run(_slopes, ctx.compiled, *given)
+            mean = ctx.gather(slopes.flatten()).sum(0).view(2, -1) / ctx.count
+            inner, added = _run(_inner, ctx.compiled, *given, mean)
+        to_added = None if added is None else _clips(added, gradients[0])
+        return _clips(inner, gradients[0]), to_added, slopes[1], slopes[0], None, None, None, None
+
+
+def _forward(
+    rows: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:  # M C → M C, 2 C, 2 C
+    moments = _moments(rows, weight.dtype)
+    return _normal(rows, moments, weight, bias, added, eps, relu), moments, _unbiased(moments, len(rows))
+
+
+def _backward(
+    gradient: Tensor,
+    rows: Tensor,
+    output: Tensor | None,
+    moments: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    relu: bool,
+    added: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:  # M C → 2 C, M C, M C
+    slopes = _slopes(gradient, rows, output, moments, weight, bias, eps, relu, added)
+    inner = _inner(gradient, rows, output, moments, weight, bias, eps, relu, added, slopes / len(rows))
+    return slopes, *inner
+
+
+def _moments(rows: Tensor, precision: torch.dtype) -> Tensor:  # M C → 2 C
+    """Mean and biased variance, from sums of distances to the first row, which are small where the mean is large."""
+    wide = rows.to(precision)
+    first = wide[0]
+    apart = wide - first
+    mean = apart.mean(0)
+    return torch.stack([first + mean, (apart.square().mean(0) - mean.square()).clamp(min=0)])
+
+
+def _unbiased(moments: Tensor, count: Tensor | int) -> Tensor:
+    return torch.stack([moments[0], moments[1] * (count / (count - 1 + (count == 1)))])
+
+
+def _normal(
+    rows: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None, eps: float, relu: bool
+) -> Tensor:  # M C → M C
+    y = _before_relu(rows, moments, weight, bias, eps)
+    if added is not None:
+        y = y + added
+    return (y.relu() if relu else y).to(rows.dtype)
+
+
+def _slopes(
+    gradient: Tensor,
+    rows: Tensor,
+    output: Tensor | None,
+    moments: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    relu: bool,
+    added: bool,
+) -> Tensor:  # M C → 2 C
+    """The gradients of bias and weight."""
+    passed = _through_relu(gradient, rows, output, moments, weight, bias, eps, relu)
+    return torch.stack([passed.sum(0), (passed * (rows - moments[0]) * (moments[1] + eps).rsqrt()).sum(0)])
+
+
+def _inner(
+    gradient: Tensor,
+    rows: Tensor,
+    output: Tensor | None,
+    moments: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    relu: bool,
+    added: bool,
+    mean: Tensor,
+) -> tuple[Tensor, Tensor | None]:  # M C → M C
+    """The gradients of the rows and of what was added; `mean`: over the batch, of those of bias and weight."""
+    passed = _through_relu(gradient, rows, output, moments, weight, bias, eps, relu)
+    scale = (moments[1] + eps).rsqrt()
+    inner = (passed - mean[0] - (rows - moments[0]) * (scale * mean[1])) * (weight * scale)
+    return inner.to(rows.dtype), passed.to(gradient.dtype) if added else None
+
+
+def _through_relu(
+    gradient: Tensor,
+    rows: Tensor,
+    output: Tensor | None,
+    moments: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    wide = gradient.to(moments.dtype)
+    if not relu:
+        return wide
+    stopped = (_before_relu(rows, moments, weight, bias, eps) if output is None else output) <= 0
+    return torch.where(stopped, 0.0, wide)
+
+
+def _before_relu(rows: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    # Rows in half precision are widened by the mean.
+    return (rows - moments[0]) * ((moments[1] + eps).rsqrt() * weight) + bias
+
+
+def _over_ranks(parts: Tensor) -> tuple[Tensor, Tensor]:  # W (2 C + 1) → 2 C, 1
+    """The whole batch's moments and count, from those of its parts (Chan et al., 1979)."""
+    counts = parts[:, -1:]
+    means, variances = parts[:, :-1].unflatten(1, (2, -1)).unbind(1)  # W C
+    count = counts.sum(0)
+    mean = (counts * means).sum(0) / count
+    return torch.stack([mean, (counts * (variances + (means - mean).square())).sum(0) / count]), count
+
+
+def _rows(x: Tensor) -> Tensor:  # N C T H W → M C
+    return x.contiguous(memory_format=torch.channels_last_3d).permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1])
+
+
+def _clips(rows: Tensor, like: Tensor) -> Tensor:  # M C → N C T H W
+    batch, channels, *sides = like.shape
+    return rows.view(batch, *sides, channels).permute(0, 4, 1, 2, 3)
+
+
+def _run(function: Callable[..., Any], compiled: bool, *given: Any) -> Any:
+    if not compiled:
+        return function(*given)
+    kind = tuple((value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value for value in given)
+    return _compiled(function, kind)(*given)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any], kind: tuple[Any, ...]) -> Callable[..., Any]:
+    """The function compiled for arguments of this kind alone.
+
+    Dynamo keeps what it compiled with the function's code, and tries one entry after the other at every call: each
+    kind has a copy of the code for its own.
+    """
+    own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    return torch.compile(own, dynamic=False)
