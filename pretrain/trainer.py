@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -63,7 +64,6 @@ def train(
         load_weights(model, checkpoint.model, "keep", str(folder))
     elif settings.init:
         start_from(model, settings, Path(settings.init.run), classes)
-    model.recomputed = settings.engine.recomputed
     model.to(world.device).use(path_of(settings, folder, model, world))
     together = settings.model.batch_norm == "all"
     engine = Engine(model, settings.engine, world, settings.lanes, settings.lane_batch, together)
@@ -127,12 +127,13 @@ def passes(seeds: list[int], batches: list[Clips], together: bool) -> Iterator[t
 
 def path_of(settings: TrainSettings, folder: Path, model: VideoNetwork, world: World) -> ComputePath:
     """The path the run computes by: the one asked for, or the fastest here."""
+    recomputed = None if settings.engine.recomputed == "auto" else settings.engine.recomputed
     if settings.engine.path != "auto":
-        return PATHS[settings.engine.path]
+        return replace(PATHS[settings.engine.path], recomputed=recomputed or 0)
     clip = settings.data.clip
     shape = (settings.model.in_channels, clip.frames, clip.crop, clip.crop)
     batch = settings.lane_batch * (settings.lanes // world.size if settings.model.batch_norm == "all" else 1)
-    return run_path(folder, model, shape, batch, settings.engine.precision == "bf16", world)
+    return run_path(folder, model, shape, batch, settings.engine.precision == "bf16", world, recomputed)
 
 
 def rate_at(settings: TrainSettings, step: int) -> float:

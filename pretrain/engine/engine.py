@@ -38,8 +38,12 @@ class EngineSettings(Settings):
         Field(description="how the network computes, the same function; auto: the fastest, measured as a run begins"),
     ] = "auto"
     recomputed: Annotated[
-        int, Field(ge=0, le=5, description="the first groups of layers to compute twice, which saves memory")
-    ] = 0
+        Literal["auto", 0, 1, 2, 3, 4, 5],
+        Field(
+            description="the first groups of layers to compute twice, which saves memory; "
+            "auto: none, or where path is auto as many as the clips need to fit"
+        ),
+    ] = "auto"
 
 
 def deepspeed_config(settings: EngineSettings, batch: int, passes: int, world_size: int) -> dict[str, Any]:

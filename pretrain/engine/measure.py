@@ -41,11 +41,13 @@ def measure(
 
     A path that does not run here (out of memory, no compiler), or whose logits are far from those of the plain
     network in fp32 (a broken kernel), is left out with a warning. The network stays as it is.
-    Raises RuntimeError if no path is left.
+    Raises torch.OutOfMemoryError if no path is left and memory was short for one, RuntimeError for other reasons.
     """
     # On a busy CPU only what is timed in turn compares; a GPU has no room for several copies.
     groups = [list(paths)] if clips.device.type == "cpu" else [[name] for name in paths]
+    reserve = _training_reserve(model, clips.device)
     exact = _exact_logits(model, clips)
+    short = False
     seconds: dict[str, float] = {}
     errors: dict[str, float] = {}
     begin = time.perf_counter()
@@ -53,7 +55,8 @@ def measure(
         if seconds and clips.device.type == "cuda" and time.perf_counter() - begin > _BUDGET:
             log.warning("not measured, for want of time: the path %s", ", ".join(group))
             continue
-        _time_in_turn(model, clips, half, {name: paths[name] for name in group}, repeats, exact, seconds, errors)
+        mine = {name: paths[name] for name in group}
+        short |= _time_in_turn(model, clips, half, mine, repeats, exact, seconds, errors)
         if clips.device.type == "cuda":
             torch.cuda.empty_cache()
     bound = max(_ERROR, 4 * min(errors.values(), default=0.0))
@@ -61,6 +64,9 @@ def measure(
         if not error <= bound:
             log.warning("the path %s computes wrongly here: its logits are off by %.2g of their size", name, error)
             del seconds[name]
+    del reserve
+    if not seconds and short:
+        raise torch.OutOfMemoryError("no path has the memory to run")
     if not seconds:
         raise RuntimeError("no path runs this network on this device; the warnings above say why")
     return seconds
@@ -103,6 +109,13 @@ def _faster_planar(layer: Convolution, given: Tensor, needs_gradient: bool, half
     return best[True] < best[False]
 
 
+def _training_reserve(model: VideoNetwork, device: torch.device) -> Tensor | None:
+    """Memory that training needs beside the weights and their gradients: the momentum, and DeepSpeed's own weights."""
+    if device.type == "cpu":
+        return None
+    return torch.empty(2 * sum(value.numel() for value in model.parameters()), device=device)
+
+
 def _exact_logits(model: VideoNetwork, clips: Tensor) -> Tensor | None:
     """What the plain network in fp32 makes of the clips; None where that needs more memory than there is."""
     try:
@@ -124,7 +137,9 @@ def _time_in_turn(
     exact: Tensor | None,
     seconds: dict[str, float],
     errors: dict[str, float],
-) -> None:
+) -> bool:
+    """Enters what it saw in `seconds` and `errors`; whether memory was short for a path."""
+    short = False
     copies: dict[str, VideoNetwork] = {}
     for number in range(repeats + 1):
         for name, path in paths.items():
@@ -139,8 +154,10 @@ def _time_in_turn(
                         errors[name] = float((logits.double() - exact).norm() / exact.norm())
             except Exception as error:
                 log.warning("the path %s does not run here: %s", name, str(error).partition("\n")[0])
+                short |= isinstance(error, torch.OutOfMemoryError)
                 for known in (copies, seconds, errors):
                     known.pop(name, None)  # type: ignore[attr-defined]
+    return short
 
 
 def _pass(network: VideoNetwork, clips: Tensor, half: bool) -> tuple[float, Tensor]:

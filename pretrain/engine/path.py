@@ -17,6 +17,7 @@ from pretrain.engine.world import World
 from pretrain.models.count import macs
 from pretrain.models.network import VideoNetwork
 from pretrain.models.paths import ON_CPU, PATHS, Path
+from sharding.errors import UserError
 
 log = logging.getLogger("reelscale")
 
@@ -31,28 +32,43 @@ class Measured(BaseModel):
 
     path: Annotated[str, Field(description="the fastest")]
     planar: Annotated[list[str], Field(description="of a planar path, the convolutions that are faster as 2D ones")]
+    recomputed: Annotated[int, Field(description="first groups of layers computed twice, so that the clips fit")]
     device: str
     half: Annotated[bool, Field(description="under bf16 autocast")]
     clips_per_second: dict[str, float]
 
     def by_name(self, name: str) -> Path:
         """The path of this name, planar where that was measured to be faster."""
-        path = PATHS[name]
+        path = replace(PATHS[name], recomputed=self.recomputed)
         return replace(path, planar=frozenset(self.planar)) if path.planar else path
 
 
-def run_path(folder: FilePath, model: VideoNetwork, clip: Sequence[int], batch: int, half: bool, world: World) -> Path:
+def run_path(
+    folder: FilePath,
+    model: VideoNetwork,
+    clip: Sequence[int],
+    batch: int,
+    half: bool,
+    world: World,
+    recomputed: int | None = None,
+) -> Path:
     """The fastest path for `batch` clips of shape C T H W, the same on every rank of the run.
 
     Rank 0 measures once and keeps what it saw in the run's folder, so that a run that goes on takes the same path
-    on the same kind of device. `half`: under bf16 autocast.
+    on the same kind of device. `half`: under bf16 autocast. `recomputed`: as asked for, or as much as needed.
+    Raises UserError for clips that do not fit into the device's memory.
     """
 
     def known() -> str:
-        device, names = _device_name(world.device), worth_trying(world.device)
         kept = _kept(folder)
-        if kept is None or (kept.device, kept.half) != (device, half) or kept.path not in names:
-            kept = measured(model, clip, batch, half, world.device)
+        wanted = (_device_name(world.device), half)
+        if (
+            kept is None
+            or (kept.device, kept.half) != wanted
+            or kept.path not in worth_trying(world.device)
+            or recomputed not in (None, kept.recomputed)
+        ):
+            kept = measured(model, clip, batch, half, world.device, recomputed=recomputed)
             (folder / _FILE).write_text(kept.model_dump_json(indent=1))
             told = ", ".join(f"{name} {rate:.3g}" for name, rate in kept.clips_per_second.items())
             log.info("path %s, of clips/s by path: %s", kept.path, told)
@@ -63,20 +79,40 @@ def run_path(folder: FilePath, model: VideoNetwork, clip: Sequence[int], batch: 
 
 
 def measured(
-    model: VideoNetwork, clip: Sequence[int], batch: int, half: bool, device: torch.device, names: Sequence[str] = ()
+    model: VideoNetwork,
+    clip: Sequence[int],
+    batch: int,
+    half: bool,
+    device: torch.device,
+    names: Sequence[str] = (),
+    recomputed: int | None = None,
 ) -> Measured:
     """The fastest path on this device for `batch` clips of shape C T H W (on a CPU for fewer, where they take long).
 
-    Of `names`, or of all that are worth a try on such a device.
+    Of `names`, or of all that are worth a try on such a device. Raises UserError for clips that do not fit.
     """
     if device.type == "cpu":
         batch = max(min(2, batch), min(batch, int(_MACS_ON_CPU / macs(model, *clip[1:]))))
     clips = torch.randn(batch, *clip, generator=torch.Generator().manual_seed(0)).to(device)
-    planar = planar_layers(model, clips, half)
-    found = Measured(path="", planar=sorted(planar), device=_device_name(device), half=half, clips_per_second={})
-    seconds = measure(model, clips, half, {name: found.by_name(name) for name in names or worth_trying(device)})
-    rates = {name: batch / taken for name, taken in seconds.items()}
-    return found.model_copy(update={"path": max(rates, key=rates.__getitem__), "clips_per_second": rates})
+    planar = sorted(planar_layers(model, clips, half))
+    for groups in range(len(model.stages) + 1) if recomputed is None else [recomputed]:
+        found = Measured(
+            path="", planar=planar, recomputed=groups, device=_device_name(device), half=half, clips_per_second={}
+        )
+        try:
+            seconds = measure(model, clips, half, {name: found.by_name(name) for name in names or worth_trying(device)})
+        except torch.OutOfMemoryError:
+            log.warning("%d clips do not fit into memory with %d groups of layers computed twice", batch, groups)
+            continue
+        rates = {name: batch / taken for name, taken in seconds.items()}
+        return found.model_copy(update={"path": max(rates, key=rates.__getitem__), "clips_per_second": rates})
+    frames, side = clip[1], clip[2]
+    raise UserError(
+        f"a lane of {batch} clips of {frames} frames of {side}² pixels does not fit into this device's memory",
+        "lane_batch" if recomputed is None else "lane_batch, engine.recomputed",
+        "set fewer clips a lane (and as many more lanes, for the same batch)"
+        + ("" if recomputed is None else ", or leave engine.recomputed out"),
+    )
 
 
 def evaluation_path(folder: FilePath, wanted: str, device: torch.device) -> Path:

@@ -17,14 +17,12 @@ from pretrain.models.paths import PATHS, Path, set_path
 class VideoNetwork(nn.Module):
     """A network over clips: normalised N C T H W → logits N classes.
 
-    `head` is the classifier's name in the state dict. `stages` names the layers before it, group by group; the
-    activations inside the first `recomputed` groups are not kept for the backward pass but computed again.
+    `head` is the classifier's name in the state dict. `stages` names the layers before it, group by group.
     """
 
     head: ClassVar[str]
     stages: ClassVar[tuple[tuple[str, ...], ...]]
     path: Path = PATHS["channels-last"]
-    recomputed: int = 0
 
     def features(self, clips: Tensor) -> Tensor:
         """The network up to its classifier: N C T H W → N D (N D T' for a classifier that is a convolution)."""
@@ -48,7 +46,7 @@ class VideoNetwork(nn.Module):
         """The layers of `stages` one after the other: N C T H W → N C' T' H' W'."""
         for number, group in enumerate(self.stages):
             layers = [self.get_submodule(name) for name in group]
-            if number < self.recomputed and torch.is_grad_enabled():
+            if number < self.path.recomputed and torch.is_grad_enabled():
                 x = checkpoint(_chain, layers, x, use_reentrant=False, context_fn=_seen_once)
             else:
                 x = _chain(layers, x)

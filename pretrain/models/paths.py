@@ -21,13 +21,15 @@ class Path:
     ones over N·T and (k,1,1) ones as (k,1) ones over (T, H·W), which in that order are views (but for a stride
     along time of a (1,k,k) one, which copies); True for all that can, or the names of those that do.
     multiple: mid-planes are padded with zero channels to a multiple of it, for tensor cores. fused: in training,
-    batch normalisation, addition and ReLU are compiled into one (`normalise`).
+    batch normalisation, addition and ReLU are compiled into one (`normalise`). recomputed: the activations inside
+    so many of the network's first groups of layers are not kept for the backward pass but computed again.
     """
 
     channels_last: bool = True
     planar: bool | frozenset[str] = False
     multiple: int = 1
     fused: bool = False
+    recomputed: int = 0
 
 
 PATHS: dict[str, Path] = {

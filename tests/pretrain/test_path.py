@@ -19,6 +19,7 @@ from pretrain.engine.world import World
 from pretrain.models.network import VideoNetwork
 from pretrain.models.paths import ON_CPU, PATHS, Convolution
 from pretrain.models.zoo import ModelSettings, build_model
+from sharding.errors import UserError
 
 ALONE = World(0, 1, torch.device("cpu"))
 CLIP = (3, 4, 16, 16)
@@ -62,7 +63,14 @@ def test_what_was_kept_is_taken_again_on_the_same_device(model: VideoNetwork, tm
 
 
 def test_evaluation_takes_the_runs_path_on_the_same_device(tmp_path: Path) -> None:
-    known = {"path": "planar", "planar": ["stem.0"], "device": "cpu", "half": False, "clips_per_second": {"planar": 1}}
+    known = {
+        "path": "planar",
+        "planar": ["stem.0"],
+        "recomputed": 0,
+        "device": "cpu",
+        "half": False,
+        "clips_per_second": {"planar": 1},
+    }
     (tmp_path / "path.json").write_text(json.dumps(known))
     assert evaluation_path(tmp_path, "auto", ALONE.device).planar == frozenset({"stem.0"})
     assert evaluation_path(tmp_path, "plain", ALONE.device) == PATHS["plain"]
@@ -138,3 +146,26 @@ def test_a_path_that_computes_wrongly_is_left_out(
     with caplog.at_level(logging.WARNING, "reelscale"):
         assert set(measure(model, torch.randn(8, 3, 4, 32, 32), True, paths, 1)) == {"plain", "channels-last"}
     assert "the path planar computes wrongly here" in caplog.text
+
+
+def test_clips_that_do_not_fit_are_computed_twice(
+    model: VideoNetwork, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    forward = VideoNetwork.forward
+
+    def short(self: VideoNetwork, clips: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled() and self.path.recomputed < needed:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, clips)
+
+    monkeypatch.setattr(VideoNetwork, "forward", short)
+    needed = 2
+    assert run_path(tmp_path, model, CLIP, 2, False, ALONE).recomputed == 2
+    assert run_path(tmp_path, model, CLIP, 2, False, ALONE, recomputed=3).recomputed == 3
+    with pytest.raises(UserError, match=r"(?s)2 clips of 4 frames of 16² .* not fit.*leave engine.recomputed out"):
+        run_path(tmp_path, model, CLIP, 2, False, ALONE, recomputed=1)
+    needed = 6
+    (tmp_path / "path.json").unlink()
+    with pytest.raises(UserError, match=r"(?s)does not fit.*fewer clips a lane"):
+        run_path(tmp_path, model, CLIP, 2, False, ALONE)
+    assert not (tmp_path / "path.json").exists()

@@ -170,8 +170,7 @@ def test_each_kind_of_layer_is_compiled_once_whole(monkeypatch: pytest.MonkeyPat
     plain = network("bottleneck")
     other = copy.deepcopy(plain)
     plain.use(PATHS["plain"])
-    other.use(PATHS["padded-fused"])
-    other.recomputed = 2
+    other.use(replace(PATHS["padded-fused"], recomputed=2))
     numbers = []
     try:
         for _ in range(2):
@@ -191,7 +190,7 @@ def test_each_kind_of_layer_is_compiled_once_whole(monkeypatch: pytest.MonkeyPat
 def test_recomputing_changes_nothing(name: str) -> None:
     kept = network(name)
     again = copy.deepcopy(kept)
-    again.recomputed = 2
+    again.use(replace(kept.path, recomputed=2))
     expected, found = taken_step(kept, clips(name).double()), taken_step(again, clips(name).double())
     for key in expected:
         assert_close(found[key], expected[key], rtol=1e-12, atol=1e-12)
@@ -200,7 +199,7 @@ def test_recomputing_changes_nothing(name: str) -> None:
 def test_recomputing_keeps_less() -> None:
     def kept(recomputed: int) -> int:
         model = network("basic", 4, 32, torch.float32)
-        model.recomputed = recomputed
+        model.use(replace(model.path, recomputed=recomputed))
         stored: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
