@@ -192,7 +192,7 @@ def _over_ranks(parts: Tensor) -> tuple[Tensor, Tensor]:  # W (2 C + 1) → 2 C,
 
 
 def _rows(x: Tensor) -> Tensor:  # N C T H W → M C
-    return x.contiguous(memory_format=torch.channels_last_3d).permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1])
+    return x.permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1])  # a view of N T H W C memory, else a copy
 
 
 def _clips(rows: Tensor, like: Tensor) -> Tensor:  # M C → N C T H W
