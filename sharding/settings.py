@@ -129,8 +129,24 @@ def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     message = str(detail["msg"]).removeprefix("Value error, ")
     if not loc:
         return message
-    found = detail.get("input")
-    return f"{field}: found {found!r} ({type(found).__name__}); {message[:1].lower()}{message[1:]}"
+    found, allowed = detail.get("input"), ""
+    if detail["type"].startswith(("int_", "float_")):  # pydantic names the bounds only of numbers of the right type
+        allowed = _bounds(model, loc)
+    return f"{field}: found {found!r} ({type(found).__name__}); {message[:1].lower()}{message[1:]}{allowed}"
+
+
+def _bounds(model: type[pydantic.BaseModel], loc: Loc) -> str:
+    """What a number at this location must be, e.g. "; it should be less than 1"; nothing where it is free."""
+    words = {"ge": "greater than or equal to", "gt": "greater than", "le": "less than or equal to", "lt": "less than"}
+    limits = [
+        f"{word} {getattr(limit, name)}"
+        for parent in _models_at(model, loc[:-1])
+        if loc[-1] in parent.model_fields
+        for limit in parent.model_fields[str(loc[-1])].metadata
+        for name, word in words.items()
+        if getattr(limit, name, None) is not None
+    ]
+    return f"; it should be {' and '.join(limits)}" if limits else ""
 
 
 def _models_at(model: type[pydantic.BaseModel], loc: Loc) -> list[type[pydantic.BaseModel]]:

@@ -145,7 +145,10 @@ def test_models_are_told_and_wrong_ones_refused(say: Say) -> None:
         (("--name", "r4d"), "'i3d' or 'c3d'"),
         (("--depth", "19"), "10, 16, 18, 26, 34, 50, 101 or 152"),
         (("--frames", "0"), "greater than or equal to 1"),
-        (("--frames", "2.5"), "valid integer"),
+        (
+            ("--frames", "2.5"),
+            "valid integer, got a number with a fractional part; it should be greater than or equal to 1",
+        ),
         (("--size", "-1"), "greater than or equal to 1"),
         (("--name", "i3d", "--depth", "18"), "i3d has no depth"),
         (("--name", "c3d", "--frames", "8"), "at least 16 frames"),
