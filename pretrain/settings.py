@@ -82,10 +82,9 @@ def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> 
     with torch.device("meta"):
         model = build_model(settings.model, classes, clip.frames, clip.crop)
     count = parameters(model)
-    value_bytes = 2 if settings.engine.precision == "bf16" else 4
     at_once = settings.lane_batch * (settings.lanes // ranks if settings.model.batch_norm == "all" else 1)
     recomputed = 0 if settings.engine.recomputed == "auto" else settings.engine.recomputed
-    per_clip = activation_bytes(model, clip.frames, clip.crop, value_bytes, recomputed)
+    per_clip = activation_bytes(model, clip.frames, clip.crop, settings.engine.precision == "bf16", recomputed)
     weights = count * 4 * 2 + count * 4 // (ranks if settings.engine.zero else 1)
     return {
         "ranks": ranks,

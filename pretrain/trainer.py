@@ -132,8 +132,9 @@ def path_of(settings: TrainSettings, folder: Path, model: VideoNetwork, world: W
         return replace(PATHS[settings.engine.path], recomputed=recomputed or 0)
     clip = settings.data.clip
     shape = (settings.model.in_channels, clip.frames, clip.crop, clip.crop)
-    batch = settings.lane_batch * (settings.lanes // world.size if settings.model.batch_norm == "all" else 1)
-    return run_path(folder, model, shape, batch, settings.engine.precision == "bf16", world, recomputed)
+    together = settings.model.batch_norm == "all"
+    batch = settings.lane_batch * (settings.lanes // world.size if together else 1)
+    return run_path(folder, model, shape, batch, settings.engine.precision == "bf16", world, recomputed, together)
 
 
 def rate_at(settings: TrainSettings, step: int) -> float:

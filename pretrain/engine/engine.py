@@ -13,6 +13,7 @@ from torch import nn
 
 from pretrain import metrics
 from pretrain.engine.world import World
+from pretrain.models import count
 from pretrain.models.batchnorm import commit_statistics, discard_statistics, synchronise
 from pretrain.models.groups import weight_decay_groups
 from sharding.settings import Settings
@@ -46,14 +47,17 @@ class EngineSettings(Settings):
     ] = "auto"
 
 
-def deepspeed_config(settings: EngineSettings, batch: int, passes: int, world_size: int) -> dict[str, Any]:
+def deepspeed_config(
+    settings: EngineSettings, batch: int, passes: int, world_size: int, parameters: int
+) -> dict[str, Any]:
     """The engine's settings in DeepSpeed's words: `passes` of `batch` clips are accumulated on each rank."""
     return {
         "train_micro_batch_size_per_gpu": batch,
         "gradient_accumulation_steps": passes,
         "train_batch_size": batch * passes * world_size,
         "gradient_clipping": settings.clip_gradient,
-        "zero_optimization": {"stage": settings.zero},
+        # DeepSpeed allocates a whole bucket, by default 2 GB, however small the network is.
+        "zero_optimization": {"stage": settings.zero, "reduce_bucket_size": min(parameters, 5 * 10**8)},
         "zero_allow_untested_optimizer": True,
         # An empty list keeps the gradient sums in fp32 under autocast.
         "torch_autocast": {
@@ -99,7 +103,7 @@ class Engine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            config=deepspeed_config(settings, batch, passes, world.size),
+            config=deepspeed_config(settings, batch, passes, world.size, count.parameters(model)),
             dist_init_required=False,
         )
         if self._zero:

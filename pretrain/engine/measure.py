@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from pretrain.models.network import VideoNetwork
+from pretrain.models.network import VideoNetwork, seed_dropout
 from pretrain.models.paths import PATHS, Convolution, Path
 
 log = logging.getLogger("reelscale")
@@ -59,7 +60,7 @@ def measure(
         short |= _time_in_turn(model, clips, half, mine, repeats, exact, seconds, errors)
         if clips.device.type == "cuda":
             torch.cuda.empty_cache()
-    bound = max(_ERROR, 4 * min(errors.values(), default=0.0))
+    bound = max(_ERROR, 4 * min((error for error in errors.values() if math.isfinite(error)), default=0.0))
     for name, error in errors.items():
         if not error <= bound:
             log.warning("the path %s computes wrongly here: its logits are off by %.2g of their size", name, error)
@@ -72,18 +73,28 @@ def measure(
     return seconds
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device's memory was too small; cuDNN says it in its own words while it tries its algorithms."""
+    told = ("unable to find an engine", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
+
+
 def _inputs(model: VideoNetwork, clips: Tensor, half: bool) -> dict[str, tuple[Convolution, Tensor]]:
     """Each convolution, by name and in order, with what it is given (on the meta device)."""
     found: dict[str, tuple[Convolution, Tensor]] = {}
     network = copy.deepcopy(model).to(clips.device).eval()
     network.use(PATHS["channels-last"])
-    for name, module in network.named_modules():
-        if isinstance(module, Convolution):
-            module.register_forward_pre_hook(
-                lambda module, given, name=name: found.update({name: (module, given[0].to("meta"))})
-            )
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda module, given, name=name: found.update({name: (module, given[0].to("meta"))})
+        )
+        for name, module in network.named_modules()
+        if isinstance(module, Convolution)
+    ]
     with torch.no_grad(), torch.autocast(clips.device.type, torch.bfloat16, enabled=half):
         network(clips)
+    for hook in hooks:
+        hook.remove()
     return found
 
 
@@ -110,20 +121,24 @@ def _faster_planar(layer: Convolution, given: Tensor, needs_gradient: bool, half
 
 
 def _training_reserve(model: VideoNetwork, device: torch.device) -> Tensor | None:
-    """Memory that training needs beside the weights and their gradients: the momentum, and DeepSpeed's own weights."""
+    """What training holds beside the weights and gradients: momentum, DeepSpeed's own weights, and a bucket of all."""
     if device.type == "cpu":
         return None
-    return torch.empty(2 * sum(value.numel() for value in model.parameters()), device=device)
+    return torch.empty(3 * sum(value.numel() for value in model.parameters()), device=device)
 
 
 def _exact_logits(model: VideoNetwork, clips: Tensor) -> Tensor | None:
-    """What the plain network in fp32 makes of the clips; None where that needs more memory than there is."""
+    """What the plain network in fp32 makes of the clips; None where it has not the memory, or makes nothing of them."""
     try:
         plain = copy.deepcopy(model).to(clips.device).train()
         plain.use(PATHS["plain"])
+        seed_dropout(plain, [0], clips.device)
         with torch.no_grad():
-            return plain(clips).double()
-    except torch.OutOfMemoryError:
+            logits = plain(clips).double()
+        return logits if 0 < float(logits.norm()) < float("inf") else None  # of a network that diverged
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         log.info("the paths' logits are not compared with fp32's, which needs more memory than there is")
         return None
 
@@ -154,7 +169,7 @@ def _time_in_turn(
                         errors[name] = float((logits.double() - exact).norm() / exact.norm())
             except Exception as error:
                 log.warning("the path %s does not run here: %s", name, str(error).partition("\n")[0])
-                short |= isinstance(error, torch.OutOfMemoryError)
+                short |= is_out_of_memory(error)
                 for known in (copies, seconds, errors):
                     known.pop(name, None)  # type: ignore[attr-defined]
     return short
@@ -164,6 +179,7 @@ def _pass(network: VideoNetwork, clips: Tensor, half: bool) -> tuple[float, Tens
     _wait(clips.device)
     begin = time.perf_counter()
     network.zero_grad(set_to_none=True)
+    seed_dropout(network, [0], clips.device)
     with torch.autocast(clips.device.type, torch.bfloat16, enabled=half):
         logits = network(clips)
     logits.float().square().mean().backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from typing import Annotated
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pretrain.engine.measure import measure, planar_layers
+from pretrain.engine.measure import is_out_of_memory, measure, planar_layers
 from pretrain.engine.world import World
+from pretrain.models.batchnorm import synchronise
 from pretrain.models.count import macs
 from pretrain.models.network import VideoNetwork
 from pretrain.models.paths import ON_CPU, PATHS, Path
@@ -34,6 +36,7 @@ class Measured(BaseModel):
     planar: Annotated[list[str], Field(description="of a planar path, the convolutions that are faster as 2D ones")]
     recomputed: Annotated[int, Field(description="first groups of layers computed twice, so that the clips fit")]
     device: str
+    batch: Annotated[int, Field(description="clips that are computed at once")]
     half: Annotated[bool, Field(description="under bf16 autocast")]
     clips_per_second: dict[str, float]
 
@@ -51,24 +54,26 @@ def run_path(
     half: bool,
     world: World,
     recomputed: int | None = None,
+    together: bool = False,
 ) -> Path:
     """The fastest path for `batch` clips of shape C T H W, the same on every rank of the run.
 
     Rank 0 measures once and keeps what it saw in the run's folder, so that a run that goes on takes the same path
     on the same kind of device. `half`: under bf16 autocast. `recomputed`: as asked for, or as much as needed.
+    `together`: the batch will be normalised with those of the other ranks.
     Raises UserError for clips that do not fit into the device's memory.
     """
 
     def known() -> str:
         kept = _kept(folder)
-        wanted = (_device_name(world.device), half)
+        wanted = (_device_name(world.device), batch, half)
         if (
             kept is None
-            or (kept.device, kept.half) != wanted
+            or (kept.device, kept.batch, kept.half) != wanted
             or kept.path not in worth_trying(world.device)
             or recomputed not in (None, kept.recomputed)
         ):
-            kept = measured(model, clip, batch, half, world.device, recomputed=recomputed)
+            kept = measured(model, clip, batch, half, world.device, recomputed=recomputed, together=together)
             (folder / _FILE).write_text(kept.model_dump_json(indent=1))
             told = ", ".join(f"{name} {rate:.3g}" for name, rate in kept.clips_per_second.items())
             log.info("path %s, of clips/s by path: %s", kept.path, told)
@@ -86,25 +91,34 @@ def measured(
     device: torch.device,
     names: Sequence[str] = (),
     recomputed: int | None = None,
+    together: bool = False,
 ) -> Measured:
     """The fastest path on this device for `batch` clips of shape C T H W (on a CPU for fewer, where they take long).
 
     Of `names`, or of all that are worth a try on such a device. Raises UserError for clips that do not fit.
     """
+    if together:  # as training computes it, with no other rank to wait for
+        model = copy.deepcopy(model)
+        synchronise(model, lambda row: row[None])
+    tried = batch
     if device.type == "cpu":
-        batch = max(min(2, batch), min(batch, int(_MACS_ON_CPU / macs(model, *clip[1:]))))
-    clips = torch.randn(batch, *clip, generator=torch.Generator().manual_seed(0)).to(device)
-    planar = sorted(planar_layers(model, clips, half))
+        tried = max(min(2, batch), min(batch, int(_MACS_ON_CPU / macs(model, *clip[1:]))))
+    clips = torch.randn(tried, *clip, generator=torch.Generator().manual_seed(0))
+    where = _device_name(device)
     for groups in range(len(model.stages) + 1) if recomputed is None else [recomputed]:
-        found = Measured(
-            path="", planar=planar, recomputed=groups, device=_device_name(device), half=half, clips_per_second={}
-        )
         try:
-            seconds = measure(model, clips, half, {name: found.by_name(name) for name in names or worth_trying(device)})
-        except torch.OutOfMemoryError:
+            planar = sorted(planar_layers(model, clips.to(device), half))
+            found = Measured(
+                path="", planar=planar, recomputed=groups, device=where, batch=batch, half=half, clips_per_second={}
+            )
+            paths = {name: found.by_name(name) for name in names or worth_trying(device)}
+            seconds = measure(model, clips.to(device), half, paths)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             log.warning("%d clips do not fit into memory with %d groups of layers computed twice", batch, groups)
             continue
-        rates = {name: batch / taken for name, taken in seconds.items()}
+        rates = {name: tried / taken for name, taken in seconds.items()}
         return found.model_copy(update={"path": max(rates, key=rates.__getitem__), "clips_per_second": rates})
     frames, side = clip[1], clip[2]
     raise UserError(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
-from pretrain.models.batchnorm import LaneBatchNorm
 from pretrain.models.network import VideoNetwork
-from pretrain.models.paths import unpadded
+from pretrain.models.paths import PATHS, unpadded
 
 
 def parameters(model: nn.Module) -> int:
@@ -42,23 +43,41 @@ def activations(model: nn.Module, frames: int, height: int, width: int) -> int:
     return sum(output.numel() for module, output in outputs if isinstance(module, nn.Conv3d | nn.Linear))
 
 
-def activation_bytes(model: VideoNetwork, frames: int, size: int, bytes_per_value: int = 4, recomputed: int = 0) -> int:
-    """About how many bytes one clip of `size` × `size` pixels keeps on the device for its backward pass.
+def activation_bytes(model: VideoNetwork, frames: int, size: int, half: bool = False, recomputed: int = 0) -> int:
+    """How many bytes one clip of `size` × `size` pixels keeps on the device for its backward pass, at the most.
 
-    The convolutions' outputs (BN needs its input) and the ReLUs', and the clip itself; of the first `recomputed`
-    groups of layers what each puts out, and everything of the one that is computed again. Workspaces, gradients
-    and the allocator's rounding come on top.
+    What autograd keeps, group by group of the network's stages; of the first `recomputed` groups only what each
+    puts out, and everything of the one that is computed again. `half`: in bf16, else fp32. Workspaces,
+    gradients and the allocator's rounding come on top.
     """
-    groups = [{leaf for name in names for leaf in model.get_submodule(name).modules()} for names in model.stages]
-    own, last = [0] * (len(groups) + 1), [0] * (len(groups) + 1)  # the classifier's layers come after the groups
-    for leaf, output in _outputs(model, frames, size, size):
-        number = next((number for number, group in enumerate(groups) if leaf in group), len(groups))
-        last[number] = output.numel()
-        if isinstance(leaf, nn.Conv3d | nn.ReLU) or (isinstance(leaf, LaneBatchNorm) and leaf.relu):
-            own[number] += output.numel()
-    held = sum(last[:recomputed]) + sum(own[recomputed:])
-    again = [sum(last[:number]) + own[number] for number in range(min(recomputed, len(groups)))]
-    return (max(held, *again, 0) + _in_channels(model) * frames * size * size) * bytes_per_value
+    network = copy.deepcopy(model).to("meta", torch.bfloat16 if half else torch.float32).train()
+    network.use(PATHS["channels-last"])
+    counted = {value.untyped_storage()._cdata for value in network.state_dict().values()}
+    kept: list[UntypedStorage] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in counted:
+            counted.add(storage._cdata)
+            kept.append(storage)  # alive, so that its place is not given to another
+        return tensor
+
+    clips = 2  # of one, the last layers may have a single value a channel, which cannot be normalised
+    precision = next(network.parameters()).dtype
+    x = torch.empty(clips, _in_channels(network), frames, size, size, dtype=precision, device="meta")
+    own, given = [], [x.numel() * x.element_size()]  # by group: what it keeps, and what is put in
+    for names in network.stages:
+        first = len(kept)
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            for name in names:
+                x = network.get_submodule(name)(x)
+        own.append(sum(storage.nbytes() for storage in kept[first:]))
+        given.append(x.numel() * x.element_size())
+    if not recomputed:
+        return sum(own) // clips
+    held = sum(given[: recomputed + 1]) + sum(own[recomputed:])
+    again = [sum(given[: number + 1]) + own[number] for number in range(min(recomputed, len(own)))]
+    return max(held, *again) // clips
 
 
 def _in_channels(model: nn.Module) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Gather = Callable[[Tensor], Tensor]  # D → W D: one row from each of the W ranks
 
@@ -67,6 +68,7 @@ class _Normalise(torch.autograd.Function):
         return _clips(output, x), batch
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, kept, moments, weight, bias = ctx.saved_tensors
         given = (_rows(gradients[0]), rows, kept, moments, weight, bias, *ctx.how)

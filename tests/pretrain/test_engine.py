@@ -195,13 +195,14 @@ def test_the_world_agrees(found: dict[int, dict[str, Any]]) -> None:
 
 def test_the_settings_in_deepspeeds_words() -> None:
     settings = EngineSettings(precision="bf16", zero=2, clip_gradient=1.5)
-    config = deepspeed_config(settings, batch=LANE_BATCH, passes=3, world_size=4)
+    config = deepspeed_config(settings, batch=LANE_BATCH, passes=3, world_size=4, parameters=1000)
     assert config["train_batch_size"] == LANE_BATCH * 3 * 4
     assert config["train_micro_batch_size_per_gpu"] == LANE_BATCH
     assert config["gradient_accumulation_steps"] == 3
     assert config["gradient_clipping"] == 1.5
-    assert config["zero_optimization"] == {"stage": 2}
+    assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
     assert config["torch_autocast"]["enabled"] and config["torch_autocast"]["dtype"] == "bfloat16"
     assert config["torch_autocast"]["lower_precision_safe_modules"] == []
-    plain = deepspeed_config(EngineSettings(precision="fp32"), 1, 1, 1)
+    plain = deepspeed_config(EngineSettings(precision="fp32"), 1, 1, 1, 10**9)
     assert not plain["torch_autocast"]["enabled"]
+    assert plain["zero_optimization"]["reduce_bucket_size"] == 5 * 10**8

@@ -16,6 +16,7 @@ from pretrain.engine import measure as measuring
 from pretrain.engine.measure import measure, planar_layers
 from pretrain.engine.path import evaluation_path, run_path
 from pretrain.engine.world import World
+from pretrain.models.batchnorm import LaneBatchNorm
 from pretrain.models.network import VideoNetwork
 from pretrain.models.paths import ON_CPU, PATHS, Convolution
 from pretrain.models.zoo import ModelSettings, build_model
@@ -55,7 +56,7 @@ def test_what_was_kept_is_taken_again_on_the_same_device(model: VideoNetwork, tm
     known = kept | {"path": "planar", "planar": ["stem.0"]}
     (tmp_path / "path.json").write_text(json.dumps(known))
     assert run_path(tmp_path, model, CLIP, 2, False, ALONE).planar == frozenset({"stem.0"})
-    for other in ({"device": "another"}, {"path": "none such"}, {"half": True}, {"more": 1}):
+    for other in ({"device": "another"}, {"path": "none such"}, {"half": True}, {"batch": 4}, {"more": 1}):
         (tmp_path / "path.json").write_text(json.dumps(known | other))
         run_path(tmp_path, model, CLIP, 2, False, ALONE)
         assert json.loads((tmp_path / "path.json").read_text()).keys() == kept.keys()
@@ -68,6 +69,7 @@ def test_evaluation_takes_the_runs_path_on_the_same_device(tmp_path: Path) -> No
         "planar": ["stem.0"],
         "recomputed": 0,
         "device": "cpu",
+        "batch": 2,
         "half": False,
         "clips_per_second": {"planar": 1},
     }
@@ -132,30 +134,64 @@ def test_a_path_that_does_not_run_is_left_out(
             measure(model, clips, False, {"planar": PATHS["planar"]}, 1)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("wrong", [lambda weight: weight.flip(-1), lambda weight: weight * float("nan")])
 def test_a_path_that_computes_wrongly_is_left_out(
-    model: VideoNetwork,
     wrong: Callable[[Tensor], Tensor],
+    dropout: float,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As a GPU's library did with (1,3,3) convolutions in bf16."""
+    torch.manual_seed(0)
+    model = build_model(ModelSettings(depth=10, width=0.125, dropout=dropout), 3, 4)
     sound = Convolution._over_pictures
     monkeypatch.setattr(Convolution, "_over_pictures", lambda self, x, weight: sound(self, x, wrong(weight)))
-    paths = {name: PATHS[name] for name in ON_CPU}
+    paths = {name: PATHS[name] for name in ("planar", "plain", "channels-last")}
     with caplog.at_level(logging.WARNING, "reelscale"):
         assert set(measure(model, torch.randn(8, 3, 4, 32, 32), True, paths, 1)) == {"plain", "channels-last"}
     assert "the path planar computes wrongly here" in caplog.text
 
 
-def test_clips_that_do_not_fit_are_computed_twice(
+def test_a_network_that_diverged_is_measured(model: VideoNetwork, caplog: pytest.LogCaptureFixture) -> None:
+    """What its logits should be, nobody can tell."""
+    torch.nn.init.constant_(model.get_submodule("fc").weight, float("nan"))
+    assert set(measure(model, torch.randn(2, *CLIP), False, {"plain": PATHS["plain"]}, 1)) == {"plain"}
+    assert "wrongly" not in caplog.text
+
+
+def test_lanes_normalised_together_are_measured_so(
     model: VideoNetwork, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+
+    def noted(network: VideoNetwork, *given: object) -> dict[str, float]:
+        seen.append(all(layer.gather for layer in network.modules() if isinstance(layer, LaneBatchNorm)))
+        return {"plain": 1.0}
+
+    monkeypatch.setattr("pretrain.engine.path.measure", noted)
+    for together in (False, True):
+        run_path(tmp_path, model, CLIP, 2, False, ALONE, together=together)
+        (tmp_path / "path.json").unlink()
+    assert seen == [False, True]
+    assert not any(layer.gather for layer in model.modules() if isinstance(layer, LaneBatchNorm))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+    ],
+)
+def test_clips_that_do_not_fit_are_computed_twice(
+    error: Exception, model: VideoNetwork, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     forward = VideoNetwork.forward
 
     def short(self: VideoNetwork, clips: Tensor) -> Tensor:
         if self.training and torch.is_grad_enabled() and self.path.recomputed < needed:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return forward(self, clips)
 
     monkeypatch.setattr(VideoNetwork, "forward", short)
@@ -169,3 +205,14 @@ def test_clips_that_do_not_fit_are_computed_twice(
     with pytest.raises(UserError, match=r"(?s)does not fit.*fewer clips a lane"):
         run_path(tmp_path, model, CLIP, 2, False, ALONE)
     assert not (tmp_path / "path.json").exists()
+
+
+def test_a_layer_that_does_not_fit_is_a_mistake_of_the_settings(
+    model: VideoNetwork, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def short(*given: object) -> frozenset[str]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("pretrain.engine.path.planar_layers", short)
+    with pytest.raises(UserError, match=r"(?s)does not fit.*fewer clips a lane"):
+        run_path(tmp_path, model, CLIP, 2, False, ALONE)

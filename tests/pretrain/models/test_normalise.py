@@ -107,3 +107,11 @@ def test_a_constant_channel_gives_its_bias() -> None:
     y, batch = normalise(torch.full((2, 2, 3, 4, 4), 7.7), torch.ones(2), torch.tensor([0.5, -1.0]), 1e-3)
     assert_close(y, torch.tensor([0.5, -1.0]).view(1, 2, 1, 1, 1).expand(2, 2, 3, 4, 4))
     assert_close(batch, torch.tensor([[7.7, 7.7], [0.0, 0.0]]))
+
+
+def test_second_derivatives_are_refused() -> None:
+    x = torch.randn(2, 3, 2, 2, 2, requires_grad=True)
+    y, _ = normalise(x, torch.ones(3, requires_grad=True), torch.zeros(3), 1e-3)
+    (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
