@@ -175,15 +175,27 @@ def report(
 
 @app.command()
 def models(
-    name: Annotated[str | None, typer.Option(help="one network; all of them unless given")] = None,
-    depth: Annotated[str | None, typer.Option(help="of a ResNet")] = None,
-    frames: Annotated[str | None, typer.Option(help="frames a clip")] = None,
-    size: Annotated[str | None, typer.Option(help="height and width of a clip, in pixels")] = None,
-    classes: Annotated[str | None, typer.Option(help="classes to tell apart")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="r2d fr2d r3d mc2 mc3 mc4 mc5 rmc2 rmc3 rmc4 rmc5 r2plus1d i3d or c3d; all of them unless given"
+        ),
+    ] = None,
+    depth: Annotated[
+        str | None, typer.Option(metavar="N", help="of a ResNet: 10 16 18 26 34 50 101 or 152; 34 unless given")
+    ] = None,
+    frames: Annotated[str | None, typer.Option(metavar="N", help="frames a clip; 16 unless given, 64 of i3d")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="height and width of a clip, in pixels; 112 unless given, 224 of i3d"),
+    ] = None,
+    classes: Annotated[str | None, typer.Option(metavar="N", help="classes to tell apart; 400 unless given")] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what networks cost: parameters, conv+fc parameters, multiply-accumulates and activations of one clip.
+
+    KEY=VALUE are a network's other settings: width, in_channels, pool1, midplanes (conv or block), dropout, eps.
 
     Examples:
 
@@ -223,15 +235,18 @@ def export_network(
 
 @app.command("import")
 def import_network(
-    file: Annotated[Path, typer.Argument(help="weights: .pth, .pt, .pkl (Caffe2) or .safetensors")],
+    file: Annotated[Path, typer.Argument(help="weights: .pth, .pt, .tar, .pkl (Caffe2) or .safetensors")],
     run: Annotated[Path, typer.Argument(help="folder of the run to make")],
     classes: Annotated[
         Path | None, typer.Option(help="file of class names, one a line, in the network's order")
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="frames of the clips that the network was trained on")
+        int | None,
+        typer.Option(min=1, help="frames of the clips that the network was trained on; 16, of i3d 64, unless told"),
     ] = None,
-    inflate: Annotated[str | None, typer.Option(help="the video network that a 2D network's weights become")] = None,
+    inflate: Annotated[
+        str | None, typer.Option(help="the video network that a 2D network's weights become: any but r2plus1d and c3d")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a run of published weights or of an export, to evaluate (run=RUN) and to fine-tune from (init.run=RUN).

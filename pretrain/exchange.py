@@ -131,6 +131,10 @@ def _found(file: Path, inflate: str | None, frames: int | None) -> tuple[Export,
 
 def _exported(file: Path, frames: int | None) -> tuple[Export, list[str]]:
     export = read_export(file)
+    if export.model.name == "r2d" and frames not in (None, export.clip.frames):
+        raise UserError(
+            f"this R2D takes clips of {export.clip.frames} frames, and no others", str(file), "leave --frames out"
+        )
     clip = export.clip.model_copy(update={"frames": frames}) if frames else export.clip
     provenance = {"file": file.name, "sha256": _sha256(file), "export": export.provenance}
     return Export(export.model, export.classes, clip, provenance, export.state), _notes(export.model)

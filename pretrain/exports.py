@@ -54,7 +54,10 @@ def write_export(file: Path, export: Export) -> None:
     described = {
         "model": export.model.model_dump(mode="json"),
         "classes": export.classes,
-        "input": {"shape": shape, **clip.model_dump(mode="json")},
+        "input": {
+            "shape": shape,
+            **clip.model_dump(mode="json", exclude=None if export.normalisation else {"normalisation"}),
+        },
         "normalisation": export.normalisation,
         "provenance": export.provenance,
     }

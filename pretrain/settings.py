@@ -9,7 +9,7 @@ from pretrain.checkpoint import CheckpointSettings
 from pretrain.data.loader import LoaderSettings
 from pretrain.data.transforms import ClipSettings
 from pretrain.engine.engine import EngineSettings
-from pretrain.models.count import activation_bytes, macs, parameters
+from pretrain.models.count import activation_bytes, fewest_values, macs, parameters
 from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.schedule import ScheduleSettings, total_steps
 from sharding.errors import UserError
@@ -73,6 +73,21 @@ def check_ranks(lanes: int, ranks: int) -> None:
             f"{lanes} lanes do not spread over {ranks} ranks",
             "lanes, ranks",
             f"use a number of ranks that divides {lanes}: {', '.join(fitting)}",
+        )
+
+
+def check_lane(settings: TrainSettings, classes: int) -> None:
+    """Raises UserError where a layer would have a single value a channel to normalise."""
+    clip = settings.data.clip
+    with torch.device("meta"):
+        model = build_model(settings.model, classes, clip.frames, clip.crop)
+    clips = settings.lane_batch * (settings.lanes if settings.model.batch_norm == "all" else 1)
+    if clips * fewest_values(model, clip.frames, clip.crop) == 1:
+        raise UserError(
+            f"the last layers make one value a channel of a clip of {clip.frames} frames of {clip.crop}² pixels, and a "
+            "lane of one such clip cannot be normalised",
+            "lane_batch, data.clip",
+            "set lane_batch=2 or more, or a larger data.clip.crop",
         )
 
 

@@ -25,7 +25,7 @@ from pretrain.models.weights import load_weights
 from pretrain.models.zoo import build_model
 from pretrain.run import Run, read_settings
 from pretrain.schedule import learning_rate
-from pretrain.settings import TrainSettings, check_ranks, derived
+from pretrain.settings import TrainSettings, check_lane, check_ranks, derived
 from pretrain.stop import Stop
 from sharding.errors import UserError
 from sharding.store import open_store
@@ -156,6 +156,8 @@ def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, class
     theirs, known = read_settings(source)
     for field in ("name", "depth", "width", "in_channels", "pool1", "midplanes", "eps"):
         _same(f"model.{field}", getattr(theirs.model, field), getattr(settings.model, field), source)
+    if settings.model.name == "r2d":  # its first convolution spans the whole clip
+        _same("data.clip.frames", theirs.data.clip.frames, settings.data.clip.frames, source)
     _same("data.clip.normalisation", theirs.data.clip.normalisation, settings.data.clip.normalisation, source)
     checkpoint = load_run(source)
     head: Literal["keep", "swap"] = "keep" if known == classes else "swap"
@@ -183,14 +185,15 @@ def _overrides(field: str, value: object) -> list[tuple[str, object]]:
 def check(settings: TrainSettings, ranks: int) -> dict[str, object]:
     """Everything that can be refused before a rank starts; returns the derived quantities.
 
-    Raises UserError for an unreachable or empty store, lanes that do not fit the ranks, a run to start from
-    that is none or another network.
+    Raises UserError for an unreachable or empty store, lanes that do not fit the ranks or are too small to
+    normalise, a run to start from that is none or another network.
     """
     check_ranks(settings.lanes, ranks)
     split = open_split(open_store(settings.data.store), "train")
     classes = split.index.classes
     if settings.model.in_channels != 3:
         raise UserError("clips have 3 channels (RGB)", "model.in_channels", "set model.in_channels=3")
+    check_lane(settings, len(classes))
     quantities = derived(settings, len(classes), len(split), ranks)
     if settings.run:
         Run(Path(settings.run), writes=False).begin(settings, classes, split.index.digest, quantities)

@@ -18,6 +18,9 @@ _KR_KB = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
 Positive = Annotated[float, Field(gt=0)]
 
 
+MOST_FRAMES, LARGEST_CROP = 10_000, 4_096  # beyond any network's reach, and within that of arithmetic on sizes
+
+
 class Normalisation(Settings):
     """What a network of RGB clips was trained on: (x / 255 - mean) / std, a value a channel."""
 
@@ -28,15 +31,15 @@ class Normalisation(Settings):
 class ClipSettings(Settings):
     """What one clip is, in frames and pixels."""
 
-    frames: Annotated[int, Field(ge=1, description="frames a clip")] = 16
+    frames: Annotated[int, Field(ge=1, le=MOST_FRAMES, description="frames a clip")] = 16
     stride: Annotated[int, Field(ge=1, description="frames from one to the next")] = 1
     resize: Annotated[
         tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]],
         Field(description="height, width before the crop; the aspect ratio is not kept (R(2+1)D's 128 x 171)"),
     ] = (128, 171)
-    crop: Annotated[int, Field(ge=8, description="side of the square crop: random in training, centre in testing")] = (
-        112
-    )
+    crop: Annotated[
+        int, Field(ge=8, le=LARGEST_CROP, description="side of the square crop: random in training, centre in testing")
+    ] = 112
     flip: Annotated[
         bool, Field(description="mirror half of the training clips; off where left and right are classes")
     ] = True

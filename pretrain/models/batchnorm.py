@@ -44,11 +44,14 @@ class LaneBatchNorm(nn.BatchNorm3d):
     def forward(self, input: Tensor, added: Tensor | None = None, zeros: int = 0) -> Tensor:
         """Normalised N C T H W, plus `added`, through the ReLU where the layer has one.
 
-        The last `zeros` channels of the input are padding, zero before and after.
+        The last `zeros` channels of the input are padding, zero before and after. Raises ValueError for a lane with
+        one value a channel.
         """
         self._check_input_dim(input)
         precision = self.pending.dtype
         weight, bias = self._padded(self.weight.to(precision), zeros), self._padded(self.bias.to(precision), zeros)
+        if self.training and self.gather is None and input.numel() == len(weight):
+            raise ValueError(f"one value a channel cannot be normalised: {tuple(input.shape)}")
         if self.training and (self.fused or self.gather is not None):
             output, batch = normalise(input, weight, bias, self.eps, added, self.relu, self.gather, self.fused)
             self._keep(batch)

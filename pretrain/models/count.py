@@ -12,6 +12,7 @@ from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
+from pretrain.models.batchnorm import LaneBatchNorm
 from pretrain.models.network import VideoNetwork
 from pretrain.models.paths import PATHS, unpadded
 
@@ -41,6 +42,12 @@ def activations(model: nn.Module, frames: int, height: int, width: int) -> int:
     """Values that the convolutions and the fully connected layers put out for one clip."""
     outputs = _outputs(model, frames, height, width)
     return sum(output.numel() for module, output in outputs if isinstance(module, nn.Conv3d | nn.Linear))
+
+
+def fewest_values(model: nn.Module, frames: int, size: int) -> int:
+    """Values a channel of one clip where a batch normalisation has the fewest."""
+    outputs = _outputs(model, frames, size, size)
+    return min(math.prod(output.shape[2:]) for module, output in outputs if isinstance(module, LaneBatchNorm))
 
 
 def activation_bytes(model: VideoNetwork, frames: int, size: int, half: bool = False, recomputed: int = 0) -> int:

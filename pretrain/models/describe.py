@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
+from pretrain.data.transforms import LARGEST_CROP, MOST_FRAMES
 from pretrain.models.convolutions import FORMS
 from pretrain.models.count import activations, conv_fc_parameters, macs, parameters
 from pretrain.models.zoo import NAMES, RESNET_ONLY, ModelSettings, build_model
@@ -19,9 +20,11 @@ _USUAL = {"i3d": {"frames": 64, "size": 224}}  # what a network is published for
 class NetworkQuery(ModelSettings):
     """A network, the clips it is fed and the classes it tells apart."""
 
-    frames: Annotated[int, Field(ge=1, description="frames a clip")] = 16
-    size: Annotated[int, Field(ge=1, description="height and width of a clip, in pixels")] = 112
-    classes: Annotated[int, Field(ge=1)] = 400
+    frames: Annotated[int, Field(ge=1, le=MOST_FRAMES, strict=True, description="frames a clip")] = 16
+    size: Annotated[
+        int, Field(ge=1, le=LARGEST_CROP, strict=True, description="height and width of a clip, in pixels")
+    ] = 112
+    classes: Annotated[int, Field(ge=1, le=10**6, strict=True)] = 400
 
 
 def describe(query: NetworkQuery) -> dict[str, Any]:
@@ -55,9 +58,9 @@ def describe_given(overrides: list[str]) -> dict[str, Any]:
     that are.
     """
     query = load_settings(NetworkQuery, None, overrides)
-    if any(override.partition("=")[0].strip() == "name" for override in overrides):
-        return describe(query)
     given = query.model_dump(exclude_unset=True)
+    if "name" in given:
+        return describe(validate(NetworkQuery, _USUAL.get(query.name, {}) | given, query.name))
     rows = []
     for name in NAMES:
         own = {key: value for key, value in given.items() if name in FORMS or key not in RESNET_ONLY}

@@ -129,6 +129,7 @@ class I3D(VideoNetwork):
         self.dropout = LaneDropout(dropout)
         self.logits = _Logits(inputs, classes)
         self.apply(_initialise)
+        nn.init.normal_(self.logits.conv3d.weight, 0.0, 0.01)
 
     def features(self, clips: Tensor) -> Tensor:  # N C T H W → N D T'
         """Activations pooled over the picture and over each two neighbouring steps of time."""
@@ -142,7 +143,7 @@ class I3D(VideoNetwork):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Convolutions N(0, √(2/fan_out)), biases 0."""
+    """Convolutions N(0, √(2/fan_out)), the classifier N(0, 0.01) after that, biases 0."""
     if isinstance(module, nn.Conv3d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if module.bias is not None:

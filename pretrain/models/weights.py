@@ -34,9 +34,16 @@ def load_weights(
 
 
 def check_weights(
-    model: VideoNetwork, state: Mapping[str, Tensor], head: Head, source: str = "the given weights"
+    model: VideoNetwork,
+    state: Mapping[str, Tensor],
+    head: Head,
+    source: str = "the given weights",
+    remedy: str | None = None,
 ) -> None:
-    """Raises UserError unless `load_weights` would use every tensor of `state` once and leave none without one."""
+    """Raises UserError unless `load_weights` would use every tensor of `state` once and leave none without one.
+
+    `remedy` is for callers whose users do not choose the network.
+    """
     classifier = f"{model.head}."
     given = {name: value for name, value in state.items() if head == "keep" or not name.startswith(classifier)}
     wanted = {
@@ -47,7 +54,8 @@ def check_weights(
         raise UserError(
             what="the weights are not this network's: " + "; ".join(problems),
             where=source,
-            remedy="give the form, depth, width and number of classes the weights were made with"
+            remedy=remedy
+            or "give the form, depth, width and number of classes the weights were made with"
             + ("" if head == "swap" else ", or swap the head if only the classes differ"),
         )
 

@@ -31,7 +31,7 @@ class ModelSettings(Settings):
     ] = None
     width: Annotated[float, Field(ge=1 / 64, le=8, description="factor on all planes")] = 1.0
     dropout: Annotated[float, Field(ge=0, lt=1, description="before the classifier")] = 0.0
-    in_channels: Annotated[int, Field(ge=1, description="3 for RGB, 2 for optical flow")] = 3
+    in_channels: Annotated[int, Field(ge=1, le=1024, description="3 for RGB, 2 for optical flow")] = 3
     pool1: Annotated[bool, Field(description="a ResNet's max pooling after its stem")] = False
     midplanes: Annotated[
         Literal["conv", "block"],

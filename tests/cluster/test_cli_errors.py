@@ -29,6 +29,7 @@ from tests.cluster.running import reelscale, refused, succeeded
         ("ranks=3", ["2 lanes", "3 ranks", "1, 2"]),
         ("data.clip.crop=17", ["data.clip", "crop 17", "16 x 16", "smaller"]),
         ("model.in_channels=1", ["model.in_channels", "3"]),
+        ("lane_batch=1", ["one value a channel", "lane_batch", "lane_batch=2 or more"]),
     ],
 )
 def test_settings_that_do_not_fit(say: Say, recipe: Path, store: Path, override: str, parts: list[str]) -> None:
@@ -147,7 +148,7 @@ def test_models_are_told_and_wrong_ones_refused(say: Say) -> None:
         (("--frames", "0"), "greater than or equal to 1"),
         (
             ("--frames", "2.5"),
-            "valid integer, got a number with a fractional part; it should be greater than or equal to 1",
+            "integer; it should be greater than or equal to 1",
         ),
         (("--size", "-1"), "greater than or equal to 1"),
         (("--name", "i3d", "--depth", "18"), "i3d has no depth"),

@@ -200,3 +200,13 @@ def test_padding_channels_stay_zero_and_leave_no_trace() -> None:
     assert not padded(wide, zeros=2)[:, 6:].any()
     assert_close(padded.pending, ours.pending)
     assert torch.equal(padded.eval()(wide, zeros=2)[:, :6], ours.eval()(batch))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_one_value_a_channel_is_no_batch(fused: bool) -> None:
+    ours, _ = pair()
+    ours.fused = fused
+    with pytest.raises(ValueError, match="one value a channel"):
+        ours(torch.ones(1, 6, 1, 1, 1))
+    synchronise(ours, lambda row: torch.stack([row, row]))
+    assert ours(torch.ones(1, 6, 1, 1, 1)).isfinite().all()

@@ -45,7 +45,12 @@ def test_a_setting_of_one_network_refuses_the_others_one_by_one() -> None:
         ("depth=20", "10, 16, 18, 26, 34, 50, 101 or 152"),
         ("frames=0", "greater than or equal to 1"),
         ("frames=-1", "greater than or equal to 1"),
-        ("frames=2.5", "part; it should be greater than or equal to 1"),
+        ("frames=2.5", "integer; it should be greater than or equal to 1"),
+        ("frames=1000000000000000000000", "less than or equal to 10000"),
+        ("frames=true", "integer; it should be greater than or equal to 1"),
+        ("size=1000000000", "less than or equal to 4096"),
+        ("classes=10000000000000000", "less than or equal to 1000000"),
+        ("in_channels=100000000000000000", "less than or equal to 1024"),
         ("width=wide", "greater than or equal to 0.015625 and less than or equal to 8"),
         ("size=0", "greater than or equal to 1"),
         ("size=wide", "integer; it should be greater than or equal to 1"),
@@ -57,3 +62,16 @@ def test_wrong_values_are_refused_with_the_allowed_ones(given: str, said: str) -
     with pytest.raises(UserError) as refused:
         describe_given([given])
     assert said in refused.value.what and given.partition("=")[0] in refused.value.what
+
+
+def test_a_network_is_told_for_the_clips_it_is_published_for() -> None:
+    """Named alone as in the table of all."""
+    alone, table = describe_given(["name=i3d"]), {row["name"]: row for row in describe_given([])["models"]}
+    assert alone == table["i3d"] and (alone["frames"], alone["size"], alone["gmacs"]) == (64, 224, 111.15)
+    assert describe_given(["name=i3d", "frames=16"])["frames"] == 16
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_largest_that_is_admitted_is_counted(name: str) -> None:
+    most = ["frames=10000", "size=4096", "classes=1000000", "in_channels=1024", "width=8"]
+    assert describe_given([f"name={name}", *most])["gmacs"] > 1e6

@@ -194,6 +194,12 @@ def test_same_padding_is_tensorflows(length: int, kernel: int, stride: int) -> N
     assert before + after == 0 or (padded - 1 - kernel) // stride + 1 < math.ceil(length / stride)
 
 
+def test_i3ds_classifier_is_drawn_as_the_others() -> None:
+    model = build_model(ModelSettings(name="i3d"), 400, 16)
+    assert model.logits.conv3d.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert not model.logits.conv3d.bias.any()
+
+
 def test_the_narrowest_of_every_network_runs() -> None:
     for name in NAMES:
         model = on_meta(16, 64, 3, name=name, width=1 / 64, **({"depth": 10} if name in FORMS else {})).eval()
