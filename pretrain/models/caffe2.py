@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import product
 
 from pretrain.models.weights import some
 from sharding.errors import UserError
@@ -17,7 +18,7 @@ _SOLVERS = re.compile(r".*_momentum|lr|model_iter")
 _COMPONENT = re.compile(r"comp_(0|[1-9]\d*)_(conv|spatbn)_([123])(_middle)?_(w|s|b|rm|riv)")
 _SHORTCUT = re.compile(r"shortcut_projection_(0|[1-9]\d*)_(?:(spatbn)_)?(w|s|b|rm|riv)")
 _STEM = re.compile(r"conv1(_middle)?_(?:(spatbn_relu)_)?(w|s|b|rm|riv)")
-_CLASSIFIER = re.compile(r"last_out_L\d+_(w|b)")
+_CLASSIFIER = re.compile(r"(last_out_L\d+)_(w|b)")
 _C3D = re.compile(r"(conv\d)([ab])_(?:(bn)_)?(w|s|b|rm|riv)")
 _C3D_FC = re.compile(r"(fc[67])_(w|b)")
 
@@ -36,7 +37,7 @@ def names_from_caffe2(blobs: Shapes, where: str) -> dict[str, str]:
 
     Raises UserError naming the blobs that are no part of such a network.
     """
-    rename = _C3dNames() if "conv1a_w" in blobs else _ResnetNames(blobs, where)
+    rename = _renamer(blobs, where)
     names = {blob: rename(blob) for blob in blobs}
     taken = Counter(names.values())
     unknown = [blob for blob, name in names.items() if name is None or taken[name] > 1]
@@ -47,6 +48,33 @@ def names_from_caffe2(blobs: Shapes, where: str) -> dict[str, str]:
             "give the weights of one of VMZ's R(2+1)D, R3D, R2D, MC, rMC or C3D networks",
         )
     return {blob: name for blob, name in names.items() if name is not None}
+
+
+def blobs_of(names: Collection[str], blobs: Shapes, where: str) -> dict[str, str]:
+    """Names of tensors in our state dicts → of the blobs they would have beside `blobs`, where they have one."""
+    rename = _renamer(blobs, where)
+    found = {rename(blob): blob for blob in _all_blobs(blobs)}
+    return {name: found[name] for name in names if name in found}
+
+
+def _all_blobs(blobs: Shapes) -> Iterator[str]:
+    """The blobs that a network of these blobs' blocks and classes can have."""
+    blocks = {found[1] for found in map(_COMPONENT.fullmatch, blobs) if found}
+    classifiers = {found[1] for found in map(_CLASSIFIER.fullmatch, blobs) if found}
+    convolutions = {f"conv1{middle}": f"conv1{middle}_spatbn_relu" for middle in ("_middle", "")}
+    convolutions |= {f"shortcut_projection_{block}": f"shortcut_projection_{block}_spatbn" for block in blocks}
+    for block, number, middle in product(blocks, "123", ("", "_middle")):
+        convolutions[f"comp_{block}_conv_{number}{middle}"] = f"comp_{block}_spatbn_{number}{middle}"
+    convolutions |= {f"conv{group}{letter}": f"conv{group}{letter}_bn" for group, letter in product("12345", "ab")}
+    for convolution, norm in convolutions.items():
+        yield from (f"{convolution}_{what}" for what in _SIMPLE)
+        yield from (f"{norm}_{what}" for what in _STATISTICS)
+    for layer, what in product(("fc6", "fc7", *classifiers), _SIMPLE):
+        yield f"{layer}_{what}"
+
+
+def _renamer(blobs: Shapes, where: str) -> _C3dNames | _ResnetNames:
+    return _C3dNames() if any(map(_C3D.fullmatch, blobs)) else _ResnetNames(blobs, where)
 
 
 class _ResnetNames:
@@ -66,28 +94,31 @@ class _ResnetNames:
     def __call__(self, blob: str) -> str | None:
         if found := _STEM.fullmatch(blob):
             middle, norm, what = found.groups()
-            first = 0 if middle or "conv1_middle_w" not in self.blobs else 3
+            first = 3 if not middle and self._any("conv1_middle_") else 0
             return _joined("stem", first + 1 if norm else first, norm, what)
         if found := _COMPONENT.fullmatch(blob):
             block, layer, number, middle, what = found.groups()
             place = self._place(block)
             return place and self._convolution(
-                f"{place}.conv{number}", f"comp_{block}_conv_{number}", layer == "spatbn", middle, what
+                f"{place}.conv{number}", f"comp_{block}_{{}}_{number}_middle_", layer == "spatbn", middle, what
             )
         if found := _SHORTCUT.fullmatch(blob):
             block, norm, what = found.groups()
             place = self._place(block)
             return place and _joined(f"{place}.downsample", 1 if norm else 0, norm, what)
         if found := _CLASSIFIER.fullmatch(blob):
-            return f"fc.{_SIMPLE[found[1]]}"
+            return f"fc.{_SIMPLE[found[2]]}"
         return None
 
-    def _convolution(self, prefix: str, blob: str, norm: bool, middle: str | None, what: str) -> str | None:
+    def _any(self, *prefixes: str) -> bool:
+        return any(blob.startswith(prefixes) for blob in self.blobs)
+
+    def _convolution(self, prefix: str, middles: str, norm: bool, middle: str | None, what: str) -> str | None:
         if middle:
             return _joined(f"{prefix}.0", 1 if norm else 0, norm, what)
         if norm:
             return _joined(prefix, 1, norm, what)
-        inner = ".3" if f"{blob}_middle_w" in self.blobs else ""
+        inner = ".3" if self._any(middles.format("conv"), middles.format("spatbn")) else ""
         return f"{prefix}.0{inner}.weight" if what == "w" else None
 
     def _place(self, block: str) -> str | None:
@@ -105,9 +136,11 @@ class _ResnetNames:
         return places
 
     def _outputs(self, block: int) -> int | None:
+        """The planes that most blobs of the block's last convolution have."""
         for last in (3, 2):
-            if shape := self.blobs.get(f"comp_{block}_conv_{last}_w"):
-                return shape[0]
+            own = [f"comp_{block}_conv_{last}_w", *(f"comp_{block}_spatbn_{last}_{what}" for what in _STATISTICS)]
+            if counts := Counter(shape[0] for blob in own if (shape := self.blobs.get(blob))):
+                return counts.most_common(1)[0][0]
         return None
 
 
@@ -124,7 +157,7 @@ class _C3dNames:
         if found := _C3D_FC.fullmatch(blob):
             return f"{found[1]}.{_SIMPLE[found[2]]}"
         if found := _CLASSIFIER.fullmatch(blob):
-            return f"fc8.{_SIMPLE[found[1]]}"
+            return f"fc8.{_SIMPLE[found[2]]}"
         return None
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pretrain.models.arrays import read_arrays
-from pretrain.models.caffe2 import is_solvers, names_from_caffe2
+from pretrain.models.caffe2 import blobs_of, is_solvers, names_from_caffe2
 from pretrain.models.inflation import INFLATABLE, inflated, is_flat, named_as_ours
 from pretrain.models.network import VideoNetwork
-from pretrain.models.recognise import Maker, Recognised, recognise
+from pretrain.models.recognise import Recognised, recognise
 from pretrain.models.weights import check_weights, some
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.errors import UserError
@@ -27,6 +30,8 @@ SUFFIXES = (".pth", ".pt", ".tar", ".pkl", ".safetensors")
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model")  # where trainers put the network's tensors
 _DEEPEST = 3  # dictionaries in each other
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
+_ALONE = "save its state dict alone: torch.save(model.state_dict(), FILE)"
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CLIP = 16  # frames; of no weight's shape but R2D's and C3D's, which say theirs
 
 
@@ -58,7 +63,8 @@ def read_published(path: Path, inflate: str | None = None, frames: int | None = 
     Raises UserError for a file that is missing, damaged, holds more than tensors, or is of no network here; and
     naming the tensors that are missing, left over, or of another shape than the network's.
     """
-    state, set_aside, maker = _tensors(path)
+    file = _read(path)
+    state = file.state
     if is_flat(state):
         found, state = _inflated(state, inflate, frames, str(path))
         flat = True
@@ -67,10 +73,27 @@ def read_published(path: Path, inflate: str | None = None, frames: int | None = 
             raise UserError(
                 "the weights are not a 2D network's, and need no inflation", str(path), "leave --inflate out"
             )
-        found, flat = recognise(_shapes(state), str(path), maker), False
+        found, flat = recognise(_shapes(state), str(path), "caffe2" if file.blobs else "pytorch"), False
+    if found.settings.name == "r2d" and frames not in (None, found.frames):
+        raise UserError(
+            f"this R2D takes clips of {found.frames} frames, and no others", str(path), "leave --frames out"
+        )
     found = replace(found, frames=frames or found.frames)
-    check_weights(on_meta(found.settings, found.classes, found.frames, found.size), state, "keep", str(path))
-    return Published(found.settings, found.classes, state, found.frames, found.size, set_aside, flat)
+    _check(found, state, file.blobs, str(path))
+    return Published(found.settings, found.classes, state, found.frames, found.size, file.set_aside, flat)
+
+
+def _check(found: Recognised, state: Mapping[str, Tensor], blobs: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raises UserError unless the tensors are the network's, naming those missing as the file would."""
+    model = on_meta(found.settings, found.classes, found.frames, found.size)
+    try:
+        check_weights(model, state, "keep", where, "give a file that is whole, of one of the zoo's networks")
+    except UserError as error:
+        missing = blobs_of([name for name in model.state_dict() if name not in state], blobs, where) if blobs else {}
+        if not missing:
+            raise
+        what = f"{error.what}; missing in the file's names: {some(list(missing.values()))}"
+        raise UserError(what, where, error.remedy) from error
 
 
 def _inflated(
@@ -103,8 +126,16 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def _tensors(path: Path) -> tuple[dict[str, Tensor], list[str], Maker]:
-    """The file's tensors by our names, and what was set aside."""
+@dataclass(frozen=True)
+class _File:
+    """A file's tensors by our names, what was set aside, and the shapes of the blobs they were in Caffe2."""
+
+    state: dict[str, Tensor]
+    set_aside: list[str]
+    blobs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def _read(path: Path) -> _File:
     if not path.is_file():
         raise UserError("there is no such file", str(path), "check the path of the weights")
     if path.suffix not in SUFFIXES:
@@ -112,10 +143,8 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], list[str], Maker]:
             f"{path.suffix or 'no ending'} is no known kind of weights", str(path), f"known: {', '.join(SUFFIXES)}"
         )
     if path.suffix == ".pkl":
-        return *_caffe2(path), "caffe2"
-    if path.suffix == ".safetensors":
-        return *_network_of(read_safetensors(path), str(path)), "pytorch"
-    return *_network_of(_pytorch(path), str(path)), "pytorch"
+        return _caffe2(path)
+    return _network_of(read_safetensors(path) if path.suffix == ".safetensors" else _pytorch(path), str(path))
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -128,12 +157,17 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _pytorch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can raise anything
         named = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
         if named:
             what = f"the file holds more than tensors ({named[1]}); nothing of it was run"
-            remedy = "in a place where you trust it, save its state dict alone: torch.save(model.state_dict(), FILE)"
+            remedy = f"in a place where you trust it, {_ALONE}"
+        elif "TorchScript archives" in str(error):
+            what = "the file is a TorchScript archive, which holds a program; nothing of it was run"
+            remedy = f"in a place where you trust it, load it with torch.jit.load as model and {_ALONE}"
         else:
             first = str(error).partition("\n")[0][:200]
             what = f"the file is damaged, or no PyTorch file ({type(error).__name__}: {first})"
@@ -141,7 +175,7 @@ def _pytorch(path: Path) -> Any:
         raise UserError(what, str(path), remedy) from error
 
 
-def _network_of(tree: Any, where: str) -> tuple[dict[str, Tensor], list[str]]:
+def _network_of(tree: Any, where: str) -> _File:
     """The state dict in what a trainer saved, without the names that wrappers put before it; and the rest."""
     aside: list[str] = []
     for _ in range(_DEEPEST):
@@ -153,14 +187,42 @@ def _network_of(tree: Any, where: str) -> tuple[dict[str, Tensor], list[str]]:
     others = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
     if others or not found:
         what = f"these are no tensors: {some(others)}" if others else "it holds no tensors by name"
-        raise UserError(what, where, "save the network's state dict alone: torch.save(model.state_dict(), FILE)")
+        raise UserError(what, where, _ALONE)
     state: dict[str, Tensor] = {str(name): value for name, value in found.items()}
     while prefix := next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in state)), ""):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return {name: value.detach().clone().contiguous() for name, value in state.items()}, aside
+    _refuse({name: _fault(name, value) for name, value in state.items()}, where)
+    return _File({name: value.detach().clone().contiguous() for name, value in state.items()}, aside)
 
 
-def _caffe2(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+def _fault(name: str, value: Tensor) -> str | None:
+    """Why the tensor is no weights, if it is none."""
+    if value.is_nested or value.layout != torch.strided:
+        return "nested" if value.is_nested else _of_torch(value.layout)
+    counts = name.endswith("num_batches_tracked") and not (value.is_complex() or value.dtype == torch.bool)
+    if value.dtype not in _FLOATS and not counts:
+        return _of_torch(value.dtype)
+    if value.is_meta:
+        return "without values"
+    return None if bool(torch.isfinite(value).all()) else f"{_of_torch(value.dtype)}, not finite"
+
+
+def _of_torch(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")
+
+
+def _refuse(faults: Mapping[str, str | None], where: str) -> None:
+    """Raises UserError if there are any, naming what has them."""
+    named = [f"{name} ({fault})" for name, fault in faults.items() if fault]
+    if named:
+        raise UserError(
+            f"{len(named)} tensors are no weights: {some(named)}",
+            where,
+            "give dense tensors of finite numbers in float16, bfloat16, float32 or float64",
+        )
+
+
+def _caffe2(path: Path) -> _File:
     tree = read_arrays(path)
     blobs = tree.get("blobs", tree) if isinstance(tree, dict) else {}
     aside = [str(key) for key in tree if key != "blobs"] if blobs is not tree and isinstance(tree, dict) else []
@@ -171,7 +233,17 @@ def _caffe2(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     others = [name for name, value in arrays.items() if not hasattr(value, "shape")]
     if others:
         raise UserError(f"these are no arrays: {some(others)}", str(path), "give one of VMZ's Caffe2 .pkl files")
-    names = names_from_caffe2({name: tuple(value.shape) for name, value in arrays.items()}, str(path))
+    shapes = {name: tuple(value.shape) for name, value in arrays.items()}
+    names = names_from_caffe2(shapes, str(path))
+    _refuse({blob: _fault_of_array(value) for blob, value in arrays.items()}, str(path))
     state = {names[blob]: torch.from_numpy(value) for blob, value in arrays.items()}
     # VMZ's fully convolutional prediction keeps the classifier as a 1×1×1 convolution.
-    return {name: value.flatten(1) if name == "fc.weight" else value for name, value in state.items()}, aside
+    state = {name: value.flatten(1) if name == "fc.weight" else value for name, value in state.items()}
+    return _File(state, aside, shapes)
+
+
+def _fault_of_array(value: NDArray[Any]) -> str | None:
+    """Why the array is no weights, if it is none."""
+    if value.dtype not in (np.float16, np.float32, np.float64):
+        return str(value.dtype)
+    return None if np.isfinite(value).all() else f"{value.dtype}, not finite"

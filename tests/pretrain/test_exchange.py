@@ -183,6 +183,36 @@ def test_the_clips_length_can_be_told(r3d: Path, tmp_path: Path) -> None:
     assert said["clip"]["frames"] == 32 and not [note for note in said["notes"] if "assumed" in note]
 
 
+def test_an_r2ds_clips_are_as_long_as_its_first_convolution(tmp_path: Path) -> None:
+    settings = ModelSettings(name="r2d", depth=10, width=1 / 8)
+    model = build_model(settings, 6, 8)
+    torch.save(model.state_dict(), tmp_path / "r2d.pth")
+    assert import_run(tmp_path / "r2d.pth", tmp_path / "run")["clip"]["frames"] == 8
+    export_run(tmp_path / "run", tmp_path / "r2d.safetensors")
+    for file in ("r2d.pth", "r2d.safetensors"):
+        with pytest.raises(UserError, match="this R2D takes clips of 8 frames"):
+            import_run(tmp_path / file, tmp_path / "other", frames=16)
+    again = import_run(tmp_path / "r2d.safetensors", tmp_path / "again", frames=8)
+    assert again["clip"]["frames"] == 8
+    ours = read_settings(tmp_path / "run")[0]
+    clip = ours.data.clip.model_copy(update={"frames": 4})
+    longer = ours.model_copy(update={"data": ours.data.model_copy(update={"clip": clip})})
+    with pytest.raises(UserError, match=r"data\.clip\.frames is 4 here and 8 in the run") as refused:
+        start_from(build_model(settings, 6, 4), longer, tmp_path / "run", CLASSES)
+    assert refused.value.remedy == "set data.clip.frames=8"
+
+
+def test_an_export_for_flow_has_no_normalisation_of_colours(tmp_path: Path) -> None:
+    model = build_model(ModelSettings(name="i3d", width=1 / 16, in_channels=2), 6, 8)
+    torch.save(model.state_dict(), tmp_path / "flow.pth")
+    import_run(tmp_path / "flow.pth", tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "flow.safetensors")
+    with safe_open(tmp_path / "flow.safetensors", "pt") as opened:
+        told = {key: json.loads(value) for key, value in opened.metadata().items() if key in ("input", "normalisation")}
+    assert told["normalisation"] is None and "normalisation" not in told["input"]
+    assert import_run(tmp_path / "flow.safetensors", tmp_path / "again")["normalisation"] is None
+
+
 @pytest.mark.parametrize(
     ("names", "what"),
     [

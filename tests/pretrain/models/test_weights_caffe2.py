@@ -247,3 +247,53 @@ def test_old_opcodes_that_hold_more_than_arrays(tmp_path: Path) -> None:
         with pytest.raises(UserError):
             read_published(tmp_path / "file.pkl")
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(("kind", "depth"), [("2.5d", 18), ("3d", 34), ("2.5d", 50)])
+def test_a_missing_blob_is_named(tmp_path: Path, kind: str, depth: int) -> None:
+    blobs = blobs_of(kind, depth)
+    names = names_from_caffe2({blob: value.shape for blob, value in blobs.items()}, "file")
+    unnamed = []
+    some = ("conv1", "comp_0_", "comp_3_", "shortcut_projection_3", "last_out")
+    for blob in (blob for blob in blobs if blob.startswith(some)):
+        file = write(tmp_path / "file.pkl", {name: value for name, value in blobs.items() if name != blob})
+        with pytest.raises(UserError) as refused:
+            read_published(file)
+        parts = f"1 missing ({names[blob]})", f"in the file's names: {blob}"
+        if any(part not in refused.value.what for part in parts):
+            unnamed.append((blob, refused.value.what))
+    assert unnamed == []
+
+
+def test_a_missing_blob_of_c3d_is_named(tmp_path: Path) -> None:
+    groups = {"1a": (3, 1), "2a": (1, 2), "3a": (2, 4), "3b": (4, 4), "4a": (4, 8), "4b": (8, 8)}
+    blobs: Blobs = {}
+    for name, (inputs, outputs) in (groups | {"5a": (8, 8), "5b": (8, 8)}).items():
+        blobs |= {f"conv{name}_w": np.ones((outputs, inputs, 3, 3, 3)), f"conv{name}_b": np.ones(outputs)}
+        blobs |= {f"conv{name}_bn_{key}": np.ones(outputs) for key in ("s", "b", "rm", "riv")}
+    blobs |= {"fc6_w": np.ones((64, 72)), "fc6_b": np.ones(64), "fc7_w": np.ones((64, 64)), "fc7_b": np.ones(64)}
+    blobs |= {"last_out_L5_w": np.ones((5, 64)), "last_out_L5_b": np.ones(5)}
+    assert read_published(write(tmp_path / "file.pkl", blobs)).settings == ModelSettings(name="c3d", width=1 / 64)
+    for blob, name in (
+        ("conv1a_w", "conv1.0.weight"),
+        ("conv5b_bn_riv", "conv5.3.running_var"),
+        ("fc6_w", "fc6.weight"),
+    ):
+        rest = {key: value for key, value in blobs.items() if key != blob}
+        with pytest.raises(UserError, match=rf"1 missing \({name}\).* in the file's names: {blob}"):
+            read_published(write(tmp_path / "file.pkl", rest))
+
+
+def test_blobs_that_are_no_weights(tmp_path: Path) -> None:
+    blobs = blobs_of("3d", 18)
+    for value, kind in (
+        (np.ones((7, 64), np.complex64), "complex64"),
+        (np.ones((7, 64), bool), "bool"),
+        (np.ones((7, 64), np.int32), "int32"),
+        (np.ones((7, 64), np.longdouble), str(np.dtype(np.longdouble))),
+        (np.full((7, 64), np.nan, np.float32), "float32, not finite"),
+        (np.full((7, 64), np.inf), "float64, not finite"),
+    ):
+        with pytest.raises(UserError) as refused:
+            read_published(write(tmp_path / "file.pkl", blobs | {"last_out_L7_w": value}))
+        assert f"1 tensors are no weights: last_out_L7_w ({kind})" in refused.value.what

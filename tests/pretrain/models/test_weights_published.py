@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from pretrain.models.weights import check_weights, load_weights
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.errors import UserError
 from tests.pretrain.models.published_files import (
+    Shapes,
     doubled,
     i3d_network,
     i3d_shapes,
@@ -180,14 +186,15 @@ def test_tensors_that_share_their_memory_part(tmp_path: Path) -> None:
         ({"extra.weight": torch.ones(2)}, ["1 unexpected", "extra.weight"]),
         ({"layer3.1.conv2.1.bias": None}, ["1 missing", "layer3.1.conv2.1.bias"]),
         ({"layer3.1.conv2.1.bias": torch.ones(5)}, ["of another shape", "layer3.1.conv2.1.bias (5,) for (32,)"]),
-        ({"fc.weight": None}, ["fc.weight is missing"]),
+        ({"fc.weight": None}, ["1 missing (fc.weight)"]),
         ({"fc.weight": torch.ones(3)}, ["fc.weight has the shape (3,)", "2 axes"]),
         ({"fc.weight": torch.ones(0, 64)}, ["fc.weight has the shape (0, 64)"]),
-        ({"layer4.0.conv1.1.weight": torch.tensor(1.0)}, ["layer4.0.conv1.1.weight has the shape ()"]),
-        ({"stem.0.weight": torch.ones(8, 3, 5, 7, 7)}, ["5 frames", "no form"]),
-        ({"layer2.0.conv1.0.weight": torch.ones(16, 8, 5, 3, 3)}, ["spans 5 frames"]),
-        ({"layer4.2.conv1.1.bias": torch.ones(64)}, ["[2, 2, 2, 3]", "10, 16, 18"]),
-        ({"stem.0.weight": None}, ["no network that is known"]),
+        ({"layer4.0.conv1.1.weight": torch.tensor(1.0)}, ["layer4.0.conv1.1.weight () for (64,)"]),
+        ({"stem.0.weight": torch.ones(8, 3, 5, 7, 7)}, ["stem.0.weight over 5 frames", "no form"]),
+        ({"layer2.0.conv1.0.weight": torch.ones(16, 8, 5, 3, 3)}, ["layer2.0.conv1.0.weight (16, 8, 5, 3, 3) for"]),
+        ({"layer4.2.conv1.1.bias": torch.ones(64)}, ["1 unexpected (layer4.2.conv1.1.bias)"]),
+        ({"stem.0.weight": None}, ["1 missing (stem.0.weight)"]),
+        ({"stem.3.weight": torch.ones(8, 8, 3, 1, 1)}, ["a (2+1)d stem (stem.3", "no form"]),
         ({"fc.bias": 3}, ["no tensors", "fc.bias"]),
     ],
 )
@@ -242,3 +249,132 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name in ("nowhere.pth", "."):
         with pytest.raises(UserError, match="no such file"):
             read_published(tmp_path / name)
+
+
+def shapes_of(**settings: Any) -> Shapes:
+    """The names and shapes of a network of ours, for 7 classes and clips of 16 frames."""
+    with torch.device("meta"):
+        model = build_model(ModelSettings(**settings), 7, 16)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+@cache
+def on_meta(settings: str, classes: int) -> VideoNetwork:
+    with torch.device("meta"):
+        return build_model(ModelSettings.model_validate_json(settings), classes, 16)
+
+
+def complaint(shapes: Shapes) -> str:
+    """What is wrong with a file of tensors of these names and shapes; nothing if nothing is."""
+    try:
+        found = recognise(shapes, "file")
+        model = on_meta(found.settings.model_dump_json(), found.classes)
+        check_weights(model, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, "keep")
+    except UserError as error:
+        return error.what
+    return ""
+
+
+NETWORKS: dict[str, Callable[[], Shapes]] = {
+    "r3d-18": lambda: video_shapes(R3D, **{**SMALL, "stem": 0}),
+    "mc3-18": lambda: video_shapes(MC3, **{**SMALL, "stem": 0}),
+    "r2plus1d-18": lambda: video_shapes(R2PLUS1D, **SMALL),
+    "r2plus1d-34": lambda: video_shapes(R2PLUS1D, 34, middle="conv", **SMALL),
+    "r2plus1d-50": lambda: video_shapes(R2PLUS1D, 50, bottlenecks=True, **SMALL),
+    "r3d-50": lambda: video_shapes(R3D, 50, bottlenecks=True, **{**SMALL, "stem": 0}),
+    "r2plus1d-10": lambda: shapes_of(name="r2plus1d", depth=10, width=0.05),
+    "r3d-26": lambda: shapes_of(name="r3d", depth=26, width=0.125),
+    "r2d-18": lambda: shapes_of(name="r2d", depth=18, width=0.125),
+    "i3d": lambda: i3d_shapes(7, part=8),
+    "c3d": lambda: shapes_of(name="c3d", width=0.125),
+}
+
+
+def changes_of(shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...] | None]]:
+    """Tensors of the first and last layers and the stages' first blocks, with shapes they have not; None is missing.
+
+    Of a classifier's two tensors none is the one in the wrong if their classes differ.
+    """
+    for name, shape in shapes.items():
+        if not name.startswith(("layer", "Mixed")) or name.startswith("Mixed_5c") or name.split(".")[1] == "0":
+            yield name, (5,) * (len(shape) + 1)
+            if shape:
+                yield from ((name, None), (name, ()))
+            if shape and not name.startswith(("fc.", "fc8.", "logits.")):
+                yield name, (shape[0] + 1, *shape[1:])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_tensor_that_is_missing_or_misshapen_is_named(network: str) -> None:
+    shapes = NETWORKS[network]()
+    assert complaint(shapes) == ""
+    unnamed = []
+    for name, change in changes_of(shapes):
+        given = {key: change if key == name else shape for key, shape in shapes.items()}
+        given = {key: shape for key, shape in given.items() if shape is not None}
+        if name not in complaint(given):
+            unnamed.append((name, change, complaint(given)))
+    assert unnamed == []
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_one_missing_tensor_is_all_that_is_wrong(network: str) -> None:
+    shapes = NETWORKS[network]()
+    for name, change in changes_of(shapes):
+        if change is None:
+            given = {key: shape for key, shape in shapes.items() if key != name}
+            assert complaint(given) == f"the weights are not this network's: 1 missing ({name})"
+
+
+def test_networks_that_are_not_in_the_zoo() -> None:
+    whole = video_shapes(R3D, **{**SMALL, "stem": 0})
+    shallow = {name: shape for name, shape in whole.items() if not name.startswith("layer3.1")}
+    assert "[2, 2, 1, 2] basic blocks" in complaint(shallow)
+    mixed = video_shapes(("3d", "2+1", "3d", "2d"), **{**SMALL, "stem": 0})
+    assert "stages of 3d, (2+1)d, 3d, 2d make no form" in complaint(mixed)
+    wide = {name: (shape[0] * 100, *shape[1:]) if shape else () for name, shape in whole.items()}
+    assert "width 12.5" in complaint(wide)
+    bare = {name: shape for name, shape in whole.items() if not re.search(r"(stem|conv\d)\.1\.", name)}
+    assert "all under layer1.0.conv1.1" in complaint(bare)
+
+
+@pytest.mark.parametrize("name", ["r3d", "r2plus1d", "i3d", "c3d"])
+@pytest.mark.parametrize("width", [1 / 64, 0.02, 1 / 32, 1 / 16, 0.05, 0.1, 0.11, 1 / 3, 0.3, 0.7, 1.37, 2.5, 8.0])
+def test_widths_are_found(name: str, width: float) -> None:
+    shapes = shapes_of(name=name, width=width)
+    found = recognise(shapes, "file").settings.width
+    assert shapes_of(name=name, width=found) == shapes
+    assert len(str(found)) <= len(str(width)) or found == 2.0 ** round(math.log2(width))
+
+
+def test_a_torchscript_archive(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), tmp_path / "file.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError, match="TorchScript") as refused:
+            read_published(tmp_path / "file.pt")
+    assert "damaged" not in refused.value.what and "state_dict()" in refused.value.remedy
+
+
+def test_tensors_that_are_no_weights(tmp_path: Path) -> None:
+    state = random_state(video_shapes(R3D, **{**SMALL, "stem": 0}))
+    for value, kind in (
+        (torch.ones(7, 64).to_sparse(), "sparse_coo"),
+        (torch.ones(7, 64, dtype=torch.complex64), "complex64"),
+        (torch.ones(7, 64, dtype=torch.bool), "bool"),
+        (torch.ones(7, 64, dtype=torch.int32), "int32"),
+        (torch.ones(7, 64, dtype=torch.float8_e4m3fn), "float8_e4m3fn"),
+        (torch.ones(7, 64, device="meta"), "without values"),
+        (torch.full((7, 64), torch.nan), "float32, not finite"),
+        (torch.full((7, 64), -torch.inf, dtype=torch.float16), "float16, not finite"),
+    ):
+        torch.save(state | {"fc.weight": value}, tmp_path / "file.pth")
+        with pytest.raises(UserError) as refused:
+            read_published(tmp_path / "file.pth")
+        assert f"1 tensors are no weights: fc.weight ({kind})" in refused.value.what
+    torch.save({name: value.long() for name, value in state.items()}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"102 tensors are no weights: stem.0.weight \(int64\), .*, and 94 more"):
+        read_published(tmp_path / "file.pth")
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    torch.save(halves, tmp_path / "file.pth")
+    assert read_published(tmp_path / "file.pth").classes == 7
