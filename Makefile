@@ -4,7 +4,7 @@ PYTHON ?= python3
 STORE ?= demo/store
 BIN := .venv/bin
 
-.PHONY: demo test lint bench bench-models check-machine
+.PHONY: demo test lint bench bench-models bench-encoding check-machine
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
@@ -18,10 +18,13 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-models
+bench: bench-models bench-encoding
 
 bench-models: .venv/installed
 	$(BIN)/python -m tests.benchmarks.models
+
+bench-encoding: .venv/installed
+	$(BIN)/python -m tests.benchmarks.encoding
 
 check-machine:
 	@command -v $(PYTHON) >/dev/null || { echo "missing: $(PYTHON). Install Python 3.11 or later (Debian: apt-get install python3), or name one: make PYTHON=python3.12"; exit 1; }

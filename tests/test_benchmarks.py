@@ -7,6 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from pretrain.models.zoo import ModelSettings, build_model
+from sharding.video import EncodeSettings, packet_table, transcode
+from tests.benchmarks import encoding
 from tests.benchmarks.models import Case, compare, plain_network, table
 
 
@@ -29,3 +31,27 @@ def test_every_contender_of_a_case_is_timed() -> None:
     assert result["chosen"] in result["rows"]
     assert all(row["clips_per_second"] > 0 and row["mfu"] > 0 for row in result["rows"].values())
     assert all(name in table(result) for name in result["rows"])
+
+
+def test_a_variant_is_encoded_decoded_and_compared() -> None:
+    """Twice the same bytes with the same settings, others with others."""
+    frames = encoding.source_frames(encoding.FOOTAGE / "carphone.mp4", EncodeSettings())[:32]
+    ours, cabac = encoding.variants(quick=True)[:2]
+    data, seconds = encoding.encoded(frames, ours)
+    assert seconds > 0 and data == encoding.encoded(frames, ours)[0] != encoding.encoded(frames, cabac)[0]
+    assert list(packet_table(data)["packet_key"].nonzero()[0]) == [0, 16]
+    row = encoding.measured(ours, {"carphone.mp4": frames}, 0.01)
+    assert row["bytes_per_frame"] == len(data) / 32 and row["clips_per_second"] > 0
+    assert 0.9 < row["lowest_ssim"] == row["ssim"] < 1 and "in use" in encoding.table([row])
+    picture = encoding.luma(frames[0])
+    assert encoding.ssim(picture, picture) == pytest.approx(1)
+    assert encoding.ssim(picture, 255 - picture) < 0.1
+
+
+@pytest.mark.parametrize("name", ["bigbuckbunny.mp4", "tree.avi"])
+def test_what_is_stored_is_close_to_the_resized_source(name: str) -> None:
+    """The videos of the least similarity, as the table of the benchmark has it."""
+    stored = encoding.decoded(transcode(encoding.FOOTAGE / name, EncodeSettings()).data)
+    sources = [encoding.luma(frame) for frame in encoding.source_frames(encoding.FOOTAGE / name, EncodeSettings())]
+    looks = range(0, min(len(sources), len(stored)), 10)
+    assert sum(encoding.ssim(stored[look], sources[look]) for look in looks) / len(looks) >= encoding.GOOD
