@@ -217,4 +217,5 @@ def _compiled(function: Callable[..., Any], kind: tuple[Any, ...]) -> Callable[.
     kind has a copy of the code for its own.
     """
     own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    return torch.compile(own, dynamic=False)
+    # Unless told, Inductor writes the gradient behind the ReLU to memory, in fp32, for its second use: twice the bytes.
+    return torch.compile(own, dynamic=False, options={"realize_reads_threshold": 64})

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._inductor import metrics
 from torch.testing import assert_close
 
 from pretrain.models.normalise import normalise
@@ -66,6 +68,20 @@ def test_it_is_torchs_three_layers(shape: tuple[int, ...], adding: bool, relu: b
 def test_compiled_it_is_torchs_three_layers(adding: bool, relu: bool) -> None:
     values = drawn((2, 5, 3, 4, 4))
     assert_close(outcome(values, adding, relu, "compiled"), outcome(values, adding, relu, "torch"), **EXACT)
+
+
+@pytest.mark.parametrize("adding", [False, True])
+def test_compiled_nothing_is_written_between_the_passes_over_memory(adding: bool) -> None:
+    """Backward: one kernel sums, one writes the gradients. A third would write and read what lies between."""
+    values = {name: value.float() for name, value in drawn((4, 19, 4, 8, 8), torch.bfloat16).items()}
+    own = {name: value.bfloat16() if value.dim() == 5 else value for name, value in values.items()}
+    own = {name: value.requires_grad_() for name, value in own.items()}
+    added = own["added"] if adding else None
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        y, _ = normalise(own["x"], own["weight"], own["bias"], 1e-3, added, True, compiled=True)
+        metrics.reset()
+        y.backward(values["slopes"].bfloat16())
+    assert metrics.generated_kernel_count == 2
 
 
 @pytest.mark.parametrize("how", ["ours", "compiled"])

@@ -160,7 +160,7 @@ def test_each_kind_of_layer_is_compiled_once_whole(monkeypatch: pytest.MonkeyPat
     """Without a break in the graph, in a network that computes its first stages twice, however often it runs."""
     graphs = []
 
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor], **options: Any) -> Any:
         graphs.append(graph)
         return graph.forward
 
