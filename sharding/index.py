@@ -223,7 +223,7 @@ def _read_index(store: Store, path: str) -> tuple[dict[str, Any], list[dict[str,
         content = {name: value for name, value in meta.items() if name not in ("version", "digest")}
         if _content_digest(content, rows) != meta["digest"] or path != _index_path(meta["version"]):
             raise ValueError("its content is not what its digest says")
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         remedy = "delete it, then run `reelscale shard CORPUS STORE` again, which makes it anew from the shards"
         raise UserError(f"the store's index is damaged: {error}", f"{store.url}/{path}", remedy) from error
     return meta, rows

@@ -86,7 +86,10 @@ def read_record(store: Store, split: str, job: str) -> pa.Table:
     path = record_path(split, job)
     where = f"{store.url}/{path}"
     try:
-        return from_parquet(store.get(path))
+        table = from_parquet(store.get(path))
+        if not table.schema.equals(RECORD):
+            raise ValueError("its columns are not a record's")
+        return table
     except FileNotFoundError:
         raise UserError("a shard's record is missing", where, "shard the corpus again") from None
     except ValueError as error:

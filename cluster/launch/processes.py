@@ -84,6 +84,13 @@ def _start(task: Callable[..., Any]) -> _Worker:
 def _work(task: Callable[..., Any], pipe: Connection, parent: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     die_with(parent)
+    try:
+        _serve(task, pipe)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who leaves is not to be told so in the middle of it
+
+
+def _serve(task: Callable[..., Any], pipe: Connection) -> None:
     while True:
         try:
             arguments = pipe.recv()

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from sharding import index, record
@@ -77,6 +78,25 @@ def test_a_damaged_index_is_told(made: Store) -> None:
             assert "the store's index is damaged" in error.what and error.where == str(path)
             told += 1
     assert told > 50
+
+
+def test_columns_of_another_type_are_told(made: Store) -> None:
+    """A byte of a file's footer that no checksum covers makes text of it bytes."""
+    version = index.current_index(made).version
+    split, job = record.list_records(made)[0]
+    for path, what in ((f"index/{version}.parquet", "index"), (record.record_path(split, job), "record")):
+        file = Path(made.url) / path
+        whole = file.read_bytes()
+        table = record.from_parquet(whole)
+        schema = pa.schema(
+            [field.with_type(pa.binary()) if field.type == pa.string() else field for field in table.schema],
+            metadata=table.schema.metadata,
+        )
+        file.write_bytes(record.to_parquet(table.cast(schema)))
+        with pytest.raises(UserError, match=f"{what} is damaged"):
+            index.current_index(made) if what == "index" else record.read_record(made, split, job)
+        file.write_bytes(whole)
+    assert index.current_index(made).version == version
 
 
 def test_a_cut_index_is_told_and_made_anew_once_deleted(made: Store) -> None:
