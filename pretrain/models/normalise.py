@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,16 +70,28 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, kept, moments, weight, bias = ctx.saved_tensors
-        given = (_rows(gradients[0]), rows, kept, moments, weight, bias, *ctx.how)
+        gradient, saved = _rows(gradients[0]), _Saved(*ctx.saved_tensors, *ctx.how)
         if ctx.gather is None:
-            slopes, inner, added = _run(_backward, ctx.compiled, *given)
+            slopes, inner, added = _run(_backward, ctx.compiled, gradient, saved)
         else:
-            slopes = _run(_slopes, ctx.compiled, *given)
+            slopes = _run(_slopes, ctx.compiled, gradient, saved)
             mean = ctx.gather(slopes.flatten()).sum(0).view(2, -1) / ctx.count
-            inner, added = _run(_inner, ctx.compiled, *given, mean)
+            inner, added = _run(_inner, ctx.compiled, gradient, saved, mean)
         to_added = None if added is None else _clips(added, gradients[0])
         return _clips(inner, gradients[0]), to_added, slopes[1], slopes[0], None, None, None, None
+
+
+class _Saved(NamedTuple):
+    """What the backward pass knows of the forward one; `output` where its sign cannot be had from the rest."""
+
+    rows: Tensor
+    output: Tensor | None
+    moments: Tensor
+    weight: Tensor
+    bias: Tensor
+    eps: float
+    relu: bool
+    added: bool
 
 
 def _forward(
@@ -89,20 +101,9 @@ def _forward(
     return _normal(rows, moments, weight, bias, added, eps, relu), moments, _unbiased(moments, len(rows))
 
 
-def _backward(
-    gradient: Tensor,
-    rows: Tensor,
-    output: Tensor | None,
-    moments: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    relu: bool,
-    added: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:  # M C → 2 C, M C, M C
-    slopes = _slopes(gradient, rows, output, moments, weight, bias, eps, relu, added)
-    inner = _inner(gradient, rows, output, moments, weight, bias, eps, relu, added, slopes / len(rows))
-    return slopes, *inner
+def _backward(gradient: Tensor, saved: _Saved) -> tuple[Tensor, Tensor, Tensor | None]:  # M C → 2 C, M C, M C
+    slopes = _slopes(gradient, saved)
+    return slopes, *_inner(gradient, saved, slopes / len(saved.rows))
 
 
 def _moments(rows: Tensor, precision: torch.dtype) -> Tensor:  # M C → 2 C
@@ -127,56 +128,28 @@ def _normal(
     return (y.relu() if relu else y).to(rows.dtype)
 
 
-def _slopes(
-    gradient: Tensor,
-    rows: Tensor,
-    output: Tensor | None,
-    moments: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    relu: bool,
-    added: bool,
-) -> Tensor:  # M C → 2 C
+def _slopes(gradient: Tensor, saved: _Saved) -> Tensor:  # M C → 2 C
     """The gradients of bias and weight."""
-    passed = _through_relu(gradient, rows, output, moments, weight, bias, eps, relu)
-    return torch.stack([passed.sum(0), (passed * (rows - moments[0]) * (moments[1] + eps).rsqrt()).sum(0)])
+    passed, (mean, variance) = _through_relu(gradient, saved), saved.moments
+    return torch.stack([passed.sum(0), (passed * (saved.rows - mean) * (variance + saved.eps).rsqrt()).sum(0)])
 
 
-def _inner(
-    gradient: Tensor,
-    rows: Tensor,
-    output: Tensor | None,
-    moments: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    relu: bool,
-    added: bool,
-    mean: Tensor,
-) -> tuple[Tensor, Tensor | None]:  # M C → M C
-    """The gradients of the rows and of what was added; `mean`: over the batch, of those of bias and weight."""
-    passed = _through_relu(gradient, rows, output, moments, weight, bias, eps, relu)
-    scale = (moments[1] + eps).rsqrt()
-    inner = (passed - mean[0] - (rows - moments[0]) * (scale * mean[1])) * (weight * scale)
-    return inner.to(rows.dtype), passed.to(gradient.dtype) if added else None
+def _inner(gradient: Tensor, saved: _Saved, slopes: Tensor) -> tuple[Tensor, Tensor | None]:  # M C → M C
+    """The gradients of the rows and of what was added; `slopes`: the batch's mean of those of bias and weight."""
+    passed, (mean, variance) = _through_relu(gradient, saved), saved.moments
+    scale = (variance + saved.eps).rsqrt()
+    inner = (passed - slopes[0] - (saved.rows - mean) * (scale * slopes[1])) * (saved.weight * scale)
+    return inner.to(saved.rows.dtype), passed.to(gradient.dtype) if saved.added else None
 
 
-def _through_relu(
-    gradient: Tensor,
-    rows: Tensor,
-    output: Tensor | None,
-    moments: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    relu: bool,
-) -> Tensor:
-    wide = gradient.to(moments.dtype)
-    if not relu:
+def _through_relu(gradient: Tensor, saved: _Saved) -> Tensor:
+    wide = gradient.to(saved.moments.dtype)
+    if not saved.relu:
         return wide
-    stopped = (_before_relu(rows, moments, weight, bias, eps) if output is None else output) <= 0
-    return torch.where(stopped, 0.0, wide)
+    output = saved.output
+    if output is None:
+        output = _before_relu(saved.rows, saved.moments, saved.weight, saved.bias, saved.eps)
+    return torch.where(output <= 0, 0.0, wide)
 
 
 def _before_relu(rows: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -205,8 +178,14 @@ def _clips(rows: Tensor, like: Tensor) -> Tensor:  # M C → N C T H W
 def _run(function: Callable[..., Any], compiled: bool, *given: Any) -> Any:
     if not compiled:
         return function(*given)
-    kind = tuple((value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value for value in given)
+    kind = tuple(map(_kind, given))
     return _compiled(function, kind)(*given)
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, _Saved):
+        return tuple(map(_kind, value))
+    return (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value
 
 
 @functools.cache
