@@ -6,6 +6,7 @@ import contextlib
 import json
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,48 +15,82 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 KEY, SECRET = "reelscale", "a-secret-for-tests"
 BUCKET = "bucket"
 
 
+@dataclass
+class S3Server:
+    """A server that runs, the environment variables that lead to it, and ways to take it away for a while."""
+
+    environment: dict[str, str]
+    bucket: str
+    command: list[str]
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Inside the `with` it does not answer (SIGSTOP): connections are taken, nothing comes."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it at once: connections are refused until `start`."""
+        self.process.kill()  # asked to end, it takes ten seconds over data that nobody will read
+        self.process.wait()
+
+    def start(self, wait: bool = True) -> None:
+        """Run it again, with what it held and on the same ports."""
+        self.process = _start(self.command, self.folder)
+        if wait:
+            _make_bucket(self.environment, self.process, self.folder / "log")
+
+
 @contextlib.contextmanager
 def s3_server() -> Iterator[tuple[dict[str, str], str]]:
-    """(environment variables, bucket) of a server that runs inside the `with`.
+    """(environment variables, bucket) of a server that runs inside the `with`."""
+    with running_s3() as server:
+        yield server.environment, server.bucket
 
-    Wrong secrets are refused and conditional puts enforced, as S3 does.
-    """
-    with tempfile.TemporaryDirectory(prefix="weed-") as folder:
+
+@contextlib.contextmanager
+def running_s3() -> Iterator[S3Server]:
+    """A server that runs inside the `with`. Wrong secrets are refused and conditional puts enforced, as S3 does."""
+    with tempfile.TemporaryDirectory(prefix="weed-") as name:
+        folder = Path(name)
         master, volume, filer, s3 = _free_ports(4)
-        config = Path(folder) / "s3.json"
+        config = folder / "s3.json"
         credentials = [{"accessKey": KEY, "secretKey": SECRET}]
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         identity = {"name": KEY, "credentials": credentials, "actions": actions}
         config.write_text(json.dumps({"identities": [identity]}))
-        data = Path(folder) / "data"
+        data = folder / "data"
         data.mkdir()
         command = [
             _weed(), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
             f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}",
             "-s3", f"-s3.port={s3}", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-            "-volume.max=20", "-master.volumeSizeLimitMB=512",
+            "-volume.max=20", "-master.volumeSizeLimitMB=512", "-master.electionTimeout=1s",
         ]  # fmt: skip
-        log = Path(folder) / "log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, cwd=folder)
+        environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        server = S3Server(environment, BUCKET, command, folder, _start(command, folder))
         try:
-            environment = {
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
-                "AWS_ACCESS_KEY_ID": KEY,
-                "AWS_SECRET_ACCESS_KEY": SECRET,
-                "AWS_DEFAULT_REGION": "us-east-1",
-            }
-            _make_bucket(environment, process, log)
-            yield environment, BUCKET
+            _make_bucket(environment, server.process, folder / "log")
+            yield server
         finally:
-            process.kill()  # asked to end, it takes ten seconds over data that nobody will read
-            process.wait()
+            server.kill()
 
 
 def free_port() -> int:
@@ -63,6 +98,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    with (folder / "log").open("ab") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, cwd=folder)
 
 
 def _weed() -> str:

@@ -1,11 +1,14 @@
-"""The store's contract, on a directory and on a real S3 server."""
+"""The store's contract, on a directory, on a real S3 server and on another file system of fsspec's."""
 
 from __future__ import annotations
 
 import errno
 import os
 import pickle
+import shlex
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -16,10 +19,12 @@ from sharding.store import Store, open_store
 from tests.s3 import free_port
 
 
-@pytest.fixture(params=["directory", "s3"])
+@pytest.fixture(params=["directory", "s3", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     if request.param == "directory":
         return open_store(str(tmp_path / "store"))
+    if request.param == "memory":  # any other file system of fsspec's
+        return open_store(f"memory://{tmp_path.name}")
     return open_store(s3_url(request, monkeypatch))
 
 
@@ -51,6 +56,53 @@ def test_put_get_list(store: Store, tmp_path: Path) -> None:
     assert store.get("val/c") == b"again" and store.size("val/c") == 5
     store.get_file("train/a-01.tar", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == local.read_bytes()
+
+
+def test_walk_tells_sizes(store: Store) -> None:
+    assert list(store.walk()) == list(store.walk("train/")) == []
+    for path, size in (("train/a", 3), ("train/deep/er/b", 0), ("train2", 7), ("val", 1)):
+        store.put(path, b"x" * size)
+    assert sorted(store.walk()) == [("train/a", 3), ("train/deep/er/b", 0), ("train2", 7), ("val", 1)]
+    assert sorted(store.walk("train/")) == [("train/a", 3), ("train/deep/er/b", 0)]
+    assert sorted(store.walk("train")) == [("train/a", 3), ("train/deep/er/b", 0), ("train2", 7)]
+    assert sorted(store.walk("train/de")) == [("train/deep/er/b", 0)]
+    assert [path for path, _ in sorted(store.walk())] == store.list()
+
+
+def test_a_neighbour_is_not_walked(store: Store) -> None:
+    neighbour = open_store(store.url + "2")
+    neighbour.put("theirs", b"1")
+    store.put("ours", b"1")
+    assert store.list() == ["ours"]
+
+
+def test_the_tail_of_an_object(store: Store) -> None:
+    data = bytes(range(200))
+    store.put("object", data)
+    store.put("empty", b"")
+    assert store.get_tail("object", 8) == (data[-8:], 200)
+    assert store.get_tail("object", 200) == store.get_tail("object", 65536) == (data, 200)
+    assert store.get_tail("object", 0) == (b"", 200)
+    assert store.get_tail("empty", 8) == (b"", 0)
+    with pytest.raises(FileNotFoundError):
+        store.get_tail("absent", 8)
+
+
+def test_a_download_replaces_the_whole_file_or_nothing(store: Store, tmp_path: Path) -> None:
+    store.put("object", b"new")
+    store.put("empty", b"")
+    place = tmp_path / "downloads"
+    place.mkdir()
+    (place / "file").write_bytes(b"older and longer")
+    with pytest.raises(FileNotFoundError):
+        store.get_file("absent", place / "file")
+    assert (place / "file").read_bytes() == b"older and longer"
+    store.get_file("object", place / "file")
+    store.get_file("empty", place / "other")
+    assert (place / "file").read_bytes() == b"new" and (place / "other").read_bytes() == b""
+    with pytest.raises(UserError, match="download cannot be written"):
+        store.get_file("object", tmp_path / "no folder" / "file")
+    assert sorted(path.name for path in place.iterdir()) == ["file", "other"]
 
 
 def test_create_only_once(store: Store) -> None:
@@ -86,6 +138,8 @@ def test_absent_and_short(store: Store) -> None:
             call("absent")
     with pytest.raises(UserError, match="ends early"):
         store.get_range("short", 3, 9)
+    with pytest.raises(UserError, match="ends early"):
+        store.get_range("short", 7, 9)
 
 
 def test_delete(store: Store) -> None:
@@ -110,9 +164,9 @@ def test_a_disk_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("os.link", fail)
     if rename == "absent":
-        monkeypatch.setattr("sharding.rename.ctypes.CDLL", lambda *_, **__: object())
+        monkeypatch.setattr("sharding.stores.rename.ctypes.CDLL", lambda *_, **__: object())
     elif rename == "refused":
-        monkeypatch.setattr("sharding.rename._rename_noreplace", lambda *_: fail())
+        monkeypatch.setattr("sharding.stores.rename._rename_noreplace", lambda *_: fail())
     store = open_store(str(tmp_path / "store"))
     test_create_only_once(store)
     test_of_many_creators_one_wins(store)
@@ -153,6 +207,36 @@ def test_wrong_secret_bucket_and_endpoint(request: pytest.FixtureRequest, monkey
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(UserError, match="does not answer"):
         open_store(url)
+
+
+FULL = """
+import os, resource, sys
+from pathlib import Path
+from sharding.errors import UserError
+from sharding.store import open_store
+store = open_store(sys.argv[1])
+store.put("kept", b"small")
+Path(sys.argv[2]).write_bytes(bytes(3 * 2**20))
+for write in (lambda: store.put("big", bytes(3 * 2**20)), lambda: store.put_file("big", sys.argv[2])):
+    try:
+        write()
+    except UserError as error:
+        print(error.what, error.where)
+print(store.list(), sorted(os.listdir(sys.argv[1])))
+"""
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f"mount -t tmpfs -o size=1m tmpfs {disk}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    program = shlex.join([sys.executable, "-c", FULL, str(disk), str(tmp_path / "local")])
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", f"{mount} && {program}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = f"the store cannot be used: No space left on device {disk}/big\n"
+    assert done.stdout == f"{told}{told}['kept'] ['kept']\n"
 
 
 def test_impossible_addresses(tmp_path: Path) -> None:

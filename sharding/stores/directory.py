@@ -6,18 +6,20 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from sharding.errors import UserError
-from sharding.rename import rename_new
+from sharding.stores.rename import rename_new
 
 TEMPORARY = ".tmp-"
 
 
 class LocalStore:
-    """A directory."""
+    """A directory. Links to files count as files, links to folders are not followed."""
 
     def __init__(self, root: str) -> None:
         if not root:
@@ -34,19 +36,37 @@ class LocalStore:
             return (self.root / path).read_bytes()
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
+        if end <= start:
+            return b""
         with self._told(path), (self.root / path).open("rb") as file:
             file.seek(start)
             data = file.read(end - start)
         return whole(data, start, end, f"{self.url}/{path}")
 
+    def get_tail(self, path: str, size: int) -> tuple[bytes, int]:
+        with self._told(path), (self.root / path).open("rb") as file:
+            total = file.seek(0, os.SEEK_END)
+            start = max(0, total - max(0, size))
+            file.seek(start)
+            data = file.read(total - start)
+        return whole(data, start, total, f"{self.url}/{path}"), total
+
+    def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        folders = [prefix.rpartition("/")[0]]
+        while folders:
+            folder = folders.pop()
+            with self._told(folder):
+                for entry in _entries(self.root / folder):
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(path)
+                    elif path.startswith(prefix) and not entry.name.startswith(TEMPORARY):
+                        size = _size(entry)
+                        if size is not None:
+                            yield path, size
+
     def list(self, prefix: str = "") -> list[str]:
-        base = self.root / prefix.rpartition("/")[0]
-        found = []
-        with self._told(prefix):
-            for folder, _, names in os.walk(base, onerror=_raise_unless_absent):
-                relative = Path(folder).relative_to(self.root)
-                found += [(relative / name).as_posix() for name in names if not name.startswith(TEMPORARY)]
-        return sorted(path for path in found if path.startswith(prefix))
+        return sorted(path for path, _ in self.walk(prefix))
 
     def exists(self, path: str) -> bool:
         with self._told(path):
@@ -66,8 +86,8 @@ class LocalStore:
         self._commit(path, lambda temporary: _copy(local_path, temporary), create=False)
 
     def get_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
-        with self._told(path):
-            shutil.copyfile(self.root / path, local_path)
+        with self._told(path), (self.root / path).open("rb") as source, landing(local_path) as file:
+            shutil.copyfileobj(source, file, 2**20)
 
     def delete(self, path: str) -> None:
         with self._told(path):
@@ -105,6 +125,29 @@ class LocalStore:
             ) from error
 
 
+@contextlib.contextmanager
+def landing(local_path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write that has its name once the `with` ends well, and is gone if it does not.
+
+    Raises UserError if the disk does not take it.
+    """
+    target = Path(local_path)
+    temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        with temporary.open("xb") as file:
+            yield file
+        temporary.replace(target)
+    except OSError as error:
+        if error.errno is None:  # not the disk's: the store's word for an absent object
+            raise
+        remedy = "check the free space and the permissions of this machine's disk"
+        what = f"a download cannot be written: {error.strerror or error}"
+        raise UserError(what, str(target), remedy) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def whole(data: bytes, start: int, end: int, where: str) -> bytes:
     if len(data) == end - start:
         return data
@@ -112,9 +155,23 @@ def whole(data: bytes, start: int, end: int, where: str) -> bytes:
     raise UserError(what, where, "it is damaged or was replaced: shard into a new STORE")
 
 
-def _raise_unless_absent(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise error
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What lies in a folder; nothing if it is absent."""
+    try:
+        found = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with found:
+        yield from found
+
+
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """Bytes of the file an entry leads to; None if it leads to no file, or to one that has just gone."""
+    try:
+        found = entry.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _copy(source: str | os.PathLike[str], target: Path) -> None:
