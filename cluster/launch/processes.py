@@ -6,19 +6,24 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
-from cluster.launch.signals import STOPPED, die_with, undisturbed
+from cluster.launch.signals import STOPPED, undisturbed
 from sharding.errors import UserError
+from sharding.lifeline import die_with
+from sharding.redact import redacted
 
-T = TypeVar("T")
+A = TypeVar("A", bound=tuple[Any, ...])
 
 _GRACE_SECONDS = 5.0
+_TRIES = 3  # of a task whose worker dies
 
 
 class WorkerDied(Exception):
@@ -26,43 +31,89 @@ class WorkerDied(Exception):
 
 
 @dataclass(frozen=True)
-class _Worker:
-    process: BaseProcess
-    pipe: Connection
+class Told(Generic[A]):
+    """What a task told of its progress."""
+
+    arguments: A
+    value: Any
 
 
 @dataclass(frozen=True)
-class _Failure:
-    error: UserError | str
+class Done(Generic[A]):
+    """What a task returned."""
+
+    arguments: A
+    result: Any
 
 
-def spread(task: Callable[..., T], todo: Sequence[tuple[Any, ...]], workers: int) -> Generator[T]:
-    """The results of `task(*arguments)` as they come, from `workers` processes with one task each at a time.
+@dataclass(frozen=True)
+class Again(Generic[A]):
+    """A task begins anew, because its worker died (`reason`, in words for the user): what it told before is void."""
 
-    Close the iterator to end the workers; they clean up after the tasks they leave. A task's UserError is
-    raised at once, any other error as RuntimeError; WorkerDied if a worker did.
+    arguments: A
+    reason: str
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    arguments: Any = None  # of the task it has
+    tries: int = 0
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a worker sends: progress, or with `last` the result, or the error of a task that failed."""
+
+    value: Any = None
+    last: bool = False
+    error: UserError | str | None = None
+
+
+def spread(
+    task: Callable[..., Any], todo: Iterable[A], workers: int, name: Callable[..., str] | None = None
+) -> Generator[Told[A] | Done[A] | Again[A]]:
+    """What the calls `task(*arguments, tell)` tell and return, as it comes, from `workers` processes with one each.
+
+    `tell(value)` sends a Told at once. `todo` is read as workers get free, so it may be endless. A task whose worker
+    dies is given to a new one, after an Again; WorkerDied, with the task as `name(*arguments)` calls it, once that has
+    happened three times. Close the iterator to end the workers; they clean up after the tasks they leave. A task's
+    UserError is raised at once, any other error as RuntimeError.
     """
-    waiting = list(reversed(todo))
+    waiting = iter(todo)
     pool: list[_Worker] = []
-    busy: list[_Worker] = []
     try:
-        for _ in range(min(workers, len(todo))):
+        for arguments in islice(waiting, workers):
             pool.append(_start(task))
-        for worker in pool:
-            busy.append(worker)
-            _give(worker, waiting.pop())
+            _give(pool[-1], arguments)
+        busy = {worker.pipe: worker for worker in pool}
         while busy:
-            ready = wait([worker.pipe for worker in busy])
-            for worker in [worker for worker in busy if worker.pipe in ready]:
-                result = _result(worker)
-                if waiting:
-                    _give(worker, waiting.pop())
+            for pipe in cast(list[Connection], wait(list(busy))):
+                worker, arguments = busy[pipe], busy[pipe].arguments
+                answer = _answer(worker)
+                if answer is None:
+                    reason = _death(worker)
+                    if worker.tries == _TRIES:
+                        raise WorkerDied(f"{(name or _name)(*arguments)}: {reason}, as did {_TRIES - 1} before it")
+                    fresh = _start(task)
+                    pool[pool.index(worker)] = fresh
+                    del busy[pipe]
+                    busy[fresh.pipe] = fresh
+                    _give(fresh, arguments, worker.tries + 1)
+                    yield Again(arguments, reason)
+                elif not answer.last:
+                    yield Told(arguments, answer.value)
                 else:
-                    busy.remove(worker)
-                yield result
+                    worker.arguments = next(waiting, None)
+                    if worker.arguments is None:
+                        del busy[pipe]
+                    else:
+                        _give(worker, worker.arguments)
+                    yield Done(arguments, answer.value)
     finally:
         with undisturbed():
-            _end(pool, busy)
+            _end(pool)
 
 
 def _start(task: Callable[..., Any]) -> _Worker:
@@ -94,47 +145,52 @@ def _serve(task: Callable[..., Any], pipe: Connection) -> None:
     while True:
         try:
             arguments = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
         try:
-            answer = task(*arguments)
+            answer = _Answer(task(*arguments, lambda value: pipe.send(_Answer(value))), last=True)
         except UserError as error:
-            answer = _Failure(error)
+            answer = _Answer(error=error)
         except Exception:
-            answer = _Failure(traceback.format_exc())
+            answer = _Answer(error=redacted(traceback.format_exc()))
         try:
             pipe.send(answer)
-        except BrokenPipeError:
+        except ConnectionError:
             return
 
 
-def _give(worker: _Worker, arguments: tuple[Any, ...]) -> None:
-    try:
+def _give(worker: _Worker, arguments: Any, tries: int = 1) -> None:
+    worker.arguments, worker.tries = arguments, tries
+    with suppress(ConnectionError):  # a worker that is dead is noticed when it is asked
         worker.pipe.send(arguments)
-    except OSError as error:
-        raise _death(worker) from error
 
 
-def _result(worker: _Worker) -> Any:
+def _answer(worker: _Worker) -> _Answer | None:
+    """What a worker sent; None if it died. Raises the error of a task that failed."""
     try:
-        answer = worker.pipe.recv()
-    except (EOFError, OSError) as error:
-        raise _death(worker) from error
-    if not isinstance(answer, _Failure):
-        return answer
-    raise answer.error if isinstance(answer.error, UserError) else RuntimeError(answer.error)
+        answer: _Answer = worker.pipe.recv()
+    except (EOFError, OSError):
+        return None
+    if answer.error is not None:
+        raise answer.error if isinstance(answer.error, UserError) else RuntimeError(answer.error)
+    return answer
 
 
-def _death(worker: _Worker) -> WorkerDied:
+def _death(worker: _Worker) -> str:
+    worker.pipe.close()
     worker.process.join(_GRACE_SECONDS)
-    return WorkerDied(f"worker process {worker.process.pid} died (exit {worker.process.exitcode})")
+    return f"worker process {worker.process.pid} died (exit {worker.process.exitcode})"
 
 
-def _end(pool: list[_Worker], busy: list[_Worker]) -> None:
+def _name(*arguments: Any) -> str:
+    return f"the task {', '.join(map(str, arguments))[:100]}"
+
+
+def _end(pool: list[_Worker]) -> None:
     for worker in pool:
         worker.pipe.close()
-    for worker in busy:
-        worker.process.terminate()
+        if worker.arguments is not None:
+            worker.process.terminate()
     deadline = time.monotonic() + _GRACE_SECONDS
     for worker in pool:
         worker.process.join(max(0.0, deadline - time.monotonic()))

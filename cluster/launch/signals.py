@@ -1,18 +1,17 @@
 """Being asked to stop: SIGTERM does what Ctrl-C does, a clean-up is not cut short, workers die with their command."""
 
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from sharding.lifeline import die_with as die_with
 
 STOPPED = 75  # exit code: stopped by a signal with everything saved
 STARTED_BY = "REELSCALE_PARENT"  # in the environment of a rank of launcher=none: the pid of the command
 NOT_BEGUN = "reelscale: stopped before training began; the same command starts it"
 _ASKING = (signal.SIGINT, signal.SIGTERM)
-_PR_SET_PDEATHSIG = 1
 
 
 class Interrupted(BaseException):
@@ -85,12 +84,3 @@ def postponed() -> Iterator[None]:
 def started_by_run_ranks() -> bool:
     """Whether this process is a rank of launcher=none."""
     return STARTED_BY in os.environ
-
-
-def die_with(parent: int) -> None:
-    """Have this process killed when the process that started it is gone."""
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)
