@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import struct
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -11,12 +13,25 @@ import av
 import numpy as np
 import pytest
 
-from sharding.judge import BadVideo, Decoded, judge_frames
-from sharding.picture import fitted_size, pad_lines
-from sharding.video import DEMUXERS, TIME_BASE, Clip, EncodeSettings, transcode
+from sharding.manifest import Video
+from sharding.media.encoder import Encoder
+from sharding.media.judge import BadVideo, Decoded, judge_frames
+from sharding.media.picture import fitted_size, pad_lines
+from sharding.source import Source
+from sharding.video import DEMUXERS, TIME_BASE, Clip, EncodeSettings, VideoSettings
+from sharding.video import transcode as transcode_segments
 from tests.sharding.conftest import FOOTAGE, frames_of
+from tests.sharding.footage import carphone, written
 
 SETTINGS = EncodeSettings(short_edge=64, preset="ultrafast")
+
+
+def transcode(path: Path, settings: EncodeSettings) -> Clip:
+    """The whole video as one clip."""
+    source = Source(str(path.parent), path.name)
+    (clip,) = transcode_segments(source, Video(path.name, (0,), "train"), VideoSettings(encode=settings))
+    assert isinstance(clip, Clip)
+    return clip
 
 
 def decode_by_table(clip: Clip) -> list[np.ndarray]:
@@ -153,6 +168,19 @@ def test_the_demuxers_that_may_open_a_file_exist() -> None:
     assert [name for name in DEMUXERS.split(",") if name not in known] == []
 
 
+def test_pictures_too_large_for_the_memory(tmp_path: Path) -> None:
+    """A few bytes may announce a gigabyte."""
+    path = written(tmp_path / "large.gif", carphone(3), codec="gif", pix_fmt="rgb8")
+    data = bytearray(path.read_bytes())
+    data[6:10] = struct.pack("<HH", 15000, 15000)
+    path.write_bytes(data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadVideo) as caught:
+        list(transcode_segments(Source(str(tmp_path), path.name), Video(path.name, (0,), "train"), VideoSettings()))
+    assert caught.value.kind == "undecodable" and caught.value.detail
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
 def test_a_missing_file_is_a_bad_video(tmp_path: Path) -> None:
     with pytest.raises(BadVideo, match="cannot be read"):
         transcode(tmp_path / "absent.mp4", SETTINGS)
@@ -198,6 +226,19 @@ def test_the_memory_behind_a_line_does_not_matter() -> None:
             litter = [bytes([filler]) * size for size in range(20_000, 60_000, 1000)]
             del litter
             assert transcode(FOOTAGE / name, EncodeSettings(preset="ultrafast")).data == expected
+
+
+def test_every_processor_makes_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As this one does without any of its faster instructions."""
+    expected = transcode(FOOTAGE / "bikes.mp4", EncodeSettings(short_edge=64)).data
+    options = Encoder._options
+
+    def limited(self: Encoder) -> dict[str, str]:
+        ours = options(self)
+        return {**ours, "x264-params": f"{ours['x264-params']}:asm=0"}
+
+    monkeypatch.setattr(Encoder, "_options", limited)
+    assert transcode(FOOTAGE / "bikes.mp4", EncodeSettings(short_edge=64)).data == expected
 
 
 def test_the_unused_part_of_every_line_is_written() -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+
+if TYPE_CHECKING:
+    from sharding.source import SourceFile
 
 MINIMUM_FRAMES = 2
 STUCK_AFTER = 1000  # errors in a row without a frame: nothing more will come
@@ -49,23 +53,29 @@ class Decoded:
             durations.append(float(stream.duration * stream.time_base))
         # The shorter one: a container lasts as long as its audio, a stream as long as before an edit.
         seconds = min(durations, default=0.0)
+        if "matroska" in format_name and stream.start_time and stream.time_base:
+            seconds = max(0.0, seconds - float(stream.start_time * stream.time_base))  # it counts from zero
         step = 1 / rate if 1 <= rate <= 240 else 1 / 25
         declared = stream.frames or (round(seconds / step) if 1 <= rate <= 240 else 0)
         if format_name == "avi" and stream.frames:
             seconds = stream.frames * step  # of a file cut off, the demuxer's duration is that of the rest
         return cls(declared, seconds, step)
 
-    def took(self, frame: VideoFrame) -> bool:
-        """Count a frame; False if the decoder calls it damaged."""
+    def took(self, frame: VideoFrame | Packet[VideoStream], time: float | None) -> bool:
+        """Count a frame, or an undecoded one's packet, shown at `time`; False if it is said to be damaged."""
         self.errors_in_row = 0
         if frame.is_corrupt:
             self.corrupt += 1
             return False
         self.frames += 1
-        if frame.time is not None:
-            self.first_time = frame.time if self.first_time is None else min(self.first_time, frame.time)
-            self.last_time = frame.time if self.last_time is None else max(self.last_time, frame.time)
+        if time is not None:
+            self.first_time = time if self.first_time is None else min(self.first_time, time)
+            self.last_time = time if self.last_time is None else max(self.last_time, time)
         return True
+
+    def of_stretch(self, seconds: float) -> Decoded:
+        """What the header says of so many seconds of the stream."""
+        return Decoded(round(seconds / self.step), seconds, self.step)
 
     def failed(self, error: Exception) -> None:
         """Count an error of the demuxer or decoder."""
@@ -100,10 +110,10 @@ def judge_bytes(head: bytes, size: int) -> None:
         raise BadVideo("not_video", "not a video file (its bytes are plain text)", f"it begins {shown!r}")
 
 
-def judge_unopenable(path: Path, head: bytes, error: str) -> BadVideo:
+def judge_unopenable(file: SourceFile, head: bytes, error: str) -> BadVideo:
     """Why a demuxer refused the file."""
     if head[4:8] in (b"ftyp", b"mdat", b"moov", b"wide", b"free", b"skip"):
-        if b"moov" not in _boxes(path):
+        if b"moov" not in _boxes(file):
             what = "the file is cut off or damaged: its header (moov) is missing"
             return BadVideo("truncated", what, error)
         return BadVideo("truncated", "the file is cut off or damaged: its header (moov) cannot be read", error)
@@ -154,20 +164,18 @@ def _is_text(head: bytes) -> bool:
     return False
 
 
-def _boxes(path: Path) -> list[bytes]:
+def _boxes(file: SourceFile) -> list[bytes]:
     """Types of the top-level boxes of an mp4, as far as they follow each other."""
     found: list[bytes] = []
-    end = path.stat().st_size
-    with path.open("rb") as file:
-        position = 0
-        while position + 8 <= end and len(found) < 1000:
-            file.seek(position)
-            header = file.read(16)
-            size = int.from_bytes(header[:4], "big")
-            found.append(header[4:8])
-            if size == 1:
-                size = int.from_bytes(header[8:16], "big")
-            if size < 8:
-                break
-            position += size
+    position = 0
+    while position + 8 <= file.size and len(found) < 1000:
+        file.seek(position)
+        header = file.read(16)
+        size = int.from_bytes(header[:4], "big")
+        found.append(header[4:8])
+        if size == 1:
+            size = int.from_bytes(header[8:16], "big")
+        if size < 8:
+            break
+        position += size
     return found

@@ -1,0 +1,1 @@
+"""One video, from its bytes to its clips: `sharding.video` is the door."""

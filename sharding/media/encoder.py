@@ -1,0 +1,285 @@
+"""Frames in, one small H.264 mp4 out, and the packet table by which a reader fetches its packets one by one."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import av
+import numpy as np
+import pydantic
+from av.video.frame import PictureType, VideoFrame
+
+from sharding.media.judge import MINIMUM_FRAMES, BadVideo
+from sharding.media.picture import Fitter, luma_of
+from sharding.settings import Settings
+
+if TYPE_CHECKING:
+    from sharding.flow import FlowClip, FlowEncoder
+
+KEY_FRAME_EVERY = 16
+SHORT_EDGE = 128
+TIME_BASE = Fraction(1, 90000)  # whole steps for 24, 25, 30, 50, 60 and 30000/1001 frames a second
+TICKS = TIME_BASE.denominator
+BURST, BURST_PIXELS = 64, 2**23  # pictures that are encoded together, at most
+LONGEST_GAP = 600.0  # seconds between two frames; more is a damaged timestamp
+
+
+class EncodeSettings(Settings):
+    """How a source video is judged and stored.
+
+    `short_edge`: the shorter side at most, in square pixels; or `size`: (width, height) as shown, the aspect ratio
+    ignored. `fps`: frames are dropped or repeated to this rate; None for the source's own times. `crf` and `preset`
+    are x264's. `copy`: the source's packets are stored untouched. The defaults keep a structural similarity of 0.97
+    to the resized source on every video of tests/benchmarks/encoding.py; slower presets save few bytes and decode no
+    faster.
+    """
+
+    model_config = pydantic.ConfigDict(populate_by_name=True, serialize_by_alias=True)  # of "copy", a method's name
+
+    short_edge: int = pydantic.Field(default=SHORT_EDGE, ge=16, le=1080, multiple_of=2)
+    size: tuple[int, int] | None = None
+    fps: float | None = pydantic.Field(default=None, ge=1.0, le=240.0)
+    key_frame_every: int = pydantic.Field(default=KEY_FRAME_EVERY, ge=1, le=600)
+    crf: int = pydantic.Field(default=18, ge=1, le=51)
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"] = "veryfast"
+    minimum_decoded: float = pydantic.Field(default=0.9, ge=0.0, le=1.0)
+    copy_packets: bool = pydantic.Field(default=False, alias="copy")
+
+    @pydantic.model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.size is not None:
+            if any(edge < 16 or edge > 4096 or edge % 2 for edge in self.size):
+                raise ValueError(f"size is {list(self.size)}; width and height must be even, from 16 to 4096")
+            if self.short_edge != SHORT_EDGE:
+                raise ValueError("short_edge and size are both given: leave one of them out")
+        if self.copy_packets:
+            defaults = {name: field.default for name, field in type(self).model_fields.items()}
+            changing = ("short_edge", "size", "fps", "key_frame_every", "crf", "preset")
+            given = [name for name in changing if getattr(self, name) != defaults[name]]
+            if given:
+                raise ValueError(f"copy stores the packets as they are: leave out {', '.join(given)}, or copy")
+        return self
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A stored video: the bytes of its mp4, and the packet table to read them by.
+
+    The table is in decode order; where nothing was copied, packet i is frame i. `offset`, `size`, `key` are inside
+    `data`; `pts` in TIME_BASE; `group_crc32` one a key-frame group, over its packets' bytes in order. `start`, `end`
+    in seconds of the source; `segment`: its number among the video's segments. `codec`: FFmpeg's name of the decoder.
+    """
+
+    data: bytes
+    segment: int
+    start: float
+    end: float
+    fps: float
+    frames: int
+    width: int
+    height: int
+    matrix: str
+    range: str
+    codec: str
+    extradata: bytes
+    packet_offset: np.ndarray
+    packet_size: np.ndarray
+    packet_pts: np.ndarray
+    packet_key: np.ndarray
+    group_crc32: np.ndarray
+    flow: FlowClip | None = None
+
+
+def packet_table(data: bytes) -> dict[str, Any]:
+    """extradata, packet_offset, packet_size, packet_pts, packet_key and group_crc32 of an mp4's bytes."""
+    offsets, sizes, times, keys, crcs = [], [], [], [], []
+    with av.open(io.BytesIO(data), "r", format="mp4") as container:
+        stream = container.streams.video[0]
+        extradata = bytes(stream.codec_context.extradata or b"")
+        for packet in container.demux(stream):
+            if not packet.size:
+                continue
+            assert packet.pos is not None and packet.pts is not None
+            payload = data[packet.pos : packet.pos + packet.size]
+            assert payload == bytes(packet)
+            if packet.is_keyframe:
+                crcs.append(0)
+            crcs[-1] = zlib.crc32(payload, crcs[-1])
+            offsets.append(packet.pos)
+            sizes.append(packet.size)
+            times.append(packet.pts)
+            keys.append(packet.is_keyframe)
+        assert stream.time_base == TIME_BASE
+    return {
+        "extradata": extradata,
+        "packet_offset": np.array(offsets, np.int64),
+        "packet_size": np.array(sizes, np.int32),
+        "packet_pts": np.array(times, np.int64),
+        "packet_key": np.array(keys, np.bool_),
+        "group_crc32": np.array(crcs, np.uint32),
+    }
+
+
+class Encoder:
+    """Frames in, one Clip out; opened by the first frame, whose shape decides the size.
+
+    `step`: nominal seconds between frames; `aspect`: a source pixel's width over its height; `flow`: what is to have
+    the luma of every stored frame.
+    """
+
+    def __init__(self, settings: EncodeSettings, step: float, aspect: float, flow: FlowEncoder | None = None) -> None:
+        self.settings = settings
+        self.step = step
+        self.flow = flow
+        self.sink = io.BytesIO()
+        self.fitter = Fitter(settings.short_edge, aspect, settings.size)
+        self.rate = Resampler(settings.fps) if settings.fps else None
+        self.frames = 0
+        self.last_pts = -1
+        self._waiting: list[tuple[VideoFrame, int]] = []
+        self._last_time: float | None = None
+        self._clock: float | None = None  # seconds since the first frame
+
+    def add(self, frame: VideoFrame, time: float | None) -> None:
+        """The next frame, shown at `time` seconds; None if the source does not say."""
+        if self._clock is None:
+            self._clock = 0.0
+        else:
+            gap = self.step if time is None or self._last_time is None else time - self._last_time
+            self._clock += gap if abs(gap) < LONGEST_GAP else self.step
+        self._last_time = time
+        ticks = round(self._clock * TICKS)
+        if self.rate is None:
+            self._store(self.fitter.fit(frame), ticks)
+        else:
+            self._repeat(self.rate.add(frame, ticks))
+
+    def finish(self, segment: int, start: float) -> Clip:
+        """Close the mp4 and read its packet table back; `start`: the first frame's time in the source."""
+        if self.rate is not None:
+            self._repeat(self.rate.finish(round(self.step * TICKS)))
+            if self.frames < MINIMUM_FRAMES:
+                what = f"at {self.settings.fps:g} frames a second it has {self.frames} frame"
+                raise BadVideo("too_short", f"{what}; at least {MINIMUM_FRAMES} are needed")
+        self._encode()
+        self.container.mux(self.stream.encode(None))
+        self.container.close()
+        data = self.sink.getvalue()
+        table = packet_table(data)
+        assert len(table["packet_pts"]) == self.frames
+        seconds = self.last_pts / TICKS
+        fps = self.settings.fps or (self.frames - 1) / seconds
+        return Clip(
+            data=data,
+            segment=segment,
+            start=start,
+            end=start + seconds + 1 / fps,
+            fps=fps,
+            frames=self.frames,
+            width=self.stream.codec_context.width,
+            height=self.stream.codec_context.height,
+            matrix="bt601",
+            range="tv",
+            codec="h264",
+            flow=self.flow.finish() if self.flow else None,
+            **table,
+        )
+
+    def _repeat(self, pictures: tuple[VideoFrame, range] | None) -> None:
+        if pictures is None or not pictures[1]:
+            return
+        assert self.rate is not None
+        small = self.fitter.fit(pictures[0])
+        for number in pictures[1]:
+            self._store(small, self.rate.ticks(number))
+
+    def _store(self, picture: VideoFrame, ticks: int) -> None:
+        """Every picture that is stored comes by here, once for each time it is shown."""
+        if not self.frames:
+            self._open(picture)
+        self.last_pts = max(ticks, self.last_pts + 1)
+        if self.flow is not None:
+            self.flow.add(luma_of(picture), self.last_pts)
+        self._waiting.append((picture, self.last_pts))
+        self.frames += 1
+        if len(self._waiting) * picture.width * picture.height >= BURST_PIXELS or len(self._waiting) == BURST:
+            self._encode()
+
+    def _encode(self) -> None:
+        """Encode the pictures that wait, all at once: decoder and encoder drive each other out of the caches."""
+        for picture, pts in self._waiting:
+            picture.pts = pts
+            picture.time_base = TIME_BASE
+            picture.pict_type = PictureType.NONE
+            for packet in self.stream.encode(picture):
+                self.container.mux_one(packet)
+        self._waiting.clear()
+
+    def _open(self, picture: VideoFrame) -> None:
+        self.container = av.open(self.sink, "w", format="mp4", options={"fflags": "+bitexact"})
+        rate = Fraction(self.settings.fps or 1 / self.step).limit_denominator(1001)
+        stream = self.container.add_stream("libx264", rate=rate, options=self._options())
+        context = stream.codec_context
+        context.width, context.height, context.pix_fmt = picture.width, picture.height, "yuv420p"
+        context.time_base = stream.time_base = TIME_BASE
+        context.gop_size, context.max_b_frames = self.settings.key_frame_every, 0
+        context.thread_count = 1  # more threads make other bytes
+        context.flags |= int(av.codec.context.Flags.bitexact | av.codec.context.Flags.closed_gop)
+        context.color_range, context.colorspace = 1, 6  # limited ("tv"), SMPTE 170M ("bt601")
+        self.stream = stream
+
+    def _options(self) -> dict[str, str]:
+        x264 = {
+            "keyint": self.settings.key_frame_every,
+            "min-keyint": self.settings.key_frame_every,
+            "scenecut": 0,
+            "open-gop": 0,
+            "bframes": 0,
+            "cabac": 0,
+            "no-deblock": 1,
+            "threads": 1,
+            "cpu-independent": 1,  # else other instruction sets make other bytes
+        }
+        return {
+            "preset": self.settings.preset,
+            "tune": "fastdecode",
+            "crf": str(self.settings.crf),
+            "x264-params": ":".join(f"{key}={value}" for key, value in x264.items()),
+        }
+
+
+class Resampler:
+    """Drops and repeats frames to a constant rate, rounding times as FFmpeg's fps filter does by default."""
+
+    def __init__(self, fps: float) -> None:
+        self.fps = Fraction(fps).limit_denominator(1001)
+        self._held: tuple[VideoFrame, int, int] | None = None  # frame, its number, its ticks
+
+    def ticks(self, number: int) -> int:
+        """When picture `number` is shown, in TIME_BASE."""
+        return round(number * TICKS / self.fps)
+
+    def add(self, frame: VideoFrame, ticks: int) -> tuple[VideoFrame, range] | None:
+        """The frame before this one, and the numbers of the pictures that show it."""
+        number = self._number(ticks)
+        shown = None
+        if self._held is not None:
+            held, first, _ = self._held
+            number = max(number, first)
+            shown = (held, range(first, number))
+        self._held = (frame, number, ticks)
+        return shown
+
+    def finish(self, last_ticks: int) -> tuple[VideoFrame, range] | None:
+        """The last frame, which lasts so long, and the numbers of the pictures that show it."""
+        if self._held is None:
+            return None
+        held, first, ticks = self._held
+        return held, range(first, self._number(ticks + last_ticks))
+
+    def _number(self, ticks: int) -> int:
+        return (2 * ticks * self.fps.numerator + TICKS * self.fps.denominator) // (2 * TICKS * self.fps.denominator)

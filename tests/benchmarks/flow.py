@@ -1,0 +1,83 @@
+"""Benchmark: what storing optical flow costs and loses at each crf, on the tests' real videos.
+
+python -m tests.benchmarks.flow [--quick] [--out FILE]
+
+A row a crf: frames of flow a second (one core, Farneback included), bytes a frame, the mean error in pixels of eight
+bits alone and of what decodes, and the highest ratio of the two on one video. The crf in use, marked, is the largest
+with which no ratio reaches 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharding.flow import FlowEncoder, FlowSettings
+from sharding.video import KEY_FRAME_EVERY, TIME_BASE, EncodeSettings
+from tests.benchmarks.encoding import FOOTAGE, VIDEOS, luma, source_frames
+
+CRFS = (4, 8, 10, 11, 12, 14, 16, 20)
+FRAMES = 120  # of each video
+
+
+def measured(crf: int, sources: dict[str, list[NDArray[np.uint8]]]) -> dict[str, Any]:
+    """A row of the table: means over the videos, and the highest ratio of one."""
+    rows = []
+    for frames in sources.values():
+        encoder = FlowEncoder(FlowSettings(crf=crf), KEY_FRAME_EVERY, TIME_BASE)
+        begin = time.perf_counter()
+        for number, frame in enumerate(frames):
+            encoder.add(frame, number * 3000)
+        clip = encoder.finish()
+        assert clip is not None
+        rows.append(
+            {
+                "frames_per_second": clip.frames / (time.perf_counter() - begin),
+                "bytes_per_frame": len(clip.data) / clip.frames,
+                "clipped": clip.clipped,
+                "quantisation_error": clip.quantisation_error,
+                "stored_error": clip.stored_error,
+                "ratio": clip.stored_error / clip.quantisation_error,
+            }
+        )
+    means = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    highest = max(row["ratio"] for row in rows)
+    return {"crf": crf, **means, "highest_ratio": highest, "videos": dict(zip(sources, rows, strict=True))}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The figures as text."""
+    names = f"{'crf':>5} {'frames/s':>9} {'bytes/frame':>12} {'8 bits, px':>11} {'stored, px':>11}"
+    lines = [f"{names} {'highest ratio':>14}"]
+    for row in rows:
+        mark = "*" if row["crf"] == FlowSettings().crf else ""
+        told = f"{row['frames_per_second']:9.0f} {row['bytes_per_frame']:12.0f} {row['quantisation_error']:11.4f}"
+        lines.append(f"{mark + str(row['crf']):>5} {told} {row['stored_error']:11.4f} {row['highest_ratio']:14.2f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure every crf on every video, print the table, write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few settings, on three videos")
+    parser.add_argument("--out", type=Path, default=Path("bench/flow.json"))
+    given = parser.parse_args()
+    names, crfs = (VIDEOS[:3], (10, FlowSettings().crf, 12)) if given.quick else (VIDEOS, CRFS)
+    sources = {
+        name: [luma(frame) for frame in source_frames(FOOTAGE / name, EncodeSettings())[:FRAMES]] for name in names
+    }
+    rows = [measured(crf, sources) for crf in crfs]
+    print(table(rows))
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(rows, indent=1))
+    print(f"figures: {given.out}")
+
+
+if __name__ == "__main__":
+    main()
