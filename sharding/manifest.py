@@ -1,219 +1,377 @@
-"""A corpus folder → `Video` records: classes from folder names, the split given or taken by a hash."""
+"""A corpus, whatever its form → `Video` records: each once, on one side, in the plan's order, streamed from disk."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
-from sharding.errors import UserError
-from sharding.source import local_root
-from sharding.store import open_store
+import pydantic
 
-EXTENSIONS = frozenset(
-    [
-        "3g2",
-        "3gp",
-        "asf",
-        "avi",
-        "f4v",
-        "flv",
-        "m2ts",
-        "m4v",
-        "mkv",
-        "mov",
-        "mp4",
-        "mpeg",
-        "mpg",
-        "mts",
-        "ogg",
-        "ogm",
-        "ogv",
-        "ts",
-        "vob",
-        "webm",
-        "wmv",
-    ]
+from sharding.corpora.folders import folder_rows
+from sharding.corpora.gather import Gather, told
+from sharding.corpora.labels import LabelBook
+from sharding.corpora.recognise import (
+    LOOKED_FOR,
+    MOST_LISTS,
+    Shape,
+    class_names,
+    is_list_name,
+    shape_of_file,
+    shape_of_folder,
 )
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-SMALLEST_VIDEO = 1024  # bytes: a smaller file holds no video, so a split must not consist of such files
+from sharding.corpora.roots import (
+    Roots,
+    files_below,
+    is_video_name,
+    kept_stores,
+    kind_of_place,
+    normal_root,
+    printable,
+    tellable,
+)
+from sharding.corpora.rows import Listing, Refusal, decoded, encoded
+from sharding.corpora.settle import identity_digest
+from sharding.errors import UserError
+from sharding.settings import Settings
+from sharding.source import local_root
 
-Layout = list[tuple[str, str, str]]  # (uri, class name, split or "")
+__all__ = ["Compared", "CorpusSettings", "Manifest", "Video", "is_video_name", "printable", "read_manifest"]
+
+Files = Callable[[str], Iterable[tuple[str, int | None]]]
+EXAMPLES = 3
+REMARKS = {  # kind → what a note says of so many rows
+    "missing": "left out {} listed videos that are not there",
+    "unlabelled": "left out {} videos that have no label",
+    "label_out_of_range": "met {} videos with a label that is no class",
+    "malformed": "left out {} lines that cannot be read",
+    "outside_roots": "left out {} videos that do not lie below the media's folder or one of the roots",
+    "leak": "left out {} validation videos that are listed for training as well",
+    "duplicate": "joined {} lines that list a video once more",
+    "ambiguous": "met {} videos of which there are several files; the first by name is taken",
+    "test": "left out {} videos of the test split, because there is a validation split",
+    "unused": "left out {} videos that this fold does not use",
+    "changed": "kept {} videos as they were planned, though they are listed otherwise now",
+}
+PLANNED = ("duplicate", "ambiguous", "changed")  # kinds that do not take a video away
+
+
+class CorpusSettings(Settings):
+    """What a corpus is and where its files are."""
+
+    kind: Literal["auto", "folder", "csv", "jsonl", "parquet", "sports1m", "kinetics", "ucf101", "hmdb51"] = "auto"
+    media: str | None = None  # the folder or prefix that holds the videos; None: the list's own
+    labels: str | None = None  # a file of class names, one a line, line 1 being class 0
+    fold: int = pydantic.Field(1, ge=0, le=9)  # of UCF101, HMDB51 (1 to 3), Sports-1M's cross-validation (0 to 9)
+    roots: tuple[str, ...] = ()  # further folders or prefixes that a list may name files of
+    validation: float = pydantic.Field(0.1, ge=0, lt=1)  # share of the source videos, where the corpus gives no split
 
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One source video: its posix path relative to the corpus, its class indices, its split."""
+    """One source video, or a stretch of one: its posix path relative to the corpus' root (or a full URL, or an
+    absolute path), its class indices, its split.
+
+    `start`, `end`: the stretch that the corpus lists, in seconds; None: from the beginning, to the end. `bytes`: its
+    size where the corpus' listing tells it. `segments`: the numbers of the only segments to make; () for all.
+    """
 
     uri: str
     labels: tuple[int, ...]
     split: str
+    start: float | None = None
+    end: float | None = None
+    bytes: int | None = None
+    segments: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
+class Compared:
+    """A corpus beside what was planned of it: videos that are the `same`; `changed` (other labels, split or bytes:
+    they stay as they were planned), with up to five `examples`; `gone`: planned, and not in this corpus."""
+
+    same: int
+    changed: int
+    gone: int
+    examples: tuple[str, ...]
+
+
 class Manifest:
-    """A corpus as read: `notes` says in words what was left out, and what will be missed."""
+    """A corpus as read, in a temporary file: a context manager, which gives the disk space back.
 
-    corpus: str
-    classes: tuple[str, ...]
-    videos: tuple[Video, ...]
-    notes: tuple[str, ...]
-
-
-def read_manifest(corpus: str, validation: float) -> Manifest:
-    """The videos of a folder (or fsspec URL) in one of three layouts.
-
-    `CORPUS/{train,val}/class/**/file`, `CORPUS/class/**/file`, or files flat in CORPUS (one class, named
-    after the folder). Without a given split, a share `validation` of the videos, by a hash of the uri,
-    is for validation. Videos beside class folders are left out. Raises UserError if the corpus is missing or
-    holds no video.
+    `root`: the folder or store that its uris are relative to. `classes`: their names. `notes`: in words, what was left
+    out and what will be missed. `counts`: videos by split. `left_out`: rows by the kind of what is wrong with them.
     """
-    sizes = _files(corpus)
-    videos = sorted(uri for uri in sizes if is_video_name(uri))
-    if not videos:
-        found = f"it holds {len(sizes)} other files" if sizes else "it holds no file"
-        remedy = "put videos (mp4, avi, mkv, webm, mov, …) into class folders: CORPUS/class/video.mp4"
-        raise UserError(f"no video in the corpus; {found}", corpus, remedy)
-    layout, notes = read_layout(videos, PurePosixPath(Path(corpus).absolute().as_posix()).name or "all")
-    notes += _remarks(layout)
-    ignored = [uri for uri in sizes if not is_video_name(uri)]
-    if ignored:
-        notes.append(f"ignored {len(ignored)} files that are not videos by their name: {_examples(sorted(ignored))}")
-    classes = tuple(sorted({name for _, name, _ in layout}))
-    labels = {name: index for index, name in enumerate(classes)}
-    splits = assign_splits({uri: split for uri, _, split in layout}, validation, sizes)
-    records = tuple(Video(uri, (labels[name],), splits[uri]) for uri, name, _ in layout)
-    return Manifest(corpus, classes, records, tuple(notes))
+
+    def __init__(
+        self, corpus: str, root: str, classes: tuple[str, ...], gather: Gather, remarks: Sequence[str], kind: str
+    ) -> None:
+        self.corpus = corpus
+        self.kind = kind
+        self.root = root
+        self.classes = classes
+        self._gather = gather
+        self._remarks = tuple(remarks)
+        self._sum()
+
+    def __enter__(self) -> Manifest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the disk space back."""
+        self._gather.close()
+
+    def videos(self) -> Iterator[Video]:
+        """All videos, training first; inside a split in an order by hash, which depends on their identities alone."""
+        found = self._gather.db.execute("SELECT uri, labels, split, start, end, bytes FROM videos ORDER BY rowid")
+        for uri, labels, split, start, end, size in found:
+            yield Video(decoded(uri), _labels(labels), split, start, end, size)
+
+    def refusals(self) -> Iterator[dict[str, str]]:
+        """What is left out, or planned with a remark: uri, kind, reason, and where it is listed; without secrets."""
+        for uri, kind, reason, file, line in self._gather.refusals():
+            yield {"uri": uri, "kind": kind, "reason": reason, "where": self._gather.place(file, line)}
+
+    def without(self, planned: Iterable[Video]) -> Compared:
+        """Take away what is `planned` already, by identity: uri, start and end.
+
+        A new stretch of a planned video goes to its side; where the corpus itself puts it on the other, it is left out
+        as a leak.
+        """
+        db = self._gather.db
+        rows = (
+            (identity_digest(encoded(one.uri), one.start, one.end), encoded(one.uri), one.split, _code(one), one.bytes)
+            for one in planned
+        )
+        with told():
+            db.execute(
+                "CREATE TABLE there (ord BLOB PRIMARY KEY, uri BLOB, split TEXT, labels TEXT, bytes INT) WITHOUT ROWID"
+            )
+            db.executemany("INSERT OR IGNORE INTO there VALUES (?, ?, ?, ?, ?)", rows)
+            side = "0" if self._gather.by_share else "v.split <> t.split"
+            differs = f"(v.labels <> t.labels OR {side} OR (v.bytes <> t.bytes AND v.bytes + t.bytes IS NOT NULL))"
+            both = "FROM videos v JOIN there t ON t.ord = v.ord"
+            met = db.execute(f"SELECT COUNT(*) {both}").fetchone()[0]
+            total = db.execute("SELECT COUNT(*) FROM there").fetchone()[0]
+            examples: list[str] = []
+            changed = 0
+            found = db.execute(
+                f"SELECT v.uri, v.labels, t.labels, v.split, t.split, v.bytes, t.bytes, v.file, v.line {both} "
+                f"WHERE {differs} ORDER BY v.rowid"
+            )
+            for uri, *values, file, line in found:
+                changed += 1
+                words = _difference(values, self._gather.by_share)
+                if len(examples) < 5:
+                    examples.append(f"{tellable(decoded(uri))}: {words}")
+                self._gather.refuse(file, Refusal(decoded(uri), "changed", f"{words}; it stays as planned", line))
+            db.execute(
+                "CREATE TABLE fresh AS SELECT v.* FROM videos v LEFT JOIN there t ON t.ord = v.ord "
+                "WHERE t.ord IS NULL ORDER BY v.rowid"
+            )
+            db.execute("DROP TABLE videos")
+            db.execute("ALTER TABLE fresh RENAME TO videos")
+            self._take_sides()
+            db.execute("DROP TABLE there")
+        self._sum()
+        return Compared(met - changed, changed, total - met, tuple(examples))
+
+    def _take_sides(self) -> None:
+        """See that no new stretch is on the other side than what is planned of its video."""
+        db = self._gather.db
+        if not db.execute("SELECT EXISTS (SELECT 1 FROM videos)").fetchone()[0]:
+            return
+        db.execute("CREATE INDEX there_uri ON there (uri, split)")
+        if self._gather.by_share:
+            planned = "SELECT MIN(split) FROM there t WHERE t.uri = videos.uri"
+            db.execute(f"UPDATE videos SET split = ({planned}) WHERE uri IN (SELECT uri FROM there)")
+            self._gather.reorder()
+            return
+        other = "EXISTS (SELECT 1 FROM there t WHERE t.uri = videos.uri AND t.split <> videos.split)"
+        reason = "another stretch of the same video is planned for the other split"
+        for uri, file, line in db.execute(f"SELECT uri, file, line FROM videos WHERE {other}"):
+            self._gather.refuse(file, Refusal(decoded(uri), "leak", reason, line))
+        db.execute(f"DELETE FROM videos WHERE {other}")
+
+    def _sum(self) -> None:
+        self.counts = self._gather.counts()
+        self.left_out = self._gather.refused()
+        self.notes = (*_notes(self), *self._remarks)
 
 
-def is_video_name(uri: str) -> bool:
-    """Whether a path's name says video: a known extension, no hidden part."""
-    path = PurePosixPath(uri)
-    return path.suffix[1:].lower() in EXTENSIONS and not any(part.startswith(".") for part in path.parts)
+def read_manifest(
+    corpus: str, settings: CorpusSettings, classes: tuple[str, ...] | None = None, files: Files = files_below
+) -> Manifest:
+    """A corpus of any kind that `CorpusSettings.kind` names, local or in a store.
+
+    `classes`: names that have their indices already, in a store that exists; new ones come after them. `files`: what
+    lists (relative path, bytes) of the files below a folder or prefix.
+    Raises UserError if it is missing, of no known kind, damaged, or holds no video that can be planned.
+    """
+    gather = Gather()
+    try:
+        with kept_stores():
+            return _read(corpus, settings, classes, files, gather)
+    except BaseException:
+        gather.close()
+        raise
 
 
-def printable(text: str) -> str:
-    """A name with the bytes that are not UTF-8 written as \\udcXX: what is stored and shown of a file's name."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def read_layout(videos: Sequence[str], folder: str) -> tuple[Layout, list[str]]:
-    """(uri, class, split or "") of each video, and notes on what was left out."""
-    paths = {uri: PurePosixPath(uri).parts for uri in videos}
-    tops = {parts[0] for parts in paths.values() if len(parts) > 1}
-    # A class may be called "train" (the locomotive) among others: splits only if every folder is one.
-    if tops and all(top.lower() in SPLITS for top in tops):
-        rows = [(uri, parts[1:], SPLITS[parts[0].lower()]) for uri, parts in paths.items() if len(parts) > 1]
+def _read(
+    corpus: str, settings: CorpusSettings, classes: tuple[str, ...] | None, files: Files, gather: Gather
+) -> Manifest:
+    place = normal_root(corpus)
+    if kind_of_place(place) == "file":
+        shape: Shape | None = shape_of_file(place, settings.kind, settings.labels)
+        place = place.rpartition("/")[0] or "/"
     else:
-        rows = [(uri, parts, "") for uri, parts in paths.items()]
-    classed = _classes_of(rows, printable(folder))
-    layout, notes = _settle_splits(classed)
-    loose = sorted({*videos} - {uri for uri, _, _ in classed})
-    if loose:
-        told = f"left out {len(loose)} videos that lie beside the class folders and so have no class"
-        notes.append(f"{told}: {_examples(loose)}")
-    return layout, notes
+        root = gather.look(place, files(place))
+        names = (name for name, _ in gather.files(root, video=False) if is_list_name(name))
+        lists = list(itertools.islice(names, MOST_LISTS))
+        shape = shape_of_folder(place, lists, settings.kind, settings.fold, settings.labels)
+    if shape is None:
+        return _read_folder(corpus, place, settings, classes, gather)
+    base = place
+    if settings.media is not None:
+        base = normal_root(settings.media)
+        if local_root(base) is not None and kind_of_place(base, "media folder") == "file":
+            remedy = "give the folder or prefix that holds the videos as media=…"
+            raise UserError("media is a file, not a folder", tellable(base), remedy)
+    book = LabelBook(shape.meaning, shape.names, tellable(corpus))
+    if shape.key is not None:
+        if settings.media is None:
+            base = _media_of(place, shape, files, gather)
+        for listing in shape.lists:
+            gather.read(listing, book, None)
+        gather.match(gather.look(base, files(base), shape.key), shape.key)
+        absent = f"no video below {tellable(base)} has this id"
+    else:
+        roots = Roots(base, settings.roots)
+        for listing in shape.lists:
+            gather.read(listing, book, roots)
+        for number, root_place in enumerate(roots.places):
+            if roots.is_remote(number):
+                gather.match_uris(gather.look(root_place, files(root_place)), functools.partial(roots.uri, number))
+        absent = "there is no such file"
+    named = book.settle(classes)
+    gather.settle(book, settings.validation, absent)
+    manifest = Manifest(corpus, base, named, gather, _remarks(gather, named, False), shape.kind)
+    _require_videos(manifest, gather)
+    return manifest
 
 
-def assign_splits(given: dict[str, str], validation: float, sizes: dict[str, int]) -> dict[str, str]:
-    """uri → "train" or "val". A uri without a given split ("") goes by its hash alone.
-
-    Only where that would leave one side without a video of plausible size, the nearest by hash crosses
-    over; of one such video alone, training gets it.
-    """
-    splits = {uri: split or ("val" if uri_fraction(uri) < validation else "train") for uri, split in given.items()}
-    if any(given.values()) or validation <= 0:
-        return splits
-    plausible = sorted((uri for uri in given if sizes.get(uri, SMALLEST_VIDEO) >= SMALLEST_VIDEO), key=uri_fraction)
-    count = Counter(splits[uri] for uri in plausible)
-    if len(plausible) >= 2 and not count["val"]:
-        splits[plausible[0]] = "val"
-    elif plausible and not count["train"]:
-        splits[plausible[-1]] = "train"
-    return splits
-
-
-def uri_fraction(uri: str) -> float:
-    """A number in [0, 1) from the uri's sha256: the same on every machine."""
-    return int.from_bytes(hashlib.sha256(uri.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
-
-
-def _classes_of(rows: Sequence[tuple[str, tuple[str, ...], str]], folder: str) -> Layout:
-    """Rows with the class that their first folder names; if not one lies in a folder, all are of one class."""
-    layout = [(uri, printable(parts[0]), split) for uri, parts, split in rows if len(parts) > 1]
-    return layout or [(uri, folder, split) for uri, _, split in rows]
-
-
-def _settle_splits(layout: Layout) -> tuple[Layout, list[str]]:
-    """The layout with test videos as validation, or left out where there is another; "" where a share is taken."""
-    given = {split for _, _, split in layout}
-    if given <= {"", "train"}:
-        return [(uri, name, "") for uri, name, _ in layout], []
-    if {"val", "test"} <= given:
-        kept = [row for row in layout if row[2] != "test"]
-        return kept, [f"left out {len(layout) - len(kept)} videos in test/, because a validation folder exists"]
-    return [(uri, name, "val" if split == "test" else split) for uri, name, split in layout], []
+def _read_folder(
+    corpus: str, place: str, settings: CorpusSettings, classes: tuple[str, ...] | None, gather: Gather
+) -> Manifest:
+    """A folder of class folders."""
+    gather.of_folders = True
+    others = gather.count_files(0, video=False)
+    if not gather.count_files(0, video=True):
+        found = f"it holds {others} other files" if others else "it holds no file"
+        remedy = "put videos (mp4, avi, mkv, webm, mov, …) into class folders: CORPUS/class/video.mp4"
+        what = f"no video in the corpus; {found}, and no list that is known"
+        raise UserError(what, tellable(corpus), f"{remedy}. Known are: {LOOKED_FOR}")
+    names = class_names(settings.labels) if settings.labels is not None else None
+    book = LabelBook("names", names, tellable(corpus))
+    folder = PurePosixPath(Path(corpus).absolute().as_posix()).name or "all"
+    rows = folder_rows(lambda: gather.files(0, video=True), printable(folder))
+    gather.read(Listing(tellable(place), "line", rows), book, None, listed=True)
+    named = book.settle(classes)
+    gather.settle(book, settings.validation, "")
+    remarks = _remarks(gather, named, True)
+    if others:
+        ignored = [tellable(uri) for uri, _ in itertools.islice(gather.files(0, video=False), EXAMPLES)]
+        more = ", …" if others > EXAMPLES else ""
+        remarks.append(f"ignored {others} files that are not videos by their name: {', '.join(ignored)}{more}")
+    manifest = Manifest(corpus, place, named, gather, remarks, "folder")
+    _require_videos(manifest, gather)
+    return manifest
 
 
-def _remarks(layout: Layout) -> list[str]:
+def _media_of(place: str, shape: Shape, files: Files, gather: Gather) -> str:
+    """The folder that holds the videos of lists by id, where none was given: the lists' own, or one beside it."""
+    if gather.count_files(gather.look(place, files(place)), video=True):
+        return place
+    for beside in shape.beside:
+        try:
+            found = gather.look(beside, files(beside))
+        except UserError:
+            continue
+        if gather.count_files(found, video=True):
+            return beside
+    remedy = "give the folder or prefix that holds the files, e.g. media=/data/videos; nothing is downloaded"
+    raise UserError("the list names videos by id, and there is no video beside it", tellable(place), remedy)
+
+
+def _require_videos(manifest: Manifest, gather: Gather) -> None:
+    """Raises UserError, with what is wrong with how many, if nothing is left to plan."""
+    if any(manifest.counts.values()):
+        return
+    wrong = ", ".join(f"{count} {kind}" for kind, count in manifest.left_out.items() if kind not in PLANNED)
+    what = f"no video that can be planned; of {gather.rows} listed: {wrong}" if gather.rows else "the list is empty"
+    if manifest.left_out:
+        first = next(manifest.refusals())
+        what += f". The first: {first['uri']} ({first['where']}): {first['reason']}"
+    remedy = "correct the list, or give the folder or prefix that holds its files as media=…"
+    raise UserError(what, tellable(manifest.corpus), remedy)
+
+
+def _notes(manifest: Manifest) -> Iterator[str]:
+    """A line for each kind of what was left out, with examples."""
+    for kind, words in REMARKS.items():
+        count = manifest.left_out.get(kind, 0)
+        if count:
+            examples = list(manifest._gather.examples(kind, EXAMPLES))
+            if manifest.kind == "folder":
+                words = {
+                    "unlabelled": "left out {} videos that lie beside the class folders and so have no class",
+                    "test": "left out {} videos in test/, because a validation folder exists",
+                }.get(kind, words)
+            yield f"{words.format(count)}: {', '.join(examples)}" + (", …" if count > EXAMPLES else "")
+
+
+def _remarks(gather: Gather, classes: Sequence[str], folders: bool) -> list[str]:
     """What of a corpus that can be sharded will be missed later."""
     remarks = []
-    classes = {name for _, name, _ in layout}
     if len(classes) == 1:
+        advice = "to make classes, sort the videos into folders: CORPUS/class/video.mp4"
+        only = f"there is one class, {classes[0]}, so there is nothing to tell apart"
+        remarks.append(f"{only}; {advice}" if folders else only)
+    counts = gather.counts()
+    if not counts["train"] and counts["val"]:
+        advice = "add CORPUS/train/class/video.mp4, or give that folder itself as CORPUS"
+        told_why = "because every folder is one of validation" if folders else "as none of the training list remains"
         remarks.append(
-            f"there is one class, {classes.pop()}, so there is nothing to tell apart; "
-            "to make classes, sort the videos into folders: CORPUS/class/video.mp4"
+            f"there is no video to train on, {told_why}: the store will serve to evaluate"
+            + (f"; to train, {advice}" if folders else "")
         )
-    if all(split == "val" for _, _, split in layout):
-        remarks.append(
-            "there is no video to train on, because every folder is one of validation: the store will serve to "
-            "evaluate; to train, add CORPUS/train/class/video.mp4, or give that folder itself as CORPUS"
-        )
+    if not counts["val"] and (gather.given["val"] or gather.given["test"]):
+        remarks.append("there is no video to validate on, as none of the validation list remains")
     return remarks
 
 
-def _examples(uris: Sequence[str]) -> str:
-    return ", ".join(map(printable, uris[:3])) + (", …" if len(uris) > 3 else "")
+def _difference(values: Sequence[Any], by_share: bool) -> str:
+    labels, old_labels, split, old_split, size, old_size = values
+    words = []
+    if labels != old_labels:
+        words.append(f"labels {labels}, planned with {old_labels}")
+    if split != old_split and not by_share:
+        words.append(f"split {split}, planned for {old_split}")
+    if size != old_size and size is not None and old_size is not None:
+        words.append(f"{size} bytes, planned with {old_size}")
+    return "; ".join(words)
 
 
-def _files(corpus: str) -> dict[str, int]:
-    """Relative posix path → bytes of every file below `corpus` (no sizes for a remote one)."""
-    root = local_root(corpus)
-    if root is None:
-        return dict.fromkeys(open_store(corpus).list(""), SMALLEST_VIDEO)
-    if not root.exists():
-        raise UserError("there is no such corpus", corpus, "check the path; it must be a folder of videos")
-    if not root.is_dir():
-        raise UserError("the corpus is a file, not a folder", corpus, "give the folder that holds the videos")
-    try:
-        return dict(_walk(root, "", (root.resolve(),)))
-    except OSError as error:
-        remedy = "give this account the right to read the corpus"
-        raise UserError(
-            f"the corpus cannot be read: {error.strerror}", str(error.filename or corpus), remedy
-        ) from error
+@functools.lru_cache(65536)
+def _labels(code: str) -> tuple[int, ...]:
+    return tuple(map(int, code.split(",")))
 
 
-def _walk(folder: Path, prefix: str, above: tuple[Path, ...]) -> Iterator[tuple[str, int]]:
-    """Follows links, as corpora are often linked together, but never into a folder it is inside of."""
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            uri = prefix + entry.name
-            if entry.is_dir():
-                below = Path(entry.path).resolve()
-                if below not in above:
-                    yield from _walk(Path(entry.path), uri + "/", (*above, below))
-            elif entry.is_file():
-                yield uri, entry.stat().st_size
-            elif entry.is_symlink():
-                yield uri, 0  # a dangling link: it will be told as a video that cannot be read
+def _code(video: Video) -> str:
+    return ",".join(map(str, sorted(video.labels)))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sharding.manifest import Video
@@ -14,11 +13,15 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """The videos that one worker turns into one shard; `id` is unique over all splits."""
+    """The videos that one worker turns into one shard; `id` is unique over all splits.
+
+    `failed`: of a retry, the kind of failure each of the videos had; else ().
+    """
 
     id: str
     split: str
     videos: tuple[Video, ...]
+    failed: tuple[str, ...] = ()
 
 
 def shard_size(videos: int) -> int:
@@ -29,28 +32,18 @@ def shard_size(videos: int) -> int:
     return min(max(-(-videos // 64), 1), 64)
 
 
-def plan(videos: Sequence[Video], videos_per_shard: int | None) -> list[ShardJob]:
+def plan(
+    videos: Iterable[Video], counts: Mapping[str, int], videos_per_shard: int | None, generation: int = 0
+) -> Iterator[ShardJob]:
     """Jobs of at most `videos_per_shard` videos each (None: `shard_size` of the split), from train on to val.
 
-    Inside a split the order is by a hash of the uri, so that a shard mixes classes; the order of the
-    input does not matter.
+    `videos` come in a manifest's order, split by split, and are streamed; `counts` says how many a split has.
+    Jobs are numbered through both splits: `g0-000000` is the first of generation 0.
     """
-    jobs: list[ShardJob] = []
-    for split in SPLITS:
-        mine = sorted((video for video in videos if video.split == split), key=_order)
-        size = videos_per_shard or shard_size(len(mine))
-        for start in range(0, len(mine), size):
-            chunk = tuple(mine[start : start + size])
-            jobs.append(ShardJob(f"g0-{len(jobs):06d}", split, chunk))
-    return jobs
-
-
-def manifest_digest(videos: Sequence[Video], classes: Sequence[str]) -> str:
-    """sha256 (hex) of the classes and of every video's uri, labels and split, in any order."""
-    rows = sorted([video.uri, list(video.labels), video.split] for video in videos)
-    return hashlib.sha256(json.dumps([list(classes), rows]).encode()).hexdigest()
-
-
-def _order(video: Video) -> tuple[bytes, str]:
-    # Salted: unsalted, the validation share would lie in one corner of the order.
-    return hashlib.sha256(b"order:" + video.uri.encode("utf-8", "surrogateescape")).digest(), video.uri
+    number = itertools.count()
+    order = iter(SPLITS)
+    for split, mine in itertools.groupby(videos, key=lambda video: video.split):
+        assert split in order, "videos must come training first, then validation"
+        size = videos_per_shard or shard_size(counts[split])
+        while chunk := tuple(itertools.islice(mine, size)):
+            yield ShardJob(f"g{generation}-{next(number):06d}", split, chunk)

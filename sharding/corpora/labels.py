@@ -1,0 +1,116 @@
+"""The labels of a corpus: names or numbers as listed, then indices of classes."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from sharding.corpora.roots import printable
+from sharding.errors import UserError
+
+MOST = 100_000  # classes; a list with more has another column where the labels should be
+Meaning = Literal["names", "numbers", "either"]
+Labels = tuple[str | int, ...]
+
+_NUMBER = re.compile(r"[+-]?\d{1,18}")
+
+
+class LabelBook:
+    """Collects labels while rows are read; when all are known, tells what each means.
+
+    `meaning`: "names" where a label is always a class' name, "numbers" where it is always a 0-based index; "either":
+    a name of `names` is that class, a number an index; without `names`, numbers are indices if all labels are numbers.
+    """
+
+    def __init__(self, meaning: Meaning, names: Sequence[str] | None, where: str) -> None:
+        self.meaning = meaning
+        self.names = None if names is None else tuple(names)
+        self._where = where
+        self._seen: dict[str | int, int] = {}
+        self._codes: dict[Labels, str] = {}
+        self._classes: tuple[str, ...] = ()
+        self._index: list[int | None] = []
+
+    def code(self, labels: Labels) -> str:
+        """The labels of a row in a short form, which `indices` reads. Raises UserError past `MOST` labels."""
+        code = self._codes.get(labels)
+        if code is None:
+            code = ",".join(str(self._seen.setdefault(label, len(self._seen))) for label in labels)
+            if len(self._seen) > MOST:
+                remedy = "see that the label column holds classes; an index or a title is none"
+                raise UserError(f"there are more than {MOST:,} labels", self._where, remedy)
+            if len(self._codes) >= 65536:
+                self._codes.clear()
+            self._codes[labels] = code
+        return code
+
+    def settle(self, classes: Sequence[str] | None = None) -> tuple[str, ...]:
+        """Give every label seen its class, once all are; `classes` keep their indices, new names come after them."""
+        there = tuple(classes or ())
+        names = self.names
+        if names is None and (
+            self.meaning == "numbers"
+            or (self.meaning == "either" and self._seen and all(_number(label) is not None for label in self._seen))
+        ):
+            used = [number for label in self._seen if (number := _number(label)) is not None and 0 <= number < MOST]
+            names = there + tuple(str(number) for number in range(len(there), max(used, default=-1) + 1))
+        if names is not None:
+            place = {name: number for number, name in reversed(list(enumerate(names)))}
+            self._index = [_index(label, place, len(names), self.meaning) for label in self._seen]
+        else:
+            texts = [printable(str(label)) for label in self._seen]
+            names = tuple(sorted(set(texts)))
+            place = {name: number for number, name in enumerate(names)}
+            self._index = [place[text] for text in texts]
+        known = set(there)
+        self._classes = there + tuple(name for name in dict.fromkeys(names) if name not in known)
+        final = {name: number for number, name in reversed(list(enumerate(self._classes)))}
+        self._index = [None if index is None else final[names[index]] for index in self._index]
+        return self._classes
+
+    def reader(self) -> Callable[[str], tuple[tuple[int, ...], tuple[str, ...]]]:
+        """A function from a row's code to (class indices, sorted; the labels that are of no class)."""
+        listed = list(self._seen)
+
+        @functools.lru_cache(65536)
+        def indices(code: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+            numbers = [int(number) for number in code.split(",")]
+            good = {index for number in numbers if (index := self._index[number]) is not None}
+            bad = [printable(str(listed[number])) for number in numbers if self._index[number] is None]
+            return tuple(sorted(good)), tuple(bad)
+
+        return indices
+
+
+def read_names(text: str, where: str) -> tuple[str, ...]:
+    """Class names of a file with one a line, line 1 being class 0. Raises UserError for a name that is there twice."""
+    names = [line.strip() for line in text.splitlines()]
+    while names and not names[-1]:
+        names.pop()
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise UserError("a line of the class names is empty", f"{where}, line {number}", "write one name a line")
+        if name in seen:
+            what = f"the class {printable(name)!r} is there twice, first in line {seen[name]}"
+            raise UserError(what, f"{where}, line {number}", "give every class a name of its own")
+        seen[name] = number
+    if not names:
+        raise UserError("the file of class names is empty", where, "write one name a line; line 1 is class 0")
+    return tuple(map(printable, names))
+
+
+def _number(label: str | int) -> int | None:
+    if isinstance(label, int):
+        return label
+    return int(label) if label.isascii() and _NUMBER.fullmatch(label) else None
+
+
+def _index(label: str | int, place: dict[str, int], count: int, meaning: Meaning) -> int | None:
+    """The index that a label means among `count` names; None: there is no such class."""
+    if meaning != "numbers" and isinstance(label, str) and printable(label) in place:
+        return place[printable(label)]
+    number = None if meaning == "names" else _number(label)
+    return number if number is not None and 0 <= number < count else None
