@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
@@ -12,28 +13,9 @@ from typing import Any
 import pyarrow as pa
 
 from sharding.errors import UserError
-from sharding.record import (
-    FORMAT,
-    META,
-    from_parquet,
-    list_records,
-    read_failures,
-    read_record,
-    record_meta,
-    to_parquet,
-)
+from sharding.generations import generations
+from sharding.record import FORMAT, from_parquet, list_records, read_meta, record_meta, to_parquet, with_meta, zip_ahead
 from sharding.store import Store
-
-__all__ = [
-    "Index",
-    "Part",
-    "SplitSummary",
-    "current_index",
-    "inspect",
-    "merge",
-    "read_failures",
-    "read_record",
-]
 
 HEAD = "reelscale.json"
 INDEX = pa.schema(
@@ -66,24 +48,32 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class SplitSummary:
-    """Totals of a split; `shards` counts tar parts."""
+    """Totals of a split; `videos` gave at least one sample, `shards` counts tar parts; `seconds` of stored video."""
 
-    samples: int
-    videos: int
-    shards: int
-    bytes: int
+    samples: int = 0
+    videos: int = 0
+    shards: int = 0
+    bytes: int = 0
+    frames: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Index:
-    """An immutable version of what a store holds; `digest` is of its content."""
+    """An immutable version of what a store holds; `digest` is of its content.
+
+    `failures` counts the videos and segments that gave no sample, by kind; `lengths` the samples by `length_bucket`;
+    `versions` are those of the libraries that made them.
+    """
 
     version: str
     digest: str
     classes: list[str]
     parts: list[Part]
     splits: dict[str, SplitSummary]
-    failures: int
+    failures: dict[str, int]
+    lengths: dict[str, int]
+    versions: dict[str, list[str]]
     settings_digest: str
 
 
@@ -101,98 +91,6 @@ def read_head(store: Store) -> dict[str, Any] | None:
     return dict(head)
 
 
-def merge(store: Store) -> Index:
-    """All records merged into the current index; a new version is written only if the content changed.
-
-    Raises UserError, with the first reasons, if not one video was good.
-    """
-    head = require_head(store)
-    with ThreadPoolExecutor(8) as pool:
-        metas = list(pool.map(lambda shard: _meta_and_parts(store, *shard), list_records(store)))
-    parts = [part for _, found in metas for part in found]
-    if not parts:
-        raise _no_good_video(store)
-    splits = {
-        split: SplitSummary(
-            samples=sum(part.samples for part in parts if part.split == split),
-            videos=sum(meta["videos"] for meta, _ in metas if meta["split"] == split),
-            shards=sum(1 for part in parts if part.split == split),
-            bytes=sum(part.bytes for part in parts if part.split == split),
-        )
-        for split in sorted({meta["split"] for meta, _ in metas})
-    }
-    meta = {
-        "format": FORMAT,
-        "classes": head["classes"],
-        "settings_digest": head["settings_digest"],
-        "splits": {name: asdict(summary) for name, summary in splits.items()},
-        "failures": sum(meta["failures"] for meta, _ in metas),
-    }
-    rows = [asdict(part) | {"label_histogram": json.dumps(part.label_histogram)} for part in parts]
-    digest = _content_digest(meta, rows)
-    versions = _versions(store)
-    if versions and versions[-1].endswith(digest[:16]):
-        return current_index(store)
-    number = int(versions[-1].partition("-")[0]) + 1 if versions else 1
-    meta |= {"version": f"{number:06d}-{digest[:16]}", "digest": digest}
-    schema = INDEX.with_metadata({META: json.dumps(meta, sort_keys=True).encode()})
-    store.put(_index_path(meta["version"]), to_parquet(pa.Table.from_pylist(rows, schema=schema)))
-    return current_index(store)
-
-
-def nothing_good(store: Store) -> bool:
-    """Whether sharding into the store ended, and not one video was good."""
-    head = read_head(store)
-    if head is None or _versions(store):
-        return False
-    failures = 0
-    for shard in list_records(store):
-        meta = record_meta(read_record(store, *shard))
-        if meta["videos"]:
-            return False
-        failures += meta["failures"]
-    return bool(failures == head["videos"])
-
-
-def current_index(store: Store) -> Index:
-    """The newest index of the store; UserError if there is none."""
-    require_head(store)
-    versions = _versions(store)
-    if not versions:
-        if nothing_good(store):
-            raise _no_good_video(store)
-        remedy = "run `reelscale shard CORPUS STORE` until it ends; it goes on where it stopped"
-        raise UserError("the store has no index yet: sharding did not finish", store.url, remedy)
-    meta, rows = _read_index(store, _index_path(versions[-1]))
-    parts = [Part(**{**row, "label_histogram": _histogram(json.loads(row["label_histogram"]))}) for row in rows]
-    splits = {name: SplitSummary(**summary) for name, summary in meta["splits"].items()}
-    return Index(
-        meta["version"],
-        meta["digest"],
-        meta["classes"],
-        parts,
-        splits,
-        meta["failures"],
-        meta["settings_digest"],
-    )
-
-
-def inspect(store: Store) -> dict[str, Any]:
-    """What the store holds, JSON-able: totals, a summary a split, classes, failures, settings."""
-    index = current_index(store)
-    return {
-        "store": store.url,
-        "index": index.version,
-        "samples": sum(summary.samples for summary in index.splits.values()),
-        "videos": sum(summary.videos for summary in index.splits.values()),
-        "bytes": sum(summary.bytes for summary in index.splits.values()),
-        "splits": {name: asdict(summary) for name, summary in index.splits.items()},
-        "classes": index.classes,
-        "failures": read_failures(store),
-        "settings": require_head(store)["settings"],
-    }
-
-
 def require_head(store: Store) -> dict[str, Any]:
     """STORE/reelscale.json; UserError if the store has none."""
     head = read_head(store)
@@ -202,30 +100,138 @@ def require_head(store: Store) -> dict[str, Any]:
     return head
 
 
-def _meta_and_parts(store: Store, split: str, job: str) -> tuple[dict[str, Any], list[Part]]:
-    table = read_record(store, split, job)
-    meta = record_meta(table)
-    labels: dict[int, Counter[int]] = {}
-    for part, sample_labels in zip(table["part"].to_pylist(), table["labels"].to_pylist(), strict=True):
-        labels.setdefault(part, Counter()).update(sample_labels)
-    parts = [
-        Part(split, job, number, **part, label_histogram=dict(sorted(labels.get(number, Counter()).items())))
-        for number, part in enumerate(meta["parts"])
-    ]
-    return meta, parts
+def merge(store: Store) -> Index | None:
+    """All records merged into the current index; a new version is written only if the content changed.
+
+    None if the shards hold no sample. Reads the end of each record, whatever its length.
+    """
+    while True:
+        before = _versions(store)
+        found = _merged(store)
+        if found is None:
+            return None
+        meta, parts = found
+        digest = _content_digest(meta, parts)
+        versions = _versions(store)
+        if versions != before:
+            continue  # another command merged meanwhile, maybe more than this one had seen
+        if versions and versions[-1].endswith(digest[:16]):
+            return current_index(store)
+        number = int(versions[-1].partition("-")[0]) + 1 if versions else 1
+        meta |= {"version": f"{number:06d}-{digest[:16]}", "digest": digest}
+        table = with_meta(pa.Table.from_pylist(parts, schema=INDEX), meta)
+        with contextlib.suppress(FileExistsError):  # another command has merged the same
+            store.put(_index_path(meta["version"]), to_parquet(table), create=True)
+        if [version for version in _versions(store) if version not in versions] == [meta["version"]]:
+            return current_index(store)
+
+
+def _merged(store: Store) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """An index' metadata and rows from the records there are; None if these hold no sample."""
+    head = require_head(store)
+    plans = generations(store)
+    parts: list[dict[str, Any]] = []
+    total = _Total()
+    with ThreadPoolExecutor(16) as pool:
+        for (split, job), meta in zip_ahead(pool, lambda shard: read_meta(store, *shard), list_records(store)):
+            total.add(meta)
+            parts += [_row(split, job, number, part) for number, part in enumerate(meta["parts"])]
+    if not parts:
+        return None
+    return {
+        "format": FORMAT,
+        "classes": list(plans[-1].classes) if plans else head["classes"],
+        "settings_digest": head["settings_digest"],
+        **total.told(),
+    }, parts
+
+
+def current_index(store: Store) -> Index:
+    """The newest index of the store; UserError if there is none."""
+    require_head(store)
+    versions = _versions(store)
+    if not versions:
+        remedy = "run `reelscale shard CORPUS STORE` until it ends; it goes on where it stopped"
+        what = "the store has no index yet: sharding did not finish, or not one video was good"
+        raise UserError(what, store.url, remedy)
+    return read_index(store, versions[-1])
+
+
+def has_index(store: Store) -> bool:
+    """Whether records have been merged into an index."""
+    return bool(_versions(store))
+
+
+def read_index(store: Store, version: str) -> Index:
+    """One version of the index. Raises UserError if it is damaged."""
+    meta, rows = _read_index(store, _index_path(version))
+    parts = [Part(**{**row, "label_histogram": _histogram(row["label_histogram"])}) for row in rows]
+    return Index(
+        version=meta["version"],
+        digest=meta["digest"],
+        classes=meta["classes"],
+        parts=parts,
+        splits={name: SplitSummary(**summary) for name, summary in meta["splits"].items()},
+        failures=meta["failures"],
+        lengths=meta["lengths"],
+        versions=meta["versions"],
+        settings_digest=meta["settings_digest"],
+    )
+
+
+def length_bucket(seconds: float) -> str:
+    """The bucket of a sample's length: its lower bound in seconds, a step of 1, 2 or 5 in each power of ten."""
+    bounds = [0.0, *(digit * 10.0**power for power in range(-1, 5) for digit in (1, 2, 5))]
+    return f"{max(bound for bound in bounds if bound <= seconds + 1e-6):g}"
+
+
+class _Total:
+    """Sums over records."""
+
+    def __init__(self) -> None:
+        self.splits: dict[str, Counter[str]] = {}
+        self.failures: Counter[str] = Counter()
+        self.lengths: Counter[str] = Counter()
+        self.versions: dict[str, set[str]] = {}
+
+    def add(self, meta: dict[str, Any]) -> None:
+        counts = {name: meta[name] for name in ("samples", "videos", "frames", "seconds")}
+        counts |= {"shards": len(meta["parts"]), "bytes": sum(part["bytes"] for part in meta["parts"])}
+        self.splits.setdefault(meta["split"], Counter()).update(counts)
+        self.failures.update(meta["failures"])
+        self.failures.subtract(meta["retried"])
+        self.lengths.update(meta["lengths"])
+        for library, version in meta["versions"].items():
+            self.versions.setdefault(library, set()).add(version)
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "splits": {name: asdict(SplitSummary(**counts)) for name, counts in sorted(self.splits.items())},
+            "failures": {kind: count for kind, count in sorted(self.failures.items()) if count > 0},
+            "lengths": dict(sorted(self.lengths.items(), key=lambda item: float(item[0]))),
+            "versions": {library: sorted(found) for library, found in sorted(self.versions.items())},
+        }
+
+
+def _row(split: str, job: str, number: int, part: dict[str, Any]) -> dict[str, Any]:
+    histogram = json.dumps(part["label_histogram"], sort_keys=True)
+    return {"split": split, "job": job, "part": number} | part | {"label_histogram": histogram}
 
 
 def _read_index(store: Store, path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Metadata and rows of an index; UserError if they are not those that were written."""
     try:
         table = from_parquet(store.get(path))
-        meta, rows = record_meta(table), table.to_pylist()
+        meta, rows = record_meta(table.schema), table.to_pylist()
         content = {name: value for name, value in meta.items() if name not in ("version", "digest")}
         if _content_digest(content, rows) != meta["digest"] or path != _index_path(meta["version"]):
             raise ValueError("its content is not what its digest says")
     except (ValueError, KeyError, TypeError) as error:
         remedy = "delete it, then run `reelscale shard CORPUS STORE` again, which makes it anew from the shards"
         raise UserError(f"the store's index is damaged: {error}", f"{store.url}/{path}", remedy) from error
+    except FileNotFoundError:
+        remedy = "check the version; `reelscale shards inspect STORE` names the newest"
+        raise UserError("there is no such version of the index", f"{store.url}/{path}", remedy) from None
     return meta, rows
 
 
@@ -242,15 +248,5 @@ def _versions(store: Store) -> list[str]:
     return sorted(name for name in names if name[:6].isdigit())
 
 
-def _histogram(tree: dict[str, int]) -> dict[int, int]:
-    return {int(label): samples for label, samples in tree.items()}
-
-
-def _no_good_video(store: Store) -> UserError:
-    failures = read_failures(store)
-    shown = "".join(f"\n  {failure['uri']}: {failure['reason']}" for failure in failures[:5])
-    more = f"\n  … and {len(failures) - 5} more" if len(failures) > 5 else ""
-    remedy = "shard the corpus first"
-    if failures:
-        remedy = "mend or replace these videos, then run the same command again: it tries them all anew"
-    return UserError(f"no good video in the corpus:{shown}{more}", store.url, remedy)
+def _histogram(text: str) -> dict[int, int]:
+    return {int(label): samples for label, samples in json.loads(text).items()}

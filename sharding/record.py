@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,9 +18,38 @@ from sharding.errors import UserError
 from sharding.plan import SPLITS
 from sharding.store import Store
 
-FORMAT = 1
+FORMAT = 2
 META = b"reelscale"
+_DIGEST = b"reelscale.sha256"
+_TAIL = 2**16  # bytes: more than the footer of most records
+_AT_ONCE = 16
 
+A = TypeVar("A")
+B = TypeVar("B")
+
+PACKETS = [
+    ("extradata", pa.binary()),
+    ("packet_offset", pa.list_(pa.int64())),
+    ("packet_size", pa.list_(pa.int32())),
+    ("packet_pts", pa.list_(pa.int64())),
+    ("packet_key", pa.list_(pa.bool_())),
+    ("group_crc32", pa.list_(pa.uint32())),
+]
+FLOW = pa.struct(
+    [
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("frames", pa.int32()),
+        ("bound", pa.float64()),
+        ("clipped", pa.float64()),
+        ("quantisation_error", pa.float64()),
+        ("stored_error", pa.float64()),
+        *PACKETS,
+    ]
+)
 RECORD = pa.schema(
     [
         ("key", pa.string()),
@@ -26,6 +59,7 @@ RECORD = pa.schema(
         ("sha256", pa.string()),
         ("labels", pa.list_(pa.int32())),
         ("uri", pa.string()),
+        ("segment", pa.int32()),
         ("start", pa.float64()),
         ("end", pa.float64()),
         ("fps", pa.float64()),
@@ -34,13 +68,10 @@ RECORD = pa.schema(
         ("height", pa.int32()),
         ("matrix", pa.string()),
         ("range", pa.string()),
-        ("extradata", pa.binary()),
-        ("packet_offset", pa.list_(pa.int64())),
-        ("packet_size", pa.list_(pa.int32())),
-        ("packet_pts", pa.list_(pa.int64())),
-        ("packet_key", pa.list_(pa.bool_())),
-        ("group_crc32", pa.list_(pa.uint32())),
+        ("codec", pa.string()),
+        *PACKETS,
         ("time_base", pa.string()),
+        ("flow", FLOW),
     ]
 )
 
@@ -55,11 +86,6 @@ def record_path(split: str, job: str) -> str:
     return f"{split}/{job}.parquet"
 
 
-def failures_path(split: str, job: str) -> str:
-    """Path of a shard's failure list in the store."""
-    return f"{split}/{job}.failures.jsonl"
-
-
 def list_records(store: Store) -> list[tuple[str, str]]:
     """(split, job) of every finished shard, sorted: the ledger."""
     return [
@@ -72,10 +98,9 @@ def list_records(store: Store) -> list[tuple[str, str]]:
 
 def write_record(store: Store, split: str, job: str, rows: Sequence[dict[str, Any]], meta: dict[str, Any]) -> bool:
     """Put a shard's record, which makes the shard exist; False if it existed already."""
-    schema = RECORD.with_metadata({META: json.dumps(meta, sort_keys=True).encode()})
-    data = to_parquet(pa.Table.from_pylist(list(rows), schema=schema))
+    table = pa.Table.from_pylist(list(rows), schema=RECORD)
     try:
-        store.put(record_path(split, job), data, create=True)
+        store.put(record_path(split, job), to_parquet(with_meta(table, meta)), create=True)
     except FileExistsError:
         return False
     return True
@@ -84,32 +109,51 @@ def write_record(store: Store, split: str, job: str, rows: Sequence[dict[str, An
 def read_record(store: Store, split: str, job: str) -> pa.Table:
     """A shard's record, a row per sample in tar order; its metadata: `record_meta`."""
     path = record_path(split, job)
-    where = f"{store.url}/{path}"
-    try:
+    with _told(store, path):
         table = from_parquet(store.get(path))
         if not table.schema.equals(RECORD):
             raise ValueError("its columns are not a record's")
+        record_meta(table.schema)
         return table
-    except FileNotFoundError:
-        raise UserError("a shard's record is missing", where, "shard the corpus again") from None
-    except ValueError as error:
-        raise UserError(f"a shard's record is damaged: {error}", where, "delete it and shard again") from error
 
 
-def record_meta(table: pa.Table) -> dict[str, Any]:
-    """The JSON metadata of a record or an index table."""
-    return dict(json.loads((table.schema.metadata or {}).get(META, b"{}")))
+def read_meta(store: Store, split: str, job: str) -> dict[str, Any]:
+    """The metadata of a shard's record, from the end of the file alone."""
+    path = record_path(split, job)
+    with _told(store, path):
+        tail, size = store.get_tail(path, _TAIL)
+        footer = int.from_bytes(tail[-8:-4], "little") + 8
+        if size > len(tail) < footer <= size:
+            tail = store.get_range(path, size - footer, size)
+        return record_meta(_schema(tail, size))
 
 
-def read_failures(store: Store) -> list[dict[str, str]]:
-    """Every video that gave no sample: {"uri", "reason", "detail", "split"}, in the order of the shards."""
-    found = []
-    for split in SPLITS:
-        for path in store.list(f"{split}/"):
-            if path.endswith(".failures.jsonl"):
-                lines = store.get(path).decode().splitlines()
-                found += [json.loads(line) | {"split": split} for line in lines if line]
-    return found
+def with_meta(table: pa.Table, meta: dict[str, Any]) -> pa.Table:
+    """The table with JSON metadata, and a digest that tells when it is damaged."""
+    text = json.dumps(meta, sort_keys=True)
+    kept = {META: text.encode(), _DIGEST: hashlib.sha256(text.encode()).hexdigest().encode()}
+    return table.replace_schema_metadata(kept)
+
+
+def record_meta(schema: pa.Schema) -> dict[str, Any]:
+    """The JSON metadata of a record's or an index' schema; ValueError if it is damaged."""
+    kept = schema.metadata or {}
+    text = kept.get(META, b"")
+    if hashlib.sha256(text).hexdigest().encode() != kept.get(_DIGEST):
+        raise ValueError("its metadata is not what its digest says")
+    return dict(json.loads(text))
+
+
+def zip_ahead(pool: Executor, function: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
+    """(item, function(item)) in order; only a few items are worked on ahead, so that memory stays flat."""
+    waiting: deque[tuple[A, Future[B]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(function, item)))
+        if len(waiting) > 4 * _AT_ONCE:
+            done, future = waiting.popleft()
+            yield done, future.result()
+    for done, future in waiting:
+        yield done, future.result()
 
 
 def to_parquet(table: pa.Table) -> bytes:
@@ -130,3 +174,56 @@ def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=None if columns is None else list(columns), use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(str(error)) from error
+
+
+def _schema(tail: bytes, size: int) -> pa.Schema:
+    """The schema of a Parquet file of `size` bytes, of which only the last are at hand."""
+    try:
+        with pq.ParquetFile(pa.PythonFile(_End(tail, size), mode="r")) as file:
+            return file.schema_arrow
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(str(error)) from error
+
+
+class _End(io.RawIOBase):
+    """The end of a file as if it were the whole: reading what comes before it is an error."""
+
+    def __init__(self, tail: bytes, size: int) -> None:
+        self.tail, self.whole, self.position = tail, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.whole}[whence]
+        self.position = base + offset
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def size(self) -> int:
+        return self.whole
+
+    def read(self, size: int | None = -1) -> bytes:
+        start = self.position - (self.whole - len(self.tail))
+        if start < 0:
+            raise OSError("the footer is longer than it says")
+        stop = len(self.tail) if size is None or size < 0 else start + size
+        found = self.tail[start:stop]
+        self.position += len(found)
+        return found
+
+
+@contextlib.contextmanager
+def _told(store: Store, path: str) -> Iterator[None]:
+    where = f"{store.url}/{path}"
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError("a shard's record is missing", where, "shard the corpus again") from None
+    except ValueError as error:
+        raise UserError(f"a shard's record is damaged: {error}", where, "delete it and shard again") from error

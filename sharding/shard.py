@@ -2,206 +2,169 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
+import functools
+import os
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import av
 import pydantic
 
-from sharding import index, metrics, record
+from sharding import record
 from sharding.errors import UserError
-from sharding.index import Index
-from sharding.judge import BadVideo
-from sharding.manifest import Manifest, Video, printable, read_manifest
+from sharding.failures import Failure, failure, put_failures
+from sharding.index import length_bucket
+from sharding.isolation import Isolated
+from sharding.manifest import Video
+from sharding.media.judge import BadVideo
 from sharding.parts import Parts
-from sharding.plan import ShardJob, manifest_digest, plan
-from sharding.settings import Settings, differences, digest
-from sharding.source import local_file, require_readable
+from sharding.plan import ShardJob
+from sharding.scratch import scratch
+from sharding.settings import Settings, digest
+from sharding.source import Source, require_readable
 from sharding.store import Store, open_store
-from sharding.video import EncodeSettings, transcode
+from sharding.video import SegmentFailure, VideoSettings, Work, transcode_and_tell
 
 
-class ShardSettings(Settings):
-    """How a corpus becomes shards. `part_bytes`: a tar part is closed once it is this long.
+class ShardSettings(VideoSettings):
+    """What names a store's samples and shards. A tar part is closed once it has `part_bytes` or `part_samples`.
 
     `videos_per_shard`: None for `plan.shard_size` of each split: 1 up to 64 videos, 64 from 4,033 on.
     """
 
     videos_per_shard: int | None = pydantic.Field(default=None, ge=1)
     part_bytes: int = pydantic.Field(default=256 * 10**6, ge=1)
-    validation: float = pydantic.Field(default=0.1, ge=0.0, lt=1.0)
-    encode: EncodeSettings = pydantic.Field(default_factory=EncodeSettings)
+    part_samples: int | None = pydantic.Field(default=None, ge=1)
+
+
+class WorkSettings(Settings):
+    """How a worker goes about a video; changes no sample.
+
+    `stall_seconds`: a video of which no frame comes for so long is given up and listed as stalled; a store that is gone
+    is waited for, for two minutes.
+    """
+
+    decoder_threads: int = pydantic.Field(default=1, ge=1, le=16)
+    stall_seconds: float = pydantic.Field(default=300.0, gt=0)
 
 
 @dataclass(frozen=True)
-class ShardResult:
-    """What a job made; `already` if another worker had finished it. `failures` counts videos."""
+class Progress:
+    """How far a job is: counts from its beginning. `failures` by kind, `frames` decoded, `bytes_in` read.
+
+    `bytes_out`, `seconds` and `done` are known at its end; `already`: another worker had finished it.
+    """
 
     job: str
     split: str
-    samples: int
-    failures: int
-    bytes: int
-    seconds: float
+    videos: int = 0
+    samples: int = 0
+    frames: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    seconds: float = 0.0
+    failures: dict[str, int] = field(default_factory=dict)
+    done: bool = False
     already: bool = False
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A planned corpus: all `jobs`, those still `todo`, and `notes` in words for the user."""
-
-    jobs: list[ShardJob]
-    todo: list[ShardJob]
-    classes: tuple[str, ...]
-    videos: int
-    notes: tuple[str, ...]
-
-
-def prepare(corpus: str, store: Store | str, settings: ShardSettings) -> Prepared:
-    """Read and plan the corpus, claim the store for it, and see in the store's records what is left to do.
-
-    A store in which not one video was good is made anew, for they may have been mended or replaced. Raises
-    UserError if the store was made from other videos or with other settings.
-    """
-    store = _opened(store)
-    manifest = read_manifest(corpus, settings.validation)
-    head = {
-        "format": record.FORMAT,
-        "classes": list(manifest.classes),
-        "settings": settings.model_dump(mode="json"),
-        "settings_digest": digest(settings),
-        "manifest_digest": manifest_digest(manifest.videos, manifest.classes),
-        "videos": len(manifest.videos),
-    }
-    notes = manifest.notes
-    if index.nothing_good(store):
-        notes += ("not one video in this store was good so far: all are tried anew",)
-        _clear(store)
-    _claim(store, head, manifest)
-    jobs = plan(manifest.videos, settings.videos_per_shard)
-    done = set(record.list_records(store))
-    todo = [job for job in jobs if (job.split, job.id) not in done]
-    return Prepared(jobs, todo, manifest.classes, len(manifest.videos), notes)
-
-
-def make_shard(job: ShardJob, corpus: str, store: Store | str, settings: ShardSettings) -> ShardResult:
+def make_shard(
+    job: ShardJob,
+    root: str,
+    store: Store | str,
+    settings: ShardSettings,
+    work: WorkSettings | None = None,
+    tell: Callable[[Progress], object] = lambda progress: None,
+) -> Progress:
     """Transcode the job's videos and put its shard; killed at any moment, it leaves no half shard.
 
-    A video that cannot be used becomes a line of the failure list and never ends the shard. Raises
-    UserError if the store, the local disk or the corpus itself cannot be used.
+    Relative uris lie below `root`. A video that cannot be used, or that crashes or hangs its decoder, becomes a line
+    of the failure list and never ends the shard. `tell` is called after each video. Raises UserError if the store,
+    the local disk or the corpus itself cannot be used.
     """
-    store = _opened(store)
+    store = open_store(store, ask=False) if isinstance(store, str) else store
+    work = work or WorkSettings()
     began = time.monotonic()
-    failures: list[dict[str, str]] = []
+    so_far = Progress(job.id, job.split)
+    if store.exists(record.record_path(job.split, job.id)):
+        return replace(so_far, videos=len(job.videos), done=True, already=True)
+    failures: list[Failure] = []
+    good = 0
     with (
-        tempfile.TemporaryDirectory(prefix="reelscale-shard-") as folder,
-        Parts(Path(folder), job, settings.part_bytes) as parts,
+        scratch("shard") as folder,
+        Parts(folder, job, settings.part_bytes, settings.part_samples, settings.segments is not None) as parts,
     ):
         for video in job.videos:
+            made = _Video(video)
             try:
-                with local_file(corpus, video.uri) as path:
-                    clip = transcode(path, settings.encode)
+                made.add_to(parts, isolated(work.stall_seconds), root, settings, work.decoder_threads)
             except (UserError, MemoryError):
                 raise
             except Exception as error:
-                require_readable(corpus, video.uri, error)
-                failures.append(_failure(video, error))
-            else:
-                parts.add(video, clip)
-                metrics.SAMPLES.inc()
+                require_readable(root, video.uri, error)
+                made.failures.append(failure(video, None, _bad(error)))
+            failures += made.failures
+            good += made.samples > 0
+            kinds = Counter(so_far.failures) + Counter(line["kind"] for line in made.failures)
+            so_far = replace(
+                so_far,
+                videos=so_far.videos + 1,
+                samples=so_far.samples + made.samples,
+                frames=so_far.frames + made.frames,
+                bytes_in=so_far.bytes_in + made.bytes_in,
+                failures=dict(kinds),
+            )
+            tell(so_far)
         parts.close()
         rows, described = parts.verified()
+        if store.exists(record.record_path(job.split, job.id)):  # what another worker found may differ: let it be
+            return replace(so_far, seconds=time.monotonic() - began, done=True, already=True)
         for path, part in zip(parts.paths, described, strict=True):
             store.put_file(part["path"], path)
-            metrics.BYTES.inc(part["bytes"])
-    path_of_failures = record.failures_path(job.split, job.id)
-    if failures or store.exists(path_of_failures):
-        lines = "".join(json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures)
-        store.put(path_of_failures, lines.encode())
-    meta = _record_meta(job, described, rows, len(failures), digest(settings))
+    put_failures(store, job.split, job.id, failures)
+    meta = record_meta(job, described, rows, good, failures, digest(settings))
     mine = record.write_record(store, job.split, job.id, rows, meta)
-    total = sum(part["bytes"] for part in described)
-    seconds = time.monotonic() - began
-    return ShardResult(job.id, job.split, len(rows), len(failures), total, seconds, not mine)
+    written = sum(part["bytes"] for part in described)
+    return replace(so_far, bytes_out=written, seconds=time.monotonic() - began, done=True, already=not mine)
 
 
-def finish(store: Store | str) -> Index:
-    """Merge the records into the store's current index.
-
-    Raises UserError, with the first reasons, if not one video was good.
-    """
-    return index.merge(_opened(store))
+def isolated(stall_seconds: float) -> Isolated:
+    """This process's child for decoding, which lives as long as it does; another where the credentials are others."""
+    access = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    return _child(stall_seconds, os.getpid(), access)
 
 
-def _opened(store: Store | str) -> Store:
-    return open_store(store) if isinstance(store, str) else store
+@functools.lru_cache(maxsize=1)
+def _child(stall_seconds: float, process: int, access: tuple[tuple[str, str], ...]) -> Isolated:
+    return Isolated(stall_seconds)
 
 
-def _clear(store: Store) -> None:
-    """Take back all records and failure lists, and the claim last: without it old records would count as done."""
-    for split, job in record.list_records(store):
-        store.delete(record.failures_path(split, job))
-        store.delete(record.record_path(split, job))
-    store.delete(index.HEAD)
-
-
-def _claim(store: Store, head: dict[str, Any], manifest: Manifest) -> None:
-    """Write reelscale.json, or see that the one there says the same."""
-    data = (json.dumps(head, indent=1, ensure_ascii=True) + "\n").encode()
-    there = index.read_head(store)
-    if there is None:
-        try:
-            store.put(index.HEAD, data, create=True)
-            return
-        except FileExistsError:
-            there = index.read_head(store)
-    assert there is not None
-    if there == head:
-        return
-    lines = []
-    for field, old, new in differences(there, head):
-        if field == "manifest_digest":
-            lines.append("  the videos (names, classes or split) differ")
-        elif field != "settings_digest":
-            lines.append(f"  {field}: there {json.dumps(old)}, here {json.dumps(new)}")
-    what = "\n".join(["the store was made from other videos or with other settings:", *lines])
-    remedy = f"give another STORE for {manifest.corpus}, or the settings and videos that this one was made with"
-    raise UserError(what, f"{store.url}/{index.HEAD}", remedy)
-
-
-def _failure(video: Video, error: Exception) -> dict[str, str]:
-    if isinstance(error, FileNotFoundError):
-        error = BadVideo("unreadable", "the file cannot be read", "it is no longer there")
-    if not isinstance(error, BadVideo):
-        error = BadVideo("unexpected", "it could not be transcoded", f"{type(error).__name__}: {error}")
-    metrics.FAILURES.labels(reason=error.kind).inc()
-    told = {"uri": video.uri, "reason": error.reason, "detail": error.detail}
-    return {name: printable(text) for name, text in told.items()}
-
-
-def _record_meta(
+def record_meta(
     job: ShardJob,
     parts: Sequence[dict[str, Any]],
     rows: Sequence[dict[str, Any]],
-    failures: int,
+    videos: int,
+    failures: Sequence[Failure],
     settings_digest: str,
 ) -> dict[str, Any]:
-    histogram = Counter(label for row in rows for label in row["labels"])
+    """A record's metadata: what the index merges without reading the rows. `videos` gave at least one sample."""
+    lengths = Counter(length_bucket(row["end"] - row["start"]) for row in rows)
     return {
         "format": record.FORMAT,
         "job": job.id,
         "split": job.split,
         "parts": list(parts),
-        "videos": len(rows),
-        "failures": failures,
-        "label_histogram": {str(label): count for label, count in sorted(histogram.items())},
+        "videos": videos,
+        "samples": len(rows),
+        "frames": sum(row["frames"] for row in rows),
+        "seconds": round(sum(row["end"] - row["start"] for row in rows), 6),
+        "lengths": dict(lengths),
+        "failures": dict(Counter(line["kind"] for line in failures)),
+        "retried": dict(Counter(job.failed)),
         "versions": {
             "av": av.__version__,
             "libavcodec": ".".join(map(str, av.library_versions["libavcodec"])),
@@ -209,3 +172,40 @@ def _record_meta(
         },
         "settings_digest": settings_digest,
     }
+
+
+class _Video:
+    """What one video gave."""
+
+    def __init__(self, video: Video) -> None:
+        self.video = video
+        self.samples = self.frames = self.bytes_in = 0
+        self.failures: list[Failure] = []
+
+    def add_to(self, parts: Parts, child: Isolated, root: str, settings: ShardSettings, threads: int) -> None:
+        """Transcode it in the child process, then append all its samples."""
+        source, recipe = (
+            Source(root, self.video.uri),
+            VideoSettings(**{name: getattr(settings, name) for name in VideoSettings.model_fields}),
+        )
+        try:
+            found = child.all_of(transcode_and_tell, source, self.video, recipe, threads, folder=parts.folder)
+        except MemoryError as error:  # the child's, over this video
+            raise BadVideo("crashed", "it needs more memory than there is", str(error)) from error
+        for made in found:
+            if isinstance(made, Work):
+                self.frames, self.bytes_in = made.frames, made.bytes_read
+            elif isinstance(made, SegmentFailure):
+                bad = BadVideo(made.kind, made.reason, made.detail)
+                self.failures.append(failure(self.video, made.segment, bad))
+            else:
+                parts.add(self.video, made)
+                self.samples += 1
+
+
+def _bad(error: Exception) -> BadVideo:
+    if isinstance(error, BadVideo):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return BadVideo("missing", "the file cannot be read", "it is no longer there")
+    return BadVideo("unexpected", "it could not be transcoded", f"{type(error).__name__}: {error}")

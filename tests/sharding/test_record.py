@@ -12,17 +12,16 @@ import pytest
 
 from sharding import index, record
 from sharding.errors import UserError
-from sharding.shard import finish, make_shard, prepare
+from sharding.prepare import prepare
+from sharding.shard import make_shard
 from sharding.store import Store, open_store
-from tests.sharding.test_shard import SETTINGS
+from tests.sharding.making import READING, SETTINGS, shard
 
 
 @pytest.fixture()
 def made(corpus: Path, tmp_path: Path) -> Store:
     store = open_store(str(tmp_path / "store"))
-    for job in prepare(str(corpus), store, SETTINGS).todo:
-        make_shard(job, str(corpus), store, SETTINGS)
-    finish(store)
+    shard(corpus, store)
     return store
 
 
@@ -67,6 +66,29 @@ def test_a_damaged_record_is_told(made: Store) -> None:
     assert told > 50
 
 
+def test_a_damaged_end_of_a_record_is_told_without_the_rest(made: Store) -> None:
+    split, job = record.list_records(made)[0]
+    path = Path(made.url) / record.record_path(split, job)
+    whole, meta = path.read_bytes(), record.read_meta(made, split, job)
+    told = 0
+    for place in range(len(whole) - 4000, len(whole), 13):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            assert record.read_meta(made, split, job) == meta  # the byte was part of no value of it
+        except UserError as error:
+            assert "a shard's record is damaged" in error.what and error.where.endswith(f"{job}.parquet")
+            told += 1
+    assert told > 30
+
+
+def test_metadata_longer_than_what_is_read_at_first(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    meta = {"histogram": {str(number): number for number in range(20_000)}}
+    assert record.write_record(store, "train", "g0-000000", [], meta)
+    assert store.size("train/g0-000000.parquet") > 2**17
+    assert record.read_meta(store, "train", "g0-000000") == meta
+
+
 def test_a_damaged_index_is_told(made: Store) -> None:
     whole = index.current_index(made)
     path = Path(made.url) / "index" / f"{whole.version}.parquet"
@@ -103,10 +125,51 @@ def test_a_cut_index_is_told_and_made_anew_once_deleted(made: Store) -> None:
     whole = index.current_index(made)
     path = Path(made.url) / "index" / f"{whole.version}.parquet"
     path.write_bytes(path.read_bytes()[:-20])
-    for ask in (index.inspect, finish):
+    for ask in (index.current_index, index.merge):
         with pytest.raises(UserError, match="the store's index is damaged") as caught:
             ask(made)
         assert "delete it" in caught.value.remedy
     path.unlink()
-    finish(made)
+    index.merge(made)
     assert index.current_index(made) == whole
+
+
+def test_a_merge_that_saw_less_does_not_become_the_newest(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    jobs = list(prepare(str(corpus), store, SETTINGS, READING).todo())
+    make_shard(*jobs[0], store, SETTINGS)
+    real = index.list_records
+
+    def slow(store: Store) -> list[tuple[str, str]]:
+        seen = real(store)
+        monkeypatch.setattr(index, "list_records", real)
+        for job in jobs[1:]:  # another command ends before this one has read what it saw
+            make_shard(*job, store, SETTINGS)
+        index.merge(store)
+        return seen
+
+    monkeypatch.setattr(index, "list_records", slow)
+    merged = index.merge(store)
+    assert merged == index.current_index(store) and len({part.job for part in merged.parts}) == len(jobs)
+
+
+def test_two_merges_that_take_the_same_number_agree_in_the_end(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    jobs = list(prepare(str(corpus), store, SETTINGS, READING).todo())
+    make_shard(*jobs[0], store, SETTINGS)
+    real = index.to_parquet
+
+    def slow(table: object) -> bytes:
+        monkeypatch.setattr(index, "to_parquet", real)
+        for job in jobs[1:]:
+            make_shard(*job, store, SETTINGS)
+        index.merge(store)
+        return real(table)
+
+    monkeypatch.setattr(index, "to_parquet", slow)
+    merged = index.merge(store)
+    assert merged == index.current_index(store) and len({part.job for part in merged.parts}) == len(jobs)

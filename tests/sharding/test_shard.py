@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -16,29 +15,18 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from prometheus_client import REGISTRY
 
 from sharding import index, record
 from sharding.errors import UserError
+from sharding.manifest import Video
 from sharding.parts import sample_key
-from sharding.shard import Prepared, ShardSettings, finish, make_shard, prepare
+from sharding.prepare import prepare
+from sharding.shard import Progress, ShardSettings, WorkSettings, make_shard
 from sharding.store import Store, open_store
-
-SETTINGS = ShardSettings.model_validate(
-    {"videos_per_shard": 4, "validation": 0.3, "encode": {"short_edge": 32, "preset": "ultrafast"}}
-)
-
-
-def shard(corpus: Path, store: Store, settings: ShardSettings = SETTINGS) -> Prepared:
-    prepared = prepare(str(corpus), store, settings)
-    for job in prepared.todo:
-        make_shard(pickle.loads(pickle.dumps(job)), str(corpus), store, settings)
-    finish(store)
-    return prepared
-
-
-def content(store: Store) -> dict[str, bytes]:
-    return {path: store.get(path) for path in store.list("")}
+from sharding.summary import summary
+from sharding.verify import verify
+from tests.sharding import failing
+from tests.sharding.making import READING, SETTINGS, content, make, shard
 
 
 @pytest.fixture()
@@ -46,27 +34,32 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
+def changed(**values: object) -> ShardSettings:
+    return ShardSettings.model_validate({**SETTINGS.model_dump(), **values})
+
+
 def test_the_store_as_the_format_says(corpus: Path, store: Store) -> None:
-    before = REGISTRY.get_sample_value("reelscale_shard_samples_total") or 0
     prepared = shard(corpus, store)
-    assert prepared.classes == ("calm", "lively") and len(prepared.jobs) == len(prepared.todo) >= 2
-    assert "ignored 1 files" in prepared.notes[0]
+    assert prepared.jobs == prepared.remaining >= 2 and prepared.videos == 8
     current = index.current_index(store)
-    assert current.classes == ["calm", "lively"] and current.failures == 2
+    assert current.classes == ["calm", "lively"] and current.failures == {"empty": 1, "not_video": 1}
     assert sum(split.samples for split in current.splits.values()) == 6
-    assert set(current.splits) == {"train", "val"}
-    assert (REGISTRY.get_sample_value("reelscale_shard_samples_total") or 0) - before == 6
+    assert sum(split.frames for split in current.splits.values()) == 120
+    assert sum(split.seconds for split in current.splits.values()) == pytest.approx(6 * 0.8)
+    assert current.lengths == {"0.5": 6} and set(current.splits) == {"train", "val"}
     seen = set()
     for split, job in record.list_records(store):
-        table = index.read_record(store, split, job)
+        table = record.read_record(store, split, job)
         assert table.schema.remove_metadata() == record.RECORD
-        meta = record.record_meta(table)
+        meta = record.record_meta(table.schema)
+        assert meta == record.read_meta(store, split, job)
         assert (meta["job"], meta["split"], meta["videos"]) == (job, split, table.num_rows)
         for row in table.to_pylist():
             part = meta["parts"][row["part"]]
             payload = store.get_range(part["path"], row["offset"], row["offset"] + row["size"])
-            assert payload[4:8] == b"ftyp" and row["key"] == sample_key(row["uri"])
+            assert payload[4:8] == b"ftyp" and row["key"] == sample_key(Video(row["uri"], (), ""), 0, False)
             assert current.classes[row["labels"][0]] == row["uri"].split("/")[0]
+            assert (row["segment"], row["codec"], row["flow"]) == (0, "h264", None)
             seen.add(row["uri"])
     assert len(seen) == 6
     for listed in current.parts:
@@ -84,7 +77,7 @@ def test_parts_open_with_ordinary_tools(corpus: Path, store: Store) -> None:
         for sample in webdataset.WebDataset(path, shardshuffle=False, empty_check=False):
             assert sample["mp4"][4:8] == b"ftyp"
             about = json.loads(sample["json"])
-            assert sample["__key__"] == sample_key(about["uri"]) and about["frames"] == 20
+            assert sample["__key__"] == sample_key(Video(about["uri"], (), ""), 0, False) and about["frames"] == 20
             keys.append(sample["__key__"])
         with tarfile.open(path) as tar:
             assert {(m.mtime, m.uname, m.mode) for m in tar} == {(0, "reelscale", 0o444)}
@@ -92,40 +85,95 @@ def test_parts_open_with_ordinary_tools(corpus: Path, store: Store) -> None:
 
 
 def test_two_runs_give_the_same_bytes_and_a_third_does_nothing(corpus: Path, store: Store, tmp_path: Path) -> None:
-    shard(corpus, store)
+    first = shard(corpus, store)
     other = open_store(str(tmp_path / "other"))
     shard(corpus, other)
     assert content(store) == content(other)
     again = shard(corpus, store)
-    assert not again.todo and content(store) == content(other)
-    result = make_shard(again.jobs[0], str(corpus), store, SETTINGS)
+    assert not again.remaining and not list(again.todo()) and content(store) == content(other)
+    job, root = next(first.todo())
+    result = make_shard(job, root, store, SETTINGS)
     assert result.already and content(store) == content(other)
+
+
+def test_what_a_worker_tells(corpus: Path, store: Store) -> None:
+    job, root = next(prepare(str(corpus), store, SETTINGS, READING).todo())
+    told: list[Progress] = []
+    last = make_shard(job, root, store, SETTINGS, tell=told.append)
+    assert [progress.videos for progress in told] == list(range(1, len(job.videos) + 1))
+    assert last.done and last.videos == len(job.videos) == last.samples + sum(last.failures.values())
+    assert last.frames == 20 * last.samples and last.bytes_out == sum(
+        store.size(part["path"]) for part in record.read_meta(store, job.split, job.id)["parts"]
+    )
+    assert last.bytes_in >= sum((corpus / video.uri).stat().st_size for video in job.videos if "piece" in video.uri)
+
+
+def test_a_slow_worker_leaves_what_a_faster_one_made(corpus: Path, store: Store) -> None:
+    jobs = list(prepare(str(corpus), store, SETTINGS, READING).todo())
+    job, root = next(one for one in jobs if sum("piece" in video.uri for video in one[0].videos) > 1)
+    gone = [corpus / video.uri for video in job.videos if "piece" in video.uri][-1]
+
+    def meanwhile(told: Progress) -> None:
+        if told.videos == 1:  # another worker, which for a moment cannot read one of the videos
+            hidden = gone.rename(gone.with_suffix(".hidden"))
+            assert make_shard(job, root, store, SETTINGS).failures
+            hidden.rename(gone)
+
+    last = make_shard(job, root, store, SETTINGS, tell=meanwhile)
+    assert last.already and last.done
+    found = verify(store, "none")
+    assert found.sound, found.damages
+    lines = store.get(f"{job.split}/{job.id}.failures.jsonl").decode().splitlines()
+    assert str(gone.relative_to(corpus)) in {json.loads(line)["uri"] for line in lines}
 
 
 def test_failures_are_told(corpus: Path, store: Store) -> None:
     shard(corpus, store)
-    told = {failure["uri"]: failure["reason"] for failure in index.read_failures(store)}
-    assert told == {
+    seen = summary(store)
+    assert json.loads(json.dumps(seen)) == json.loads(json.dumps(seen | {}))
+    assert {failure["uri"]: failure["reason"] for failure in seen["failure_examples"]} == {
         "calm/empty.mp4": "the file is empty",
         "lively/note.mp4": "not a video file (its bytes are plain text)",
     }
-    seen = index.inspect(store)
-    assert json.loads(json.dumps(seen)) == seen
-    assert seen["samples"] == seen["videos"] == 6 and len(seen["failures"]) == 2
+    assert seen["failures"] == {"empty": 1, "not_video": 1} and seen["samples"] == seen["videos"] == 6
     assert seen["settings"]["encode"]["short_edge"] == 32
+    assert sum(sum(counts.values()) for counts in seen["label_histogram"].values()) == 6
 
 
 def test_an_unexpected_error_ends_the_video_not_the_shard(
     corpus: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise ZeroDivisionError("of all things")
+    monkeypatch.setattr("sharding.shard.transcode_and_tell", failing.by_zero)
+    shard(corpus, store)
+    found = summary(store)
+    assert found["samples"] == 0 and found["failures"] == {"unexpected": 8}
+    assert "ZeroDivisionError: of all things" in found["failure_examples"][0]["detail"]
 
-    monkeypatch.setattr("sharding.shard.transcode", fail)
-    prepared = prepare(str(corpus), store, SETTINGS)
-    result = make_shard(prepared.todo[0], str(corpus), store, SETTINGS)
-    assert result.samples == 0 and result.failures == len(prepared.todo[0].videos)
-    assert "ZeroDivisionError: of all things" in index.read_failures(store)[0]["detail"]
+
+def test_a_video_too_large_for_the_memory_is_listed(
+    corpus: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sharding.shard.transcode_and_tell", failing.too_large)
+    shard(corpus, store)
+    found = summary(store)
+    assert found["failures"] == {"crashed": 8} and "memory" in found["failure_examples"][0]["reason"]
+
+
+def test_videos_that_crash_or_hang_the_decoder_are_listed(
+    corpus: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("crash", "hang"):
+        shutil.copyfile(corpus / "calm" / "piece0.mp4", corpus / "calm" / f"{name}.mp4")
+    monkeypatch.setattr("sharding.shard.transcode_and_tell", failing.poisonous)
+    for job, root in prepare(str(corpus), store, SETTINGS, READING).todo():
+        make_shard(job, root, store, SETTINGS, WorkSettings(stall_seconds=1.0))
+    index.merge(store)
+    found = summary(store)
+    assert found["samples"] == 6
+    assert found["failures"] == {"crashed": 1, "empty": 1, "not_video": 1, "stalled": 1}
+    told = {failure["uri"]: failure for failure in found["failure_examples"]}
+    assert told["calm/crash.mp4"]["kind"] == "crashed" and "SIGSEGV" in told["calm/crash.mp4"]["detail"]
+    assert told["calm/hang.mp4"]["kind"] == "stalled"
 
 
 @pytest.mark.parametrize("method", ["write", "close"])
@@ -139,97 +187,41 @@ def test_a_full_local_disk_ends_the_job(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(webdataset.TarWriter, method, fail)
-    job = prepare(str(corpus), store, SETTINGS).todo[0]
+    job, root = next(prepare(str(corpus), store, SETTINGS, READING).todo())
     with pytest.raises(UserError, match="the shard cannot be written: No space left on device") as caught:
-        make_shard(job, str(corpus), store, SETTINGS)
+        make_shard(job, root, store, SETTINGS)
     assert "TMPDIR" in caught.value.remedy and not record.list_records(store)
 
 
-def test_small_parts_are_many(corpus: Path, store: Store) -> None:
-    shard(corpus, store, SETTINGS.model_copy(update={"part_bytes": 1, "videos_per_shard": 100}))
+@pytest.mark.parametrize("limit", [{"part_bytes": 1}, {"part_samples": 1}])
+def test_small_parts_are_many(corpus: Path, store: Store, limit: dict[str, int]) -> None:
+    shard(corpus, store, changed(videos_per_shard=100, **limit))
     current = index.current_index(store)
     assert [part.samples for part in current.parts] == [1] * 6
     train = [part.path for part in current.parts if part.split == "train"]
     assert train == [f"train/g0-000000-{number:02d}.tar" for number in range(len(train))]
 
 
-def test_another_corpus_or_other_settings_are_refused(corpus: Path, store: Store) -> None:
-    shard(corpus, store)
-    before = content(store)
-    other = ShardSettings.model_validate({**SETTINGS.model_dump(), "encode": {"short_edge": 48}})
-    with pytest.raises(UserError, match=r"settings.encode.short_edge: there 32, here 48") as caught:
-        prepare(str(corpus), store, other)
-    assert "another STORE" in caught.value.remedy
-    (corpus / "calm" / "empty.mp4").unlink()
-    with pytest.raises(UserError, match="videos: there 8, here 7"):
-        prepare(str(corpus), store, SETTINGS)
-    assert content(store) == before
+def test_parts_of_two_samples(corpus: Path, store: Store) -> None:
+    shard(corpus, store, changed(videos_per_shard=100, part_samples=2))
+    for split in index.current_index(store).splits:
+        sizes = [part.samples for part in index.current_index(store).parts if part.split == split]
+        assert sizes[:-1] == [2] * (len(sizes) - 1) and 1 <= sizes[-1] <= 2
 
 
-def test_no_good_video_at_all(corpus: Path, store: Store) -> None:
-    for path in corpus.glob("*/piece*.mp4"):
-        path.unlink()
-    with pytest.raises(UserError, match=r"no good video in the corpus:\n.*calm/empty.mp4: the file is empty"):
-        shard(corpus, store)
-    assert record.list_records(store)
-    with pytest.raises(UserError, match=r"no good video in the corpus:\n.*calm/empty.mp4: the file is empty") as caught:
-        index.inspect(store)
-    assert "same command again" in caught.value.remedy
-
-
-def test_videos_mended_after_not_one_was_good_are_tried_anew(corpus: Path, store: Store, tmp_path: Path) -> None:
-    good = (corpus / "calm" / "piece0.mp4").read_bytes()
-    for path in corpus.glob("*/piece*.mp4"):
-        path.write_bytes(b"")
-    with pytest.raises(UserError, match="no good video"):
-        shard(corpus, store)
-    with pytest.raises(UserError, match="no good video"):
-        shard(corpus, store)
-    for path in corpus.glob("*/piece*.mp4"):
-        path.write_bytes(good)
-    (corpus / "calm" / "empty.mp4").rename(corpus / "calm" / "other.mp4")
-    assert "tried anew" in shard(corpus, store).notes[-1]
-    assert index.inspect(store)["samples"] == 6 and len(index.read_failures(store)) == 2
-    untouched = open_store(str(tmp_path / "untouched"))
-    shard(corpus, untouched)
-    assert index.current_index(store).digest == index.current_index(untouched).digest
-    assert not prepare(str(corpus), store, SETTINGS).todo
-
-
-def test_a_single_video_mended_moves_to_another_split_and_is_tried_anew(
-    tmp_path: Path, pieces: list[Path], store: Store
-) -> None:
-    for number in range(10):  # a broken file of a few bytes may stand in validation; a whole one is trained on
-        corpus, single = tmp_path / f"corpus{number}", open_store(f"{store.url}-{number}")
-        (corpus / "calm").mkdir(parents=True)
-        (corpus / "calm" / f"{number}.mp4").write_text("not yet")
-        settings = SETTINGS.model_copy(update={"validation": 0.9})
-        with pytest.raises(UserError, match="no good video"):
-            shard(corpus, single, settings)
-        shutil.copyfile(pieces[0], corpus / "calm" / f"{number}.mp4")
-        shard(corpus, single, settings)
-        assert index.inspect(single)["splits"]["train"]["samples"] == 1 and index.read_failures(single) == []
-
-
-def test_shards_without_a_sample_are_kept_until_sharding_ends(corpus: Path, store: Store) -> None:
-    for path in corpus.glob("*/piece*.mp4"):
-        path.write_bytes(b"")
-    prepared = prepare(str(corpus), store, SETTINGS)
-    make_shard(prepared.todo[0], str(corpus), store, SETTINGS)
-    assert len(prepare(str(corpus), store, SETTINGS).todo) == len(prepared.todo) - 1
-    with pytest.raises(UserError, match="sharding did not finish"):
-        index.current_index(store)
-
-
-def test_the_same_command_plans_the_same_shards(corpus: Path, store: Store) -> None:
-    settings = SETTINGS.model_copy(update={"videos_per_shard": None})
-    jobs = shard(corpus, store, settings).jobs
-    assert [len(job.videos) for job in jobs] == [1] * 8
-    again = prepare(str(corpus), store, settings)
-    assert again.jobs == jobs and not again.todo
-    shutil.copyfile(corpus / "calm" / "piece0.mp4", corpus / "calm" / "more.mp4")
-    with pytest.raises(UserError, match="videos: there 8, here 9"):
-        prepare(str(corpus), store, settings)
+def test_segments_are_samples_of_their_own(tmp_path: Path, store: Store) -> None:
+    footage = Path(__file__).parents[1] / "data" / "footage" / "bikes.mp4"
+    (tmp_path / "corpus" / "street").mkdir(parents=True)
+    shutil.copyfile(footage, tmp_path / "corpus" / "street" / "bikes.mp4")
+    segments = {"seconds": 2.0, "per_video": 3}
+    shard(tmp_path / "corpus", store, changed(segments=segments))
+    ((split, job),) = record.list_records(store)
+    rows = record.read_record(store, split, job).to_pylist()
+    assert [row["segment"] for row in rows] == [0, 1, 2] and len({row["key"] for row in rows}) == 3
+    assert all(1.5 < row["end"] - row["start"] < 2.5 for row in rows)
+    assert [row["start"] for row in rows] == sorted(row["start"] for row in rows)
+    meta = record.read_meta(store, split, job)
+    assert (meta["videos"], meta["samples"], meta["lengths"]) == (1, 3, {"2": 3})
 
 
 def test_reading_what_is_no_store(tmp_path: Path) -> None:
@@ -242,15 +234,14 @@ def test_killed_in_mid_shard_it_leaves_no_record_and_the_next_run_ends_it(
 ) -> None:
     for number in range(40):
         shutil.copyfile(corpus / "calm" / "piece0.mp4", corpus / "calm" / f"more{number}.mp4")
-    settings = SETTINGS.model_copy(update={"videos_per_shard": 100})
+    settings = changed(videos_per_shard=100)
     code = (
-        "import sys, sharding.shard as s; from sharding.store import open_store\n"
-        f"settings = s.ShardSettings.model_validate_json({settings.model_dump_json()!r})\n"
-        f"corpus, store = {str(corpus)!r}, open_store({store.url!r})\n"
-        "real = s.transcode\n"
-        "def told(*a):\n    clip = real(*a); print('one', flush=True); return clip\n"
-        "s.transcode = told\n"
-        "[s.make_shard(job, corpus, store, settings) for job in s.prepare(corpus, store, settings).todo]\n"
+        "from sharding.prepare import prepare; from sharding.shard import *; from sharding.store import open_store\n"
+        "from tests.sharding.making import READING\n"
+        f"settings = ShardSettings.model_validate_json({settings.model_dump_json()!r})\n"
+        f"prepared = prepare({str(corpus)!r}, open_store({store.url!r}), settings, READING)\n"
+        "def told(progress): print('one', flush=True)\n"
+        "[make_shard(job, root, prepared.store, settings, tell=told) for job, root in prepared.todo()]\n"
     )
     temporary = tmp_path / "tmp"
     temporary.mkdir()
@@ -278,8 +269,10 @@ def test_the_same_store_on_s3(
     shard(corpus, remote)
     shard(corpus, store)
     assert content(remote) == content(store)
-    for path in corpus.glob("*/*.mp4"):
+    for path in corpus.glob("*/*"):
         open_store(f"s3://{bucket}/corpus").put_file(path.relative_to(corpus).as_posix(), path)
     from_s3 = open_store(f"s3://{bucket}/again-{time.time_ns()}")
-    prepared = prepare(f"s3://{bucket}/corpus", from_s3, SETTINGS)
-    assert make_shard(prepared.todo[0], f"s3://{bucket}/corpus", from_s3, SETTINGS).samples > 0
+    prepared = prepare(f"s3://{bucket}/corpus", from_s3, SETTINGS, READING)
+    assert [progress.already for progress in make(prepared)] == [False] * prepared.jobs
+    ours = {path: data for path, data in content(store).items() if path.endswith(".tar")}
+    assert {path: data for path, data in content(from_s3).items() if path.endswith(".tar")} == ours

@@ -1,0 +1,60 @@
+"""What a store holds, for people: totals, classes, lengths, failures, generations, settings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+from sharding.failures import current_failures
+from sharding.generations import generations
+from sharding.index import Index, current_index, has_index, require_head
+from sharding.record import list_records
+from sharding.store import Store
+
+_EXAMPLES = 1000  # failures told one by one
+
+
+def summary(store: Store) -> dict[str, Any]:
+    """JSON-able: what the newest index says, and what fails, with at most 1,000 failures one by one.
+
+    Raises UserError if there are no shards. A store without one good sample has zeros.
+    """
+    head, plans = require_head(store), generations(store)
+    index = current_index(store) if has_index(store) else None
+    done = frozenset(list_records(store))
+    failing = current_failures(store, plans, done)
+    splits = {name: asdict(split) for name, split in index.splits.items()} if index else {}
+    totals = {
+        name: sum(split[name] for split in splits.values())
+        for name in ("samples", "videos", "frames", "seconds", "bytes")
+    }
+    left_out: Counter[str] = Counter()
+    for newest in {plan.root: plan for plan in plans if plan.kind == "corpus"}.values():  # it listed the old ones again
+        left_out.update(newest.left_out)
+    return {
+        "store": store.url,
+        "index": index.version if index else None,
+        **totals,
+        "splits": splits,
+        "jobs": {"planned": sum(sum(plan.jobs.values()) for plan in plans), "done": len(done)},
+        "classes": index.classes if index else head["classes"],
+        "label_histogram": _histograms(index) if index else {},
+        "lengths": dict(sorted(index.lengths.items(), key=lambda item: float(item[0]))) if index else {},
+        "failures": dict(sorted(Counter(line["kind"] for line in failing.values()).items())),
+        "failure_examples": list(islice(failing.values(), _EXAMPLES)),
+        "left_out": dict(sorted(left_out.items())),
+        "settings": head["settings"],
+        "versions": index.versions if index else {},
+        "generations": [
+            {"number": plan.number, "kind": plan.kind, "videos": sum(plan.videos.values())} for plan in plans
+        ],
+    }
+
+
+def _histograms(index: Index) -> dict[str, dict[int, int]]:
+    found: dict[str, Counter[int]] = {}
+    for part in index.parts:
+        found.setdefault(part.split, Counter()).update(part.label_histogram)
+    return {split: dict(sorted(counts.items())) for split, counts in sorted(found.items())}
