@@ -1,0 +1,1 @@
+"""What `sharding.verify` asks of a shard and a sample."""
