@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from pretrain.data.clips import key_groups
 from sharding.errors import UserError
-from sharding.index import Index, current_index, read_record
+from sharding.index import Index, current_index
+from sharding.record import read_record
 from sharding.store import Store
 
 _FEWEST_RECORDS_KEPT = 64
@@ -24,7 +25,7 @@ class DamagedSample(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """One stored video: a row of its shard's record (see `sharding.index`). `tar` is the store's path."""
+    """One stored video: a row of its shard's record (see `sharding.record`). `tar` is the store's path."""
 
     key: str
     uri: str
@@ -35,9 +36,12 @@ class Sample:
     width: int
     height: int
     matrix: str
+    range: str
+    codec: str
     extradata: bytes
     packet_offset: list[int]
     packet_size: list[int]
+    packet_pts: list[int]
     packet_key: list[bool]
     group_crc32: list[int]
 
@@ -110,9 +114,12 @@ def _sample(row: dict[str, Any], tar: str) -> Sample:
         width=row["width"],
         height=row["height"],
         matrix=row["matrix"],
+        range=row["range"],
+        codec=row["codec"],
         extradata=row["extradata"],
         packet_offset=row["packet_offset"],
         packet_size=row["packet_size"],
+        packet_pts=row["packet_pts"],
         packet_key=row["packet_key"],
         group_crc32=row["group_crc32"],
     )
@@ -136,13 +143,16 @@ def open_split(store: Store, name: str) -> Split:
 def read_packets(store: Store, sample: Sample, first: int, last: int) -> tuple[int, list[bytes]]:
     """Packets that decode frames first..last (both included): (number of the first packet, the packets).
 
-    Reads one range: from the key frame at or before `first` to the end of the group that holds `last`, each
-    group checked against its crc32. Raises DamagedSample when bytes differ.
+    Reads one range: from the key frame at or before `first` (the one before that, where `first` is shown before its
+    group's own) to the end of the group that holds `last`, each group checked against its crc32. Raises DamagedSample
+    when bytes differ.
     """
     groups = key_groups(sample.packet_key)
     group_first = bisect.bisect_right(groups, first) - 1
     group_last = bisect.bisect_right(groups, last) - 1
     ends = [*groups[1:], len(sample.packet_key)]
+    if group_first and first - groups[group_first] < _led(sample, groups[group_first], ends[group_first]):
+        group_first -= 1
     begin, end = groups[group_first], ends[group_last]
     low = min(sample.packet_offset[begin:end])
     high = max(o + s for o, s in zip(sample.packet_offset[begin:end], sample.packet_size[begin:end], strict=True))
@@ -160,3 +170,12 @@ def read_packets(store: Store, sample: Sample, first: int, last: int) -> tuple[i
                 f"sample {sample.key} ({sample.uri}) in {sample.tar}: key-frame group {group} is damaged"
             )
     return begin, packets
+
+
+def _led(sample: Sample, begin: int, end: int) -> int:
+    """How many pictures of a group are shown before its key frame, as in a copied source's open group.
+
+    They are made from the group before, too.
+    """
+    times = sample.packet_pts[begin:end]
+    return sum(time < times[0] for time in times)

@@ -15,8 +15,11 @@ import yaml
 from numpy.typing import NDArray
 
 from pretrain.engine.world import free_port
-from sharding.shard import ShardSettings, finish, make_shard, prepare
+from sharding.manifest import CorpusSettings
+from sharding.shard import ShardSettings
+from sharding.store import open_store
 from tests.demo.corpora import FOOTAGE, read_footage, write_video
+from tests.sharding.making import shard
 
 # The machine may be busy: no time limit for an example.
 hypothesis.settings.register_profile("unhurried", deadline=None, max_examples=40)
@@ -43,9 +46,7 @@ def make_store(root: Path, classes: list[str], pictures: NDArray[Any], train: in
                 position += 1
         write_video(folder / "short.mp4", pictures[:SHORT])
     store = str(root / "store")
-    for job in prepare(str(corpus), store, SETTINGS).todo:
-        make_shard(job, str(corpus), store, SETTINGS)
-    finish(store)
+    shard(corpus, open_store(store), SETTINGS, CorpusSettings())
     return store
 
 

@@ -6,6 +6,7 @@ import io
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -16,9 +17,16 @@ from numpy.typing import NDArray
 
 from pretrain.data.decode import Planes, decode_frames
 from pretrain.data.stream import DamagedSample, Split, open_split, read_packets
+from pretrain.data.transforms import ClipSettings, centre_view, rgb_clip
 from sharding.errors import UserError
-from sharding.index import read_record
+from sharding.manifest import CorpusSettings
+from sharding.prepare import prepare
+from sharding.record import read_record
+from sharding.shard import ShardSettings
 from sharding.store import Store, open_store
+from sharding.video import EncodeSettings
+from tests.sharding.footage import written
+from tests.sharding.making import make
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +144,73 @@ def test_packets_that_do_not_decode_are_damage_too(split: Split, monkeypatch: py
         decode_frames(split.store, sample, [0])
     monkeypatch.undo()
     assert np.array_equal(decode_frames(split.store, sample, [0]).y, good.y)
+
+
+def copied_split(tmp_path: Path, name: str, **made: Any) -> Split:
+    """A store of one video's packets as they are."""
+    (tmp_path / "corpus" / "class").mkdir(parents=True)
+    written(tmp_path / "corpus" / "class" / name, **made)
+    store = open_store(str(tmp_path / "store"))
+    settings = ShardSettings(encode=EncodeSettings(copy=True))
+    make(prepare(str(tmp_path / "corpus"), store, settings, CorpusSettings(validation=0)), settings)
+    return open_split(store, "train")
+
+
+def played(split: Split) -> list[NDArray[np.uint8]]:
+    """The first sample's luma planes as a player has them."""
+    sample = split.sample(0)
+    _, offset, size = rows_of(split)[sample.key]
+    with av.open(io.BytesIO(split.store.get_range(sample.tar, offset, offset + size))) as container:
+        return [frame.to_ndarray(format="yuv420p")[: sample.height] for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("open.mp4", "libx264", {"bf": "3", "x264-params": "open-gop=1:keyint=30:min-keyint=30:scenecut=0"}),
+        ("open.mkv", "libx265", {"x265-params": "log-level=none:pools=1:open-gop=1:keyint=30:min-keyint=30:bframes=3"}),
+    ],
+)
+def test_open_groups_of_a_copied_source(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+    """What is shown before a key frame and comes after it is made from the group before, too."""
+    split = copied_split(tmp_path, name, codec=codec, options=options)
+    sample = split.sample(0)
+    assert sum(sample.packet_key) > 2 and sample.packet_pts != sorted(sample.packet_pts)
+    luma = played(split)
+    for number in range(sample.frames):
+        planes = decode_frames(split.store, sample, [number, min(number + 3, sample.frames - 1)])
+        assert np.array_equal(planes.y[0], luma[number]), number
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "matrix", "full"),
+    [
+        ("yuv420p", 6, True),
+        ("yuvj420p", 6, True),
+        ("yuv420p10le", 9, False),
+        ("yuv444p", 7, False),
+        ("yuv420p", 1, False),
+    ],
+)
+def test_colours_of_a_copied_source(tmp_path: Path, pix_fmt: str, matrix: int, full: bool) -> None:
+    def mark(stream: Any) -> None:
+        stream.codec_context.colorspace = matrix
+        stream.codec_context.color_range = 2 if full else 1
+
+    pictures = [np.full((64, 64, 3), colour, np.uint8) for colour in ((255, 255, 255), (200, 30, 30), (30, 60, 220))]
+    convert = {"dst_colorspace": matrix, "dst_color_range": 2 if full else 1, "src_color_range": 2}
+    frames = []
+    for picture in pictures:
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pix_fmt, **convert)
+        frame.colorspace, frame.color_range = matrix, 2 if full else 1
+        frames.append(frame)
+    options = {"preset": "ultrafast", "crf": "1"}
+    split = copied_split(tmp_path, "colours.mp4", frames=frames, pix_fmt=pix_fmt, options=options, prepare=mark)
+    sample = split.sample(0)
+    planes = decode_frames(split.store, sample, [0, 1, 2])
+    clip = ClipSettings(frames=3, resize=(64, 64), crop=64)
+    shown = rgb_clip(planes, clip, centre_view(clip)).permute(1, 2, 3, 0).numpy().astype(int)
+    assert np.abs(shown - np.stack(pictures)).max() <= 8
 
 
 def test_a_split_that_is_not_there(store: str) -> None:

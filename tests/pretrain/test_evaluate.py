@@ -24,8 +24,7 @@ from pretrain.evaluate import (
     write_evaluation,
 )
 from sharding.errors import UserError
-from sharding.index import read_record
-from sharding.record import from_parquet
+from sharding.record import from_parquet, read_record
 from sharding.store import open_store
 from tests.pretrain.conftest import CLASSES, SHORT, Finished
 

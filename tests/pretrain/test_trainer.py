@@ -24,8 +24,9 @@ from pretrain.run import read_settings
 from pretrain.settings import check_ranks
 from pretrain.trainer import check, start_from
 from sharding.errors import UserError
-from sharding.record import from_parquet, to_parquet
-from sharding.shard import finish
+from sharding.index import merge
+from sharding.record import from_parquet, record_meta, to_parquet, with_meta
+from sharding.store import open_store
 from tests.pretrain.conftest import CLASSES, Finished, end, start, write_recipe
 
 STEPS = 30
@@ -192,9 +193,9 @@ def test_a_store_without_validation_videos_trains(other_store: str, tmp_path: Pa
     shutil.copytree(other_store, store)
     for record in (store / "val").glob("*.parquet"):
         table = from_parquet(record.read_bytes())
-        meta = json.loads(table.schema.metadata[b"reelscale"]) | {"parts": [], "videos": 0, "label_histogram": {}}
-        record.write_bytes(to_parquet(table.slice(0, 0).replace_schema_metadata({b"reelscale": json.dumps(meta)})))
-    finish(str(store))
+        nothing = {"parts": [], "videos": 0, "samples": 0, "frames": 0, "seconds": 0.0, "lengths": {}}
+        record.write_bytes(to_parquet(with_meta(table.slice(0, 0), record_meta(table.schema) | nothing)))
+    merge(open_store(store))
     recipe = write_recipe(tmp_path, str(store), schedule={"epoch_clips": 8, "epochs": 1})
     log = tmp_path / "log"
     assert end(start(recipe, tmp_path / "run", log, alone=True)) == 0, log.read_text()
