@@ -29,6 +29,7 @@ app.add_typer(shards, name="shards")
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="settings that win over the file's")
 ]
+Media = Annotated[str | None, typer.Option("--media", help="a folder or URL that the listed videos lie below")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else on standard output")]
 Config = Annotated[str, typer.Argument(help="a recipe (YAML), e.g. one of configs/")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything, print the derived quantities, stop")]
@@ -36,13 +37,19 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything, print
 
 @app.command()
 def shard(
-    corpus: Annotated[str, typer.Argument(help="a folder of class folders, or of train/ and val/ with class folders")],
+    corpus: Annotated[
+        str,
+        typer.Argument(
+            help="a folder of class folders, a csv, jsonl or parquet list, or Sports-1M, Kinetics, UCF101, HMDB51 lists"
+        ),
+    ],
     store: Annotated[str, typer.Argument(help="a directory or URL (s3://bucket/prefix) to put the shards in")],
     overrides: Overrides = None,
     config: Annotated[str | None, typer.Option("--config", help="settings (YAML)")] = None,
+    media: Media = None,
     as_json: AsJson = False,
 ) -> None:
-    """Shard a corpus of videos into a store. Run it again to go on after a stop.
+    """Shard a corpus of videos into a store. Run it again to go on after a stop, or when videos were added.
 
     A video that cannot be used is listed with its reason and never stops the rest. Ctrl-C and SIGTERM end with
     exit code 75 and keep the shards made so far.
@@ -52,39 +59,83 @@ def shard(
       reelscale shard ~/videos ./store
 
       reelscale shard ~/videos s3://bucket/videos encode.short_edge=256 launcher=none
-    """
-    try:
-        with postponed():
-            from cluster.jobs.sharding import run_sharding
 
-        found = run_sharding(corpus, store, config, overrides or [])
-    except WorkerDied as error:
-        print(f"reelscale: {error}; the same command goes on, with less memory where workers=1", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except Interrupted:
-        print("reelscale: stopped; the shards made so far are kept, the same command goes on", file=sys.stderr)
-        raise typer.Exit(STOPPED) from None
+      reelscale shard list.csv ./store --media ~/videos segments.seconds=10 segments.per_video=3
+
+      reelscale shard sports-1m-dataset s3://bucket/sports1m --media s3://bucket/raw segments.seconds=10
+
+      reelscale shard ucfTrainTestlist ./ucf --media UCF-101 fold=2
+    """
+    from_media = [f"media={json.dumps(media)}"] if media else []
+    _shard("run_sharding", corpus, store, config, [*from_media, *(overrides or [])], as_json=as_json)
+
+
+@shards.command()
+def retry(
+    store: Annotated[str, typer.Argument(help="a directory or URL that `reelscale shard` wrote")],
+    overrides: Overrides = None,
+    config: Annotated[str | None, typer.Option("--config", help="settings (YAML): workers, launcher, …")] = None,
+    media: Media = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try the videos and segments that failed once more, into new shards; those that are there stay untouched.
+
+    Examples:
+
+      reelscale shards retry ./store
+
+      reelscale shards retry s3://bucket/videos --media s3://bucket/mended workers=4
+    """
+    from_media = [f"media={json.dumps(media)}"] if media else []
+    _shard("run_retry", store, config, [*from_media, *(overrides or [])], as_json=as_json)
+
+
+@shards.command()
+def verify(
+    store: Annotated[str, typer.Argument(help="a directory or URL that `reelscale shard` wrote")],
+    decode: Annotated[str, typer.Option(help="samples to decode: none, sample (one in fifty), all")] = "sample",
+    workers: Annotated[int, typer.Option(min=0, help="shards read at a time; 0: one a core")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Read everything in a store again: counts, digests, tables, pictures. Names every damaged shard and sample.
+
+    Exit codes: 0 all is as it was written, 1 something is damaged.
+
+    Examples:
+
+      reelscale shards verify ./store
+
+      reelscale shards verify s3://bucket/videos --decode all --json
+    """
+    from cluster.jobs.verification import run_verification
+
+    found = run_verification(store, decode, workers)
     if as_json:
         _print_json(found)
     else:
-        _print_store(found)
+        _print_verification(found)
+    raise typer.Exit(1 if found["damages"] else 0)
 
 
 @shards.command("inspect")
 def inspect_store(
     store: Annotated[str, typer.Argument(help="a directory or URL that `reelscale shard` wrote")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder for a contact sheet (PNG) and a page (HTML)")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a store holds: samples, splits, classes, and the videos that failed with their reasons.
+    """Show what a store holds: samples, splits, classes, lengths, and the videos that failed with their reasons.
 
-    Example:
+    Examples:
 
       reelscale shards inspect ./store --json
-    """
-    from sharding.index import inspect
-    from sharding.store import open_store
 
-    found = inspect(open_store(store))
+      reelscale shards inspect s3://bucket/videos --out ./look
+    """
+    from cluster.jobs.inspection import run_inspection
+
+    found = run_inspection(store, out)
     if as_json:
         _print_json(found)
     else:
@@ -266,6 +317,24 @@ def import_network(
     _print_network("imported", import_run(file, run, classes, inflate, frames), as_json)
 
 
+def _shard(name: str, *arguments: Any, as_json: bool) -> None:
+    try:
+        with postponed():
+            from cluster.jobs import sharding
+
+        found = getattr(sharding, name)(*arguments)
+    except WorkerDied as error:
+        print(f"reelscale: {error}; the same command goes on, with less memory where workers=1", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except Interrupted:
+        print("reelscale: stopped; the shards made so far are kept, the same command goes on", file=sys.stderr)
+        raise typer.Exit(STOPPED) from None
+    if as_json:
+        _print_json(found)
+    else:
+        _print_store(found)
+
+
 def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_json: bool) -> None:
     try:
         with postponed():
@@ -312,15 +381,40 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_store(found: dict[str, Any]) -> None:
-    rows: dict[str, Any] = {"samples": found["samples"], "classes": len(found["classes"])}
+    from cluster.output import bars
+
+    rows: dict[str, Any] = {"samples": f"{found['samples']:,}", "classes": len(found["classes"])}
     for split, counts in sorted(found["splits"].items()):
-        rows[split] = f"{counts['samples']} samples in {counts['shards']} shards, {counts['bytes'] / 1e6:,.1f} MB"
-    rows["failed videos"] = len(found["failures"])
+        size = f"{counts['bytes'] / 1e6:,.1f} MB"
+        videos = f"of {counts['videos']:,} videos, {counts['seconds'] / 3600:,.2f} h"
+        rows[split] = f"{counts['samples']:,} samples {videos}, in {counts['shards']:,} shards, {size}"
+    left = found["jobs"]["planned"] - found["jobs"]["done"]
+    if left:
+        rows["still to be made"] = f"{left:,} of {found['jobs']['planned']:,} shards"
+    for name in ("failures", "left_out"):
+        if found[name]:
+            kinds = ", ".join(f"{kind} {count:,}" for kind, count in found[name].items())
+            rows[name.replace("_", " ")] = f"{sum(found[name].values()):,}: {kinds}"
+    rows |= found.get("files", {})
     _print_table(found["store"], rows)
-    for failure in found["failures"][:50]:
+    lengths = {f"{float(bucket):g} s and more": count for bucket, count in found["lengths"].items()}
+    print(bars("lengths", lengths), end="")
+    for split, counts in found["label_histogram"].items():
+        named = {found["classes"][int(label)]: count for label, count in counts.items()}
+        print(bars(f"classes of {split}", named), end="")
+    for failure in found["failure_examples"][:50]:
         print(f"  {failure['uri']}: {failure['reason']}")
-    if len(found["failures"]) > 50:
-        print(f"  … and {len(found['failures']) - 50} more: reelscale shards inspect {found['store']} --json")
+    if len(found["failure_examples"]) > 50:
+        print(f"  … and more: reelscale shards inspect {found['store']} --json")
+
+
+def _print_verification(found: dict[str, Any]) -> None:
+    rows = {name: f"{found[name]:,}" for name in ("shards", "samples", "decoded", "bytes")}
+    _print_table(found["store"], rows | {"damaged": len(found["damages"]), "orphans": len(found["orphans"])})
+    for damage in found["damages"]:
+        print(f"  {damage['where']}: {damage['what']}")
+    for path in found["orphans"]:
+        print(f"  {path}: no record names it; it may be deleted")
 
 
 def _print_network(title: str, found: dict[str, Any], as_json: bool) -> None:

@@ -2,31 +2,45 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 _SECONDS_BETWEEN_LINES = 5.0
 
 
+class Advance(Protocol):
+    """Tells that `count` more are done, with a line on how it goes."""
+
+    def __call__(self, count: int, told: str = "") -> None:
+        """Shown at once on a terminal, every few seconds in a log."""
+
+
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(n)`. Everything goes to standard error, which leaves standard output to results."""
+def progress(what: str, total: int) -> Iterator[Advance]:
+    """Yields an `Advance`. Everything goes to standard error, which leaves standard output to results."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[told]}"),
+        )
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda count: bar.advance(task, count)
+            task = bar.add_task(what, total=total, told="")
+            yield lambda count, told="": bar.update(task, advance=count, told=told)
         return
-    done, shown = 0, time.monotonic()
+    done, shown, printed = 0, time.monotonic(), -1
 
-    def advance(count: int) -> None:
-        nonlocal done, shown
+    def advance(count: int, told: str = "") -> None:
+        nonlocal done, shown, printed
         done += count
-        if done == total or time.monotonic() - shown > _SECONDS_BETWEEN_LINES:
-            shown = time.monotonic()
-            print(f"{what}: {done}/{total}", file=sys.stderr, flush=True)
+        if (done == total and printed != total) or time.monotonic() - shown > _SECONDS_BETWEEN_LINES:
+            shown, printed = time.monotonic(), done
+            print("  ".join(filter(None, (f"{what}: {done}/{total}", told))), file=sys.stderr, flush=True)
 
     yield advance

@@ -1,91 +1,225 @@
-"""The job `shard`: the corpus's shard jobs spread over Ray tasks, or over processes of this machine."""
+"""The jobs `shard` and `shards retry`: shard jobs spread over Ray tasks, or over processes of this machine."""
 
 import os
 import sys
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Collection, Generator
 from contextlib import closing
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from cluster.jobs.paths import absolute
+from cluster.jobs.tally import Tally
 from cluster.launch.choose import Launcher, choose_launcher
-from cluster.launch.processes import spread
+from cluster.launch.processes import Again, Done, WorkerDied, spread
 from cluster.launch.ray_cluster import cpus, ray_cluster, result_of
 from cluster.launch.signals import raise_if_interrupted
+from cluster.monitor.endpoint import MonitorSettings, serve
 from cluster.progress import progress
-from sharding.index import inspect
+from sharding.errors import UserError
+from sharding.index import merge
+from sharding.manifest import CorpusSettings
 from sharding.plan import ShardJob
+from sharding.prepare import Prepared, prepare, prepare_retry, stored_settings
 from sharding.settings import load_settings
-from sharding.shard import ShardResult, ShardSettings, finish, make_shard, prepare
-from sharding.store import open_store
+from sharding.shard import Progress, ShardSettings, WorkSettings, make_shard
+from sharding.store import Store, open_store
+from sharding.summary import summary
+
+_TRIES = 3  # of a job whose worker or node dies
+_LOOK_SECONDS = 1.0
 
 
-class ShardingJob(ShardSettings):
-    """A corpus to be sharded and how it is run."""
+class Running(WorkSettings):
+    """How shards are made: by whom, how many at a time, watched where."""
 
     launcher: Launcher = "auto"
     workers: Annotated[int, Field(ge=0, description="shards made at a time; 0: one a core")] = 0
+    monitor: MonitorSettings = Field(default_factory=MonitorSettings)
 
 
-def run_sharding(corpus: str, url: str, config: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+class ShardingJob(ShardSettings, CorpusSettings, Running):
+    """A corpus to be sharded and how it is run."""
+
+
+class RetryJob(Running):
+    """What failed is to be tried again; `media`: where the corpus' files are now, if not where they were."""
+
+    media: str | None = None
+
+
+def run_sharding(corpus: str, url: str, config: str | None, overrides: list[str]) -> dict[str, Any]:
     """Shard a corpus into a store, going on where an earlier call stopped; returns what the store then holds.
 
-    Raises UserError for a corpus without a good video, and for a store made otherwise. Interrupted ends it
+    Raises UserError for a corpus without a good video, and for a store made with other settings. Interrupted ends it
     within seconds; the shards made so far are kept.
     """
-    job = load_settings(ShardingJob, config, list(overrides))
-    settings = ShardSettings.model_validate({name: getattr(job, name) for name in ShardSettings.model_fields})
-    corpus, store = absolute(corpus), open_store(url)
-    prepared = prepare(corpus, store, settings)
+    job = load_settings(ShardingJob, config, overrides)
+    store = open_store(url)
+    reading = CorpusSettings.model_validate(_fields(job, CorpusSettings))
+    if reading.media:
+        reading = reading.model_copy(update={"media": absolute(reading.media)})
+    settings = ShardSettings.model_validate(_fields(job, ShardSettings))
+    return _made(prepare(absolute(corpus), store, settings, reading), settings, job)
+
+
+def run_retry(url: str, config: str | None, overrides: list[str]) -> dict[str, Any]:
+    """Try a store's failed videos and segments again, into new shards; returns what the store then holds."""
+    job = load_settings(RetryJob, config, overrides)
+    store = open_store(url)
+    settings = stored_settings(store)
+    root = absolute(job.media) if job.media else None
+    return _made(prepare_retry(store, settings, root), settings, job)
+
+
+def _fields(job: ShardingJob, of: type[Any]) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in of.model_fields}
+
+
+def _made(prepared: Prepared, settings: ShardSettings, running: Running) -> dict[str, Any]:
     for note in prepared.notes:
         print(note, file=sys.stderr)
-    done = len(prepared.jobs) - len(prepared.todo)
-    if done:
-        print(f"{done} of {len(prepared.jobs)} shards are there already", file=sys.stderr)
-    failed = 0
+    remaining = prepared.remaining
+    if remaining < prepared.jobs:
+        print(f"{prepared.jobs - remaining} of {prepared.jobs} shards are there already", file=sys.stderr)
     raise_if_interrupted()
-    if prepared.todo:
-        runner = _by_ray if choose_launcher(job.launcher) == "ray" else _by_processes
-        with (
-            progress("shard", sum(len(todo.videos) for todo in prepared.todo)) as advance,
-            closing(runner(prepared.todo, corpus, store.url, settings, job.workers)) as results,
-        ):
-            for result in results:
-                raise_if_interrupted()
-                failed += result.failures
-                advance(result.samples + result.failures)
-    finish(store)
-    found = inspect(store)
-    kept = len(found["failures"]) - failed
-    if done and kept > 0:
-        print(
-            f"{kept} videos failed before and are not tried again: shard into another STORE for that", file=sys.stderr
-        )
+    if remaining:
+        _make(prepared, settings, running)
+    if merge(prepared.store) is None:
+        raise _no_good_video(prepared.store)
+    found = summary(prepared.store)
+    failed = sum(found["failures"].values())
+    if failed:
+        print(f"{failed} failed; to try them again: reelscale shards retry {prepared.store.url}", file=sys.stderr)
     return found
 
 
+def _make(prepared: Prepared, settings: ShardSettings, running: Running) -> None:
+    work = WorkSettings.model_validate({name: getattr(running, name) for name in WorkSettings.model_fields})
+    runner = _by_ray if choose_launcher(running.launcher) == "ray" else _by_processes
+    address = serve(running.monitor)
+    if address:
+        print(f"metrics at {address}", file=sys.stderr)
+    tally = Tally(prepared.videos)
+    with (
+        progress("shard", prepared.videos) as advance,
+        closing(runner(prepared, settings, work, running.workers, tally)) as results,
+    ):
+        shown = 0
+        for told in results:
+            raise_if_interrupted()
+            if told is not None:
+                tally.add(told)
+            advance(tally.videos - shown, tally.line())
+            shown = tally.videos
+
+
 def _by_ray(
-    todo: list[ShardJob], corpus: str, url: str, settings: ShardSettings, workers: int
-) -> Generator[ShardResult]:
+    prepared: Prepared, settings: ShardSettings, work: WorkSettings, workers: int, tally: Tally
+) -> Generator[Progress | None]:
+    """What the jobs tell, and None now and then while they are silent."""
     with ray_cluster() as ray:
-        task = ray.remote(num_cpus=1, max_retries=3)(make_shard)
-        room = workers or cpus(ray)
-        waiting = list(todo)
-        running: list[Any] = []
-        while waiting or running:
-            while waiting and len(running) < room:
-                running.append(task.remote(waiting.pop(0), corpus, url, settings))
-            ready, running = ray.wait(running, num_returns=1)
-            yield result_of(ray, ready[0])
+        board = _board(ray)
+        task = ray.remote(num_cpus=work.decoder_threads, max_retries=_TRIES)(_make_telling)
+        waiting = prepared.todo()
+        running: dict[Any, str] = {}
+        room, looked = 0, float("-inf")
+        with closing(waiting):
+            while True:
+                if time.monotonic() - looked > 10 * _LOOK_SECONDS:  # a cluster may grow
+                    room, looked = workers or max(1, cpus(ray) // work.decoder_threads), time.monotonic()
+                while len(running) < room and (following := next(waiting, None)):
+                    job, root = following
+                    tally.began(job.id)
+                    running[task.remote(board, job, root, prepared.store.url, settings, work)] = job.id
+                if not running:
+                    return
+                ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)
+                yield from _of(_taken(ray, board), running.values())
+                for reference in ready:
+                    yield _ended(ray, reference, running.pop(reference))
+                yield None
+
+
+def _board(ray: Any) -> Any:
+    """On the driver's own node if it can be, so that it outlives the others; begun anew if it dies all the same."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Board).remote()
+
+
+def _taken(ray: Any, board: Any) -> list[Progress]:
+    """What is new on the board; nothing while it is away, as the shards do not depend on it."""
+    try:
+        return ray.get(board.take.remote())
+    except ray.exceptions.RayActorError:
+        return []
+
+
+class _Board:
+    """An actor that keeps the last word of each job until it is asked."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, Progress] = {}
+
+    def tell(self, progress: Progress) -> None:
+        """From a worker."""
+        self.told[progress.job] = progress
+
+    def take(self) -> list[Progress]:
+        """To the driver: what is new."""
+        told, self.told = list(self.told.values()), {}
+        return told
+
+
+def _of(told: list[Progress], running: Collection[str]) -> list[Progress]:
+    """What jobs that still run have told: a word that comes after its job's end would be counted once more."""
+    jobs = set(running)
+    return [progress for progress in told if progress.job in jobs]
+
+
+def _make_telling(
+    board: Any, job: ShardJob, root: str, url: str, settings: ShardSettings, work: WorkSettings
+) -> Progress:
+    return make_shard(job, root, url, settings, work, board.tell.remote)
+
+
+def _ended(ray: Any, reference: Any, job: str) -> Progress:
+    try:
+        return result_of(ray, reference)
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
+        raise WorkerDied(f"the worker of job {job} died {_TRIES + 1} times ({type(error).__name__})") from error
 
 
 def _by_processes(
-    todo: list[ShardJob], corpus: str, url: str, settings: ShardSettings, workers: int
-) -> Generator[ShardResult]:
-    room = min(workers or os.cpu_count() or 1, len(todo))
-    if room == 1:
-        for job in todo:
-            yield make_shard(job, corpus, url, settings)
-        return
-    yield from spread(make_shard, [(job, corpus, url, settings) for job in todo], room)
+    prepared: Prepared, settings: ShardSettings, work: WorkSettings, workers: int, tally: Tally
+) -> Generator[Progress | None]:
+    room = min(workers or max(1, (os.cpu_count() or 1) // work.decoder_threads), prepared.remaining)
+    todo = prepared.todo()
+
+    def arguments() -> Generator[tuple[Any, ...]]:
+        for job, root in todo:
+            tally.began(job.id)
+            yield job, root, prepared.store.url, settings, work
+
+    with closing(todo), closing(spread(make_shard, arguments(), room, _name)) as results:
+        for told in results:
+            if isinstance(told, Again):
+                print(f"{_name(*told.arguments)} begins anew: {told.reason}", file=sys.stderr)
+            else:
+                yield told.result if isinstance(told, Done) else told.value
+
+
+def _name(job: ShardJob, *_: Any) -> str:
+    return f"shard {job.id}"
+
+
+def _no_good_video(store: Store) -> UserError:
+    found = summary(store)
+    shown = "".join(f"\n  {failure['uri']}: {failure['reason']}" for failure in found["failure_examples"][:5])
+    total = sum(found["failures"].values())
+    more = f"\n  … and {total - 5} more" if total > 5 else ""
+    remedy = f"mend or replace these videos, then try them again: reelscale shards retry {store.url}"
+    return UserError(f"no good video in the corpus:{shown}{more}", store.url, remedy)

@@ -13,7 +13,7 @@ import pytest
 
 from cluster import cli
 from tests.cluster.running import ray_elsewhere, reelscale, succeeded
-from tests.s3 import s3_server
+from tests.s3 import S3Server, running_s3, s3_server
 from tests.sharding.conftest import FOOTAGE, cut
 
 Say = Callable[..., subprocess.CompletedProcess[str]]
@@ -137,3 +137,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(RECIPE)
     return path
+
+
+@pytest.fixture(scope="module")
+def s3_running() -> Iterator[S3Server]:
+    """A server of the module's own, which its tests may stop and start."""
+    with running_s3() as server:
+        yield server

@@ -162,7 +162,7 @@ def refused(result: subprocess.CompletedProcess[str], *parts: str) -> str:
 
 def shards(store: Path) -> list[str]:
     """Names of a store's finished shards."""
-    return sorted(path.name for path in store.glob("*/*.parquet") if path.parent.name != "index")
+    return sorted(path.name for split in ("train", "val") for path in store.glob(f"{split}/*.parquet"))
 
 
 def checkpoints(run: Path) -> list[int]:

@@ -38,9 +38,11 @@ def check_mixed(found: dict, broken: dict[str, Path]) -> None:
     assert set(found["splits"]) == {"train", "val"}
     assert sum(split["samples"] for split in found["splits"].values()) == 6
     assert all(split["samples"] and split["shards"] and split["bytes"] for split in found["splits"].values())
-    assert sorted(Path(failure["uri"]).name for failure in found["failures"]) == sorted(broken)
-    assert all(failure["reason"] for failure in found["failures"])
-    assert len({failure["reason"] for failure in found["failures"]}) >= 4
+    assert sorted(Path(failure["uri"]).name for failure in found["failure_examples"]) == sorted(broken)
+    assert all(failure["reason"] for failure in found["failure_examples"])
+    assert (
+        len({failure["reason"] for failure in found["failure_examples"]}) >= 4 and sum(found["failures"].values()) == 5
+    )
 
 
 def test_bad_videos_are_listed_and_a_second_run_changes_nothing(
@@ -48,7 +50,7 @@ def test_bad_videos_are_listed_and_a_second_run_changes_nothing(
 ) -> None:
     store = tmp_path / "store"
     first = succeeded(reelscale("shard", mixed, store, *NONE, "validation=0.4", folder=tmp_path))
-    assert "failed videos          5" in first.stdout and "samples                6" in first.stdout
+    assert "failures               5: " in first.stdout and "samples                6" in first.stdout
     assert "shard: 11/11" in first.stderr
     assert [name for name in broken if name not in first.stdout] == []
     made = contents(store)
@@ -59,8 +61,7 @@ def test_bad_videos_are_listed_and_a_second_run_changes_nothing(
     again = succeeded(reelscale("shard", mixed, store, *NONE, "validation=0.4", "--json", folder=tmp_path))
     assert json.loads(again.stdout) == json.loads(inspected.stdout)
     assert "are there already" in again.stderr
-    assert "5 videos failed before and are not tried again" in again.stderr
-    assert "not tried again" not in first.stderr
+    assert "5 failed; to try them again: reelscale shards retry" in again.stderr
     assert contents(store) == made
 
 
@@ -86,7 +87,7 @@ def test_a_flat_folder_is_one_class(pieces: list[Path], tmp_path: Path) -> None:
         shutil.copyfile(piece, folder / piece.name)
     made = succeeded(reelscale("shard", folder, tmp_path / "store", *NONE, "--json", folder=tmp_path))
     found = json.loads(made.stdout)
-    assert found["classes"] == ["holiday"] and found["samples"] == 2 and found["failures"] == []
+    assert found["classes"] == ["holiday"] and found["samples"] == 2 and found["failures"] == {}
 
 
 def test_a_folder_with_no_good_video_is_refused(broken: dict[str, Path], tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_only_this_machine_is_served(url: str) -> None:
 
 def test_metrics_are_prometheus_text_with_help_and_our_names(url: str) -> None:
     pretrain.metrics.STEP.set(17)
-    sharding.metrics.FAILURES.labels(reason='it is "odd"\n').inc(0)
+    sharding.metrics.FAILURES.labels(kind='it is "odd"\n').inc(0)
     status, text = get(url)
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert status == 200
@@ -46,7 +46,9 @@ def test_metrics_are_prometheus_text_with_help_and_our_names(url: str) -> None:
         "reelscale_train_learning_rate", "reelscale_train_gradient_norm", "reelscale_train_clips_per_second",
         "reelscale_train_data_wait_ratio", "reelscale_validation_clip1_ratio", "reelscale_checkpoints",
         "reelscale_checkpoint_seconds", "reelscale_clips_decoded", "reelscale_shard_samples",
-        "reelscale_shard_failures", "reelscale_shard_bytes",
+        "reelscale_shard_failures", "reelscale_shard_bytes", "reelscale_shard_videos", "reelscale_shard_frames",
+        "reelscale_shard_read_bytes", "reelscale_shard_jobs", "reelscale_shard_remaining_videos",
+        "reelscale_shard_left_seconds", "reelscale_shard_oldest_job_seconds",
     }  # fmt: skip
     assert expected - set(families) == set()
     assert [name for name in expected if not families[name].documentation] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -65,11 +66,14 @@ def test_an_error_is_told_at_once(long_corpus: Path, tmp_path: Path) -> None:
     assert len(shards(store)) < JOBS - 1
 
 
-def test_a_worker_that_dies_is_told(long_corpus: Path, tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_told_and_its_shard_made_by_another(long_corpus: Path, tmp_path: Path) -> None:
     with running("shard", long_corpus, tmp_path / "store", *EACH, "launcher=none", folder=tmp_path) as command:
         command.until(lambda: shards(tmp_path / "store"))
         worker = next(pid for pid, words in command.descendants().items() if "--multiprocessing-fork" in words)
         os.kill(worker, signal.SIGKILL)
-        assert command.exit_code() == 1, command.said
-        assert f"worker process {worker} died (exit -9)" in command.err and "Traceback" not in command.err
+        command.until(lambda: f"begins anew: worker process {worker} died (exit -9)" in command.err)
+        (again,) = re.findall(r"shard (g0-\d+) begins anew", command.err)
+        command.until(lambda: f"{again}.parquet" in shards(tmp_path / "store"))
+        command.ctrl_c()
+        stopped(command)
         assert gone(list(command.descendants()))

@@ -1,0 +1,27 @@
+"""The job `shards inspect`: what a store holds, and if wanted a contact sheet and a page of it."""
+
+from pathlib import Path
+from typing import Any
+
+from cluster.jobs.paths import writable_folder
+from sharding.index import current_index
+from sharding.store import open_store
+from sharding.summary import summary
+
+
+def run_inspection(url: str, out: Path | None) -> dict[str, Any]:
+    """The store's summary; with `out`, its `files`: contact-sheet.png and inspect.html in that folder."""
+    store = open_store(url)
+    found = summary(store)
+    if out is None:
+        return found
+    from sharding.page import page
+    from sharding.sheet import contact_sheet
+
+    folder = Path(writable_folder(str(out), "--out"))
+    picture = contact_sheet(store, current_index(store))
+    sheet, html = folder / "contact-sheet.png", folder / "inspect.html"
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet.write_bytes(picture)
+    html.write_text(page(found, picture), encoding="utf-8")
+    return found | {"files": {"contact sheet": str(sheet), "page": str(html)}}
