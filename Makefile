@@ -4,7 +4,7 @@ PYTHON ?= python3
 STORE ?= demo/store
 BIN := .venv/bin
 
-.PHONY: demo test lint bench bench-models bench-encoding check-machine
+.PHONY: demo test lint bench bench-models bench-encoding bench-sharding bench-flow bench-scale check-machine
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
@@ -18,13 +18,23 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-models bench-encoding
+bench: bench-models bench-encoding bench-sharding bench-flow bench-scale
 
 bench-models: .venv/installed
 	$(BIN)/python -m tests.benchmarks.models
 
 bench-encoding: .venv/installed
 	$(BIN)/python -m tests.benchmarks.encoding
+
+bench-sharding: .venv/installed
+	$(BIN)/python -m tests.benchmarks.sharding
+
+bench-flow: .venv/installed
+	$(BIN)/python -m tests.benchmarks.flow
+
+bench-scale: .venv/installed
+	$(BIN)/python -m tests.benchmarks.planning
+	$(BIN)/python -m tests.benchmarks.scale --ray
 
 check-machine:
 	@command -v $(PYTHON) >/dev/null || { echo "missing: $(PYTHON). Install Python 3.11 or later (Debian: apt-get install python3), or name one: make PYTHON=python3.12"; exit 1; }

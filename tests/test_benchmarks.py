@@ -7,7 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from pretrain.models.zoo import ModelSettings, build_model
-from sharding.video import EncodeSettings, packet_table, transcode
+from sharding.manifest import Video
+from sharding.source import Source
+from sharding.video import EncodeSettings, VideoSettings, packet_table, transcode
 from tests.benchmarks import encoding
 from tests.benchmarks.models import Case, compare, plain_network, table
 
@@ -51,7 +53,9 @@ def test_a_variant_is_encoded_decoded_and_compared() -> None:
 @pytest.mark.parametrize("name", ["bigbuckbunny.mp4", "tree.avi"])
 def test_what_is_stored_is_close_to_the_resized_source(name: str) -> None:
     """The videos of the least similarity, as the table of the benchmark has it."""
-    stored = encoding.decoded(transcode(encoding.FOOTAGE / name, EncodeSettings()).data)
+    video = Video(name, (0,), "train")
+    (clip,) = transcode(Source(str(encoding.FOOTAGE), name), video, VideoSettings())
+    stored = encoding.decoded(clip.data)
     sources = [encoding.luma(frame) for frame in encoding.source_frames(encoding.FOOTAGE / name, EncodeSettings())]
     looks = range(0, min(len(sources), len(stored)), 10)
     assert sum(encoding.ssim(stored[look], sources[look]) for look in looks) / len(looks) >= encoding.GOOD

@@ -25,9 +25,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from sharding import video
-from sharding.picture import Fitter
-from sharding.video import EncodeSettings, packet_table
+from sharding.media.encoder import TIME_BASE, Encoder, EncodeSettings, packet_table
+from sharding.media.picture import Fitter
 
 FOOTAGE = Path(__file__).parents[1] / "data" / "footage"
 VIDEOS = ("balance_cam01.mp4", "bigbuckbunny.mp4", "bikes.mp4", "carphone.mp4", "cup.mp4", "slackline.mp4", "tree.avi")
@@ -77,7 +76,7 @@ def source_frames(path: Path, settings: EncodeSettings) -> list[av.VideoFrame]:
 
 def encoded(frames: list[av.VideoFrame], variant: Variant) -> tuple[bytes, float]:
     """The mp4 of these frames, and the seconds it took."""
-    encoder = video._Encoder(variant.settings, 1 / 30, 1.0)
+    encoder = Encoder(variant.settings, 1 / 30, 1.0)
     own = encoder._options()
     known = dict(part.split("=") for part in own["x264-params"].split(":"))
     changed = {**known, **{key: str(value) for key, value in variant.x264.items()}}
@@ -88,7 +87,7 @@ def encoded(frames: list[av.VideoFrame], variant: Variant) -> tuple[bytes, float
             encoder._open(frame)
             encoder.stream.codec_context.gop_size = int(changed["keyint"])
             encoder.stream.codec_context.max_b_frames = int(changed["bframes"])
-        frame.pts, frame.time_base = number * 3000, video.TIME_BASE
+        frame.pts, frame.time_base = number * 3000, TIME_BASE
         encoder.container.mux(encoder.stream.encode(frame))
     encoder.container.mux(encoder.stream.encode(None))
     encoder.container.close()
