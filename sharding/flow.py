@@ -18,7 +18,7 @@ from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 
 from sharding.errors import UserError
-from sharding.media.encoder import packet_table
+from sharding.media.encoder import TIME_BASE, open_h264, packet_table, x264_options
 from sharding.media.picture import luma_of, pad_lines
 from sharding.settings import Settings
 
@@ -84,10 +84,9 @@ class FlowEncoder:
     Holds few frames, however many come. Raises UserError if OpenCV is not installed.
     """
 
-    def __init__(self, settings: FlowSettings, key_frame_every: int, time_base: Fraction) -> None:
+    def __init__(self, settings: FlowSettings, key_frame_every: int) -> None:
         self.settings = settings
         self.key_frame_every = key_frame_every
-        self.time_base = time_base
         self.cv2 = _opencv()
         self.sink = io.BytesIO()
         self.before: NDArray[np.uint8] | None = None
@@ -99,7 +98,7 @@ class FlowEncoder:
         self.quantisation_error = self.stored_error = 0.0
 
     def add(self, luma: NDArray[np.uint8], pts: int) -> None:
-        """The next stored frame's luma, H W, both even, and its time in units of the time base."""
+        """The next stored frame's luma, H W, both even, and its time in TIME_BASE."""
         if self.before is not None:
             self.flow = self._between(self.before, luma)
             self._encode(self.flow, self.pts)
@@ -143,7 +142,7 @@ class FlowEncoder:
         self.beyond += int(np.count_nonzero(np.abs(flow) > bound))
         self.quantisation_error += _distance(dequantised(luma, bound), cut)
         picture = _picture(luma)
-        picture.pts, picture.time_base = pts, self.time_base
+        picture.pts, picture.time_base = pts, TIME_BASE
         if self.frames == 1:
             self._open(picture)
         self.undecoded.append(cut)
@@ -165,36 +164,14 @@ class FlowEncoder:
             self.stored_error += _distance(there, self.undecoded.popleft())
 
     def _open(self, picture: VideoFrame) -> None:
-        self.container = av.open(self.sink, "w", format="mp4", options={"fflags": "+bitexact"})
-        stream = self.container.add_stream("libx264", rate=25, options=self._options())
-        context = stream.codec_context
-        context.width, context.height, context.pix_fmt = picture.width, picture.height, "yuv420p"
-        context.time_base = stream.time_base = self.time_base
-        context.gop_size, context.max_b_frames = self.key_frame_every, 0
-        context.thread_count = 1  # more threads make other bytes
-        context.flags |= int(av.codec.context.Flags.bitexact | av.codec.context.Flags.closed_gop)
-        context.color_range = int(ColorRange.JPEG)  # all 256 values, untouched
-        self.stream = stream
+        rate = Fraction(25)  # only named: pictures have their times
+        self.container, self.stream = open_h264(self.sink, picture, rate, self.key_frame_every, self._options())
+        self.stream.codec_context.color_range = int(ColorRange.JPEG)  # all 256 values, untouched
 
     def _options(self) -> dict[str, str]:
-        x264 = {
-            "keyint": self.key_frame_every,
-            "min-keyint": self.key_frame_every,
-            "scenecut": 0,
-            "open-gop": 0,
-            "bframes": 0,
-            "cabac": 0,
-            "no-deblock": 1,
-            "threads": 1,
-            "psy": 0,  # what pleases an eye is an error here
-            "aq-mode": 0,  # a fifth fewer bytes at the same error
-        }
-        return {
-            "preset": "veryfast",
-            "tune": "fastdecode",
-            "crf": str(self.settings.crf),
-            "x264-params": ":".join(f"{key}={value}" for key, value in x264.items()),
-        }
+        # What pleases an eye is an error here; without adaptive quantisation the same error takes a fifth fewer bytes.
+        more = {"psy": 0, "aq-mode": 0}
+        return x264_options(self.key_frame_every, "veryfast", self.settings.crf, **more)
 
 
 def _picture(luma: NDArray[np.uint8]) -> VideoFrame:

@@ -180,7 +180,7 @@ def _encoded(
 ) -> Clip:
     """The frames as a clip; `decoded` counts what came of them and is judged."""
     encode = settings.encode
-    flow = FlowEncoder(settings.flow, encode.key_frame_every, TIME_BASE) if settings.flow else None
+    flow = FlowEncoder(settings.flow, encode.key_frame_every) if settings.flow else None
     encoder = Encoder(encode, reader.declared.step, reader.aspect, flow)
     start: float | None = None
     for frame, time in frames:

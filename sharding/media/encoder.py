@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import av
 import numpy as np
 import pydantic
+from av.container import OutputContainer
 from av.video.frame import PictureType, VideoFrame
+from av.video.stream import VideoStream
 
 from sharding.media.judge import MINIMUM_FRAMES, BadVideo
 from sharding.media.picture import Fitter, luma_of
@@ -124,6 +126,39 @@ def packet_table(data: bytes) -> dict[str, Any]:
     }
 
 
+def x264_options(key_frame_every: int, preset: str, crf: int, **more: int) -> dict[str, str]:
+    """libx264's options for bytes that are cheap to decode and the same on every processor; `more` of x264's own."""
+    x264 = {
+        "keyint": key_frame_every,
+        "min-keyint": key_frame_every,
+        "scenecut": 0,
+        "open-gop": 0,
+        "bframes": 0,
+        "cabac": 0,
+        "no-deblock": 1,
+        "threads": 1,
+        "cpu-independent": 1,  # else other instruction sets make other bytes
+        **more,
+    }
+    params = ":".join(f"{key}={value}" for key, value in x264.items())
+    return {"preset": preset, "tune": "fastdecode", "crf": str(crf), "x264-params": params}
+
+
+def open_h264(
+    sink: io.BytesIO, picture: VideoFrame, rate: Fraction, key_frame_every: int, options: dict[str, str]
+) -> tuple[OutputContainer, VideoStream]:
+    """An mp4 with one H.264 stream for pictures like this one, in TIME_BASE; nothing in it depends on the moment."""
+    container = av.open(sink, "w", format="mp4", options={"fflags": "+bitexact"})
+    stream = container.add_stream("libx264", rate=rate, options=options)
+    context = stream.codec_context
+    context.width, context.height, context.pix_fmt = picture.width, picture.height, "yuv420p"
+    context.time_base = stream.time_base = TIME_BASE
+    context.gop_size, context.max_b_frames = key_frame_every, 0
+    context.thread_count = 1  # more threads make other bytes
+    context.flags |= int(av.codec.context.Flags.bitexact | av.codec.context.Flags.closed_gop)
+    return container, stream
+
+
 class Encoder:
     """Frames in, one Clip out; opened by the first frame, whose shape decides the size.
 
@@ -220,36 +255,14 @@ class Encoder:
         self._waiting.clear()
 
     def _open(self, picture: VideoFrame) -> None:
-        self.container = av.open(self.sink, "w", format="mp4", options={"fflags": "+bitexact"})
         rate = Fraction(self.settings.fps or 1 / self.step).limit_denominator(1001)
-        stream = self.container.add_stream("libx264", rate=rate, options=self._options())
-        context = stream.codec_context
-        context.width, context.height, context.pix_fmt = picture.width, picture.height, "yuv420p"
-        context.time_base = stream.time_base = TIME_BASE
-        context.gop_size, context.max_b_frames = self.settings.key_frame_every, 0
-        context.thread_count = 1  # more threads make other bytes
-        context.flags |= int(av.codec.context.Flags.bitexact | av.codec.context.Flags.closed_gop)
+        every = self.settings.key_frame_every
+        self.container, self.stream = open_h264(self.sink, picture, rate, every, self._options())
+        context = self.stream.codec_context
         context.color_range, context.colorspace = 1, 6  # limited ("tv"), SMPTE 170M ("bt601")
-        self.stream = stream
 
     def _options(self) -> dict[str, str]:
-        x264 = {
-            "keyint": self.settings.key_frame_every,
-            "min-keyint": self.settings.key_frame_every,
-            "scenecut": 0,
-            "open-gop": 0,
-            "bframes": 0,
-            "cabac": 0,
-            "no-deblock": 1,
-            "threads": 1,
-            "cpu-independent": 1,  # else other instruction sets make other bytes
-        }
-        return {
-            "preset": self.settings.preset,
-            "tune": "fastdecode",
-            "crf": str(self.settings.crf),
-            "x264-params": ":".join(f"{key}={value}" for key, value in x264.items()),
-        }
+        return x264_options(self.settings.key_frame_every, self.settings.preset, self.settings.crf)
 
 
 class Resampler:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding.flow import FlowEncoder, FlowSettings
-from sharding.video import KEY_FRAME_EVERY, TIME_BASE, EncodeSettings
+from sharding.video import KEY_FRAME_EVERY, EncodeSettings
 from tests.benchmarks.encoding import FOOTAGE, VIDEOS, luma, source_frames
 
 CRFS = (4, 8, 10, 11, 12, 14, 16, 20)
@@ -30,7 +30,7 @@ def measured(crf: int, sources: dict[str, list[NDArray[np.uint8]]]) -> dict[str,
     """A row of the table: means over the videos, and the highest ratio of one."""
     rows = []
     for frames in sources.values():
-        encoder = FlowEncoder(FlowSettings(crf=crf), KEY_FRAME_EVERY, TIME_BASE)
+        encoder = FlowEncoder(FlowSettings(crf=crf), KEY_FRAME_EVERY)
         begin = time.perf_counter()
         for number, frame in enumerate(frames):
             encoder.add(frame, number * 3000)

@@ -30,7 +30,7 @@ import av
 import imageio_ffmpeg
 
 from sharding.manifest import Video
-from sharding.media.encoder import Encoder
+from sharding.media.encoder import x264_options
 from sharding.plan import ShardJob
 from sharding.shard import ShardSettings, WorkSettings, make_shard
 
@@ -69,7 +69,7 @@ def ffmpeg(task: Task, folder: Path) -> None:
     """The ffmpeg program with our encoder's settings."""
     encode = ShardSettings().encode
     edge, every = encode.short_edge, encode.key_frame_every
-    x264 = Encoder(encode, 1 / 30, 1.0)._options()["x264-params"]
+    x264 = x264_options(every, encode.preset, encode.crf)["x264-params"]
     command = [
         FFMPEG, "-v", "error", "-nostdin", "-y", "-threads", "1", "-filter_threads", "1", "-i", str(task.path),
         "-map", "0:v:0", "-an", "-sn", "-dn", "-fps_mode", "passthrough",

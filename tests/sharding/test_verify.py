@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from sharding import index, record
 from sharding.errors import UserError
 from sharding.flow import FlowEncoder, FlowSettings
-from sharding.media.encoder import KEY_FRAME_EVERY, TIME_BASE
+from sharding.media.encoder import KEY_FRAME_EVERY
 from sharding.prepare import prepare
 from sharding.shard import make_shard
 from sharding.store import Store, open_store
@@ -89,7 +89,7 @@ def repack(store: Store, shard: tuple[str, str], members: Callable[[str, bytes],
 
 
 def flow_of(data: bytes) -> dict[str, Any]:
-    encoder = FlowEncoder(FlowSettings(), KEY_FRAME_EVERY, TIME_BASE)
+    encoder = FlowEncoder(FlowSettings(), KEY_FRAME_EVERY)
     for number, luma in enumerate(decoded(data)):
         encoder.add(luma, 3600 * number)
     clip = encoder.finish()
