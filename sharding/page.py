@@ -100,7 +100,7 @@ def _splits(splits: Mapping[str, Mapping[str, Any]]) -> str:
     return _table(("split", "samples", "videos", "shards", "size", "frames", "length"), rows, range(1, 7))
 
 
-def _classes(classes: Sequence[str], histogram: Mapping[str, Mapping[Any, int]]) -> str:
+def _classes(classes: Sequence[str], histogram: Mapping[str, Mapping[str, int]]) -> str:
     """All classes as one picture by rank, the largest, smallest and empty ones by name, then all of them."""
     by_split = {split: {int(label): n for label, n in counts.items()} for split, counts in histogram.items()}
     total: Counter[int] = Counter(dict.fromkeys(range(len(classes)), 0))

@@ -17,7 +17,9 @@ _EXAMPLES = 1000  # failures told one by one
 
 
 def summary(store: Store) -> dict[str, Any]:
-    """JSON-able: what the newest index says, and what fails, with at most 1,000 failures one by one.
+    """A JSON tree: what the newest index says, and what fails, with at most 1,000 failures one by one.
+
+    `label_histogram` is split → class index, as JSON's keys are text → samples.
 
     Raises UserError if there are no shards. A store without one good sample has zeros.
     """
@@ -53,8 +55,11 @@ def summary(store: Store) -> dict[str, Any]:
     }
 
 
-def _histograms(index: Index) -> dict[str, dict[int, int]]:
+def _histograms(index: Index) -> dict[str, dict[str, int]]:
     found: dict[str, Counter[int]] = {}
     for part in index.parts:
         found.setdefault(part.split, Counter()).update(part.label_histogram)
-    return {split: dict(sorted(counts.items())) for split, counts in sorted(found.items())}
+    return {
+        split: {str(label): samples for label, samples in sorted(counts.items())}
+        for split, counts in sorted(found.items())
+    }
