@@ -382,6 +382,7 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
 
 def _print_store(found: dict[str, Any]) -> None:
     from cluster.output import bars
+    from sharding.summary import length_words
 
     rows: dict[str, Any] = {"samples": f"{found['samples']:,}", "classes": len(found["classes"])}
     for split, counts in sorted(found["splits"].items()):
@@ -397,7 +398,7 @@ def _print_store(found: dict[str, Any]) -> None:
             rows[name.replace("_", " ")] = f"{sum(found[name].values()):,}: {kinds}"
     rows |= found.get("files", {})
     _print_table(found["store"], rows)
-    lengths = {f"{float(bucket):g} s and more": count for bucket, count in found["lengths"].items()}
+    lengths = {length_words(bucket): bucket["samples"] for bucket in found["lengths"]}
     print(bars("lengths", lengths), end="")
     for split, counts in found["label_histogram"].items():
         named = {found["classes"][int(label)]: count for label, count in counts.items()}

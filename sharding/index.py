@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from sharding.record import FORMAT, from_parquet, list_records, read_meta, recor
 from sharding.store import Store
 
 HEAD = "reelscale.json"
+LENGTHS = (0.0, *(digit * 10.0**power for power in range(-1, 5) for digit in (1, 2, 5)))  # bounds of buckets, seconds
 INDEX = pa.schema(
     [
         ("split", pa.string()),
@@ -180,9 +182,15 @@ def read_index(store: Store, version: str) -> Index:
 
 
 def length_bucket(seconds: float) -> str:
-    """The bucket of a sample's length: its lower bound in seconds, a step of 1, 2 or 5 in each power of ten."""
-    bounds = [0.0, *(digit * 10.0**power for power in range(-1, 5) for digit in (1, 2, 5))]
-    return f"{max(bound for bound in bounds if bound <= seconds + 1e-6):g}"
+    """The bucket of a sample's length: its lower bound in seconds, one of `LENGTHS`."""
+    return f"{max(bound for bound in LENGTHS if bound <= seconds + 1e-6):g}"
+
+
+def length_ranges(lengths: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Samples by `length_bucket` as {"from", "to", "samples"}, in seconds, the shortest first; "to" None: no end."""
+    ends = dict(zip(LENGTHS, (*LENGTHS[1:], None), strict=True))
+    counts = sorted((float(bucket), samples) for bucket, samples in lengths.items())
+    return [{"from": begin, "to": ends[begin], "samples": samples} for begin, samples in counts]
 
 
 class _Total:

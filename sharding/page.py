@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sharding.summary import length_words
+
 _EXAMPLES = 5  # failures shown one by one, of a kind
 _ENDS = 15  # classes shown at the top and at the bottom
 _ALL_NAMES = 2000  # classes named one by one
@@ -166,21 +168,11 @@ def _ranks(counts: Sequence[tuple[str, int]]) -> str:
     )
 
 
-def _lengths(lengths: Sequence[Mapping[str, Any]] | Mapping[str, int]) -> str:
-    """Samples by length: [{"from", "to", "samples"}], or {seconds from: samples}."""
-    if isinstance(lengths, Mapping):
-        starts = sorted(lengths, key=float)
-        ends: list[Any] = [float(start) for start in starts[1:]] + [None]
-        rows = [(float(start), end, lengths[start]) for start, end in zip(starts, ends, strict=False)]
-    else:
-        rows = [(bucket["from"], bucket["to"], bucket["samples"]) for bucket in lengths]
-    if not rows:
+def _lengths(lengths: Sequence[Mapping[str, Any]]) -> str:
+    if not lengths:
         return "<p>no samples</p>"
-    shown = [
-        (f"{start:g} to {end:g} s" if end is not None else f"{start:g} s and more", [(count, _COLOURS[0])])
-        for start, end, count in rows
-    ]
-    return _bars(shown, max(count for *_, count in rows))
+    shown = [(length_words(bucket), [(bucket["samples"], _COLOURS[0])]) for bucket in lengths]
+    return _bars(shown, max(bucket["samples"] for bucket in lengths))
 
 
 def _failures(kinds: Mapping[str, int], examples: Iterable[Mapping[str, Any]]) -> str:

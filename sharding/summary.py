@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
 from sharding.failures import current_failures
 from sharding.generations import generations
-from sharding.index import Index, current_index, has_index, require_head
+from sharding.index import Index, current_index, has_index, length_ranges, require_head
 from sharding.record import list_records
 from sharding.store import Store
 
@@ -43,7 +44,7 @@ def summary(store: Store) -> dict[str, Any]:
         "jobs": {"planned": sum(sum(plan.jobs.values()) for plan in plans), "done": len(done)},
         "classes": index.classes if index else head["classes"],
         "label_histogram": _histograms(index) if index else {},
-        "lengths": dict(sorted(index.lengths.items(), key=lambda item: float(item[0]))) if index else {},
+        "lengths": length_ranges(index.lengths) if index else [],
         "failures": dict(sorted(Counter(line["kind"] for line in failing.values()).items())),
         "failure_examples": list(islice(failing.values(), _EXAMPLES)),
         "left_out": dict(sorted(left_out.items())),
@@ -53,6 +54,11 @@ def summary(store: Store) -> dict[str, Any]:
             {"number": plan.number, "kind": plan.kind, "videos": sum(plan.videos.values())} for plan in plans
         ],
     }
+
+
+def length_words(bucket: Mapping[str, Any]) -> str:
+    """One of a summary's `lengths` in words."""
+    return f"{bucket['from']:g} s and more" if bucket["to"] is None else f"{bucket['from']:g} to {bucket['to']:g} s"
 
 
 def _histograms(index: Index) -> dict[str, dict[str, int]]:

@@ -83,7 +83,7 @@ def test_segments_by_the_command_line(tmp_path: Path, say: Say) -> None:
     shutil.copyfile(Path(__file__).parents[1] / "data" / "footage" / "bikes.mp4", folder / "bikes.mp4")
     segments = ("segments.seconds=2", "segments.per_video=3")
     found = succeeded(reelscale("shard", folder.parent, tmp_path / "store", *RUN, *segments, folder=tmp_path))
-    assert "3 samples of 1 videos" in found.stdout
+    assert "3 samples of 1 videos" in found.stdout and "  2 to 5 s  " in found.stdout
     mistaken = say("shard", folder.parent, tmp_path / "other", "segments.seconds=-1")
     assert mistaken.returncode == 2 and "segments.seconds" in mistaken.stderr
 

@@ -146,15 +146,30 @@ def test_as_many_classes_as_sports_1m_has() -> None:
 
 def test_a_store_of_nothing() -> None:
     nothing: dict[str, Any] = dict.fromkeys(("samples", "videos", "frames", "seconds", "bytes"), 0) | {
-        name: {} for name in ("splits", "label_histogram", "lengths", "failures", "left_out", "versions")
+        name: {} for name in ("splits", "label_histogram", "failures", "left_out", "versions")
     }
-    text = page(summary(**nothing, index=None, classes=[], failure_examples=[], generations=[]), PNG)
+    text = page(summary(**nothing, index=None, classes=[], lengths=[], failure_examples=[], generations=[]), PNG)
     assert "no index yet" in text and "no classes" in text and "every listed video" in text
 
 
-def test_lengths_by_the_lower_bound() -> None:
-    shown = " ".join(read(page(summary(lengths={"10": 4, "0.5": 3, "1": 5}), PNG)).text)
-    assert "0.5 to 1 s" in shown and "1 to 10 s" in shown and "10 s and more" in shown
+def test_lengths_by_their_bounds() -> None:
+    lengths = index.length_ranges({"10": 4, "0.5": 3, "50000": 5})
+    shown = " ".join(read(page(summary(lengths=lengths), PNG)).text)
+    assert "0.5 to 1 s" in shown and "10 to 20 s" in shown and "50000 s and more" in shown
+
+
+@given(st.floats(0, 1e6))
+def test_a_length_lies_between_the_bounds_of_its_bucket(seconds: float) -> None:
+    ((begin, end, samples),) = (one.values() for one in index.length_ranges({index.length_bucket(seconds): 3}))
+    assert samples == 3 and begin <= seconds + 1e-6 and (end is None or seconds + 1e-6 < end)
+    assert end is None if begin == 50_000 else end <= max(2.5 * begin, 0.1)
+
+
+def test_the_buckets_follow_each_other_by_length() -> None:
+    counts = {f"{bound:g}": 1 for bound in sorted(index.LENGTHS, key=str)}
+    found = index.length_ranges(counts)
+    assert [one["to"] for one in found] == [*(one["from"] for one in found[1:]), None]
+    assert found[0]["from"] == 0 and len(found) == len(counts)
 
 
 def part(number: int, histogram: dict[int, int], samples: int | None = None) -> Part:

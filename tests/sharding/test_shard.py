@@ -138,6 +138,7 @@ def test_failures_are_told(corpus: Path, store: Store) -> None:
     assert seen["failures"] == {"empty": 1, "not_video": 1} and seen["samples"] == seen["videos"] == 6
     assert seen["settings"]["encode"]["short_edge"] == 32
     assert sum(sum(counts.values()) for counts in seen["label_histogram"].values()) == 6
+    assert seen["lengths"] == [{"from": 0.5, "to": 1.0, "samples": 6}]
 
 
 def test_an_unexpected_error_ends_the_video_not_the_shard(
