@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from sharding.errors import UserError
 from sharding.record import list_records
 from sharding.store import Store, open_store
 from tests.cluster.conftest import SMALL
@@ -44,23 +46,40 @@ def content(store: Store) -> dict[str, bytes]:
 def read_all_the_while(store: Store, expected: dict[str, bytes]) -> Iterator[None]:
     """Someone reads the store inside the `with`: whatever they see must be what it is to be in the end."""
     over = threading.Event()
-    wrong: list[str] = []
 
-    def read() -> None:
-        while not over.is_set():
+    def read() -> tuple[int, list[str]]:
+        count, wrong = 0, []
+        while not over.wait(0.05):
             for path in store.list(""):
+                count += 1
                 if store.get(path) != expected.get(path):
                     wrong.append(path)
-            time.sleep(0.05)
+        return count, wrong
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        yield
-    finally:
-        over.set()
-        reader.join()
-    assert wrong == []
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(read)
+        try:
+            yield
+        finally:
+            over.set()
+        count, wrong = reader.result()  # raises what the reader raised
+    assert count and wrong == []
+
+
+def test_a_reader_that_fails_or_reads_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    with pytest.raises(AssertionError), read_all_the_while(store, {}):
+        time.sleep(0.2)
+    store.put("one", b"1")
+    with pytest.raises(AssertionError), read_all_the_while(store, {"one": b"2"}):
+        time.sleep(0.2)
+
+    def get(store: Store, path: str) -> bytes:
+        raise UserError("the store does not answer", path, "wait")
+
+    monkeypatch.setattr(type(store), "get", get)
+    with pytest.raises(UserError, match="does not answer"), read_all_the_while(store, {"one": b"1"}):
+        time.sleep(0.2)
 
 
 @pytest.fixture()
