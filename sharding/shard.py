@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,7 +55,7 @@ class WorkSettings(Settings):
 class Progress:
     """How far a job is: counts from its beginning. `failures` by kind, `frames` decoded, `bytes_in` read.
 
-    `bytes_out`, `seconds` and `done` are known at its end; `already`: another worker had finished it.
+    `bytes_out` and `done` are known at its end; `already`: another worker had finished it.
     """
 
     job: str
@@ -66,7 +65,6 @@ class Progress:
     frames: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
-    seconds: float = 0.0
     failures: dict[str, int] = field(default_factory=dict)
     done: bool = False
     already: bool = False
@@ -88,7 +86,6 @@ def make_shard(
     """
     store = open_store(store, ask=False) if isinstance(store, str) else store
     work = work or WorkSettings()
-    began = time.monotonic()
     so_far = Progress(job.id, job.split)
     if store.exists(record.record_path(job.split, job.id)):
         return replace(so_far, videos=len(job.videos), done=True, already=True)
@@ -122,14 +119,14 @@ def make_shard(
         parts.close()
         rows, described = parts.verified()
         if store.exists(record.record_path(job.split, job.id)):  # what another worker found may differ: let it be
-            return replace(so_far, seconds=time.monotonic() - began, done=True, already=True)
+            return replace(so_far, done=True, already=True)
         for path, part in zip(parts.paths, described, strict=True):
             store.put_file(part["path"], path)
     put_failures(store, job.split, job.id, failures)
     meta = record_meta(job, described, rows, good, failures, digest(settings))
     mine = record.write_record(store, job.split, job.id, rows, meta)
     written = sum(part["bytes"] for part in described)
-    return replace(so_far, bytes_out=written, seconds=time.monotonic() - began, done=True, already=not mine)
+    return replace(so_far, bytes_out=written, done=True, already=not mine)
 
 
 def isolated(stall_seconds: float) -> Isolated:

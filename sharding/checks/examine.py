@@ -88,11 +88,12 @@ def examine(store: Store, split: str, job: str, rules: Rules) -> Examined:
         table = read_record(store, split, job)
         meta = json.loads(table.schema.metadata[META])
         found.parts = [dict(part) for part in meta["parts"]]
+        failures = sum(meta["failures"].values())
     except UserError as error:
         require_usable(store)
         found.add(error.what)
         return found
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         found.add(f"a shard's record is damaged: its metadata cannot be read ({type(error).__name__}: {error})")
         return found
     keys = table["key"].to_pylist()
@@ -101,7 +102,7 @@ def examine(store: Store, split: str, job: str, rules: Rules) -> Examined:
     found.keys = b"".join(key_prefix(key) for key in keys)
     for what in _record_faults(table, meta, found, rules):
         found.add(what)
-    for what in _failure_faults(store, found, meta):
+    for what in _failure_faults(store, found, failures):
         found.add(what)
     chosen = _decoded(keys, rules.decode)
     numbers = np.array(table["part"].to_pylist(), np.int64)
@@ -164,10 +165,8 @@ def _record_faults(table: pa.Table, meta: dict[str, Any], found: Examined, rules
         yield "the record's metadata has not the frames of its samples"
 
 
-def _failure_faults(store: Store, found: Examined, meta: dict[str, Any]) -> Iterator[str]:
-    """What of a shard's failure list does not agree with its record."""
-    counted = meta.get("failures", 0)
-    wanted = sum(counted.values()) if isinstance(counted, dict) else counted
+def _failure_faults(store: Store, found: Examined, wanted: int) -> Iterator[str]:
+    """What of a shard's failure list does not agree with its record, which has `wanted` failures."""
     path = record_path(found.split, found.job).removesuffix(".parquet") + ".failures.jsonl"
     try:
         lines = [json.loads(line) for line in store.get(path).splitlines()]

@@ -7,12 +7,12 @@ import os
 import posixpath
 import re
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
 from sharding.errors import UserError
+from sharding.scratch import scratch
 from sharding.source import is_absolute, local_root
 from sharding.store import Store, open_store
 
@@ -144,7 +144,7 @@ def files_below(root: str) -> Iterator[tuple[str, int | None]]:
     """
     folder = local_root(root)
     if folder is None:
-        yield from _stored(root)
+        yield from _store(root).walk()
         return
     if not folder.exists():
         raise UserError("there is no such folder", tellable(root), "check the path; it must be a folder of videos")
@@ -199,7 +199,7 @@ def kind_of_place(place: str, what: str = "corpus") -> str:
 def local_copy(place: str) -> Iterator[Path]:
     """A list as a file of this machine: itself, or a copy for as long as it is read.
 
-    Raises FileNotFoundError if it is not there.
+    Raises FileNotFoundError if it is not there, UserError if no copy can be made.
     """
     path = local_root(place)
     if path is not None:
@@ -208,19 +208,10 @@ def local_copy(place: str) -> Iterator[Path]:
         yield path
         return
     parent, _, name = place.rpartition("/")
-    with tempfile.TemporaryDirectory(prefix="reelscale-list-") as folder:
-        copy = Path(folder) / "list"
+    with scratch("list") as folder:
+        copy = folder / "list"
         _store(parent).get_file(name, copy)
         yield copy
-
-
-def _stored(root: str) -> Iterator[tuple[str, int | None]]:
-    store = _store(root)
-    walk = getattr(store, "walk", None)
-    if walk is not None:
-        yield from walk("")
-    else:
-        yield from ((path, None) for path in store.list(""))
 
 
 def _walk(folder: Path, prefix: str, above: tuple[Path, ...]) -> Iterator[tuple[str, int]]:

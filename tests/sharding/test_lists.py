@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from sharding.corpora import jsonlist, lists
 from sharding.corpora.jsonlist import json_entries
-from sharding.corpora.roots import Roots, tellable
+from sharding.corpora.roots import Roots, local_copy, tellable
 from sharding.corpora.rows import Refusal
 from sharding.errors import UserError
 from sharding.manifest import CorpusSettings, Manifest, read_manifest
@@ -405,3 +405,17 @@ def test_values_that_the_readers_choke_on_are_told(tmp_path: Path) -> None:
     for file in ("bytes.parquet", "twice.parquet", "digits.json"):
         with pytest.raises(UserError, match=file):
             read_manifest(str(tmp_path / file), CorpusSettings())
+
+
+def test_a_list_in_a_store_is_read_from_a_copy_that_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_store(f"memory://{tmp_path.name}").put("list.csv", b"uri,label\n")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place = f"memory://{tmp_path.name}/list.csv"
+    with local_copy(place) as copy:
+        assert copy.read_bytes() == b"uri,label\n" and tmp_path in copy.parents
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError), local_copy(f"memory://{tmp_path.name}/none.csv"):
+        pass
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no temporary folder can be made"), local_copy(place):
+        pass

@@ -118,14 +118,6 @@ def add_flow(store: Store, shard: tuple[str, str]) -> None:
     repack(store, shard, members)
 
 
-def planned(store: Store) -> None:
-    """A plan of the first generation, where there is none."""
-    if not store.list("plan/"):
-        tree = {"jobs": {"train": len(record.list_records(store))}, "digest": hashlib.sha256(b"plan").hexdigest()}
-        store.put("plan/g0-1.parquet", b"plan")
-        store.put("plan/g0.json", json.dumps(tree | {"file": "plan/g0-1.parquet"}).encode())
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, pieces: list[Path], broken: dict[str, Path]) -> Path:
     """A sound store of a few shards, one of them with flow."""
@@ -139,7 +131,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, pieces: list[Path], broken: 
     store = open_store(str(folder / "store"))
     sharded(folder / "corpus", store)
     add_flow(store, chosen(store))
-    planned(store)
     return folder / "store"
 
 
@@ -379,6 +370,8 @@ def test_a_record_that_says_wrong_of_a_sample(store: Store, change: Any, words: 
         (lambda rows, meta: rows.pop(), "part 0 has not the 4 samples"),
         (lambda rows, meta: meta["parts"][0].update(label_histogram={"0": 99}), "label histogram of part 0"),
         (lambda rows, meta: meta.update(frames=1), "has not the frames of its samples"),
+        (lambda rows, meta: meta.update(failures=1), "its metadata cannot be read"),
+        (lambda rows, meta: meta.pop("failures"), "its metadata cannot be read"),
     ],
 )
 def test_a_record_that_says_wrong_of_its_shard(store: Store, change: Any, words: str) -> None:
