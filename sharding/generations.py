@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from sharding.errors import UserError
 from sharding.manifest import Video
-from sharding.plan import SPLITS, ShardJob
+from sharding.plan import SPLITS, ShardJob, job_id
 from sharding.scratch import scratch
 from sharding.store import Store
 
@@ -71,11 +71,6 @@ class Generation:
             for number in range(first, first + self.jobs.get(split, 0)):
                 yield split, job_id(self.number, number)
             first += self.jobs.get(split, 0)
-
-
-def job_id(generation: int, number: int) -> str:
-    """The name of a job, unique in its store."""
-    return f"g{generation}-{number:06d}"
 
 
 def generations(store: Store) -> list[Generation]:

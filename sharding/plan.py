@@ -24,6 +24,11 @@ class ShardJob:
     failed: tuple[str, ...] = ()
 
 
+def job_id(generation: int, number: int) -> str:
+    """The name of a job, unique in its store: `g0-000000` is the first of generation 0."""
+    return f"g{generation}-{number:06d}"
+
+
 def shard_size(videos: int) -> int:
     """Videos a shard of a split, where none is set: as few as make 64 shards, so that they can be made side by side.
 
@@ -38,7 +43,7 @@ def plan(
     """Jobs of at most `videos_per_shard` videos each (None: `shard_size` of the split), from train on to val.
 
     `videos` come in a manifest's order, split by split, and are streamed; `counts` says how many a split has.
-    Jobs are numbered through both splits: `g0-000000` is the first of generation 0.
+    Jobs are numbered through both splits.
     """
     number = itertools.count()
     order = iter(SPLITS)
@@ -46,4 +51,4 @@ def plan(
         assert split in order, "videos must come training first, then validation"
         size = videos_per_shard or shard_size(counts[split])
         while chunk := tuple(itertools.islice(mine, size)):
-            yield ShardJob(f"g{generation}-{next(number):06d}", split, chunk)
+            yield ShardJob(job_id(generation, next(number)), split, chunk)

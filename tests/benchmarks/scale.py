@@ -27,7 +27,7 @@ import pyarrow as pa
 from sharding import index, record
 from sharding.generations import add_generation, generations, planned_jobs
 from sharding.manifest import Video
-from sharding.plan import ShardJob
+from sharding.plan import ShardJob, job_id
 from sharding.settings import digest
 from sharding.shard import ShardSettings
 from sharding.store import open_store
@@ -45,7 +45,7 @@ def jobs(count: int) -> Iterator[ShardJob]:
             )
             for place in range(VIDEOS_A_JOB)
         )
-        yield ShardJob(f"g0-{number:06d}", "train", videos)
+        yield ShardJob(job_id(0, number), "train", videos)
 
 
 def make_store(url: str, count: int, share: int, shares: int) -> None:
@@ -54,7 +54,7 @@ def make_store(url: str, count: int, share: int, shares: int) -> None:
     samples = VIDEOS_A_JOB * SEGMENTS
     table = rows(samples)
     for number in range(share, count, shares):
-        job = f"g0-{number:06d}"
+        job = job_id(0, number)
         histogram = {str((number * VIDEOS_A_JOB + place) % CLASSES): SEGMENTS for place in range(VIDEOS_A_JOB)}
         part = {
             "path": f"train/{job}-00.tar", "samples": samples, "bytes": 250_000_000, "sha256": f"{number:064x}",

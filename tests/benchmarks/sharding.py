@@ -31,7 +31,7 @@ import imageio_ffmpeg
 
 from sharding.manifest import Video
 from sharding.media.encoder import x264_options
-from sharding.plan import ShardJob
+from sharding.plan import ShardJob, job_id
 from sharding.shard import ShardSettings, WorkSettings, make_shard
 
 FOOTAGE = Path(__file__).parents[1] / "data" / "footage"
@@ -58,7 +58,7 @@ def ours(task: Task, folder: Path, settings: ShardSettings | None = None) -> Non
     """Shards of the task's video, in a store of this process."""
     videos = tuple(Video(str(task.path), (0,), "train", start=None, end=None) for _ in range(task.repeats))
     for number, video in enumerate(videos):
-        job = ShardJob(f"g0-{number:06d}", "train", (video,))
+        job = ShardJob(job_id(0, number), "train", (video,))
         store = folder / "store"
         made = make_shard(job, "/", str(store), settings or ShardSettings(), WorkSettings())
         assert not made.failures and made.samples, made
