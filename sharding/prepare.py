@@ -82,11 +82,11 @@ def prepare_retry(store: Store, settings: ShardSettings, root: str | None = None
         plans = generations(store)
         done = frozenset(list_records(store))
         failing = current_failures(store, plans, done)
+        tried = 0
         for unit in _pending(store, plans, done):
             failing.pop(unit, None)
-        if not failing:
-            return _prepared(store, _moved(plans, root), ["no video failed, so there is none to try again"])
-        # One root a generation: those of another root have their turn with the next call.
+            tried += 1
+        # A generation has one root: each root with failed videos gets one of its own.
         roots = [plan.root for plan in plans if plan.kind == "corpus"]
         for of_root in dict.fromkeys(roots):
             mine = [plan for plan in plans if plan.kind == "corpus" and plan.root == of_root]
@@ -96,10 +96,12 @@ def prepare_retry(store: Store, settings: ShardSettings, root: str | None = None
             jobs = _retry_jobs(failed, settings, len(plans))
             made = add_generation(store, len(plans), "retry", root or of_root, plans[-1].classes, jobs)
             if made is None:
-                break
+                break  # another command was faster: see what is left
             plans.append(made)
+            tried += len(failed)
         else:
-            note = f"{len(failing)} failed videos or segments are tried again"
+            told = f"{tried} failed videos or segments are tried again"
+            note = told if tried else "no video failed, so there is none to try again"
             return _prepared(store, _moved(plans, root), [note])
 
 
@@ -208,7 +210,7 @@ def _failed_videos(store: Store, plans: list[Generation], failing: dict[Unit, Fa
     by_video: dict[tuple[str, float | None, float | None], list[tuple[int | None, str]]] = {}
     for (uri, start, end, segment), line in failing.items():
         by_video.setdefault((uri, start, end), []).append((segment, line["kind"]))
-    for known in plans:
+    for known in plans if by_video else ():
         for video in planned_videos(store, known):
             for segment, kind in by_video.pop((printable(video.uri), video.start, video.end), []):
                 yield replace(video, segments=() if segment is None else (segment,)), kind

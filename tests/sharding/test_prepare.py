@@ -10,7 +10,7 @@ import pytest
 from sharding import index, record
 from sharding.errors import UserError
 from sharding.generations import generations, planned_jobs, planned_videos
-from sharding.prepare import prepare, stored_settings
+from sharding.prepare import prepare, prepare_retry, stored_settings
 from sharding.shard import ShardSettings, make_shard
 from sharding.store import Store, open_store
 from sharding.summary import summary
@@ -155,11 +155,12 @@ def test_many_generations_take_no_more_listings(
 
 
 def test_a_retry_that_was_stopped_goes_on(corpus: Path, store: Store) -> None:
-    from sharding.prepare import prepare_retry
-
     shard(corpus, store)
-    jobs = list(prepare_retry(store, SETTINGS).todo())
-    assert list(prepare_retry(store, SETTINGS).todo()) == jobs and len(generations(store)) == 2
+    begun = prepare_retry(store, SETTINGS)
+    jobs = list(begun.todo())
+    again = prepare_retry(store, SETTINGS)
+    assert list(again.todo()) == jobs and len(generations(store)) == 2
+    assert begun.notes == again.notes == ("2 failed videos or segments are tried again",)
     assert [job for job, _ in prepare(str(corpus), store, SETTINGS, READING).todo()] == [job for job, _ in jobs]
 
 
@@ -169,6 +170,56 @@ def test_a_retry_reads_where_the_files_are_now(corpus: Path, store: Store, tmp_p
     shutil.copyfile(pieces[0], tmp_path / "mended" / "calm" / "empty.mp4")
     retry(store, root=str(tmp_path / "mended"))
     assert "calm/empty.mp4" in uris(store)
+
+
+def two_corpora(corpus: Path, store: Store, tmp_path: Path, pieces: list[Path]) -> Path:
+    """A second corpus, of a good and a bad video, in the same store; three videos failed in all."""
+    (tmp_path / "other" / "calm").mkdir(parents=True)
+    shutil.copyfile(pieces[0], tmp_path / "other" / "calm" / "good.mp4")
+    (tmp_path / "other" / "calm" / "bad.mp4").write_bytes(b"")
+    shard(corpus, store)
+    shard(tmp_path / "other", store)
+    assert summary(store)["failures"] == {"empty": 2, "not_video": 1}
+    return tmp_path / "other"
+
+
+def test_a_retry_over_two_corpora_reads_each_where_it_is(
+    corpus: Path, store: Store, tmp_path: Path, pieces: list[Path]
+) -> None:
+    other = two_corpora(corpus, store, tmp_path, pieces)
+    for path in (corpus / "calm" / "empty.mp4", corpus / "lively" / "note.mp4", other / "calm" / "bad.mp4"):
+        shutil.copyfile(pieces[1], path)
+    prepared = retry(store)
+    assert prepared.notes == ("3 failed videos or segments are tried again",)
+    tried = {(root, video.uri) for job, root in prepared.todo() for video in job.videos}
+    mine = {(str(corpus), "calm/empty.mp4"), (str(corpus), "lively/note.mp4")}
+    assert tried == mine | {(str(other), "calm/bad.mp4")}
+    assert [plan.kind for plan in generations(store)] == ["corpus", "corpus", "retry", "retry"]
+    assert summary(store)["failures"] == {} and summary(store)["samples"] == 10
+    assert retry(store).notes == ("no video failed, so there is none to try again",)
+
+
+def test_two_retries_at_once_try_each_video_once(
+    corpus: Path, store: Store, tmp_path: Path, pieces: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sharding.prepare as module
+
+    two_corpora(corpus, store, tmp_path, pieces)
+    real, calls = module.add_generation, 0
+
+    def late(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 2:  # between this command's generations another one plans the second
+            prepare_retry(store, SETTINGS)
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "add_generation", late)
+    prepared = prepare_retry(store, SETTINGS)
+    assert prepared.notes == ("3 failed videos or segments are tried again",)
+    tried = [video.uri for job, _ in prepared.todo() for video in job.videos]
+    assert sorted(tried) == ["calm/bad.mp4", "calm/empty.mp4", "lively/note.mp4"]
+    assert [plan.kind for plan in generations(store)] == ["corpus", "corpus", "retry", "retry"]
 
 
 def test_not_one_good_video(corpus: Path, store: Store, pieces: list[Path]) -> None:
