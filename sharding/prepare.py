@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sharding import index
+from sharding.corpora.roots import normal_root
 from sharding.errors import UserError
 from sharding.failures import Failure, Unit, current_failures, units
 from sharding.generations import Generation, add_generation, generations, planned_jobs, planned_videos, videos_in
@@ -74,8 +75,10 @@ def prepare(corpus: str, store: Store, settings: ShardSettings, reading: CorpusS
 def prepare_retry(store: Store, settings: ShardSettings, root: str | None = None) -> Prepared:
     """Plan the videos and segments that failed as jobs of a new generation; the shards that are there stay.
 
-    `root`: where their files are now, if not where they were. Raises UserError if the store was made otherwise.
+    `root`: where their files are now, if not where they were. Raises UserError if the store was made otherwise, or
+    `root` cannot be one.
     """
+    root = normal_root(root) if root else None
     head = index.require_head(store)
     _require_same(store, head, settings)
     while True:

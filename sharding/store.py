@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from sharding.errors import UserError
-from sharding.redact import redacted
+from sharding.redact import redacted, require_no_password
 from sharding.stores.directory import LocalStore
 from sharding.stores.remote import PATIENCE, RemoteStore
 from sharding.stores.s3 import S3Store
@@ -65,9 +65,10 @@ def open_store(url: str | os.PathLike[str], patience: float = PATIENCE, ask: boo
 
     A remote store is asked once, so that a wrong address, bucket or secret is a UserError here, in seconds;
     without `ask` it is not, for an address that worked before. Later each operation is tried for `patience`
-    seconds. A directory need not exist yet: the first put makes it.
+    seconds. A directory need not exist yet: the first put makes it. A URL with a password is a UserError, too.
     """
     text = os.fspath(url)
+    require_no_password(text)
     scheme, separator, rest = text.partition("://")
     if not separator or scheme in ("file", "local"):
         return LocalStore(rest if separator else text)

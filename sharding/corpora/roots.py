@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from sharding.errors import UserError
+from sharding.redact import require_no_password
 from sharding.scratch import scratch
 from sharding.source import is_absolute, local_root
 from sharding.store import Store, open_store
@@ -82,12 +83,13 @@ def _store(url: str) -> Store:
 def normal_root(place: str) -> str:
     """A folder or store prefix as roots are compared and kept: an absolute path, or a URL without its last slash.
 
-    Raises UserError for an address on the web: nothing is downloaded from there.
+    Raises UserError for an address on the web, as nothing is downloaded from there, and for one with a password.
     """
     scheme = place.partition("://")[0].lower() if _SCHEME.match(place) else ""
     if scheme in _WEB:
         remedy = "give the folder, or the prefix of a store like s3://bucket/prefix, that holds the files"
         raise UserError("videos are not downloaded from the web", tellable(place), remedy)
+    require_no_password(place)
     root = local_root(place)
     return (
         place.rstrip("/")

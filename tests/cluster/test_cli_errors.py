@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,26 @@ def test_models_are_told_and_wrong_ones_refused(say: Say) -> None:
         (("--name", "c3d", "--frames", "8"), "at least 16 frames"),
     ):
         refused(say("models", *given), allowed)
+
+
+def test_passwords_in_addresses_are_refused_and_neither_shown_nor_kept(
+    say: Say, store: Path, corpus: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    (tmp_path / "list.csv").write_text("uri,label\na.mp4,walk\n")
+    secret = "s3://me:PA55WORD@bucket/x"
+    for arguments in (
+        ("shard", corpus, secret),
+        ("shard", secret, "new"),
+        ("shard", "list.csv", "new", "--media", secret),
+        ("shard", "list.csv", "new", f"roots=[{secret}]"),
+        ("shard", "list.csv", "new", "labels=s3://me:PA55WORD@bucket/names.txt"),
+        ("shards", "retry", secret),
+        ("shards", "retry", "store", "--media", secret),
+        ("shards", "verify", secret),
+        ("shards", "inspect", secret),
+    ):
+        said = say(*arguments)
+        assert "PA55WORD" not in said.stdout + refused(said, "holds a password", "s3://***@bucket")
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and b"PA55WORD" in path.read_bytes()]
+    assert kept == [] and not (tmp_path / "new").exists()

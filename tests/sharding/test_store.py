@@ -13,8 +13,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sharding.corpora.roots import normal_root
 from sharding.errors import UserError
+from sharding.redact import require_no_password
 from sharding.store import Store, open_store
 from tests.s3 import free_port
 
@@ -246,3 +250,37 @@ def test_impossible_addresses(tmp_path: Path) -> None:
             open_store(url)
     with pytest.raises(UserError, match="cannot be used"):
         open_store(str(tmp_path)).put("file/below", b"x")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://AKIA:PA55WORD@bucket/x", "s3://AKIA:PA55/WORD+@bucket/x", "s3://AKIA:12/PA55WORD@bucket",
+        "s3://:PA55WORD@bucket", "sftp://me:PA55WORD@host:22/x", "s3://AKIA:PA55WORD", "memory://me:PA55WORD@x/a@b",
+        "simplecache::s3://me:PA55WORD@bucket", "file://me:PA55WORD@host/x", "s3://me:PA55WORD@b/x?password=PA55WORD",
+    ],
+)  # fmt: skip
+def test_an_address_with_a_password_is_refused(url: str) -> None:
+    for refuse in (open_store, normal_root):
+        with pytest.raises(UserError, match="holds a password") as caught:
+            refuse(url)
+        assert "PA55" not in str(caught.value) and "WORD" not in str(caught.value)
+        assert caught.value.__cause__ is None and "AWS_" in caught.value.remedy
+
+
+@given(st.from_regex(r"[A-Z0-9/+=@:]{12,40}", fullmatch=True))
+def test_no_password_is_shown(password: str) -> None:
+    with pytest.raises(UserError) as caught:
+        require_no_password(f"s3://me:{password}@bucket/prefix")
+    assert password not in str(caught.value) and "***@bucket/prefix" in caught.value.where
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/me:pw@x", "sftp://me@host:22/x", "abfs://container@account.dfs.core.windows.net/x",
+        "webhdfs://host:9870/x", "sftp://[::1]:22/x", "/data/me:pw@x", "me:pw@x", "file:///data/me:pw@x",
+    ],
+)  # fmt: skip
+def test_an_address_without_a_password_is_let_through(url: str) -> None:
+    require_no_password(url)
