@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pydantic
 
 from sharding.errors import UserError
 from sharding.generations import generations
@@ -19,6 +20,7 @@ from sharding.record import FORMAT, from_parquet, list_records, read_meta, recor
 from sharding.store import Store
 
 HEAD = "reelscale.json"
+WRITER = "use the version of Reelscale that wrote it, or another STORE"  # a remedy
 LENGTHS = (0.0, *(digit * 10.0**power for power in range(-1, 5) for digit in (1, 2, 5)))  # bounds of buckets, seconds
 INDEX = pa.schema(
     [
@@ -32,6 +34,17 @@ INDEX = pa.schema(
         ("label_histogram", pa.string()),
     ]
 )
+
+
+class _Head(pydantic.BaseModel):
+    """What a store's head holds."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="allow")
+
+    format: int
+    classes: list[str]
+    settings: dict[str, Any]
+    settings_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +93,22 @@ class Index:
 
 
 def read_head(store: Store) -> dict[str, Any] | None:
-    """STORE/reelscale.json, None if there is none yet."""
+    """STORE/reelscale.json, None if there is none yet. Raises UserError for one of another format, or damaged."""
     try:
         head = json.loads(store.get(HEAD))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise UserError(f"not JSON: {error}", f"{store.url}/{HEAD}", "use another STORE") from error
-    if head.get("format") != FORMAT:
-        what = f"the store has format {head.get('format')}; this version reads format {FORMAT}"
-        raise UserError(what, f"{store.url}/{HEAD}", "use the version of Reelscale that wrote it, or another STORE")
-    return dict(head)
+    if isinstance(head, dict) and "format" in head and head["format"] != FORMAT:
+        what = f"the store has format {head['format']}; this version reads format {FORMAT}"
+        raise UserError(what, f"{store.url}/{HEAD}", WRITER)
+    try:
+        return _Head.model_validate(head).model_dump()
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        what = f"the store's head is damaged: {'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+        raise UserError(what, f"{store.url}/{HEAD}", WRITER) from error
 
 
 def require_head(store: Store) -> dict[str, Any]:

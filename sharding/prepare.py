@@ -16,7 +16,7 @@ from sharding.generations import Generation, add_generation, generations, planne
 from sharding.manifest import CorpusSettings, Manifest, Video, printable, read_manifest
 from sharding.plan import SPLITS, ShardJob, plan
 from sharding.record import FORMAT, list_records
-from sharding.settings import differences, digest
+from sharding.settings import differences, digest, validate
 from sharding.shard import ShardSettings
 from sharding.store import Store
 
@@ -109,9 +109,12 @@ def prepare_retry(store: Store, settings: ShardSettings, root: str | None = None
 
 
 def stored_settings(store: Store) -> ShardSettings:
-    """The settings that a store was made with. Raises UserError if it is none."""
-    head = index.require_head(store)
-    return ShardSettings.model_validate(head["settings"])
+    """The settings that a store was made with. Raises UserError if it is none, or they are another version's."""
+    head, where = index.require_head(store), f"{store.url}/{index.HEAD}"
+    try:
+        return validate(ShardSettings, head["settings"], where)
+    except UserError as error:
+        raise UserError(error.what, where, index.WRITER) from error
 
 
 def _planned(

@@ -80,7 +80,7 @@ def verify(
     """
     found = Verification(store.url)
     head = _head(store, found)
-    rules = Rules(len(head["classes"]) if head else None, head.get("settings_digest") if head else None, decode)
+    rules = Rules(len(head["classes"]) if head else None, head["settings_digest"] if head else None, decode)
     records = list_records(store)
     current = _index(store, found)
     if head and current:  # generations add classes; either may have been read before the other was written
@@ -129,9 +129,8 @@ def _head(store: Store, found: Verification) -> dict[str, Any] | None:
             found.add(f"{index.HEAD} is missing")
             return None
         raise UserError("there are no shards here", store.url, "check the address")
-    if not isinstance(head.get("classes"), list) or digest(head.get("settings") or {}) != head.get("settings_digest"):
-        found.add(f"{index.HEAD} is damaged: its settings are not what their digest says, or it has no classes")
-        return head if isinstance(head.get("classes"), list) else None
+    if digest(head["settings"]) != head["settings_digest"]:
+        found.add(f"{index.HEAD} is damaged: its settings are not what their digest says")
     return head
 
 

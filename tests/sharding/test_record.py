@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from sharding import index, record
 from sharding.errors import UserError
-from sharding.prepare import prepare
+from sharding.prepare import prepare, stored_settings
 from sharding.shard import make_shard
 from sharding.store import Store, open_store
+from sharding.summary import summary
+from sharding.verify import verify
 from tests.sharding.making import READING, SETTINGS, shard
 
 
@@ -173,3 +177,33 @@ def test_two_merges_that_take_the_same_number_agree_in_the_end(
     monkeypatch.setattr(index, "to_parquet", slow)
     merged = index.merge(store)
     assert merged == index.current_index(store) and len({part.job for part in merged.parts}) == len(jobs)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        [], None, 2, "head", {"settings": None}, {"settings": []}, {"classes": None}, {"classes": {"a": 1}},
+        {"classes": [1]}, {"settings_digest": None},
+    ],
+)  # fmt: skip
+def test_a_head_of_another_form_is_told(made: Store, tree: Any) -> None:
+    """Wherever it is read: `tree` instead of it, or in it, with null for what is to be missing."""
+    whole = index.require_head(made)
+    changed = {**whole, **tree} if isinstance(tree, dict) else tree
+    if isinstance(tree, dict):
+        changed = {name: value for name, value in changed.items() if value is not None}
+    made.put(index.HEAD, json.dumps(changed).encode())
+    for read in (index.read_head, index.current_index, index.merge, summary, stored_settings):
+        with pytest.raises(UserError, match="the store's head is damaged") as caught:
+            read(made)
+        assert caught.value.where.endswith(index.HEAD)
+    assert "head is damaged" in verify(made).damages[0].what
+
+
+def test_settings_of_another_version_are_told(made: Store) -> None:
+    whole = index.require_head(made)
+    whole["settings"] |= {"colour": 3}
+    made.put(index.HEAD, json.dumps(whole).encode())
+    with pytest.raises(UserError, match="colour: there is no such setting") as caught:
+        stored_settings(made)
+    assert caught.value.where.endswith(index.HEAD) and "version of Reelscale" in caught.value.remedy
