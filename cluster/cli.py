@@ -23,7 +23,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-shards = typer.Typer(help="Look at a store's shards.", no_args_is_help=True, rich_markup_mode=None)
+shards = typer.Typer(
+    help="Verify or inspect a store's shards, or retry what failed.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(shards, name="shards")
 
 Overrides = Annotated[

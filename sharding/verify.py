@@ -76,7 +76,8 @@ def verify(
     "none". `workers`: threads, each of which holds a record, a block and a sample (None: one a core, at least 4).
     Memory grows with the samples by 8 bytes each, for finding keys that are there twice.
 
-    Raises UserError if there are no shards, or the store cannot be used.
+    `tell` is called before the first shard and after each. Raises UserError if there are no shards, or the store cannot
+    be used.
     """
     found = Verification(store.url)
     head = _head(store, found)
@@ -94,6 +95,7 @@ def verify(
     keys = bytearray()
     named: set[str] = set()  # parts
     unread: set[tuple[str, str]] = set()
+    tell(Progress(0, len(records), 0, 0, 0))
     for examined in _examined(store, records, rules, workers or max(4, os.cpu_count() or 1)):
         found.shards += 1
         found.parts += len(examined.parts)

@@ -1,10 +1,11 @@
 """The job `shards verify`: a store read again, with progress."""
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any, cast, get_args
 
 from cluster.launch.signals import raise_if_interrupted
-from cluster.progress import progress
+from cluster.progress import Advance, progress
 from sharding.errors import UserError
 from sharding.store import open_store
 from sharding.verify import Decode, Progress, verify
@@ -16,13 +17,14 @@ def run_verification(url: str, decode: str, workers: int) -> dict[str, Any]:
         what = f"--decode {decode}: it should be one of {', '.join(get_args(Decode))}"
         raise UserError(what, "the command line", "choose one of them")
     shown = 0
-    with progress("verify", 0) as advance:
+    advance: Advance | None = None
+    with ExitStack() as stack:
 
         def tell(told: Progress) -> None:
-            nonlocal shown
+            nonlocal shown, advance
             raise_if_interrupted()
-            read = f"of {told.total:,} shards  {told.samples:,} samples  {told.bytes / 1e6:,.1f} MB"
-            advance(told.shards - shown, read)
+            advance = advance or stack.enter_context(progress("verify", told.total))
+            advance(told.shards - shown, f"{told.samples:,} samples  {told.bytes / 1e6:,.1f} MB")
             shown = told.shards
 
         found = verify(open_store(url), cast(Decode, decode), workers or None, tell)

@@ -105,10 +105,21 @@ def test_unknown_commands_and_missing_arguments_end_with_2(say: Say) -> None:
 
 
 def test_every_command_explains_itself_with_an_example(say: Say) -> None:
-    for command in (["shard"], ["shards", "inspect"], ["pretrain"], ["finetune"], ["evaluate"], ["report"]):
+    for command in (
+        ["shard"],
+        ["shards", "inspect"],
+        ["shards", "verify"],
+        ["shards", "retry"],
+        ["pretrain"],
+        ["finetune"],
+        ["evaluate"],
+        ["report"],
+    ):
         result = say(*command, "--help")
         assert result.returncode == 0
         assert f"reelscale {' '.join(command)} " in result.stdout.partition("Example")[2]
+    for arguments in (["--help"], ["shards", "--help"]):
+        assert "Verify or inspect a store's shards, or retry what failed." in say(*arguments).stdout
 
 
 def test_a_dry_run_tells_the_derived_quantities_and_writes_nothing(say: Say, recipe: Path, store: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import SMALL, Say
-from tests.cluster.running import reelscale, refused, running, succeeded
+from tests.cluster.running import reelscale, refused, running, shards, succeeded
 
 RUN = [*SMALL, "launcher=none", "workers=1"]
 
@@ -60,7 +60,10 @@ def test_the_life_of_a_store(listed: tuple[Path, Path], pieces: list[Path], tmp_
         reelscale("shard", corpus, store, "encode.short_edge=32", "--media", media, folder=tmp_path),
         "encode.short_edge: there 16, here 32",
     )
-    assert "damaged                0" in succeeded(say("shards", "verify", store)).stdout
+    verified = succeeded(say("shards", "verify", store))
+    records = len(shards(store))
+    assert "damaged                0" in verified.stdout
+    assert f"verify: {records}/{records}  8 samples" in verified.stderr
     out = tmp_path / "look"
     shown = succeeded(say("shards", "inspect", store, "--out", out))
     assert "8" in shown.stdout and (out / "contact-sheet.png").read_bytes()[:4] == b"\x89PNG"

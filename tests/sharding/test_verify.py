@@ -166,7 +166,8 @@ def test_a_sound_store(store: Store) -> None:
     current = index.current_index(store)
     assert found.index == current.version and found.samples == found.decoded == 12
     assert found.parts == len(current.parts) and found.bytes == sum(part.bytes for part in current.parts)
-    assert [progress.shards for progress in told] == list(range(1, found.shards + 1))
+    assert [progress.shards for progress in told] == list(range(found.shards + 1))
+    assert {progress.total for progress in told} == {found.shards}
     assert told[-1] == Progress(found.shards, found.shards, 12, found.bytes, 0)
     assert verify(store, "none").decoded == 0
     some = verify(store, "sample").decoded
