@@ -12,6 +12,15 @@ import typer
 from cluster.launch.processes import WorkerDied
 from cluster.launch.signals import NOT_BEGUN, STOPPED, Interrupted, interruptible, postponed, started_by_run_ranks
 from cluster.output import stdout_to_stderr
+from cluster.tables import (
+    print_json,
+    print_models,
+    print_network,
+    print_store,
+    print_table,
+    print_verification,
+    readable,
+)
 from sharding.errors import UserError
 
 app = typer.Typer(
@@ -115,9 +124,9 @@ def verify(
 
     found = run_verification(store, decode, workers)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        _print_verification(found)
+        print_verification(found)
     raise typer.Exit(1 if found["damages"] else 0)
 
 
@@ -141,9 +150,9 @@ def inspect_store(
 
     found = run_inspection(store, out)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        _print_store(found)
+        print_store(found)
 
 
 @app.command()
@@ -193,16 +202,16 @@ def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
 
     summary = run_evaluation(load_settings(EvaluationJob, config, overrides or []))
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
     rows = {name: f"{100 * summary[name]:.1f} %" for name in ("clip1", "video1", "video5")}
-    _print_table(
+    print_table(
         "evaluation",
         {"run": summary["weights"], "videos": summary["videos"], "clips": summary["clips"], **rows},
     )
     if "fused" in summary:
         fused = summary["fused"]
-        _print_table(
+        print_table(
             "fused",
             {"with": fused["run"], **{name: f"{100 * fused[name]:.1f} %" for name in ("video1", "video5")}},
         )
@@ -266,9 +275,9 @@ def models(
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
     told = describe_given([*given, *(overrides or [])])
     if as_json:
-        _print_json(told)
+        print_json(told)
         return
-    _print_models([told] if "name" in told else told["models"])
+    print_models([told] if "name" in told else told["models"])
 
 
 @app.command("export")
@@ -285,7 +294,7 @@ def export_network(
     """
     from pretrain.exchange import export_run
 
-    _print_network("exported", export_run(run, file), as_json)
+    print_network("exported", export_run(run, file), as_json)
 
 
 @app.command("import")
@@ -318,7 +327,7 @@ def import_network(
     """
     from pretrain.exchange import import_run
 
-    _print_network("imported", import_run(file, run, classes, inflate, frames), as_json)
+    print_network("imported", import_run(file, run, classes, inflate, frames), as_json)
 
 
 def _shard(name: str, *arguments: Any, as_json: bool) -> None:
@@ -334,9 +343,9 @@ def _shard(name: str, *arguments: Any, as_json: bool) -> None:
         print("reelscale: stopped; the shards made so far are kept, the same command goes on", file=sys.stderr)
         raise typer.Exit(STOPPED) from None
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
-        _print_store(found)
+        print_store(found)
 
 
 def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_json: bool) -> None:
@@ -349,108 +358,14 @@ def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_js
             quantities = plan_training(job)
             tells = os.environ.get("RANK", "0") == "0" and not started_by_run_ranks()  # the command has told already
             if tells and not (as_json and dry_run):
-                _print_table(command, _readable(quantities))
+                print_table(command, readable(quantities))
             code = 0 if dry_run else run_training(job, [command, config, *overrides])
     except Interrupted:
         print(NOT_BEGUN, file=sys.stderr)
         raise typer.Exit(STOPPED) from None
     if as_json and tells and code in (0, STOPPED):
-        _print_json(quantities if dry_run else training_summary(job, code))
+        print_json(quantities if dry_run else training_summary(job, code))
     raise typer.Exit(code)
-
-
-def _readable(quantities: dict[str, Any]) -> dict[str, Any]:
-    shown = {}
-    for name, value in quantities.items():
-        if name.endswith("_bytes"):
-            shown[name.removesuffix("_bytes")] = f"about {value / 2**20:,.0f} MiB"
-        elif isinstance(value, float):
-            shown[name] = f"{value:,.4g}"
-        else:
-            shown[name] = f"{value:,}" if isinstance(value, int) else value
-    return {name.replace("_", " "): value for name, value in shown.items()}
-
-
-def _print_models(rows: list[dict[str, Any]]) -> None:
-    columns = ("name", "depth", "frames", "size", "classes", "parameters", "conv+fc", "GMACs", "activations")
-    print("  ".join(f"{column:>11}" for column in columns))
-    for row in rows:
-        if "refused" in row:
-            print(f"{row['name']:>11}  {row['refused']}")
-            continue
-        shown = [row["name"], row["depth"] or "–", row["frames"], row["size"], row["classes"]]
-        shown += [f"{row[name]:,}" for name in ("parameters", "conv_fc_parameters")]
-        shown += [f"{row['gmacs']:.2f}", f"{row['activations']:,}"]
-        print("  ".join(f"{value!s:>11}" for value in shown))
-
-
-def _print_store(found: dict[str, Any]) -> None:
-    from cluster.output import bars
-    from sharding.summary import length_words
-
-    rows: dict[str, Any] = {"samples": f"{found['samples']:,}", "classes": len(found["classes"])}
-    for split, counts in sorted(found["splits"].items()):
-        size = f"{counts['bytes'] / 1e6:,.1f} MB"
-        videos = f"of {counts['videos']:,} videos, {counts['seconds'] / 3600:,.2f} h"
-        rows[split] = f"{counts['samples']:,} samples {videos}, in {counts['shards']:,} shards, {size}"
-    left = found["jobs"]["planned"] - found["jobs"]["done"]
-    if left:
-        rows["still to be made"] = f"{left:,} of {found['jobs']['planned']:,} shards"
-    for name in ("failures", "left_out"):
-        if found[name]:
-            kinds = ", ".join(f"{kind} {count:,}" for kind, count in found[name].items())
-            rows[name.replace("_", " ")] = f"{sum(found[name].values()):,}: {kinds}"
-    rows |= found.get("files", {})
-    _print_table(found["store"], rows)
-    lengths = {length_words(bucket): bucket["samples"] for bucket in found["lengths"]}
-    print(bars("lengths", lengths), end="")
-    for split, counts in found["label_histogram"].items():
-        named = {found["classes"][int(label)]: count for label, count in counts.items()}
-        print(bars(f"classes of {split}", named), end="")
-    for failure in found["failure_examples"][:50]:
-        print(f"  {failure['uri']}: {failure['reason']}")
-    if len(found["failure_examples"]) > 50:
-        print(f"  … and more: reelscale shards inspect {found['store']} --json")
-
-
-def _print_verification(found: dict[str, Any]) -> None:
-    rows = {name: f"{found[name]:,}" for name in ("shards", "samples", "decoded", "bytes")}
-    _print_table(found["store"], rows | {"damaged": len(found["damages"]), "orphans": len(found["orphans"])})
-    for damage in found["damages"]:
-        print(f"  {damage['where']}: {damage['what']}")
-    for path in found["orphans"]:
-        print(f"  {path}: no record names it; it may be deleted")
-
-
-def _print_network(title: str, found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(found)
-        return
-    clip, notes = found["clip"], found.get("notes", [])
-    given = {f"model.{name}": value for name, value in found["model"].items()}
-    if found["normalisation"]:
-        numbers = {name: str(values).replace(" ", "") for name, values in clip["normalisation"].items()}
-        given |= {f"data.clip.normalisation.{name}": text for name, text in numbers.items()}
-    lines = {
-        "settings": " ".join(f"{name}={value}" for name, value in given.items()),
-        "parameters": f"{found['parameters']:,}",
-        "clip": f"{clip['frames']} frames of {clip['crop']} x {clip['crop']} pixels",
-    }
-    rest = ("file", "run", "step", "classes", "class_names")
-    _print_table(title, lines | {name.replace("_", " "): found[name] for name in rest if name in found})
-    for note in notes:
-        print(f"  note: {note}")
-
-
-def _print_table(title: str, rows: dict[str, Any]) -> None:
-    print(title)
-    for name, value in rows.items():
-        print(f"  {name:<22} {value}")
-    sys.stdout.flush()
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
 
 
 def main() -> None:

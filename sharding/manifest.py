@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import pydantic
 
@@ -23,6 +23,7 @@ from sharding.corpora.recognise import (
     shape_of_file,
     shape_of_folder,
 )
+from sharding.corpora.remarks import EXAMPLES, PLANNED, difference, left_out_notes, missing_notes
 from sharding.corpora.roots import (
     Roots,
     files_below,
@@ -42,21 +43,6 @@ from sharding.source import local_root
 __all__ = ["Compared", "CorpusSettings", "Manifest", "Video", "is_video_name", "printable", "read_manifest"]
 
 Files = Callable[[str], Iterable[tuple[str, int | None]]]
-EXAMPLES = 3
-REMARKS = {  # kind → what a note says of so many rows
-    "missing": "left out {} listed videos that are not there",
-    "unlabelled": "left out {} videos that have no label",
-    "label_out_of_range": "met {} videos with a label that is no class",
-    "malformed": "left out {} lines that cannot be read",
-    "outside_roots": "left out {} videos that do not lie below the media's folder or one of the roots",
-    "leak": "left out {} validation videos that are listed for training as well",
-    "duplicate": "joined {} lines that list a video once more",
-    "ambiguous": "met {} videos of which there are several files; the first by name is taken",
-    "test": "left out {} videos of the test split, because there is a validation split",
-    "unused": "left out {} videos that this fold does not use",
-    "changed": "kept {} videos as they were planned, though they are listed otherwise now",
-}
-PLANNED = ("duplicate", "ambiguous", "changed")  # kinds that do not take a video away
 
 
 class CorpusSettings(Settings):
@@ -167,7 +153,7 @@ class Manifest:
             )
             for uri, *values, file, line in found:
                 changed += 1
-                words = _difference(values, self._gather.by_share)
+                words = difference(values, self._gather.by_share)
                 if len(examples) < 5:
                     examples.append(f"{tellable(decoded(uri))}: {words}")
                 self._gather.refuse(file, Refusal(decoded(uri), "changed", f"{words}; it stays as planned", line))
@@ -202,7 +188,7 @@ class Manifest:
     def _sum(self) -> None:
         self.counts = self._gather.counts()
         self.left_out = self._gather.refused()
-        self.notes = (*_notes(self), *self._remarks)
+        self.notes = (*left_out_notes(self._gather), *self._remarks)
 
 
 def read_manifest(
@@ -261,7 +247,7 @@ def _read(
         absent = "there is no such file"
     named = book.settle(classes)
     gather.settle(book, settings.validation, absent)
-    manifest = Manifest(corpus, base, named, gather, _remarks(gather, named, False), shape.kind)
+    manifest = Manifest(corpus, base, named, gather, missing_notes(gather, named), shape.kind)
     _require_videos(manifest, gather)
     return manifest
 
@@ -284,7 +270,7 @@ def _read_folder(
     gather.read(Listing(tellable(place), "line", rows), book, None, listed=True)
     named = book.settle(classes)
     gather.settle(book, settings.validation, "")
-    remarks = _remarks(gather, named, True)
+    remarks = missing_notes(gather, named)
     if others:
         ignored = [tellable(uri) for uri, _ in itertools.islice(gather.files(0, video=False), EXAMPLES)]
         more = ", …" if others > EXAMPLES else ""
@@ -320,52 +306,6 @@ def _require_videos(manifest: Manifest, gather: Gather) -> None:
         what += f". The first: {first['uri']} ({first['where']}): {first['reason']}"
     remedy = "correct the list, or give the folder or prefix that holds its files as media=…"
     raise UserError(what, tellable(manifest.corpus), remedy)
-
-
-def _notes(manifest: Manifest) -> Iterator[str]:
-    """A line for each kind of what was left out, with examples."""
-    for kind, words in REMARKS.items():
-        count = manifest.left_out.get(kind, 0)
-        if count:
-            examples = list(manifest._gather.examples(kind, EXAMPLES))
-            if manifest.kind == "folder":
-                words = {
-                    "unlabelled": "left out {} videos that lie beside the class folders and so have no class",
-                    "test": "left out {} videos in test/, because a validation folder exists",
-                }.get(kind, words)
-            yield f"{words.format(count)}: {', '.join(examples)}" + (", …" if count > EXAMPLES else "")
-
-
-def _remarks(gather: Gather, classes: Sequence[str], folders: bool) -> list[str]:
-    """What of a corpus that can be sharded will be missed later."""
-    remarks = []
-    if len(classes) == 1:
-        advice = "to make classes, sort the videos into folders: CORPUS/class/video.mp4"
-        only = f"there is one class, {classes[0]}, so there is nothing to tell apart"
-        remarks.append(f"{only}; {advice}" if folders else only)
-    counts = gather.counts()
-    if not counts["train"] and counts["val"]:
-        advice = "add CORPUS/train/class/video.mp4, or give that folder itself as CORPUS"
-        told_why = "because every folder is one of validation" if folders else "as none of the training list remains"
-        remarks.append(
-            f"there is no video to train on, {told_why}: the store will serve to evaluate"
-            + (f"; to train, {advice}" if folders else "")
-        )
-    if not counts["val"] and (gather.given["val"] or gather.given["test"]):
-        remarks.append("there is no video to validate on, as none of the validation list remains")
-    return remarks
-
-
-def _difference(values: Sequence[Any], by_share: bool) -> str:
-    labels, old_labels, split, old_split, size, old_size = values
-    words = []
-    if labels != old_labels:
-        words.append(f"labels {labels}, planned with {old_labels}")
-    if split != old_split and not by_share:
-        words.append(f"split {split}, planned for {old_split}")
-    if size != old_size and size is not None and old_size is not None:
-        words.append(f"{size} bytes, planned with {old_size}")
-    return "; ".join(words)
 
 
 @functools.lru_cache(65536)
