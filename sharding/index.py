@@ -49,7 +49,10 @@ class _Head(pydantic.BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One tar of a shard; `label_histogram` is class index → samples."""
+    """One tar of a shard; `histogram_json` is its label histogram as the index has it.
+
+    As text, because an index may have tens of thousands of parts with hundreds of classes each.
+    """
 
     split: str
     job: str
@@ -58,7 +61,12 @@ class Part:
     samples: int
     bytes: int
     sha256: str
-    label_histogram: dict[int, int]
+    histogram_json: str
+
+    @property
+    def label_histogram(self) -> dict[int, int]:
+        """Class index → samples; parsed anew each time."""
+        return {int(label): samples for label, samples in json.loads(self.histogram_json).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +193,7 @@ def has_index(store: Store) -> bool:
 def read_index(store: Store, version: str) -> Index:
     """One version of the index. Raises UserError if it is damaged."""
     meta, rows = _read_index(store, _index_path(version))
-    parts = [Part(**{**row, "label_histogram": _histogram(row["label_histogram"])}) for row in rows]
+    parts = [Part(*(row[name] for name in INDEX.names)) for row in rows]
     return Index(
         version=meta["version"],
         digest=meta["digest"],
@@ -262,7 +270,12 @@ def _read_index(store: Store, path: str) -> tuple[dict[str, Any], list[dict[str,
 
 
 def _content_digest(meta: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    return hashlib.sha256(json.dumps([meta, rows], sort_keys=True).encode()).hexdigest()
+    """sha256 of `json.dumps([meta, rows], sort_keys=True)`, a row at a time."""
+    found = hashlib.sha256(f"[{json.dumps(meta, sort_keys=True)}, [".encode())
+    for number, row in enumerate(rows):
+        found.update((", " if number else "").encode() + json.dumps(row, sort_keys=True).encode())
+    found.update(b"]]")
+    return found.hexdigest()
 
 
 def _index_path(version: str) -> str:
@@ -272,7 +285,3 @@ def _index_path(version: str) -> str:
 def _versions(store: Store) -> list[str]:
     names = [path.removeprefix("index/").removesuffix(".parquet") for path in store.list("index/")]
     return sorted(name for name in names if name[:6].isdigit())
-
-
-def _histogram(text: str) -> dict[int, int]:
-    return {int(label): samples for label, samples in json.loads(text).items()}

@@ -65,7 +65,11 @@ def spread(parts: Sequence[Part], samples: int) -> list[tuple[Part, int | None]]
         labels = [None]
     if len(labels) > samples:
         labels = [labels[number * len(labels) // samples] for number in range(samples)]
-    left = {(part.path, label): _holding(part, label) for part in parts for label in labels if _holding(part, label)}
+    left: dict[tuple[str, int | None], int] = {}
+    for part in parts:
+        histogram = part.label_histogram
+        held = {label: part.samples if label is None else histogram.get(label, 0) for label in labels}
+        left |= {(part.path, label): samples for label, samples in held.items() if samples}
     used: Counter[str] = Counter()
     found: list[tuple[Part, int | None]] = []
     by_label = {label: [part for part in parts if (part.path, label) in left] for label in labels}
@@ -160,10 +164,6 @@ def _tiles(store: Store, shard: tuple[str, str], wanted: Sequence[tuple[Part, in
             picture = None
         found.append(Tile(picture, tuple(labels[row]), part.split))
     return found
-
-
-def _holding(part: Part, label: int | None) -> int:
-    return part.samples if label is None else part.label_histogram.get(label, 0)
 
 
 def _mixed(path: str, label: int | None) -> bytes:

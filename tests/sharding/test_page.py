@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import time
 from collections import Counter
@@ -174,7 +175,7 @@ def test_the_buckets_follow_each_other_by_length() -> None:
 
 def part(number: int, histogram: dict[int, int], samples: int | None = None) -> Part:
     total = sum(histogram.values()) if samples is None else samples
-    return Part("train", f"g0-{number:06d}", 0, f"train/g0-{number:06d}-00.tar", total, 1, "", histogram)
+    return Part("train", f"g0-{number:06d}", 0, f"train/g0-{number:06d}-00.tar", total, 1, "", json.dumps(histogram))
 
 
 @given(st.lists(st.dictionaries(st.integers(0, 9), st.integers(1, 4)), max_size=12), st.integers(1, 40))

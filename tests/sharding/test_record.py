@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sharding import index, record
 from sharding.errors import UserError
@@ -207,3 +211,24 @@ def test_settings_of_another_version_are_told(made: Store) -> None:
     with pytest.raises(UserError, match="colour: there is no such setting") as caught:
         stored_settings(made)
     assert caught.value.where.endswith(index.HEAD) and "version of Reelscale" in caught.value.remedy
+
+
+@given(
+    st.dictionaries(st.text(), st.integers() | st.text()),
+    st.lists(st.dictionaries(st.text(), st.integers() | st.text())),
+)
+def test_the_digest_of_an_index_is_that_of_its_json(meta: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    whole = json.dumps([meta, rows], sort_keys=True).encode()
+    assert index._content_digest(meta, rows) == hashlib.sha256(whole).hexdigest()
+
+
+def test_histograms_of_an_index_are_read_when_asked_for(made: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: dict[str, Counter[int]] = {}
+    for split, job in record.list_records(made):
+        for row in record.read_record(made, split, job).to_pylist():
+            labels.setdefault(record.part_path(split, job, row["part"]), Counter()).update(row["labels"])
+    real, texts = json.loads, []
+    monkeypatch.setattr(index.json, "loads", lambda text: (texts.append(text), real(text))[1])
+    parts = index.current_index(made).parts
+    assert len(texts) == 2  # the head's and the index' own
+    assert {part.path: part.label_histogram for part in parts} == labels and len(texts) == 2 + len(parts)
