@@ -4,8 +4,8 @@ python -m tests.benchmarks.scale [--quick] [--ray] [--out FILE]
 
 20,000 shard records of 1,710 samples each (34 million), of a plan of 1.14 million videos, are written to a local store;
 then, each in a process of its own: merged into an index, opened as training opens it, and prepared for a resume. The
-packet tables are short, as none of these reads them. 100,000 jobs that do nothing pass through the process pool, and
-with --ray through Ray, while the driver's memory is watched.
+packet tables are short, as none of these reads them. 100,000 jobs that find their shard made pass through the process
+pool as `reelscale shard` drives it, and with --ray through its Ray tasks, while the driver's memory is watched.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +30,34 @@ from sharding import index, record
 from sharding.generations import add_generation, generations, planned_jobs
 from sharding.manifest import Video
 from sharding.plan import ShardJob, job_id
+from sharding.prepare import Prepared
 from sharding.settings import digest
-from sharding.shard import ShardSettings
+from sharding.shard import ShardSettings, WorkSettings
 from sharding.store import open_store
 
 VIDEOS_A_JOB, SEGMENTS, CLASSES = 57, 30, 487
 
 
-def jobs(count: int) -> Iterator[ShardJob]:
+def jobs(count: int, videos_a_job: int = VIDEOS_A_JOB) -> Iterator[ShardJob]:
     """Jobs of videos with names as Sports-1M's."""
     for number in range(count):
-        first = number * VIDEOS_A_JOB
+        first = number * videos_a_job
         videos = tuple(
             Video(
                 f"{(first + place) * 2654435761 % 2**64:016x}.mp4", ((first + place) % CLASSES,), "train", bytes=10**7
             )
-            for place in range(VIDEOS_A_JOB)
+            for place in range(videos_a_job)
         )
         yield ShardJob(job_id(0, number), "train", videos)
+
+
+def planned(url: str, jobs: Iterator[ShardJob]) -> None:
+    """A store's head and plan."""
+    store, settings = open_store(url), ShardSettings()
+    classes = [f"class {number}" for number in range(CLASSES)]
+    head = {"format": record.FORMAT, "classes": classes, "settings": settings.model_dump(mode="json")}
+    store.put(index.HEAD, json.dumps(head | {"settings_digest": digest(settings)}).encode())
+    assert add_generation(store, 0, "corpus", "/nowhere", classes, jobs)
 
 
 def make_store(url: str, count: int, share: int, shares: int) -> None:
@@ -119,39 +131,38 @@ def resumed(url: str) -> str:
     return f"{len(done):,} shards are there, 1 is to be made"
 
 
-def nothing(number: int, tell: Callable[[Any], None]) -> int:
-    """A job that does nothing."""
-    return number
+def by_processes(url: str) -> str:
+    """All jobs of a store through the process pool."""
+    from cluster.jobs.sharding import _by_processes
+
+    return driven(url, _by_processes)
 
 
-def pool(count: int) -> str:
-    """Jobs that do nothing through the process pool; the driver's memory after a tenth and at the end."""
-    from cluster.launch.processes import Done, spread
+def by_ray(url: str) -> str:
+    """All jobs of a store through Ray."""
+    from cluster.jobs.sharding import _by_ray
 
-    sizes, done = [], 0
-    for told in spread(nothing, ((number,) for number in range(count)), os.cpu_count() or 1):
-        done += isinstance(told, Done)
-        if done in (count // 10, count):
-            sizes.append(resident())
-    return f"{done:,} jobs; driver {sizes[0]:,.0f} MB after a tenth, {sizes[-1]:,.0f} MB at the end"
+    return driven(url, _by_ray)
 
 
-def by_ray(count: int) -> str:
-    """The same through Ray."""
-    from cluster.launch.ray_cluster import ray_cluster
+def driven(url: str, runner: Callable[..., Generator[Any]]) -> str:
+    """Every job of a store given out, though its record is there; the driver's memory after a tenth and at the end."""
+    from cluster.jobs.tally import Tally
 
-    sizes = []
-    with ray_cluster() as ray:
-        task = ray.remote(num_cpus=1)(nothing)
-        running: list[Any] = []
-        for number in range(count):
-            running.append(task.remote(number, None))
-            if len(running) == 2 * (os.cpu_count() or 1):
-                ready, running = ray.wait(running, num_returns=1)
-                ray.get(ready[0])
-            if number + 1 in (count // 10, count):
-                sizes.append(resident())
-    return f"{count:,} jobs; driver {sizes[0]:,.0f} MB after a tenth, {sizes[-1]:,.0f} MB at the end"
+    store = open_store(url)
+    plans = generations(store)
+    videos = sum(sum(plan.videos.values()) for plan in plans)
+    prepared = Prepared(store, plans, frozenset(), videos, ())
+    tally, sizes = Tally(videos), []
+    with closing(runner(prepared, ShardSettings(), WorkSettings(), os.cpu_count() or 1, tally)) as results:
+        for told in results:
+            if told is not None:
+                tally.add(told)
+                tally.line()
+                if tally.jobs in (prepared.jobs // 10, prepared.jobs):
+                    sizes.append(resident())
+    assert tally.jobs == prepared.jobs and tally.total == 0
+    return f"{tally.jobs:,} jobs; driver {sizes[0]:,.0f} MB after a tenth, {sizes[-1]:,.0f} MB at the end"
 
 
 def resident() -> float:
@@ -167,7 +178,7 @@ def measured(function: Callable[..., str], *arguments: Any) -> dict[str, Any]:
     process.start()
     told: dict[str, Any] = here.recv()
     process.join()
-    print(f"{function.__name__:<10} {told['seconds']:>7.1f} s {told['peak_mb']:>7,.0f} MB   {told['said']}", flush=True)
+    print(f"{function.__name__:<12} {told['seconds']:>7.1f} s {told['peak_mb']:>7,.0f} MB   {told['said']}", flush=True)
     return {"what": function.__name__, **told}
 
 
@@ -175,39 +186,42 @@ def _measure(pipe: Any, function: Callable[..., str], arguments: tuple[Any, ...]
     began = time.perf_counter()
     said = function(*arguments)
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    pipe.send({"seconds": seconds, "peak_mb": peak, "said": said})
+    # Not getrusage's maximum, which a process has from the one that started it.
+    (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    pipe.send({"seconds": seconds, "peak_mb": int(peak) * 1024 / 1e6, "said": said})
 
 
 def main() -> None:
     """Print a line each, and write them as JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="a hundredth of it")
-    parser.add_argument("--ray", action="store_true", help="100,000 jobs through Ray, too: minutes")
+    parser.add_argument("--ray", action="store_true", help="the jobs through Ray, too: minutes")
+    parser.add_argument("--jobs", type=int, help="jobs that find their shard made, instead of 100,000")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     records, tasks = (200, 1000) if given.quick else (20_000, 100_000)
+    tasks = given.jobs or tasks
     found = []
     with tempfile.TemporaryDirectory(prefix="bench-scale-") as folder:
-        store = open_store(folder)
-        classes = [f"class {number}" for number in range(CLASSES)]
-        settings = ShardSettings()
-        head = {"format": record.FORMAT, "classes": classes, "settings": settings.model_dump(mode="json")}
-        store.put(index.HEAD, json.dumps(head | {"settings_digest": digest(settings)}).encode())
+        shards, done = f"{folder}/shards", f"{folder}/done"
         began = time.perf_counter()
-        add_generation(store, 0, "corpus", "/nowhere", classes, jobs(records))
+        planned(shards, jobs(records))
         shares = os.cpu_count() or 1
         context = multiprocessing.get_context("spawn")
-        makers = [context.Process(target=make_store, args=(folder, records, share, shares)) for share in range(shares)]
+        makers = [context.Process(target=make_store, args=(shards, records, share, shares)) for share in range(shares)]
         for maker in makers:
             maker.start()
         for maker in makers:
             maker.join()
         print(f"a store of {records:,} records, made in {time.perf_counter() - began:.0f} s")
-        found += [measured(function, folder) for function in (merged, opened, resumed)]
-    found.append(measured(pool, tasks))
-    if given.ray:
-        found.append(measured(by_ray, tasks))
+        found += [measured(function, shards) for function in (merged, opened, resumed)]
+        planned(done, jobs(tasks, 1))
+        (Path(done) / "train").mkdir()
+        for number in range(tasks):
+            (Path(done) / record.record_path("train", job_id(0, number))).touch()
+        found.append(measured(by_processes, done))
+        if given.ray:
+            found.append(measured(by_ray, done))
     if given.out:
         given.out.write_text(json.dumps(found, indent=1) + "\n")
 
