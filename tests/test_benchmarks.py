@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -10,8 +13,15 @@ from pretrain.models.zoo import ModelSettings, build_model
 from sharding.manifest import Video
 from sharding.source import Source
 from sharding.video import EncodeSettings, VideoSettings, packet_table, transcode
-from tests.benchmarks import encoding
-from tests.benchmarks.models import Case, compare, plain_network, table
+from tests.benchmarks import encoding, models, tables
+from tests.benchmarks.models import Case, compare, plain_network
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent / "benchmarks").glob("*.py")), ids=lambda path: path.stem
+)
+def test_every_benchmark_can_be_loaded(path: Path) -> None:
+    importlib.import_module(f"tests.benchmarks.{path.stem}")
 
 
 @pytest.mark.parametrize("settings", [{"depth": 10, "width": 0.125}, {"depth": 50, "width": 0.0625}])
@@ -32,7 +42,7 @@ def test_every_contender_of_a_case_is_timed() -> None:
     }  # fmt: skip
     assert result["chosen"] in result["rows"]
     assert all(row["clips_per_second"] > 0 and row["mfu"] > 0 for row in result["rows"].values())
-    assert all(name in table(result) for name in result["rows"])
+    assert all(name in models.table(result) for name in result["rows"])
 
 
 def test_a_variant_is_encoded_decoded_and_compared() -> None:
@@ -44,7 +54,7 @@ def test_a_variant_is_encoded_decoded_and_compared() -> None:
     assert list(packet_table(data)["packet_key"].nonzero()[0]) == [0, 16]
     row = encoding.measured(ours, {"carphone.mp4": frames}, 0.01)
     assert row["bytes_per_frame"] == len(data) / 32 and row["clips_per_second"] > 0
-    assert 0.9 < row["lowest_ssim"] == row["ssim"] < 1 and "in use" in encoding.table([row])
+    assert 0.9 < row["lowest_ssim"] == row["ssim"] < 1 and "in use" in tables.table([row], encoding.COLUMNS)
     picture = encoding.luma(frames[0])
     assert encoding.ssim(picture, picture) == pytest.approx(1)
     assert encoding.ssim(picture, 255 - picture) < 0.1

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import random
 import time
 from collections.abc import Iterator
@@ -27,12 +26,21 @@ from numpy.typing import NDArray
 
 from sharding.media.encoder import TIME_BASE, Encoder, EncodeSettings, packet_table
 from sharding.media.picture import Fitter
+from tests.benchmarks.tables import table, write_figures
 
 FOOTAGE = Path(__file__).parents[1] / "data" / "footage"
 VIDEOS = ("balance_cam01.mp4", "bigbuckbunny.mp4", "bikes.mp4", "carphone.mp4", "cup.mp4", "slackline.mp4", "tree.avi")
 FRAMES = 240  # of each video: as many as a segment of ten seconds has, at most
 CLIP = 16
 GOOD = 0.97
+COLUMNS = (
+    ("", "name", "<44"),
+    ("encode f/s", "frames_per_second", ">10.0f"),
+    ("bytes/frame", "bytes_per_frame", ">12.0f"),
+    ("clips/s", "clips_per_second", ">9.0f"),
+    ("SSIM", "ssim", ">7.4f"),
+    ("lowest", "lowest_ssim", ">7.4f"),
+)
 
 
 @dataclass(frozen=True)
@@ -173,15 +181,6 @@ def measured(variant: Variant, sources: dict[str, list[av.VideoFrame]], seconds:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The figures as text."""
-    lines = [f"{'':44} {'encode f/s':>10} {'bytes/frame':>12} {'clips/s':>9} {'SSIM':>7} {'lowest':>7}"]
-    for row in rows:
-        told = f"{row['frames_per_second']:10.0f} {row['bytes_per_frame']:12.0f} {row['clips_per_second']:9.0f}"
-        lines.append(f"{row['name']:44} {told} {row['ssim']:7.4f} {row['lowest_ssim']:7.4f}")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure every variant on every video, print the table, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -192,11 +191,9 @@ def main() -> None:
     names = VIDEOS[:3] if given.quick else VIDEOS
     sources = {name: source_frames(FOOTAGE / name, EncodeSettings()) for name in names}
     rows = [measured(variant, sources, 0.2 if given.quick else 1.0) for variant in variants(given.quick)]
-    print(table(rows))
+    print(table(rows, COLUMNS))
     print(f"in use, on every video at least {GOOD}: {rows[0]['lowest_ssim'] >= GOOD}")
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(rows, indent=1))
-    print(f"figures: {given.out}")
+    write_figures(given.out, rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ with which no ratio reaches 2.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding.flow import FlowEncoder, FlowSettings
-from sharding.video import KEY_FRAME_EVERY, EncodeSettings
+from sharding.media.encoder import KEY_FRAME_EVERY, EncodeSettings
 from tests.benchmarks.encoding import FOOTAGE, VIDEOS, luma, source_frames
+from tests.benchmarks.tables import table, write_figures
 
 CRFS = (4, 8, 10, 11, 12, 14, 16, 20)
 FRAMES = 120  # of each video
+COLUMNS = (
+    ("crf", "crf", ">5"),
+    ("frames/s", "frames_per_second", ">9.0f"),
+    ("bytes/frame", "bytes_per_frame", ">12.0f"),
+    ("8 bits, px", "quantisation_error", ">11.4f"),
+    ("stored, px", "stored_error", ">11.4f"),
+    ("highest ratio", "highest_ratio", ">14.2f"),
+)
 
 
 def measured(crf: int, sources: dict[str, list[NDArray[np.uint8]]]) -> dict[str, Any]:
@@ -51,17 +59,6 @@ def measured(crf: int, sources: dict[str, list[NDArray[np.uint8]]]) -> dict[str,
     return {"crf": crf, **means, "highest_ratio": highest, "videos": dict(zip(sources, rows, strict=True))}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The figures as text."""
-    names = f"{'crf':>5} {'frames/s':>9} {'bytes/frame':>12} {'8 bits, px':>11} {'stored, px':>11}"
-    lines = [f"{names} {'highest ratio':>14}"]
-    for row in rows:
-        mark = "*" if row["crf"] == FlowSettings().crf else ""
-        told = f"{row['frames_per_second']:9.0f} {row['bytes_per_frame']:12.0f} {row['quantisation_error']:11.4f}"
-        lines.append(f"{mark + str(row['crf']):>5} {told} {row['stored_error']:11.4f} {row['highest_ratio']:14.2f}")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure every crf on every video, print the table, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,10 +70,8 @@ def main() -> None:
         name: [luma(frame) for frame in source_frames(FOOTAGE / name, EncodeSettings())[:FRAMES]] for name in names
     }
     rows = [measured(crf, sources) for crf in crfs]
-    print(table(rows))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(rows, indent=1))
-    print(f"figures: {given.out}")
+    print(table([row | {"crf": "*" * (row["crf"] == FlowSettings().crf) + str(row["crf"])} for row in rows], COLUMNS))
+    write_figures(given.out, rows)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ def made(corpus: Path, tmp_path: Path) -> Store:
     return store
 
 
-def damaged(path: Path, every: int) -> Iterator[None]:
-    """The file with one byte changed, once for each `every` bytes of it; at the end as it was."""
+def damaged(path: Path, every: int, last: int | None = None) -> Iterator[None]:
+    """The file with one byte changed, once for each `every` bytes of it (its `last` ones); at the end as it was."""
     whole = path.read_bytes()
-    for place in range(0, len(whole), every):
+    for place in range(0 if last is None else len(whole) - last, len(whole), every):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         yield
     path.write_bytes(whole)
@@ -76,11 +76,9 @@ def test_a_damaged_record_is_told(made: Store) -> None:
 
 def test_a_damaged_end_of_a_record_is_told_without_the_rest(made: Store) -> None:
     split, job = record.list_records(made)[0]
-    path = Path(made.url) / record.record_path(split, job)
-    whole, meta = path.read_bytes(), record.read_meta(made, split, job)
+    meta = record.read_meta(made, split, job)
     told = 0
-    for place in range(len(whole) - 4000, len(whole), 13):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+    for _ in damaged(Path(made.url) / record.record_path(split, job), every=13, last=4000):
         try:
             assert record.read_meta(made, split, job) == meta  # the byte was part of no value of it
         except UserError as error:
