@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -18,6 +20,8 @@ RESET_BEFORE = "reset_before"  # the connection is reset, nothing forwarded
 RESET_AFTER = "reset_after"  # the server did it, but its answer is lost
 CUT_ANSWER = "cut_answer"  # half of the answer's body comes
 CUT_REQUEST = "cut_request"  # half of the request's body reaches the server
+CLOSE_AFTER = "close_after"  # all goes well, but the connection is closed after it, untold; not by chance
+HALF_RANGE = "half_range"  # the server is asked for half of a range only; not by chance
 KINDS = (SLOW_DOWN, RESET_BEFORE, RESET_AFTER, CUT_ANSWER, CUT_REQUEST)
 _XML = (
     b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>SlowDown</Code>'
@@ -38,6 +42,7 @@ class Proxy:
     delay: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
     requests: list[str] = field(default_factory=list)  # "METHOD path?query"
+    sent: int = 0  # bytes of answers' bodies
     script: list[tuple[str, str]] = field(default_factory=list)
     running: threading.Event = field(default_factory=threading.Event)
 
@@ -52,13 +57,20 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def fault_proxy(endpoint: str, rate: float = 0.0, seed: int = 0, kinds: Sequence[str] = KINDS) -> Iterator[Proxy]:
-    """A proxy before `endpoint` (http://host:port) that runs inside the `with`."""
+def fault_proxy(
+    endpoint: str,
+    rate: float = 0.0,
+    seed: int = 0,
+    kinds: Sequence[str] = KINDS,
+    identity: ssl.SSLContext | None = None,
+) -> Iterator[Proxy]:
+    """A proxy before `endpoint` (http://host:port) that runs inside the `with`; https with an `identity`."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-    proxy = Proxy(f"http://127.0.0.1:{listener.getsockname()[1]}", rate, kinds)
+    scheme = "https" if identity else "http"
+    proxy = Proxy(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", rate, kinds)
     proxy.running.set()
     there = urlsplit(endpoint)
-    relay = _Relay(proxy, (str(there.hostname), int(there.port or 80)), random.Random(seed))
+    relay = _Relay(proxy, (str(there.hostname), int(there.port or 80)), random.Random(seed), identity)
     threading.Thread(target=relay.accept, args=(listener,), daemon=True).start()
     try:
         yield proxy
@@ -82,8 +94,10 @@ class _Message:
 
 
 class _Relay:
-    def __init__(self, proxy: Proxy, server: tuple[str, int], chance: random.Random) -> None:
-        self.proxy, self.server, self.chance = proxy, server, chance
+    def __init__(
+        self, proxy: Proxy, server: tuple[str, int], chance: random.Random, identity: ssl.SSLContext | None
+    ) -> None:
+        self.proxy, self.server, self.chance, self.identity = proxy, server, chance, identity
         self.lock = threading.Lock()
 
     def accept(self, listener: socket.socket) -> None:
@@ -96,6 +110,8 @@ class _Relay:
 
     def _converse(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError, EOFError):
+            if self.identity is not None:
+                client = self.identity.wrap_socket(client, server_side=True)
             while True:
                 request = _read(client, asks=True)
                 with self.lock:
@@ -133,7 +149,7 @@ class _Relay:
                     time.sleep(0.05)
                     _reset(client)
                     return False
-                server.sendall(request.head + request.body)
+                server.sendall((_halved(request.head) if fault == HALF_RANGE else request.head) + request.body)
                 answer = _read(server, asks=False, to_head=request.method == "HEAD")
         except (OSError, EOFError):
             _reset(client)
@@ -142,10 +158,22 @@ class _Relay:
             _reset(client)
             return False
         if fault == CUT_ANSWER:
+            self.proxy.sent += len(answer.body) // 2
             client.sendall(answer.head + answer.body[: len(answer.body) // 2])
             return False
+        self.proxy.sent += len(answer.body)
         client.sendall(answer.head + answer.body)
-        return b"connection: close" not in answer.head.lower()
+        return fault != CLOSE_AFTER and b"connection: close" not in answer.head.lower()
+
+
+def _halved(head: bytes) -> bytes:
+    """A request's head that asks for the first half of the range."""
+
+    def half(found: re.Match[bytes]) -> bytes:
+        first, last = map(int, found.groups())
+        return b"bytes=%d-%d" % (first, (first + last) // 2)
+
+    return re.sub(rb"bytes=(\d+)-(\d+)", half, head)
 
 
 def _read(peer: socket.socket, asks: bool, to_head: bool = False) -> _Message:

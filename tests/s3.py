@@ -61,8 +61,11 @@ def s3_server() -> Iterator[tuple[dict[str, str], str]]:
 
 
 @contextlib.contextmanager
-def running_s3() -> Iterator[S3Server]:
-    """A server that runs inside the `with`. Wrong secrets are refused and conditional puts enforced, as S3 does."""
+def running_s3(public: bool = False) -> Iterator[S3Server]:
+    """A server that runs inside the `with`. Wrong secrets are refused and conditional puts enforced, as S3 does.
+
+    `public`: everybody may read, without any secret.
+    """
     with tempfile.TemporaryDirectory(prefix="weed-") as name:
         folder = Path(name)
         master, volume, filer, s3 = _free_ports(4)
@@ -70,7 +73,8 @@ def running_s3() -> Iterator[S3Server]:
         credentials = [{"accessKey": KEY, "secretKey": SECRET}]
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         identity = {"name": KEY, "credentials": credentials, "actions": actions}
-        config.write_text(json.dumps({"identities": [identity]}))
+        anybody = {"name": "anonymous", "actions": ["Read", "List"]}
+        config.write_text(json.dumps({"identities": [identity, *([anybody] if public else [])]}))
         data = folder / "data"
         data.mkdir()
         command = [

@@ -13,6 +13,7 @@ import tenacity
 
 from sharding.errors import UserError
 from sharding.redact import redacted
+from sharding.stores.counters import Counters
 from sharding.stores.directory import landing, whole
 from sharding.stores.trouble import TAKEN, BrokenAnswer, code_of, is_transient, raise_translated
 
@@ -33,6 +34,7 @@ class RemoteStore:
         if not self.root:
             raise UserError("the store's address names no bucket", redacted(url), "write it as s3://bucket/prefix")
         self.patience = patience
+        self.counters = Counters()
         self._connect = connect
         self._lock = threading.Lock()
         self._opened: tuple[int, Any] | None = None
@@ -52,13 +54,12 @@ class RemoteStore:
             raise_translated(error, self.url, bucket_level=True)
 
     def get(self, path: str) -> bytes:
-        return cast(bytes, self._call(path, lambda: self._fs().cat_file(self._full(path))))
+        return self._cat(path)
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
         if end <= start:
             return b""
-        data = self._call(path, lambda: self._fs().cat_file(self._full(path), start=start, end=end))
-        return whole(cast(bytes, data), start, end, self._where(path))
+        return whole(self._cat(path, start=start, end=end), start, end, lambda: self._where(path))
 
     def get_tail(self, path: str, size: int) -> tuple[bytes, int]:
         total = self.size(path)
@@ -139,13 +140,33 @@ class RemoteStore:
     def _check(self) -> None:
         self._fs().exists(self._full(""))
 
+    def _cat(self, path: str, **extent: int) -> bytes:
+        data = cast(bytes, self._call(path, lambda: self._fs().cat_file(self._full(path), **extent)))
+        self.counters.bytes += len(data)
+        return data
+
     def _call(self, path: str, action: Callable[[], T]) -> T:
+        self.counters.requests += 1
+        try:
+            return action()  # untold to tenacity, whose bookkeeping costs as much as a small read
+        except Exception as error:
+            failed = [error]
+
+        def replayed() -> T:
+            if failed:
+                raise failed.pop()
+            return action()
+
         # Four tries at least: a server that hangs may eat the whole time with one.
         enough = tenacity.stop_after_delay(self.patience) & tenacity.stop_after_attempt(4)
         try:
-            return _retrying(enough, _SLOWEST)(action)
+            return _retrying(enough, _SLOWEST, self._again)(replayed)
         except Exception as error:
             raise_translated(error, self._where(path))
+
+    def _again(self, _: tenacity.RetryCallState) -> None:
+        self.counters.requests += 1
+        self.counters.retries += 1
 
     def _require_length(self, path: str, length: int) -> None:
         found = self.size(path)
@@ -171,10 +192,14 @@ class RemoteStore:
 _INHERITED: list[Any] = []  # a parent's connections: closing them in a forked child fails loudly
 
 
-def _retrying(stop: Any, slowest: float) -> tenacity.Retrying:
+def _retrying(
+    stop: Any, slowest: float, again: Callable[[tenacity.RetryCallState], None] | None = None
+) -> tenacity.Retrying:
+    """`again` is called before each try but the first."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
         stop=stop,
         wait=tenacity.wait_random_exponential(multiplier=0.25, max=slowest),
+        before_sleep=again,
         reraise=True,
     )

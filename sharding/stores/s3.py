@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sharding.errors import UserError
 from sharding.stores.directory import landing, whole
+from sharding.stores.presigned import GOOD_SECONDS, Body, Presigned, replaced
 from sharding.stores.remote import CHECK_SECONDS, RemoteStore
 from sharding.stores.trouble import TAKEN, BrokenAnswer, code_of
 
@@ -25,6 +25,7 @@ _CHUNK = 16 * 2**20  # of a download
 _PAGE = 1000  # names of a listing, S3's own limit
 # A transfer that hangs is noticed by no time-out of the client's, which only watches for answers or for any byte.
 _HANGS_AFTER, _SLOWEST = 60.0, 2**18  # seconds, and bytes a second
+_DIRECTORY = "--x-s3"  # how the names of directory buckets end
 _EMPTY = "InvalidRange"  # S3's word for a range of an object that has no such bytes
 
 
@@ -39,7 +40,12 @@ class _Answer:
 
 
 class S3Store(RemoteStore):
-    """A prefix of a bucket."""
+    """A prefix of a bucket. Ranges are read by presigned URLs, where these serve, else by the client."""
+
+    _presigned: tuple[Any, Presigned] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_presigned"}
 
     def get(self, path: str) -> bytes:
         return self._call(path, lambda: self._read(path)).data
@@ -63,7 +69,7 @@ class S3Store(RemoteStore):
 
         answer = self._call(path, read)
         data = answer.data[-size:]  # a server may give the whole object all the same
-        return whole(data, max(0, answer.total - size), answer.total, self._where(path)), answer.total
+        return whole(data, max(0, answer.total - size), answer.total, lambda: self._where(path)), answer.total
 
     def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         bucket, key = self._key(prefix)
@@ -116,9 +122,7 @@ class S3Store(RemoteStore):
             for start in range(len(first.data), first.total, _CHUNK):
                 answer = self._range(path, start, min(start + _CHUNK, first.total))
                 if answer.tag != first.tag:
-                    raise UserError(
-                        "the object was replaced while it was read", self._where(path), "run the same command again"
-                    )
+                    raise replaced(self._where(path))
                 file.write(answer.data)
 
     def delete(self, path: str) -> None:
@@ -170,17 +174,57 @@ class S3Store(RemoteStore):
             return self._read(path)
 
     def _range(self, path: str, start: int, end: int) -> _Answer:
-        def read() -> _Answer:
-            try:
-                answer = self._read(path, f"bytes={start}-{end - 1}", _limit(end - start))
-            except OSError as error:
-                if code_of(error) == _EMPTY:
-                    whole(b"", start, end, self._where(path))
-                raise
-            data = answer.data[start - answer.start : end - answer.start]
-            return _Answer(whole(data, start, end, self._where(path)), start, answer.total, answer.tag)
+        """All of [start, end); what came before a break is kept, and the rest asked for."""
+        body = Body(path, start, end)
 
-        return self._call(path, read)
+        def more() -> None:
+            quick = self._quick()
+            if quick is not None and quick.read(body, _limit(end - start), lambda: self._where(path)):
+                return
+            self._read_more(body)
+            if quick is not None:
+                quick.rest()
+
+        self._call(path, more)
+        data = whole(b"".join(body.pieces), start, end, lambda: self._where(path))
+        return _Answer(data, start, body.total, body.tag)
+
+    def _read_more(self, body: Body) -> None:
+        position = body.position
+        try:
+            answer = self._read(body.path, f"bytes={position}-{body.end - 1}", _limit(body.end - position))
+        except OSError as error:
+            if code_of(error) == _EMPTY:
+                whole(b"".join(body.pieces), body.start, body.end, lambda: self._where(body.path))
+            raise
+        body.belongs(answer.tag, answer.total, lambda: self._where(body.path))
+        body.pieces.append(answer.data[position - answer.start : body.end - answer.start])
+
+    def _quick(self) -> Presigned | None:
+        """The way of this process by presigned URLs; None where there is none."""
+        fs = self._fs()
+        if self._presigned is None or self._presigned[0] is not fs:
+            self._presigned = (fs, Presigned(self._sign, self._bundle, self.counters))
+        # A directory bucket's credentials are a session's of a few minutes, which its own client renews.
+        return None if self._key("")[0].endswith(_DIRECTORY) else self._presigned[1]
+
+    def _sign(self, path: str) -> str:
+        """The URL of a GET of an object, signed by the credentials that every other request is."""
+        fs, (bucket, key) = self._fs(), self._key(path)
+
+        async def sign() -> str:
+            await fs.set_session()
+            client = await fs.get_s3(bucket)
+            client.meta.events.register_first("choose-signer.s3", _newest_signature, unique_id="reelscale")
+            asked = fs._get_s3_method_kwargs(client.get_object, Bucket=bucket, Key=key)
+            return str(await client.generate_presigned_url("get_object", Params=asked, ExpiresIn=GOOD_SECONDS))
+
+        return asyncio.run_coroutine_threadsafe(sign(), fs.loop).result()
+
+    def _bundle(self) -> str | None:
+        """The file of certificates that the client trusts, where the user names one."""
+        named = self._fs().session.get_config_variable("ca_bundle")
+        return named or os.environ.get("REQUESTS_CA_BUNDLE") or None
 
     def _read(self, path: str, extent: str | None = None, limit: float | None = None) -> _Answer:
         """One GET of an object or of an HTTP range of it; BrokenAnswer if less comes than was announced.
@@ -191,6 +235,7 @@ class S3Store(RemoteStore):
         asked: dict[str, Any] = {"Range": extent} if extent else {}
         answer = self._ask("get_object", limit=limit, Bucket=bucket, Key=key, **asked)
         data, length = answer["Body"], answer.get("ContentLength")
+        self.counters.bytes += len(data)
         if length is not None and len(data) != length:
             raise BrokenAnswer(f"{length} bytes were announced, {len(data)} came")
         found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.get("ContentRange") or "")
@@ -240,6 +285,11 @@ class S3Store(RemoteStore):
         self._require_length(path, length)
 
 
+def _newest_signature(signature_version: Any, **_: Any) -> str | None:
+    """SigV4 for presigned URLs: left alone, the client signs them by SigV2, which new servers do not take."""
+    return "s3v4-query" if signature_version in ("v4-query", "s3v4-query") else None
+
+
 def _piece(path: Path, start: int) -> bytes:
     with path.open("rb") as file:
         file.seek(start)
@@ -252,7 +302,7 @@ def _md5(data: bytes) -> bytes:
 
 def _sum(bucket: str, data: bytes) -> dict[str, str]:
     """The sum that the server compares a body with; directory buckets know only the client's own."""
-    return {} if bucket.endswith("--x-s3") else {"ContentMD5": base64.b64encode(_md5(data)).decode()}
+    return {} if bucket.endswith(_DIRECTORY) else {"ContentMD5": base64.b64encode(_md5(data)).decode()}
 
 
 def _limit(size: int) -> float:

@@ -40,13 +40,18 @@ def is_transient(error: BaseException) -> bool:
     response = _response(error)
     if response is not None:
         status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
-        return status >= 500 or status in (408, 409, 429) or code_of(error) in _PASSING_CODES
+        return is_passing(status) or code_of(error) in _PASSING_CODES
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError | IsADirectoryError):
         return False
     if isinstance(error, OSError):
         return error.errno not in _OF_THIS_DISK
     kinds = type(error).__mro__
     return any(kind.__name__ in _PASSING_KINDS or kind.__module__.startswith("aiohttp") for kind in kinds)
+
+
+def is_passing(status: int) -> bool:
+    """Whether an HTTP status says that the same request may succeed later."""
+    return status >= 500 or status in (408, 409, 429)
 
 
 def raise_translated(error: Exception, where: str, bucket_level: bool = False) -> NoReturn:
