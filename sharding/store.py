@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from sharding.errors import UserError
-from sharding.redact import redacted, require_no_password
+from sharding.redact import redacted
+from sharding.stores.counters import Counters
 from sharding.stores.directory import LocalStore
 from sharding.stores.remote import PATIENCE, RemoteStore
 from sharding.stores.s3 import S3Store
@@ -22,6 +23,7 @@ class Store(Protocol):
     """
 
     url: str
+    counters: Counters
 
     def get(self, path: str) -> bytes:
         """The whole object."""
