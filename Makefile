@@ -4,7 +4,7 @@ PYTHON ?= python3
 STORE ?= demo/store
 BIN := .venv/bin
 
-.PHONY: demo test lint bench bench-models bench-encoding bench-sharding bench-flow bench-scale check-machine
+.PHONY: demo test lint bench bench-models bench-encoding bench-sharding bench-flow bench-transforms bench-scale check-machine
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
@@ -18,7 +18,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-models bench-encoding bench-sharding bench-flow bench-scale
+bench: bench-models bench-encoding bench-sharding bench-flow bench-transforms bench-scale
 
 bench-models: .venv/installed
 	$(BIN)/python -m tests.benchmarks.models
@@ -31,6 +31,9 @@ bench-sharding: .venv/installed
 
 bench-flow: .venv/installed
 	$(BIN)/python -m tests.benchmarks.flow
+
+bench-transforms: .venv/installed
+	$(BIN)/python -m tests.benchmarks.transforms
 
 bench-scale: .venv/installed
 	$(BIN)/python -m tests.benchmarks.planning

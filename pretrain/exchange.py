@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint import Checkpoint, begin_attempt, load_run, save_checkpoint
-from pretrain.data.transforms import ClipSettings, Normalisation
+from pretrain.data.views import ClipSettings, Normalisation
 from pretrain.exports import Export, is_export, read_export, write_export
 from pretrain.models.count import parameters
 from pretrain.models.published import Published, on_meta, read_published

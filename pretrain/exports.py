@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.data.transforms import ClipSettings
+from pretrain.data.views import ClipSettings
 from pretrain.models.published import read_safetensors
 from pretrain.models.zoo import ModelSettings
 from sharding.errors import UserError

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from pretrain.checkpoint import CheckpointSettings
 from pretrain.data.loader import LoaderSettings
-from pretrain.data.transforms import ClipSettings
+from pretrain.data.views import ClipSettings
 from pretrain.engine.engine import EngineSettings
 from pretrain.models.count import activation_bytes, fewest_values, macs, parameters
 from pretrain.models.zoo import ModelSettings, build_model

@@ -1,11 +1,40 @@
-"""Which frames of a video make a clip: pure functions."""
+"""Which frames of a video make a clip: pure functions.
+
+A clip is `length` frames at a stride of stored frames, or at a rate of its own (`fps`), which goes by the frames'
+times. Either way `needed` is how many of a video's last frames the last clip that fits begins at, so that clips may
+begin at 0, …, frames - needed.
+"""
 
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Times = Sequence[float] | NDArray[np.float64]  # of a video's frames, in seconds, in the order shown
+
+# Times are rounded to their container's ticks, a millisecond in Matroska: a frame that is due so soon is shown.
+_SOON = 0.0015
 
 
 def needed_frames(length: int, stride: int) -> int:
     """Frames a clip spans: (length - 1) * stride + 1."""
     return (length - 1) * stride + 1
+
+
+def needed_frames_at(times: Times, length: int, fps: float) -> int:
+    """`needed` of a clip of `length` frames at `fps`: more than there are frames where not even the first start fits.
+
+    A clip fits if the video's last frame is shown no sooner than the clip's last one is wanted. At a constant rate
+    that is `needed_frames(length, rate / fps)`, rounded up.
+    """
+    shown, soon, _ = _timing(times)
+    fitting = np.searchsorted(shown, shown[-1] + soon - (length - 1) / fps, side="right")
+    return len(shown) + 1 - int(fitting)
+
+
+def is_looped(frames: int, needed: int) -> bool:
+    """Whether a video is too short for a clip, which then shows some of its frames again: a thing to count."""
+    return frames < needed
 
 
 def train_start(frames: int, needed: int, uniform: float) -> int:
@@ -32,6 +61,28 @@ def clip_frames(frames: int, start: int, length: int, stride: int) -> list[int]:
     return [(start + i * stride) % frames for i in range(length)]
 
 
+def clip_frames_at(times: Times, start: int, length: int, fps: float) -> list[int]:
+    """The numbers of the frames that are shown at the time of frame `start` + i / fps, i = 0, …, length - 1.
+
+    A short video is looped: its last frame is shown for as long as a frame is on the average, then its first again.
+    At a constant rate frame i is floor(start + i * rate / fps), modulo the number of frames.
+    """
+    shown, soon, end = _timing(times)
+    if end == 0.0:
+        return [start] * length
+    wanted = (shown[start] + soon + np.arange(length) / fps) % end
+    numbers: list[int] = (np.searchsorted(shown, wanted, side="right") - 1).tolist()
+    return numbers
+
+
 def key_groups(keys: Sequence[bool]) -> list[int]:
     """First packet of each key-frame group. `keys[i]` says whether packet i is a key frame."""
     return [i for i, key in enumerate(keys) if key]
+
+
+def _timing(times: Times) -> tuple[NDArray[np.float64], float, float]:
+    """Times from the first frame's on, how early a frame may be shown, and when the last one ends: all in seconds."""
+    shown = np.asarray(times, np.float64)
+    shown = shown - shown[0]
+    interval = float(shown[-1]) / max(len(shown) - 1, 1)
+    return shown, min(_SOON, interval / 4), float(shown[-1]) + interval

@@ -1,120 +1,277 @@
-"""Views of a clip: resize, crop and flip of planes, their conversion to RGB, and the network's normalisation."""
+"""Stored planes to a network's input: resize, crop, flip, colour and normalisation in one operation on a batch.
 
-from typing import Annotated, Self
+All of it up to the clamp is linear, and the resize works on rows and columns apart. So every plane is resized along
+its lines first, and a row of the result is then one weighted sum of rows of all planes: the resize along columns, the
+colour matrix and the normalisation are its weights. Nothing is rounded to whole levels on the way.
+"""
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from numpy.typing import NDArray
+from torch import Tensor
 
-from pretrain.data.clips import needed_frames
 from pretrain.data.decode import Planes
-from sharding.settings import Settings
+from pretrain.data.resample import Taps, blocks, linear, span, stacked
+from pretrain.data.views import ClipSettings, View
+from sharding.flow import LARGEST, ZERO
 
-MEAN = (0.43216, 0.394666, 0.37645)
-STD = (0.22803, 0.22145, 0.216989)
 _KR_KB = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
+_BLOCK = 16  # columns of a product on a CPU: fewer cost more calls, more cost products with zeros
 
 
-Positive = Annotated[float, Field(gt=0)]
+@dataclass(frozen=True)
+class PlaneBatch:
+    """N clips as decoded, uint8, limited range; smaller ones than the largest lie at the top left.
 
-
-MOST_FRAMES, LARGEST_CROP = 10_000, 4_096  # beyond any network's reach, and within that of arithmetic on sizes
-
-
-class Normalisation(Settings):
-    """What a network of RGB clips was trained on: (x / 255 - mean) / std, a value a channel."""
-
-    mean: tuple[float, float, float] = MEAN
-    std: tuple[Positive, Positive, Positive] = STD
-
-
-class ClipSettings(Settings):
-    """What one clip is, in frames and pixels."""
-
-    frames: Annotated[int, Field(ge=1, le=MOST_FRAMES, description="frames a clip")] = 16
-    stride: Annotated[int, Field(ge=1, description="frames from one to the next")] = 1
-    resize: Annotated[
-        tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]],
-        Field(description="height, width before the crop; the aspect ratio is not kept (R(2+1)D's 128 x 171)"),
-    ] = (128, 171)
-    crop: Annotated[
-        int, Field(ge=8, le=LARGEST_CROP, description="side of the square crop: random in training, centre in testing")
-    ] = 112
-    flip: Annotated[
-        bool, Field(description="mirror half of the training clips; off where left and right are classes")
-    ] = True
-    normalisation: Normalisation = Normalisation()
-
-    @property
-    def needed(self) -> int:
-        """Consecutive stored frames that a clip spans."""
-        return needed_frames(self.frames, self.stride)
-
-    @model_validator(mode="after")
-    def _crop_fits(self) -> Self:
-        if self.crop > min(self.resize):
-            raise ValueError(
-                f"crop {self.crop} is larger than resize {self.resize[0]} x {self.resize[1]}; make crop smaller"
-            )
-        return self
-
-
-class View(Settings):
-    """Where the crop of a resized clip lies, in pixels, and whether it is mirrored."""
-
-    top: int
-    left: int
-    flip: bool
-
-
-def train_view(clip: ClipSettings, randoms: tuple[float, float, float]) -> View:
-    """A uniformly random crop and flip from three uniform numbers in [0, 1)."""
-    height, width = clip.resize
-    return View(
-        top=int(randoms[0] * (height - clip.crop + 1)),
-        left=int(randoms[1] * (width - clip.crop + 1)),
-        flip=clip.flip and randoms[2] < 0.5,
-    )
-
-
-def centre_view(clip: ClipSettings) -> View:
-    """The centre crop, not mirrored."""
-    height, width = clip.resize
-    return View(top=(height - clip.crop) // 2, left=(width - clip.crop) // 2, flip=False)
-
-
-def rgb_clip(planes: Planes, clip: ClipSettings, view: View) -> torch.Tensor:
-    """Planes to the view's RGB: uint8 [3, T, crop, crop], full range.
-
-    Luma and chroma are resized bilinearly to the same size before the crop, so a crop may begin between chroma
-    samples; the conversion is BT.601's or BT.709's for limited range, as the planes say.
+    y [N, T, H, W]; uv [N, T, 2, ceil(H/2), ceil(W/2)]; of each clip its own (H, W), bt601 or bt709, and its view.
     """
-    size = clip.resize
-    rows = slice(view.top, view.top + clip.crop)
-    columns = slice(view.left, view.left + clip.crop)
-    y = _resized(torch.from_numpy(planes.y).unsqueeze(1), size)[:, 0, rows, columns]  # T H W
-    uv = _resized(torch.from_numpy(planes.uv), size)[:, :, rows, columns] - 128.0  # T 2 H W
-    y = (y - 16.0) * (255.0 / 219.0)
-    u, v = uv[:, 0] * (255.0 / 224.0), uv[:, 1] * (255.0 / 224.0)
-    kr, kb = _KR_KB[planes.matrix]
-    kg = 1.0 - kr - kb
-    red = y + 2.0 * (1.0 - kr) * v
-    green = y - (2.0 * kb * (1.0 - kb) / kg) * u - (2.0 * kr * (1.0 - kr) / kg) * v
-    blue = y + 2.0 * (1.0 - kb) * u
-    rgb = torch.stack([red, green, blue]).round_().clamp_(0.0, 255.0).to(torch.uint8)  # 3 T H W
-    return rgb.flip(-1) if view.flip else rgb
+
+    y: Tensor
+    uv: Tensor
+    sizes: list[tuple[int, int]]
+    matrices: list[str]
+    views: list[View]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PlaneBatch":
+        """The same on a device."""
+        y, uv = (planes.to(device, non_blocking=non_blocking) for planes in (self.y, self.uv))
+        return replace(self, y=y, uv=uv)
 
 
-def _resized(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    frames = frames.to(torch.float32)
-    if tuple(frames.shape[-2:]) == tuple(size):
-        return frames
-    shrinks = frames.shape[-2] > size[0] or frames.shape[-1] > size[1]
-    return F.interpolate(frames, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
+@dataclass(frozen=True)
+class FlowBatch:
+    """N clips of optical flow as decoded (see `sharding.flow`); smaller ones than the largest lie at the top left.
+
+    steps uint8 [N, T, 2, H, W]: dx, dy; of each clip its own (H, W), the motion that the largest step stands for, in
+    pixels of the stored picture, and its view.
+    """
+
+    steps: Tensor
+    sizes: list[tuple[int, int]]
+    bounds: list[float]
+    views: list[View]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "FlowBatch":
+        """The same on a device."""
+        return replace(self, steps=self.steps.to(device, non_blocking=non_blocking))
 
 
-def normalise(clips: torch.Tensor, by: Normalisation) -> torch.Tensor:
-    """uint8 [N, 3, T, H, W] to float32, (x / 255 - mean) / std per channel, where the clips lie."""
-    mean = torch.tensor(by.mean, device=clips.device).mul(255.0).view(1, 3, 1, 1, 1)
-    scale = torch.tensor(by.std, device=clips.device).mul(255.0).reciprocal().view(1, 3, 1, 1, 1)
-    return (clips.to(torch.float32) - mean) * scale
+def plane_batch(clips: Sequence[Planes], views: Sequence[View]) -> PlaneBatch:
+    """Decoded clips of as many frames, of any sizes and matrices, as a batch in host memory."""
+    sizes = [(clip.y.shape[1], clip.y.shape[2]) for clip in clips]
+    y, uv = _together([clip.y for clip in clips]), _together([clip.uv for clip in clips])
+    return PlaneBatch(y, uv, sizes, [clip.matrix for clip in clips], list(views))
+
+
+def flow_batch(lumas: Sequence[NDArray[np.uint8]], bounds: Sequence[float], views: Sequence[View]) -> FlowBatch:
+    """Decoded lumas of flow, [T, 2H, W] of as many frames and any sizes, as a batch in host memory."""
+    steps = [luma.reshape(len(luma), 2, -1, luma.shape[-1]) for luma in lumas]
+    sizes = [(step.shape[2], step.shape[3]) for step in steps]
+    return FlowBatch(_together(steps), sizes, list(bounds), list(views))
+
+
+def _together(clips: list[NDArray[np.uint8]]) -> Tensor:
+    height, width = (max(clip.shape[axis] for clip in clips) for axis in (-2, -1))
+    batch = np.zeros((len(clips), *clips[0].shape[:-2], height, width), np.uint8)
+    for place, clip in zip(batch, clips, strict=True):
+        place[..., : clip.shape[-2], : clip.shape[-1]] = clip
+    return torch.from_numpy(batch)
+
+
+@torch.no_grad()
+def network_input(batch: PlaneBatch | FlowBatch, clip: ClipSettings, out: Tensor | None = None) -> Tensor:
+    """What a network is fed: float32 [N, C, T, crop, crop], contiguous, where the batch lies.
+
+    Pictures: planes are resized bilinearly, chroma to the same size as luma and before the crop, so that a crop may
+    begin between chroma samples; converted from limited-range BT.601 or BT.709, clamped to what a screen shows, and
+    normalised, (RGB / 255 - mean) / std. That is within 0.01 of 255 levels of exact arithmetic.
+
+    Flow: (dx, dy) in pixels of the resized picture, so both grow with it, and dx of a mirrored clip is negated;
+    normalised, (x - mean) / std. R(2+1)D's flow was computed of frames that had been resized, cropped and mirrored
+    (ClipTransformOpticalFlow in Caffe2's caffe2/video), and its mean and std are of those pixels.
+
+    `out` is filled and returned where it is given: on a CPU the page faults of fresh memory take a third of the time.
+    """
+    mean, std = np.array(clip.normalisation.mean), np.array(clip.normalisation.std)
+    if isinstance(batch, FlowBatch):
+        factors, lowest, highest = _motion(batch), -np.inf, np.inf
+    else:
+        factors, lowest, highest = _colours(batch) / 255.0, 0.0, 1.0
+    factors[..., -1] -= mean
+    bounds = list(zip((lowest - mean) / std, (highest - mean) / std, strict=True))
+    return _mixed(_layers(batch, clip.crop), factors / std[:, None], bounds, out)
+
+
+@torch.no_grad()
+def pictures(batch: PlaneBatch, clip: ClipSettings) -> Tensor:
+    """What a person is shown of the batch: RGB, uint8 [N, 3, T, crop, crop], contiguous, where the batch lies."""
+    shown = _mixed(_layers(batch, clip.crop), _colours(batch), [(0.0, 255.0)] * 3)
+    return shown.round_().to(torch.uint8)
+
+
+def _colours(batch: PlaneBatch) -> NDArray[np.float64]:
+    """RGB's levels as sums of the levels of y, u, v and 1: factors [N, 3, 4]."""
+    mix = []
+    for matrix in batch.matrices:
+        kr, kb = _KR_KB[matrix]
+        kg = 1.0 - kr - kb
+        red, blue = 2.0 * (1.0 - kr), 2.0 * (1.0 - kb)
+        mix.append([[1.0, 0.0, red], [1.0, -blue * kb / kg, -red * kr / kg], [1.0, blue, 0.0]])
+    return _with_zero(np.array(mix) * [255.0 / 219.0, 255.0 / 224.0, 255.0 / 224.0], [16.0, 128.0, 128.0])
+
+
+def _motion(batch: FlowBatch) -> NDArray[np.float64]:
+    """dx and dy in pixels of the view as sums of the stored steps and 1: factors [N, 2, 3]."""
+    mix = []
+    for bound, (height, width), view in zip(batch.bounds, batch.sizes, batch.views, strict=True):
+        step = bound / LARGEST
+        across = step * view.size[1] / width
+        mix.append([[-across if view.flip else across, 0.0], [0.0, step * view.size[0] / height]])
+    return _with_zero(np.array(mix), [ZERO, ZERO])
+
+
+def _with_zero(mix: NDArray[np.float64], zero: list[float]) -> NDArray[np.float64]:
+    """The factors of planes whose value `zero` stands for 0, and the addend that follows."""
+    return np.concatenate([mix, -(mix @ np.array(zero))[..., None]], -1)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Planes of one size, uint8 [N, T, P, h, w], and the taps of each clip's rows and columns."""
+
+    planes: Tensor
+    rows: list[Taps]
+    columns: list[Taps]
+
+    def only(self, clips: slice) -> "_Layer":
+        return _Layer(self.planes[clips], self.rows[clips], self.columns[clips])
+
+
+def _layers(batch: PlaneBatch | FlowBatch, crop: int) -> list[_Layer]:
+    if isinstance(batch, FlowBatch):
+        return [_layer(batch.steps, batch.sizes, batch.views, crop)]
+    halves = [((height + 1) // 2, (width + 1) // 2) for height, width in batch.sizes]
+    return [_layer(batch.y.unsqueeze(2), batch.sizes, batch.views, crop), _layer(batch.uv, halves, batch.views, crop)]
+
+
+def _layer(planes: Tensor, sizes: list[tuple[int, int]], views: list[View], crop: int) -> _Layer:
+    both = list(zip(sizes, views, strict=True))
+    rows = [linear(size[0], view.size[0], view.top, crop) for size, view in both]
+    columns = [linear(size[1], view.size[1], view.left, crop, view.flip) for size, view in both]
+    return _Layer(planes, rows, columns)
+
+
+def _mixed(
+    layers: list[_Layer],
+    factors: NDArray[np.float64],
+    bounds: list[tuple[float, float]],
+    out: Tensor | None = None,
+) -> Tensor:
+    """Sums of the planes of all layers, resized and cut, and of 1: float32 [N, C, T, crop, crop].
+
+    `factors` [N, C, P + 1] are those of the layers' P planes and the addend, `bounds` the C channels' own.
+    """
+    planes, crop = layers[0].planes, len(layers[0].rows[0].index)
+    clips, channels, _ = factors.shape
+    if out is None:
+        out = torch.empty((clips, channels, planes.shape[1], crop, crop), device=planes.device)
+    if planes.device.type != "cpu":
+        _mix(layers, factors, bounds, out)
+    else:  # clip by clip, which a core's cache holds
+        for clip in (slice(number, number + 1) for number in range(clips)):
+            _mix([layer.only(clip) for layer in layers], factors[clip], bounds, out[clip])
+    return out
+
+
+class _Rows(NamedTuple):
+    """Of a plane, the lines that make each row of the first picture and what they weigh, both [N, crop, K]; and how
+    many lines on those of the next picture lie."""
+
+    lines: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    ahead: int
+
+
+def _mix(layers: list[_Layer], factors: NDArray[np.float64], bounds: list[tuple[float, float]], out: Tensor) -> None:
+    """`_mixed` into `out`."""
+    clips, _, frames, crop, _ = out.shape
+    # The wanted lines of all planes, resized, and after them a line of ones, of which the addends are made.
+    spans = [span(layer.rows) for layer in layers]
+    lines = [layer.planes[..., begin:end, :] for layer, (begin, end) in zip(layers, spans, strict=True)]
+    ends = list(accumulate(math.prod(some.shape[:-1]) for some in lines))
+    table = out.new_empty(ends[-1] + 1, crop)
+    table[-1] = 1.0
+    rows: list[_Rows] = []
+    for layer, (begin, _), some, last in zip(layers, spans, lines, ends, strict=True):
+        first = last - math.prod(some.shape[:-1])
+        _across(some, layer.columns, table[first:last].view(*some.shape[:-1], crop))
+        index, weights = stacked(layer.rows)
+        count, height = some.shape[2:4]
+        rows += [_Rows(index + (first - begin + at * height), weights, count * height) for at in range(count)]
+    one = (clips, crop, 1)
+    rows.append(_Rows(np.full(one, ends[-1], np.int32), np.ones(one, np.float32), 0))
+    picture = torch.arange(clips * frames, dtype=torch.int32, device=out.device).view(clips, frames, 1, 1)
+    for channel, (low, high) in enumerate(bounds):
+        mix = [(each, factors[:, channel, plane, None, None]) for plane, each in enumerate(rows)]
+        mix = [(each, factor) for each, factor in mix if factor.any()]
+        start = np.concatenate([each.lines for each, _ in mix], -1)
+        ahead = np.concatenate([np.full(each.lines.shape[-1], each.ahead, np.int32) for each, _ in mix])
+        share = np.concatenate([each.weights * factor for each, factor in mix], -1).astype(np.float32)
+        bags = picture * _there(ahead, out) + _there(start, out).unsqueeze(1)  # N T crop K
+        shares = _there(share, out).unsqueeze(1).expand(bags.shape)
+        sums = F.embedding_bag(bags.flatten(0, 2), table, mode="sum", per_sample_weights=shares.flatten(0, 2))
+        torch.clamp(sums.view(clips, frames, crop, crop), low, high, out=out[:, channel])
+
+
+def _across(lines: Tensor, columns: list[Taps], out: Tensor) -> None:
+    """Resize lines, uint8 [N, T, P, h, w], along themselves by each clip's taps into float32 [N, T, P, h, crop].
+
+    A CPU gathers single values slowly and multiplies matrices fast, an accelerator the other way about, and its
+    products may be set to round the weights to ten bits.
+    """
+    if lines.device.type == "cpu":
+        for clip, taps in enumerate(columns):
+            _multiplied(lines[clip], taps, out[clip])
+    else:
+        _gathered(lines, columns, out)
+
+
+def _multiplied(lines: Tensor, taps: Taps, out: Tensor) -> None:
+    """One clip's lines [T, P, h, w] by products with the matrix of the taps, whose zeros are mostly left out."""
+    begin, end = span([taps])
+    lines = lines[..., begin:end]
+    if taps.copies:
+        out.copy_(lines.flip(-1) if taps.mirrored else lines)
+        return
+    flat, lines = out.view(-1, out.shape[-1]), lines.float().view(-1, end - begin)
+    for source, result, matrix in _blocks(taps):
+        torch.mm(lines[:, source], matrix, out=flat[:, result])
+
+
+@lru_cache(1024)  # ten kilobytes each
+def _blocks(taps: Taps) -> list[tuple[slice, slice, Tensor]]:
+    return [(source, result, torch.from_numpy(matrix)) for source, result, matrix in blocks(taps, _BLOCK)]
+
+
+def _gathered(lines: Tensor, columns: list[Taps], out: Tensor) -> None:
+    """All clips' lines, tap by tap."""
+    index, weights = (_there(each, out) for each in stacked(columns))  # N crop K
+    for tap in range(index.shape[-1]):
+        taken = lines.gather(-1, index[:, None, None, None, :, tap].long().expand(out.shape))
+        share = weights[:, None, None, None, :, tap]
+        if tap == 0:
+            torch.mul(taken, share, out=out)
+        else:
+            out += taken * share
+
+
+def _there(array: NDArray[np.int32] | NDArray[np.float32], beside: Tensor) -> Tensor:
+    return torch.from_numpy(array).to(beside.device)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from pretrain.data.transforms import LARGEST_CROP, MOST_FRAMES
+from pretrain.data.views import LARGEST_CROP, MOST_FRAMES
 from pretrain.models.convolutions import FORMS
 from pretrain.models.count import activations, conv_fc_parameters, macs, parameters
 from pretrain.models.zoo import NAMES, RESNET_ONLY, ModelSettings, build_model

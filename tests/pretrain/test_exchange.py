@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pretrain.checkpoint import Checkpoint, begin_attempt, load_run, save_checkpoint
-from pretrain.data.transforms import MEAN, STD, ClipSettings, Normalisation
+from pretrain.data.views import MEAN, STD, ClipSettings, Normalisation
 from pretrain.evaluate import EvaluateSettings, open_subject, score_videos
 from pretrain.exchange import export_run, import_run, read_classes
 from pretrain.exports import Export, is_export, read_export, write_export
