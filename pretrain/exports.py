@@ -35,10 +35,14 @@ class Export:
 
     @property
     def normalisation(self) -> dict[str, Any] | None:
-        """How pixels enter: 0…255 brought to `range`, less `mean`, over `std`. None for other inputs than RGB."""
-        if self.model.in_channels != 3:
+        """How a clip enters: less `mean`, over `std`; pixels, 0…255, are brought to `range` first, flow is in pixels.
+
+        None for a network of other channels than the clip's.
+        """
+        if self.model.in_channels != self.clip.channels:
             return None
-        return {**self.clip.normalisation.model_dump(mode="json"), "range": [0, 1]}
+        enters = self.clip.normalisation.model_dump(mode="json")
+        return enters if self.clip.input == "flow" else {**enters, "range": [0, 1]}
 
 
 def write_export(file: Path, export: Export) -> None:

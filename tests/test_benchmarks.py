@@ -13,15 +13,8 @@ from pretrain.models.zoo import ModelSettings, build_model
 from sharding.manifest import Video
 from sharding.source import Source
 from sharding.video import EncodeSettings, VideoSettings, packet_table, transcode
-from tests.benchmarks import encoding, models, tables
-from tests.benchmarks.models import Case, compare, plain_network
-
-
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parent / "benchmarks").glob("*.py")), ids=lambda path: path.stem
-)
-def test_every_benchmark_can_be_loaded(path: Path) -> None:
-    importlib.import_module(f"tests.benchmarks.{path.stem}")
+from tests.benchmarks import encoding, transforms
+from tests.benchmarks.models import Case, compare, plain_network, table
 
 
 @pytest.mark.parametrize("settings", [{"depth": 10, "width": 0.125}, {"depth": 50, "width": 0.0625}])
@@ -69,3 +62,11 @@ def test_what_is_stored_is_close_to_the_resized_source(name: str) -> None:
     sources = [encoding.luma(frame) for frame in encoding.source_frames(encoding.FOOTAGE / name, EncodeSettings())]
     looks = range(0, min(len(sources), len(stored)), 10)
     assert sum(encoding.ssim(stored[look], sources[look]) for look in looks) / len(looks) >= encoding.GOOD
+
+
+def test_every_way_to_the_networks_input_is_timed_and_compared() -> None:
+    rows = transforms.compare("carphone.mp4", rounds=1)
+    errors = {row["way"]: row["error"] for row in rows}
+    assert errors[transforms.PLAIN] < 0.51 and errors["ours"] == errors["ours, into the same memory"] < 0.01
+    assert len(errors) == 5 and all(error < 40 for error in errors.values())
+    assert all(row["clips_per_second"] > 0 and row["way"] in transforms.table(rows) for row in rows)

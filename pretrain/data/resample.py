@@ -72,16 +72,15 @@ def stacked(taps: Sequence[Taps]) -> tuple[NDArray[np.int32], NDArray[np.float32
     return index, weights
 
 
-def blocks(taps: Taps, size: int) -> list[tuple[slice, slice, NDArray[np.float32]]]:
-    """The taps as small matrices, each for `size` samples of the result: which of the source's (counted from the first
-    one in use), which of the result's, and the matrix from these to those."""
+def blocks(taps: Taps, size: int) -> list[tuple[int, NDArray[np.float32]]]:
+    """The taps as small matrices, each for the next `size` samples of the result: where its samples of the source begin,
+    counted from the first one that any takes, and the matrix from those to these."""
     found = []
     start, _ = span([taps])
     for begin in range(0, len(taps.index), size):
-        result = slice(begin, begin + size)
-        some = Taps(taps.index[result], taps.weights[result])
+        some = Taps(taps.index[begin : begin + size], taps.weights[begin : begin + size])
         first, last = span([some])
         matrix = np.zeros((last - first, len(some.index)), np.float32)
         np.put_along_axis(matrix.T, some.index.astype(np.intp) - first, some.weights, 1)
-        found.append((slice(first - start, last - start), result, matrix))
+        found.append((first - start, matrix))
     return found

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -80,7 +79,7 @@ def flow_batch(lumas: Sequence[NDArray[np.uint8]], bounds: Sequence[float], view
 
 def _together(clips: list[NDArray[np.uint8]]) -> Tensor:
     height, width = (max(clip.shape[axis] for clip in clips) for axis in (-2, -1))
-    batch = np.zeros((len(clips), *clips[0].shape[:-2], height, width), np.uint8)
+    batch = np.empty((len(clips), *clips[0].shape[:-2], height, width), np.uint8)
     for place, clip in zip(batch, clips, strict=True):
         place[..., : clip.shape[-2], : clip.shape[-1]] = clip
     return torch.from_numpy(batch)
@@ -191,15 +190,6 @@ def _mixed(
     return out
 
 
-class _Rows(NamedTuple):
-    """Of a plane, the lines that make each row of the first picture and what they weigh, both [N, crop, K]; and how
-    many lines on those of the next picture lie."""
-
-    lines: NDArray[np.int32]
-    weights: NDArray[np.float32]
-    ahead: int
-
-
 def _mix(layers: list[_Layer], factors: NDArray[np.float64], bounds: list[tuple[float, float]], out: Tensor) -> None:
     """`_mixed` into `out`."""
     clips, _, frames, crop, _ = out.shape
@@ -209,26 +199,31 @@ def _mix(layers: list[_Layer], factors: NDArray[np.float64], bounds: list[tuple[
     ends = list(accumulate(math.prod(some.shape[:-1]) for some in lines))
     table = out.new_empty(ends[-1] + 1, crop)
     table[-1] = 1.0
-    rows: list[_Rows] = []
+    # The taps of a row of the first picture: lines of the table and weights, both [N, crop, taps], then for each tap
+    # how many lines on that of the next picture lies, and whose plane it is.
+    taps, weights = list[NDArray[np.int32]](), list[NDArray[np.float32]]()
+    ahead, whose = list[int](), list[int]()
     for layer, (begin, _), some, last in zip(layers, spans, lines, ends, strict=True):
         first = last - math.prod(some.shape[:-1])
         _across(some, layer.columns, table[first:last].view(*some.shape[:-1], crop))
-        index, weights = stacked(layer.rows)
+        index, weight = stacked(layer.rows)
         count, height = some.shape[2:4]
-        rows += [_Rows(index + (first - begin + at * height), weights, count * height) for at in range(count)]
-    one = (clips, crop, 1)
-    rows.append(_Rows(np.full(one, ends[-1], np.int32), np.ones(one, np.float32), 0))
+        for plane in range(count):
+            taps.append(index + (first - begin + plane * height))
+            weights.append(weight)
+            ahead += [count * height] * index.shape[-1]
+            whose += [max(whose, default=-1) + 1] * index.shape[-1]
+    taps.append(np.full((clips, crop, 1), ends[-1], np.int32))
+    weights.append(np.ones((clips, crop, 1), np.float32))
+    step = _there(np.array([*ahead, 0], np.int32), out)
     picture = torch.arange(clips * frames, dtype=torch.int32, device=out.device).view(clips, frames, 1, 1)
-    for channel, (low, high) in enumerate(bounds):
-        mix = [(each, factors[:, channel, plane, None, None]) for plane, each in enumerate(rows)]
-        mix = [(each, factor) for each, factor in mix if factor.any()]
-        start = np.concatenate([each.lines for each, _ in mix], -1)
-        ahead = np.concatenate([np.full(each.lines.shape[-1], each.ahead, np.int32) for each, _ in mix])
-        share = np.concatenate([each.weights * factor for each, factor in mix], -1).astype(np.float32)
-        bags = picture * _there(ahead, out) + _there(start, out).unsqueeze(1)  # N T crop K
-        shares = _there(share, out).unsqueeze(1).expand(bags.shape)
-        sums = F.embedding_bag(bags.flatten(0, 2), table, mode="sum", per_sample_weights=shares.flatten(0, 2))
-        torch.clamp(sums.view(clips, frames, crop, crop), low, high, out=out[:, channel])
+    bags = picture * step + _there(np.concatenate(taps, -1), out).unsqueeze(1)  # N T crop taps
+    mix = np.concatenate(weights, -1) * factors.transpose(1, 0, 2)[:, :, None, [*whose, -1]]
+    shares = _there(mix.astype(np.float32), out).unsqueeze(2)  # C N 1 crop taps
+    for share, (low, high), channel in zip(shares, bounds, out.unbind(1), strict=True):
+        each = share.expand(bags.shape).flatten(0, 2)
+        sums = F.embedding_bag(bags.flatten(0, 2), table, mode="sum", per_sample_weights=each)
+        torch.clamp(sums.view(channel.shape), low, high, out=channel)
 
 
 def _across(lines: Tensor, columns: list[Taps], out: Tensor) -> None:
@@ -251,14 +246,15 @@ def _multiplied(lines: Tensor, taps: Taps, out: Tensor) -> None:
     if taps.copies:
         out.copy_(lines.flip(-1) if taps.mirrored else lines)
         return
-    flat, lines = out.view(-1, out.shape[-1]), lines.float().view(-1, end - begin)
-    for source, result, matrix in _blocks(taps):
-        torch.mm(lines[:, source], matrix, out=flat[:, result])
+    results = out.view(-1, out.shape[-1]).split(_BLOCK, 1)
+    lines = lines.float().view(-1, end - begin)
+    for (first, matrix), result in zip(_blocks(taps), results, strict=True):
+        torch.mm(lines.narrow(1, first, len(matrix)), matrix, out=result)
 
 
 @lru_cache(1024)  # ten kilobytes each
-def _blocks(taps: Taps) -> list[tuple[slice, slice, Tensor]]:
-    return [(source, result, torch.from_numpy(matrix)) for source, result, matrix in blocks(taps, _BLOCK)]
+def _blocks(taps: Taps) -> list[tuple[int, Tensor]]:
+    return [(first, torch.from_numpy(matrix)) for first, matrix in blocks(taps, _BLOCK)]
 
 
 def _gathered(lines: Tensor, columns: list[Taps], out: Tensor) -> None:

@@ -174,7 +174,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = [
-        row for video in VIDEOS[: 1 if given.quick else None] for row in compare(video, rounds=3 if given.quick else 20)
+        row for video in VIDEOS[: 1 if given.quick else None] for row in compare(video, rounds=3 if given.quick else 40)
     ]
     print(table(rows))
     if given.out:

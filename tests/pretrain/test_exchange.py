@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pretrain.checkpoint import Checkpoint, begin_attempt, load_run, save_checkpoint
-from pretrain.data.views import MEAN, STD, ClipSettings, Normalisation
+from pretrain.data.views import FLOW_MEAN, FLOW_STD, MEAN, STD, ClipSettings, Normalisation
 from pretrain.evaluate import EvaluateSettings, open_subject, score_videos
 from pretrain.exchange import export_run, import_run, read_classes
 from pretrain.exports import Export, is_export, read_export, write_export
@@ -105,6 +105,16 @@ def test_every_bit_of_an_export_comes_back(tmp_path: Path) -> None:
         kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]
         assert torch.equal(value.contiguous().view(kind), back.state[name].view(kind)), name
     assert (back.classes, back.clip, back.provenance) == (classes, CLIP, {"run": "ü"})
+
+
+def test_an_export_of_flow_says_how_flow_enters(tmp_path: Path) -> None:
+    clip = ClipSettings(input="flow", frames=4, resize=(18, 22), crop=16)
+    model = SETTINGS.model.model_copy(update={"in_channels": 2})
+    export = Export(model, CLASSES, clip, {}, {"weight": torch.zeros(1)})
+    assert export.normalisation == {"mean": list(FLOW_MEAN), "std": list(FLOW_STD)}
+    write_export(tmp_path / "flow.safetensors", export)
+    back = read_export(tmp_path / "flow.safetensors")
+    assert back.clip == clip and back.normalisation == export.normalisation
 
 
 def test_a_run_goes_out_and_comes_in(trained: Path, tmp_path: Path) -> None:
