@@ -1,8 +1,7 @@
 """Which frames of a video make a clip: pure functions.
 
 A clip is `length` frames at a stride of stored frames, or at a rate of its own (`fps`), which goes by the frames'
-times. Either way `needed` is how many of a video's last frames the last clip that fits begins at, so that clips may
-begin at 0, …, frames - needed.
+times. Either way a clip fits where `needed` frames or more are left: it may begin at 0, …, frames - needed.
 """
 
 from collections.abc import Sequence

@@ -73,8 +73,10 @@ def stacked(taps: Sequence[Taps]) -> tuple[NDArray[np.int32], NDArray[np.float32
 
 
 def blocks(taps: Taps, size: int) -> list[tuple[int, NDArray[np.float32]]]:
-    """The taps as small matrices, each for the next `size` samples of the result: where its samples of the source begin,
-    counted from the first one that any takes, and the matrix from those to these."""
+    """The taps as small matrices, each for the next `size` samples of the result.
+
+    Of each: where its samples of the source begin, counted from the first one that any takes, and the matrix.
+    """
     found = []
     start, _ = span([taps])
     for begin in range(0, len(taps.index), size):
