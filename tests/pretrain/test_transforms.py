@@ -184,7 +184,7 @@ def test_a_line_is_resized_as_pillow_does(source: int, target: int) -> None:
 
 @pytest.mark.parametrize("matrix", sorted(MATRICES))
 def test_colours_are_swscales(matrix: str) -> None:
-    """Of all lumas and a choice of chroma, each on a patch of its own: within two of 255 levels, mostly within one."""
+    """Of all lumas and a choice of chroma, each on a patch of its own, where no chroma is interpolated."""
     values = np.linspace(16, 240, 15).astype(np.uint8)
     u, v = (each.ravel() for each in np.meshgrid(values, values))
     side, lumas = 8, np.arange(16, 236, 3, dtype=np.uint8)
@@ -208,7 +208,7 @@ def test_colours_are_swscales(matrix: str) -> None:
         there = rgb.to_ndarray()[centre, centre].astype(float)
         here = found[:, number].permute(1, 2, 0).numpy()[centre, centre]
         error.append(np.abs(here - there).reshape(-1, 3)[: len(u)])
-    assert np.max(error) < 2.0 and np.mean(error) < 0.7, (np.max(error), np.mean(error))
+    assert np.max(error) < 0.6  # it rounds to whole levels, ours does not
 
 
 @pytest.mark.parametrize("matrix", sorted(MATRICES))
