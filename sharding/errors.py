@@ -17,3 +17,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}\n  where: {self.where}\n  remedy: {self.remedy}"
+
+
+class DamagedStore(UserError):
+    """Something in a store is missing, cut off, or not what was written."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sharding.errors import UserError
+from sharding.errors import DamagedStore
 from sharding.plan import SPLITS
 from sharding.store import Store
 
@@ -224,6 +224,6 @@ def _told(store: Store, path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError("a shard's record is missing", where, "shard the corpus again") from None
+        raise DamagedStore("a shard's record is missing", where, "shard the corpus again") from None
     except ValueError as error:
-        raise UserError(f"a shard's record is damaged: {error}", where, "delete it and shard again") from error
+        raise DamagedStore(f"a shard's record is damaged: {error}", where, "delete it and shard again") from error

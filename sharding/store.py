@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from sharding.errors import UserError
-from sharding.redact import redacted
+from sharding.redact import redacted, require_no_password
 from sharding.stores.counters import Counters
 from sharding.stores.directory import LocalStore
 from sharding.stores.remote import PATIENCE, RemoteStore
@@ -19,7 +19,8 @@ class Store(Protocol):
 
     Every method raises UserError when the store cannot be used (unreachable, refused, full) and
     FileNotFoundError for a path that is absent. A remote store's method goes on trying for as long as the store
-    was opened with patience for; what it reads or writes is whole, or it raises.
+    was opened with patience for; what it reads or writes is whole, or it raises. `counters` tell what it did in this
+    process.
     """
 
     url: str

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from sharding.errors import UserError
+from sharding.errors import DamagedStore, UserError
 from sharding.stores.counters import Counters
 from sharding.stores.rename import rename_new
 
@@ -166,7 +166,7 @@ def whole(data: bytes, start: int, end: int, where: Callable[[], str]) -> bytes:
     if len(data) == end - start:
         return data
     what = f"the object ends early: bytes {start} to {end} were asked for, {len(data)} came"
-    raise UserError(what, where(), "it is damaged or was replaced: shard into a new STORE")
+    raise DamagedStore(what, where(), "it is damaged or was replaced: shard into a new STORE")
 
 
 def _pread(handle: int, start: int, end: int) -> bytes:
