@@ -1,18 +1,21 @@
 """Packets to planes: packets fed to a codec that is kept open, one per thread and stream header."""
 
+from __future__ import annotations
+
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 
-from pretrain.data.stream import DamagedSample, Sample, read_packets
+from pretrain.data.packets import needed_spans, read_spans
+from pretrain.data.stream import Damaged, PacketTable, Ranges, Sample
 from sharding.media.picture import EXACT, MATRIX_NAMES
-from sharding.store import Store
 
 _CODECS_KEPT = 8
 _MATRICES = {name: matrix for matrix, name in MATRIX_NAMES.items()}
@@ -28,55 +31,140 @@ class Planes:
     matrix: str
 
 
-def decode_frames(store: Store, sample: Sample, wanted: Sequence[int]) -> Planes:
-    """The planes of the frames `wanted` (any order, repeats allowed), from one ranged read.
+class Window(NamedTuple):
+    """A part of a picture: rows and columns, both beginning at an even number."""
 
-    Raises DamagedSample when the bytes are damaged or a frame does not decode.
+    rows: slice
+    columns: slice
+
+    @classmethod
+    def whole(cls, sample: Sample) -> Window:
+        """All of it."""
+        return cls(slice(0, sample.height), slice(0, sample.width))
+
+
+def decode_frames(source: Ranges, sample: Sample, wanted: Sequence[int]) -> Planes:
+    """The planes of the frames `wanted` (any order, repeats allowed), read and decoded in one pass.
+
+    Raises Damaged when the bytes are damaged or a frame does not decode.
     """
-    begin, packets = read_packets(store, sample, min(wanted), max(wanted))
-    keep = set(wanted)
-    decoded: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
-    codec = _codec(sample.codec, sample.extradata)
-    # A frame's number is its place in the order shown; only a copied source's packets lie in another.
-    shown = np.argsort(np.argsort(sample.packet_pts[begin : begin + len(packets)], kind="stable"))
-    try:
-        for number, payload in zip(shown, packets, strict=True):
-            packet = av.Packet(payload)
-            packet.pts = begin + int(number)
-            _collect(codec.decode(packet), keep, decoded, sample)
-        _collect(codec.decode(None), keep, decoded, sample)
-    except av.error.FFmpegError as error:
-        raise DamagedSample(f"sample {sample.key} ({sample.uri}) in {sample.tar}: {error}") from error
-    finally:
-        codec.flush_buffers()
-    missing = keep - decoded.keys()
-    if missing:
-        raise DamagedSample(f"sample {sample.key} ({sample.uri}) in {sample.tar}: frame {min(missing)} is missing")
-    return Planes(
-        np.stack([decoded[i][0] for i in wanted]),
-        np.stack([decoded[i][1] for i in wanted]),
-        _matrix(sample),
-    )
+    y = np.empty((len(wanted), sample.height, sample.width), np.uint8)
+    uv = np.empty((len(wanted), 2, sample.height // 2, sample.width // 2), np.uint8)
+    decode_into(source, sample, wanted, Window.whole(sample), y, uv)
+    return Planes(y, uv, plane_matrix(sample))
 
 
-def _collect(
-    frames: list[av.VideoFrame],
-    keep: set[int],
-    into: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]],
+def decode_into(
+    source: Ranges,
     sample: Sample,
+    wanted: Sequence[int],
+    window: Window,
+    y: NDArray[np.uint8],
+    uv: NDArray[np.uint8],
 ) -> None:
-    for frame in frames:
-        if frame.pts in keep:
-            number = frame.pts
-            if frame.format.name != "yuv420p" or sample.range != "tv" or sample.matrix not in ("bt601", "bt709"):
-                frame = _common(frame, sample)
-            y, u, v = (_plane(plane) for plane in frame.planes)
-            into[number] = (y, np.stack([u, v]))
+    """As `decode_frames`, a window of each into the top left of y [T, H, W] and uv [T, 2, H/2, W/2]."""
+    places = _places(wanted)
+    rows, columns = window
+    luma = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
+    chroma = slice(rows.start // 2, (rows.stop + 1) // 2), slice(columns.start // 2, (columns.stop + 1) // 2)
+    y = y[:, : rows.stop - rows.start, : columns.stop - columns.start]
+    uv = uv[:, :, : chroma[0].stop - chroma[0].start, : chroma[1].stop - chroma[1].start]
+    size = sample.width, sample.height
+    as_it_is = sample.range == "tv" and sample.matrix in ("bt601", "bt709")
+
+    def take(number: int, frame: av.VideoFrame) -> None:
+        if not as_it_is or frame.format.name != "yuv420p":
+            frame = _common(frame, sample)
+        if (frame.width, frame.height) != size:
+            raise Damaged(sample.name, sample.tar, f"frame {number} is {frame.width} x {frame.height}")
+        first, *again = places[number]
+        planes = frame.planes
+        y[first] = _lines(planes[0])[luma]
+        uv[first, 0] = _lines(planes[1])[chroma]
+        uv[first, 1] = _lines(planes[2])[chroma]
+        for place in again:
+            y[place], uv[place] = y[first], uv[first]
+
+    _decode(source, sample.name, sample.packets, places, take)
 
 
-def _matrix(sample: Sample) -> str:
-    """The matrix of the planes that are made of a sample."""
+def decode_flow_into(
+    source: Ranges, sample: Sample, wanted: Sequence[int], window: Window, steps: NDArray[np.uint8]
+) -> None:
+    """A window of a sample's flow pictures into the top left of steps [T, 2, H, W], dx and dy as stored.
+
+    See `sharding.flow`. Raises Damaged, also when the sample has no flow.
+    """
+    if sample.flow is None:
+        raise Damaged(sample.name, sample.tar, "it has no optical flow")
+    places = _places(wanted)
+    rows, columns = window
+    steps = steps[..., : rows.stop - rows.start, : columns.stop - columns.start]
+
+    def take(number: int, frame: av.VideoFrame) -> None:
+        if (frame.height, frame.width) != (2 * sample.height, sample.width):
+            raise Damaged(sample.name, sample.tar, f"flow picture {number} is {frame.width} x {frame.height}")
+        lines = _lines(frame.planes[0])
+        for place in places[number]:
+            steps[place] = lines.reshape(2, sample.height, -1)[:, rows, columns]
+
+    _decode(source, sample.name, sample.flow.packets, places, take)
+
+
+def plane_matrix(sample: Sample) -> str:
+    """The colour matrix of the planes that are made of a sample: bt601 or bt709."""
     return sample.matrix if sample.matrix in ("bt601", "bt709") else "bt709"
+
+
+def _places(wanted: Sequence[int]) -> dict[int, list[int]]:
+    """Where each frame goes."""
+    places: dict[int, list[int]] = {}
+    for place, number in enumerate(wanted):
+        places.setdefault(number, []).append(place)
+    return places
+
+
+def _decode(
+    source: Ranges,
+    name: str,
+    table: PacketTable,
+    wanted: Mapping[int, object],
+    take: Callable[[int, av.VideoFrame], None],
+) -> None:
+    """Have all the frames taken that are wanted, by their numbers, in the order shown."""
+    spans = needed_spans(table, wanted)
+    codec = _codec(table.codec, table.extradata)
+    for (first, last), (begin, packets) in zip(spans, read_spans(source, name, table, spans), strict=True):
+        missing = sum(first <= number <= last for number in wanted)
+        times = table.pts[begin : begin + len(packets)]
+        # A frame's number is its place in the order shown; only a copied source's packets lie in another.
+        if in_order := bool((times[1:] > times[:-1]).all()):
+            numbers: Iterable[int] = range(begin, last + 1)
+        else:
+            numbers = (begin + np.argsort(np.argsort(times, kind="stable"))).tolist()
+        clean = False
+        try:
+            for number, payload in zip(numbers, packets, strict=False):
+                packet = av.Packet(payload)
+                packet.pts = number
+                for frame in codec.decode(packet):
+                    if (shown := frame.pts or 0) in wanted and first <= shown <= last:
+                        take(shown, frame)
+                        missing -= 1
+            # A codec that holds nothing back is ready for the next key frame as it is.
+            clean = in_order and not missing
+            if missing:
+                for frame in codec.decode(None):
+                    if (shown := frame.pts or 0) in wanted and first <= shown <= last:
+                        take(shown, frame)
+                        missing -= 1
+        except av.error.FFmpegError as error:
+            raise Damaged(name, table.tar, str(error)) from error
+        finally:
+            if not clean:
+                codec.flush_buffers()
+        if missing:
+            raise Damaged(name, table.tar, f"{missing} of its frames {first} to {last} do not decode")
 
 
 def _common(frame: av.VideoFrame, sample: Sample) -> av.VideoFrame:
@@ -84,16 +172,16 @@ def _common(frame: av.VideoFrame, sample: Sample) -> av.VideoFrame:
     return frame.reformat(
         format="yuv420p",
         src_colorspace=_MATRICES[sample.matrix],
-        dst_colorspace=_MATRICES[_matrix(sample)],
+        dst_colorspace=_MATRICES[plane_matrix(sample)],
         src_color_range=ColorRange.JPEG if sample.range == "pc" else ColorRange.MPEG,
         dst_color_range=ColorRange.MPEG,
         interpolation=EXACT,
     )
 
 
-def _plane(plane: av.video.plane.VideoPlane) -> NDArray[np.uint8]:
-    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-    return rows[: plane.height, : plane.width].copy()
+def _lines(plane: av.video.plane.VideoPlane) -> NDArray[np.uint8]:
+    """A plane's lines, with what pads each."""
+    return np.ndarray((plane.height, plane.line_size), np.uint8, plane)  # type: ignore[arg-type]  # any buffer
 
 
 def _codec(name: str, extradata: bytes) -> av.VideoCodecContext:

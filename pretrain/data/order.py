@@ -21,9 +21,8 @@ from pretrain.data.recent import Recent
 from sharding.errors import UserError
 from sharding.settings import Settings
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+_STEP, _FIRST, _SECOND, _WHOLE = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 2**64 - 1
+_GOLDEN, _MIX_1, _MIX_2 = np.uint64(_STEP), np.uint64(_FIRST), np.uint64(_SECOND)
 _SHARDS, _ROWS, _PLACES = 1, 2, 3  # what a hash of (seed, pass, …) decides: shards' order, who gets a row, its place
 
 Ints = NDArray[np.int64]
@@ -88,10 +87,18 @@ def sample_randoms(seed: int, draw: Draw, number: int, count: int) -> list[float
     `number` counts the samples through the shards in index order (`ShardSizes.firsts`). Of the draw, the pass, store,
     label and repeat count: a sample of two labels may be shown under both, and differs then, too.
     """
-    words = mix(
-        seed, draw.pass_number, draw.store, number, draw.label + 1, draw.repeat, np.arange(count, dtype=np.uint64)
-    )
-    return [float(value) for value in (words >> np.uint64(11)).astype(np.float64) / float(1 << 53)]
+    belongs = 0
+    for word in (seed, draw.pass_number, draw.store, number, draw.label + 1, draw.repeat):
+        belongs = _mixed(belongs, word)
+    return [(_mixed(belongs, place) >> 11) / (1 << 53) for place in range(count)]
+
+
+def _mixed(state: int, word: int) -> int:
+    """One word of `mix`, for few words quicker than arrays."""
+    state = ((state ^ (word & _WHOLE)) + _STEP) & _WHOLE
+    state = ((state ^ (state >> 30)) * _FIRST) & _WHOLE
+    state = ((state ^ (state >> 27)) * _SECOND) & _WHOLE
+    return state ^ (state >> 31)
 
 
 class Shards(Protocol):

@@ -1,5 +1,6 @@
 """Linear resizing of one axis, as weights: which samples make a sample of the result, and how much of each."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,8 +33,10 @@ class Taps:
 
 
 @lru_cache(_KEPT)
-def linear(source: int, target: int, begin: int, count: int, mirrored: bool = False) -> Taps:
+def linear(source: int, target: int, begin: int, count: int, mirrored: bool = False, origin: int = 0) -> Taps:
     """Resize `source` samples to `target`, ends aligned, and take `count` from `begin` on, in reverse if mirrored.
+
+    The index counts from the source's sample `origin` on.
 
     Each is the mean of the source under a triangle that reaches to the next sample's centre, of the source where it
     grows and of the result where it shrinks: torch's bilinear interpolation with antialias, and Pillow's BILINEAR.
@@ -42,7 +45,7 @@ def linear(source: int, target: int, begin: int, count: int, mirrored: bool = Fa
     if mirrored:
         order = order[::-1]
     if source == target:
-        return Taps(order.astype(np.int32)[:, None], np.ones((count, 1), np.float32))
+        return Taps(order.astype(np.int32)[:, None] - np.int32(origin), np.ones((count, 1), np.float32))
     scale = source / target
     reach = max(scale, 1.0)
     centre = (order + 0.5) * scale
@@ -52,7 +55,19 @@ def linear(source: int, target: int, begin: int, count: int, mirrored: bool = Fa
     index = np.minimum(first, source - taps)[:, None] + np.arange(taps, dtype=np.int32)
     weights = np.maximum(1.0 - np.abs(index + 0.5 - centre[:, None]) / reach, 0.0)
     weights /= weights.sum(1, keepdims=True)
-    return Taps(index, weights.astype(np.float32))
+    return Taps(index - np.int32(origin), weights.astype(np.float32))
+
+
+def window(source: int, target: int, begin: int, count: int) -> tuple[int, int]:
+    """Begin and end of all the source's samples that `linear` takes, of it and of a plane of half as many.
+
+    Even, but for the end of an odd source; a few more than that.
+    """
+    scale = source / target
+    reach = max(scale, 2.0) + 2.0
+    first = max(math.floor((begin + 0.5) * scale - reach), 0)
+    last = math.ceil((begin + count - 0.5) * scale + reach)
+    return first // 2 * 2, min((last + 1) // 2 * 2, source)
 
 
 def span(taps: Sequence[Taps]) -> tuple[int, int]:

@@ -6,8 +6,7 @@ colour matrix and the normalisation are its weights. Nothing is rounded to whole
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
@@ -17,72 +16,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretrain.data.decode import Planes
 from pretrain.data.resample import Taps, blocks, linear, span, stacked
+from pretrain.data.tensors import FlowBatch, PlaneBatch
 from pretrain.data.views import ClipSettings, View
 from sharding.flow import LARGEST, ZERO
 
 _KR_KB = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}
 _BLOCK = 16  # columns of a product on a CPU: fewer cost more calls, more cost products with zeros
-
-
-@dataclass(frozen=True)
-class PlaneBatch:
-    """N clips as decoded, uint8, limited range; smaller ones than the largest lie at the top left.
-
-    y [N, T, H, W]; uv [N, T, 2, ceil(H/2), ceil(W/2)]; of each clip its own (H, W), bt601 or bt709, and its view.
-    """
-
-    y: Tensor
-    uv: Tensor
-    sizes: list[tuple[int, int]]
-    matrices: list[str]
-    views: list[View]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PlaneBatch":
-        """The same on a device."""
-        y, uv = (planes.to(device, non_blocking=non_blocking) for planes in (self.y, self.uv))
-        return replace(self, y=y, uv=uv)
-
-
-@dataclass(frozen=True)
-class FlowBatch:
-    """N clips of optical flow as decoded (see `sharding.flow`); smaller ones than the largest lie at the top left.
-
-    steps uint8 [N, T, 2, H, W]: dx, dy; of each clip its own (H, W), the motion that the largest step stands for, in
-    pixels of the stored picture, and its view.
-    """
-
-    steps: Tensor
-    sizes: list[tuple[int, int]]
-    bounds: list[float]
-    views: list[View]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "FlowBatch":
-        """The same on a device."""
-        return replace(self, steps=self.steps.to(device, non_blocking=non_blocking))
-
-
-def plane_batch(clips: Sequence[Planes], views: Sequence[View]) -> PlaneBatch:
-    """Decoded clips of as many frames, of any sizes and matrices, as a batch in host memory."""
-    sizes = [(clip.y.shape[1], clip.y.shape[2]) for clip in clips]
-    y, uv = _together([clip.y for clip in clips]), _together([clip.uv for clip in clips])
-    return PlaneBatch(y, uv, sizes, [clip.matrix for clip in clips], list(views))
-
-
-def flow_batch(lumas: Sequence[NDArray[np.uint8]], bounds: Sequence[float], views: Sequence[View]) -> FlowBatch:
-    """Decoded lumas of flow, [T, 2H, W] of as many frames and any sizes, as a batch in host memory."""
-    steps = [luma.reshape(len(luma), 2, -1, luma.shape[-1]) for luma in lumas]
-    sizes = [(step.shape[2], step.shape[3]) for step in steps]
-    return FlowBatch(_together(steps), sizes, list(bounds), list(views))
-
-
-def _together(clips: list[NDArray[np.uint8]]) -> Tensor:
-    height, width = (max(clip.shape[axis] for clip in clips) for axis in (-2, -1))
-    batch = np.empty((len(clips), *clips[0].shape[:-2], height, width), np.uint8)
-    for place, clip in zip(batch, clips, strict=True):
-        place[..., : clip.shape[-2], : clip.shape[-1]] = clip
-    return torch.from_numpy(batch)
 
 
 @torch.no_grad()
@@ -156,15 +96,21 @@ class _Layer:
 
 def _layers(batch: PlaneBatch | FlowBatch, crop: int) -> list[_Layer]:
     if isinstance(batch, FlowBatch):
-        return [_layer(batch.steps, batch.sizes, batch.views, crop)]
+        return [_layer(batch.steps, batch.sizes, batch.origins, batch.views, crop)]
     halves = [((height + 1) // 2, (width + 1) // 2) for height, width in batch.sizes]
-    return [_layer(batch.y.unsqueeze(2), batch.sizes, batch.views, crop), _layer(batch.uv, halves, batch.views, crop)]
+    origins = [(row // 2, column // 2) for row, column in batch.origins]
+    return [
+        _layer(batch.y.unsqueeze(2), batch.sizes, batch.origins, batch.views, crop),
+        _layer(batch.uv, halves, origins, batch.views, crop),
+    ]
 
 
-def _layer(planes: Tensor, sizes: list[tuple[int, int]], views: list[View], crop: int) -> _Layer:
-    both = list(zip(sizes, views, strict=True))
-    rows = [linear(size[0], view.size[0], view.top, crop) for size, view in both]
-    columns = [linear(size[1], view.size[1], view.left, crop, view.flip) for size, view in both]
+def _layer(
+    planes: Tensor, sizes: list[tuple[int, int]], origins: list[tuple[int, int]], views: list[View], crop: int
+) -> _Layer:
+    all_ = list(zip(sizes, origins, views, strict=True))
+    rows = [linear(size[0], view.size[0], view.top, crop, origin=origin[0]) for size, origin, view in all_]
+    columns = [linear(size[1], view.size[1], view.left, crop, view.flip, origin[1]) for size, origin, view in all_]
     return _Layer(planes, rows, columns)
 
 

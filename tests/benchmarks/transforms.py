@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.data.decode import Planes
-from pretrain.data.transforms import network_input, plane_batch
+from pretrain.data.tensors import plane_batch
+from pretrain.data.transforms import network_input
 from pretrain.data.views import ClipSettings, View, train_view
 from sharding.media.encoder import EncodeSettings
 from tests.benchmarks.encoding import FOOTAGE, source_frames

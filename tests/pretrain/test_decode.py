@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pretrain.data.decode import Planes, decode_frames
-from pretrain.data.stream import DamagedSample, Split, open_split, read_packets
-from pretrain.data.transforms import ClipSettings, centre_view, rgb_clip
+from pretrain.data.packets import group_range, needed_spans, read_spans
+from pretrain.data.stream import Damaged, Split, open_split
+from pretrain.data.tensors import plane_batch
+from pretrain.data.transforms import pictures
+from pretrain.data.views import ClipSettings, centre_view
 from sharding.errors import UserError
 from sharding.manifest import CorpusSettings
 from sharding.prepare import prepare
@@ -93,7 +96,7 @@ def longest(split: Split) -> int:
 
 def test_only_the_groups_that_hold_the_frames_are_read(split: Split) -> None:
     sample = split.sample(longest(split))
-    keys = [number for number, key in enumerate(sample.packet_key) if key]
+    keys = [number for number, key in enumerate(sample.packets.key) if key]
     assert len(keys) == 3
     for first, last, begin, end in (
         (0, 0, 0, keys[1]),
@@ -101,9 +104,27 @@ def test_only_the_groups_that_hold_the_frames_are_read(split: Split) -> None:
         (keys[1] + 1, keys[2], keys[1], sample.frames),
         (keys[2] - 1, keys[2] - 1, keys[1], keys[2]),
     ):
-        found, packets = read_packets(split.store, sample, first, last)
+        assert group_range(sample.packets, first, last) == (begin, end)
+        ((found, packets),) = read_spans(split.store, "", sample.packets, [(first, last)])
         assert (found, len(packets)) == (begin, end - begin)
-        assert [len(packet) for packet in packets] == sample.packet_size[begin:end]
+        assert [len(packet) for packet in packets] == sample.packets.size[begin:end].tolist()
+
+
+def test_groups_between_the_frames_are_not_decoded(
+    split: Split, ordinary: list[list[NDArray[np.uint8]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = longest(split)
+    sample = split.sample(number)
+    keys = np.flatnonzero(sample.packets.key).tolist()
+    wanted = [0, 2, sample.frames - 1]
+    assert len(keys) == 3 and needed_spans(sample.packets, wanted) == [(0, 2), (sample.frames - 1, sample.frames - 1)]
+    assert needed_spans(sample.packets, [0, keys[1]]) == [(0, keys[1])]
+    for gap, reads in ((0, 2), (2**16, 1)):
+        monkeypatch.setattr("pretrain.data.packets._GAP", gap)
+        before = split.store.counters.requests
+        planes = decode_frames(split.store, sample, wanted)
+        assert split.store.counters.requests - before == reads
+        assert np.array_equal(as_ordinary(planes), np.stack([ordinary[number][frame] for frame in wanted]))
 
 
 @pytest.fixture()
@@ -121,10 +142,10 @@ def test_a_flipped_byte_names_the_sample(damaged: Store) -> None:
     split = open_split(damaged, "train")
     number = longest(split)
     sample = split.sample(number)
-    keys = [number for number, key in enumerate(sample.packet_key) if key]
+    keys = [number for number, key in enumerate(sample.packets.key) if key]
     intact = decode_frames(damaged, sample, [0])
-    flip(damaged, sample.tar, sample.offset + sample.packet_offset[keys[1]] + 20)
-    with pytest.raises(DamagedSample) as caught:
+    flip(damaged, sample.tar, sample.packets.start + sample.packets.offset[keys[1]] + 20)
+    with pytest.raises(Damaged) as caught:
         decode_frames(damaged, sample, [keys[1]])
     for words in (sample.key, sample.uri, sample.tar, "group 1"):
         assert words in str(caught.value)
@@ -139,8 +160,9 @@ def test_packets_that_do_not_decode_are_damage_too(split: Split, monkeypatch: py
     """Bytes that have their crc32 and are no H.264: an error that names the sample, and no harm after it."""
     sample = split.sample(longest(split))
     good = decode_frames(split.store, sample, [0])
-    monkeypatch.setattr("pretrain.data.decode.read_packets", lambda *_: (0, [b"\x00\x00\x00\x04\x65\xff\xff\xff"] * 3))
-    with pytest.raises(DamagedSample, match=sample.key):
+    damage = [(0, [memoryview(b"\x00\x00\x00\x04\x65\xff\xff\xff")] * 3)]
+    monkeypatch.setattr("pretrain.data.decode.read_spans", lambda *_: damage)
+    with pytest.raises(Damaged, match=sample.key):
         decode_frames(split.store, sample, [0])
     monkeypatch.undo()
     assert np.array_equal(decode_frames(split.store, sample, [0]).y, good.y)
@@ -175,7 +197,7 @@ def test_open_groups_of_a_copied_source(tmp_path: Path, name: str, codec: str, o
     """What is shown before a key frame and comes after it is made from the group before, too."""
     split = copied_split(tmp_path, name, codec=codec, options=options)
     sample = split.sample(0)
-    assert sum(sample.packet_key) > 2 and sample.packet_pts != sorted(sample.packet_pts)
+    assert sum(sample.packets.key) > 2 and (np.diff(sample.packets.pts) < 0).any()
     luma = played(split)
     for number in range(sample.frames):
         planes = decode_frames(split.store, sample, [number, min(number + 3, sample.frames - 1)])
@@ -197,10 +219,10 @@ def test_colours_of_a_copied_source(tmp_path: Path, pix_fmt: str, matrix: int, f
         stream.codec_context.colorspace = matrix
         stream.codec_context.color_range = 2 if full else 1
 
-    pictures = [np.full((64, 64, 3), colour, np.uint8) for colour in ((255, 255, 255), (200, 30, 30), (30, 60, 220))]
+    colours = [np.full((64, 64, 3), colour, np.uint8) for colour in ((255, 255, 255), (200, 30, 30), (30, 60, 220))]
     convert = {"dst_colorspace": matrix, "dst_color_range": 2 if full else 1, "src_color_range": 2}
     frames = []
-    for picture in pictures:
+    for picture in colours:
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pix_fmt, **convert)
         frame.colorspace, frame.color_range = matrix, 2 if full else 1
         frames.append(frame)
@@ -209,8 +231,10 @@ def test_colours_of_a_copied_source(tmp_path: Path, pix_fmt: str, matrix: int, f
     sample = split.sample(0)
     planes = decode_frames(split.store, sample, [0, 1, 2])
     clip = ClipSettings(frames=3, resize=(64, 64), crop=64)
-    shown = rgb_clip(planes, clip, centre_view(clip)).permute(1, 2, 3, 0).numpy().astype(int)
-    assert np.abs(shown - np.stack(pictures)).max() <= 8
+    shown = (
+        pictures(plane_batch([planes], [centre_view(clip, (64, 64))]), clip)[0].permute(1, 2, 3, 0).numpy().astype(int)
+    )
+    assert np.abs(shown - np.stack(colours)).max() <= 8
 
 
 def test_a_split_that_is_not_there(store: str) -> None:

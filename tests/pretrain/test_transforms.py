@@ -16,8 +16,9 @@ from torch.testing import assert_close
 
 from pretrain.data import transforms
 from pretrain.data.decode import Planes
-from pretrain.data.resample import linear
-from pretrain.data.transforms import FlowBatch, PlaneBatch, flow_batch, network_input, pictures, plane_batch
+from pretrain.data.resample import linear, span, window
+from pretrain.data.tensors import FlowBatch, PlaneBatch, flow_batch, plane_batch
+from pretrain.data.transforms import network_input, pictures
 from pretrain.data.views import FLOW, ClipSettings, Normalisation, View, centre_view, train_view
 from sharding.flow import dequantised, quantised
 from tests.demo.corpora import FOOTAGE
@@ -25,6 +26,10 @@ from tests.demo.corpora import FOOTAGE
 LEVELS = Normalisation(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))  # leaves a clip in levels, 0 to 255
 MATRICES = {"bt601": 5, "bt709": 1}  # swscale's numbers
 SIZES = ((36, 44), (24, 24), (25, 31), (48, 20), (64, 90))
+
+
+def on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to("meta")
 
 
 def random_planes(draw: np.random.Generator, size: tuple[int, int], matrix: str, frames: int = 2) -> Planes:
@@ -131,7 +136,7 @@ def test_a_gpus_input_is_the_cpus() -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        found = network_input(batch.to("cuda", non_blocking=True), clip)
+        found = network_input(batch.each(lambda planes: planes.to("cuda")), clip)
     finally:
         torch.set_float32_matmul_precision(before)
     assert found.is_cuda and found.is_contiguous()
@@ -156,7 +161,9 @@ def test_reduced_precision_of_products_changes_nothing() -> None:
 def test_another_device_computes_where_the_batch_lies() -> None:
     planes = [random_planes(np.random.default_rng(0), size, "bt709") for size in SIZES[:2]]
     clip = ClipSettings(frames=2, resize=(26, 42), crop=24)
-    batch = plane_batch(planes, [centre_view(clip, each.y.shape[1:]) for each in planes]).to("meta")
+    batch = plane_batch(planes, [centre_view(clip, each.y.shape[1:]) for each in planes]).each(
+        lambda planes: planes.to("meta")
+    )
     assert isinstance(batch, PlaneBatch) and batch.y.is_meta and batch.uv.is_meta
     found = network_input(batch, clip)
     assert found.is_meta and found.shape == (2, 3, 2, 24, 24) and found.is_contiguous()
@@ -282,6 +289,28 @@ def test_a_mirrored_scene_moves_the_other_way() -> None:
 
 
 def test_flow_moves_between_devices() -> None:
-    batch = flow_batch([np.zeros((2, 48, 24), np.uint8)], [20.0], [View((24, 24), 0, 0, False)]).to("meta")
+    batch = flow_batch([np.zeros((2, 48, 24), np.uint8)], [20.0], [View((24, 24), 0, 0, False)]).each(
+        lambda planes: planes.to("meta")
+    )
     assert isinstance(batch, FlowBatch) and batch.steps.shape == (1, 2, 2, 24, 24)
     assert network_input(batch, ClipSettings(input="flow", frames=2, resize=(24, 24), crop=24)).is_meta
+
+
+@given(st.data())
+def test_a_window_holds_all_that_is_taken(data: st.DataObject) -> None:
+    source, target = data.draw(st.integers(2, 400)), data.draw(st.integers(8, 400))
+    begin = data.draw(st.integers(0, target - 8))
+    count = data.draw(st.integers(8, target - begin))
+    first, last = window(source, target, begin, count)
+    assert first % 2 == 0 and (last % 2 == 0 or last == source) and 0 <= first < last <= source
+    for mirrored in (False, True):
+        low, high = span([linear(source, target, begin, count, mirrored)])
+        assert first <= low and high <= last
+        low, high = span([linear((source + 1) // 2, target, begin, count, mirrored)])
+        assert first // 2 <= low and high <= (last + 1) // 2
+    here = linear(source, target, begin, count, origin=first)
+    assert np.array_equal(here.index + first, linear(source, target, begin, count).index)
+
+
+def test_a_window_is_little_more_than_the_crop() -> None:
+    assert window(170, 171, 30, 112) == (26, 146) and window(128, 128, 8, 112) == (4, 124)
