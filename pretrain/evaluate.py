@@ -1,6 +1,7 @@
 """Evaluation of a run's network on a store's videos: clip@1, video@1, video@5, and their files."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +13,17 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pretrain.checkpoint import load_run
-from pretrain.data.clips import clip_frames, evaluation_starts
+from pretrain.data.batches import Batch
+from pretrain.data.clips import evaluation_starts
 from pretrain.data.decode import decode_frames
 from pretrain.data.loader import evaluation_clips
-from pretrain.data.stream import Split, open_split
-from pretrain.data.transforms import ClipSettings, centre_view, normalise, rgb_clip
+from pretrain.data.pool import LoaderSettings, WorkerPool
+from pretrain.data.reading import ReadingSettings
+from pretrain.data.stream import Damaged, Split, open_split
+from pretrain.data.tensors import made_batch, plane_batch
+from pretrain.data.transforms import network_input, pictures
+from pretrain.data.views import ClipSettings, centre_view
+from pretrain.data.worker import Work
 from pretrain.engine.path import evaluation_path
 from pretrain.fusion import FuseSettings, best_rank, fuse_evaluation
 from pretrain.models.network import VideoNetwork
@@ -73,16 +80,17 @@ def open_subject(settings: EvaluateSettings) -> Subject:
     """
     run = Path(settings.run)
     train, classes = read_settings(run)
-    if train.model.in_channels != 3:
-        what = f"the network takes {train.model.in_channels} channels, and a store's clips have 3 (RGB)"
-        raise UserError(what, str(run), "evaluate a network of RGB clips")
+    if train.model.in_channels != train.data.clip.channels:
+        what = f"the network takes {train.model.in_channels} channels, and its clips have {train.data.clip.channels}"
+        raise UserError(what, str(run), "evaluate a network with the clips that it was trained on")
     split = open_split(open_store(settings.store or train.data.store), settings.split)
-    if split.index.classes != classes:
+    if not set(split.index.classes) <= set(classes):
         raise UserError(
-            f"the store's {len(split.index.classes)} classes are not the {len(classes)} that the run learned",
+            f"the store's {len(split.index.classes)} classes are not among the {len(classes)} that the run learned",
             split.store.url,
             "evaluate on the store the run was trained on, or fine-tune the run on this one first",
         )
+    split.number_classes(classes)
     checkpoint = load_run(run)
     model = build_model(train.model, len(classes), train.data.clip.frames, train.data.clip.crop)
     load_weights(model, checkpoint.model, "keep", str(run))
@@ -91,20 +99,31 @@ def open_subject(settings: EvaluateSettings) -> Subject:
     return Subject(model.to(device).eval(), device, train.data.clip, split, checkpoint.step)
 
 
-def score_videos(subject: Subject, rows: list[int], clips: int, batch: int) -> list[VideoScore]:
-    """Score videos by their rows in the split: softmax of each centre-cropped clip, averaged over the video's."""
-    found = []
-    for row in rows:
-        video = evaluation_clips(subject.split, subject.clip, row, clips)  # M C T H W
-        labels = subject.split.labels(row)
-        with torch.inference_mode():
-            parts = [normalise(part.to(subject.device), subject.clip.normalisation) for part in video.split(batch)]
-            logits = [subject.model(part).float() for part in parts]
-        together = torch.cat(logits).cpu()
-        scores = together.softmax(1)
-        right = sum(int(top) in labels for top in scores.argmax(1))
-        found.append(VideoScore(row, scores.mean(0).numpy(), together.mean(0).numpy(), len(scores), right))
-    return found
+def score_videos(subject: Subject, rows: list[int], clips: int, batch: int, workers: int) -> Iterator[VideoScore]:
+    """Score videos by their rows in the split: softmax of each centre-cropped clip, averaged over the video's.
+
+    `batch` clips go through the network at once; `workers` processes decode. Raises UserError for a damaged video.
+    """
+    work = Work(subject.clip, ReadingSettings(), unseen=subject.split)
+    with WorkerPool(workers, work, LoaderSettings().stall_seconds) as pool:
+        try:
+            for row, video in zip(rows, evaluation_clips(pool, rows, clips, 1), strict=True):
+                yield _score(subject, row, video, batch)
+        except Damaged as error:
+            remedy = "find out with `reelscale shards verify STORE`, and shard it anew"
+            raise UserError(f"a video cannot be evaluated: {error}", subject.split.store.url, remedy) from error
+
+
+def _score(subject: Subject, row: int, video: Batch, batch: int) -> VideoScore:
+    with torch.inference_mode():
+        logits = []
+        for begin in range(0, len(video.planes), batch):
+            part = made_batch(video.planes.part(begin, begin + batch)).each(lambda planes: planes.to(subject.device))
+            logits.append(subject.model(network_input(part, subject.clip)).float())
+    together = torch.cat(logits).cpu()
+    scores = together.softmax(1)
+    right = sum(int(top) in video.labels[0] for top in scores.argmax(1))
+    return VideoScore(row, scores.mean(0).numpy(), together.mean(0).numpy(), len(scores), right)
 
 
 def write_evaluation(subject: Subject, settings: EvaluateSettings, found: list[VideoScore]) -> dict[str, Any]:
@@ -171,9 +190,12 @@ def _write_thumbs(subject: Subject, found: list[VideoScore], path: Path) -> None
     clip = subject.clip
     for position in positions:
         sample = subject.split.sample(found[position].row)
-        first = evaluation_starts(sample.frames, clip.needed, 1)[0]
-        wanted = clip_frames(sample.frames, first, clip.frames, clip.stride)
-        shown = [wanted[i * len(wanted) // _THUMB_FRAMES] for i in range(_THUMB_FRAMES)]
-        planes = decode_frames(subject.split.store, sample, shown)
-        sheets.append(rgb_clip(planes, clip, centre_view(clip)).permute(1, 2, 3, 0).numpy())  # F H W 3
+        times = sample.times
+        first = evaluation_starts(sample.frames, clip.needed(times), 1)[0]
+        wanted = clip.numbers(times, first)
+        planes = decode_frames(
+            subject.split.store, sample, [wanted[i * len(wanted) // _THUMB_FRAMES] for i in range(_THUMB_FRAMES)]
+        )
+        view = centre_view(clip, (sample.height, sample.width))
+        sheets.append(pictures(plane_batch([planes], [view]), clip)[0].permute(1, 2, 3, 0).numpy())  # F H W 3
     np.savez_compressed(path, frames=np.stack(sheets), rows=np.asarray(positions, np.int64))

@@ -22,6 +22,7 @@ from sharding.errors import UserError
 
 NO_STORE = "(imported weights have no store: give store=STORE)"
 _PROVENANCE = "provenance.json"
+_I3D_FLOW = Normalisation(mean=(0.0, 0.0), std=(20.0, 20.0))  # cut at 20 pixels, to [-1, 1]
 _HALF = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # RGB to [-1, 1], as kinetics-i3d's
 _IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # torchvision's 2D networks'
 
@@ -71,7 +72,7 @@ def import_run(
     count = parameters(model)
     aside = run.with_name(f".importing-{run.name}-{os.getpid()}")
     try:
-        Run(aside, writes=True).begin(settings, names, "", {"classes": len(names), "parameters": count})
+        Run(aside, writes=True).begin(settings, names, [], {"classes": len(names), "parameters": count})
         (aside / _PROVENANCE).write_text(json.dumps(export.provenance, indent=1))
         save_checkpoint(aside, begin_attempt(aside), Checkpoint(0, export.state, {}, {"step": 0}), keep=1)
         aside.rename(run)
@@ -99,14 +100,23 @@ def read_classes(file: Path, count: int) -> list[str]:
 def clip_of(found: Published) -> ClipSettings:
     """The clip that the authors of these weights fed them and its normalisation, where the weights do not tell.
 
-    64 frames of 224² pixels for I3D, 16 of 224² for an inflated ImageNet ResNet, 16 of 112² for the others. How
-    many frames a ResNet was trained on (8 and 32 are common) no weight tells.
+    64 frames of 224² pixels for I3D, 16 of 224² for an inflated ImageNet ResNet, 16 of 112² for the others; optical
+    flow where the network takes two channels. How many frames a ResNet was trained on (8 and 32 are common) no weight
+    tells.
     """
-    if found.settings.name == "i3d" or found.flat:
-        usual, seen = (64, _HALF) if found.settings.name == "i3d" else (16, _IMAGENET)
-        return ClipSettings(frames=found.frames or usual, resize=(256, 340), crop=224, normalisation=seen)
-    size = found.size or 112
-    return ClipSettings(frames=found.frames or 16, resize=(round(size * 128 / 112), round(size * 171 / 112)), crop=size)
+    flow = found.settings.in_channels == 2
+    given: dict[str, Any] = {"input": "flow"} if flow else {}
+    if found.settings.name == "i3d":
+        seen = _I3D_FLOW if flow else _HALF
+        given |= {"frames": found.frames or 64, "resize": (256, 340), "crop": 224, "normalisation": seen}
+    elif found.flat:
+        given |= {"frames": found.frames or 16, "resize": (256, 340), "crop": 224}
+        given |= {} if flow else {"normalisation": _IMAGENET}
+    else:
+        size = found.size or 112
+        resize = (round(size * 128 / 112), round(size * 171 / 112))
+        given |= {"frames": found.frames or 16, "resize": resize, "crop": size}
+    return ClipSettings.model_validate(given)
 
 
 def _found(file: Path, inflate: str | None, frames: int | None) -> tuple[Export, list[str]]:
@@ -141,8 +151,10 @@ def _exported(file: Path, frames: int | None) -> tuple[Export, list[str]]:
 
 
 def _notes(settings: ModelSettings) -> list[str]:
+    if settings.in_channels == 2:
+        return ["the network takes optical flow, which `shard` stores where its setting flow is given"]
     if settings.in_channels != 3:
-        return [f"the network takes {settings.in_channels} channels; the clips of `finetune` and `evaluate` are RGB"]
+        return [f"the network takes {settings.in_channels} channels; clips have 3 (RGB) or 2 (optical flow)"]
     return []
 
 

@@ -10,9 +10,8 @@ import torch
 
 from pretrain import metrics
 from pretrain.checkpoint import Checkpoint, save_checkpoint
-from pretrain.data.loader import Clips, Loader, evaluation_clips, target
-from pretrain.data.stream import Split
-from pretrain.data.transforms import normalise
+from pretrain.data.loader import Clips, Loader
+from pretrain.data.transforms import network_input
 from pretrain.engine.engine import Engine
 from pretrain.engine.world import World
 from pretrain.run import Run
@@ -36,7 +35,7 @@ class StepReport:
         """Add one lane's batch; a clip is right if its top class is among its labels."""
         self.clips += len(logits)
         self.loss = self.loss.to(loss.device) + loss.detach() * len(logits)
-        self.right = self.right.to(loss.device) + right_clips(logits.detach(), clips.targets.to(logits.device))
+        self.right = self.right.to(loss.device) + right_clips(logits.detach(), clips.targets)
 
 
 def right_clips(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -73,11 +72,11 @@ class LogHook:
         self._world.sum_(sums)
         loss, right, seen = sums.tolist()
         seconds = time.perf_counter() - self._begin
-        wait = (self._loader.wait_seconds - self._waited) / seconds
+        wait = (self._loader.told.wait_seconds - self._waited) / seconds
         norm = self._engine.gradient_norm()
         self._report(report, loss / seen, right / seen, seen / seconds, wait, norm)
         self._sums.zero_()
-        self._begin, self._waited = time.perf_counter(), self._loader.wait_seconds
+        self._begin, self._waited = time.perf_counter(), self._loader.told.wait_seconds
 
     def _report(self, report: StepReport, loss: float, top1: float, rate: float, wait: float, norm: float) -> None:
         epoch = report.samples / self._settings.schedule.epoch_clips
@@ -108,13 +107,12 @@ class LogHook:
 class ValidationHook:
     """One centre clip of unseen videos, each counted once, spread over the ranks."""
 
-    def __init__(
-        self, settings: TrainSettings, engine: Engine, world: World, run: Run, split: Split, classes: int
-    ) -> None:
+    def __init__(self, settings: TrainSettings, engine: Engine, world: World, run: Run, loader: Loader) -> None:
         self._settings, self._engine, self._world, self._run = settings, engine, world, run
-        self._split, self._classes = split, classes
-        count = min(len(split), settings.validation.videos)
-        self._rows = [i * len(split) // count for i in range(count)]
+        self._loader = loader
+        videos = loader.videos_unseen
+        count = min(videos, settings.validation.videos)
+        self._rows = [i * videos // count for i in range(count)]
 
     def after_step(self, report: StepReport, last: bool) -> None:
         """See `Hook`."""
@@ -125,8 +123,8 @@ class ValidationHook:
         model = self._engine.model
         model.eval()
         mine = self._rows[self._world.rank :: self._world.size]
-        for begin in range(0, len(mine), self._settings.lane_batch):
-            sums += self._batch(mine[begin : begin + self._settings.lane_batch])
+        for clips in self._loader.unseen_clips(mine, self._settings.lane_batch):
+            sums += self._batch(clips)
         model.train()
         self._world.sum_(sums)
         loss, right, videos = sums.tolist()
@@ -141,14 +139,11 @@ class ValidationHook:
         log.info("validation at step %d: loss %.3f, clip@1 %.1f %% on %d videos", report.step, loss / videos,
                  100 * right / videos, int(videos))  # fmt: skip
 
-    def _batch(self, rows: list[int]) -> torch.Tensor:
-        clip = self._settings.data.clip
-        video = torch.cat([evaluation_clips(self._split, clip, row, 1) for row in rows])
-        device = self._world.device
-        targets = torch.stack([target(self._split.labels(row), self._classes) for row in rows]).to(device)
-        logits = self._engine.predict(normalise(video.to(device), clip.normalisation))
-        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-        return torch.stack([loss, right_clips(logits, targets), torch.tensor(float(len(rows)), device=device)])
+    def _batch(self, clips: Clips) -> torch.Tensor:
+        logits = self._engine.predict(network_input(clips.planes, self._settings.data.clip))
+        loss = torch.nn.functional.cross_entropy(logits, clips.targets, reduction="sum")
+        count = torch.tensor(float(len(logits)), device=logits.device)
+        return torch.stack([loss, right_clips(logits, clips.targets), count])
 
 
 class CheckpointHook:

@@ -2,7 +2,13 @@
 
 from prometheus_client import Counter, Gauge
 
-CLIPS_DECODED = Counter("reelscale_clips_decoded_total", "Training clips decoded by this rank.")
+CLIPS_DECODED = Counter("reelscale_clips_decoded_total", "Training clips decoded for this rank.")
+CLIPS_LOOPED = Counter("reelscale_clips_looped_total", "Training clips of videos shorter than a clip.")
+DECODE_SECONDS = Counter("reelscale_decode_seconds_total", "Time this rank's workers took to read and decode.")
+DATA_WAIT_SECONDS = Counter("reelscale_train_data_wait_seconds_total", "Time this rank waited for data.")
+BYTES_READ = Counter("reelscale_read_bytes_total", "Bytes this rank's workers read from stores.")
+READ_RETRIES = Counter("reelscale_read_retries_total", "Reads of stores that were tried again.")
+DAMAGED_SAMPLES = Counter("reelscale_damaged_samples_total", "Training samples left out because they are damaged.")
 SAMPLES = Gauge("reelscale_train_samples", "Samples trained on so far, over all ranks.")
 STEP = Gauge("reelscale_train_step", "Optimizer steps taken.")
 STEPS = Gauge("reelscale_train_steps", "Optimizer steps of the whole run.")

@@ -20,7 +20,13 @@ class Run:
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self._writes = folder, writes
 
-    def begin(self, settings: TrainSettings, classes: list[str], index: str, derived: dict[str, Any]) -> None:
+    @property
+    def versions(self) -> list[str] | None:
+        """The index versions of the stores that the run began with; None if it has not begun."""
+        known = self.folder / "settings.json"
+        return list(json.loads(known.read_text())["identity"]["data"]["index"]) if known.exists() else None
+
+    def begin(self, settings: TrainSettings, classes: list[str], index: list[str], derived: dict[str, Any]) -> None:
         """Write the settings and the log's head. Raises UserError if the folder holds another run."""
         identity = run_identity(settings, classes, index)
         known = self.folder / "settings.json"
@@ -57,17 +63,15 @@ class Run:
             log.addHandler(console)
 
 
-def run_identity(settings: TrainSettings, classes: list[str], index: str) -> dict[str, Any]:
+def run_identity(settings: TrainSettings, classes: list[str], index: list[str]) -> dict[str, Any]:
     """What may not change while a run goes on: its samples, their order and views, its network."""
     return {
         "seed": settings.seed,
         "lanes": settings.lanes,
         "lane_batch": settings.lane_batch,
         "data": {
-            "store": settings.data.store,
+            **settings.data.model_dump(mode="json", exclude={"loader", "reading"}),
             "index": index,
-            "clip": settings.data.clip.model_dump(mode="json"),
-            "block": settings.data.block,
         },
         "model": settings.model.model_dump(mode="json"),
         "init": settings.init.model_dump(mode="json") if settings.init else None,

@@ -6,23 +6,13 @@ import torch
 from pydantic import Field
 
 from pretrain.checkpoint import CheckpointSettings
-from pretrain.data.loader import LoaderSettings
-from pretrain.data.views import ClipSettings
+from pretrain.data.sources import DataSettings
 from pretrain.engine.engine import EngineSettings
 from pretrain.models.count import activation_bytes, fewest_values, macs, parameters
 from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.schedule import ScheduleSettings, total_steps
 from sharding.errors import UserError
 from sharding.settings import Settings
-
-
-class DataSettings(Settings):
-    """Which samples, and what a clip of one is."""
-
-    store: Annotated[str, Field(description="directory or URL that `reelscale shard` wrote")]
-    clip: ClipSettings = ClipSettings()
-    loader: LoaderSettings = LoaderSettings()
-    block: Annotated[int, Field(ge=1, description="samples that are shuffled among each other")] = 8192
 
 
 class ValidationSettings(Settings):

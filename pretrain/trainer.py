@@ -11,9 +11,10 @@ import torch.nn.functional as F
 
 from pretrain.checkpoint import begin_attempt, load_newest, load_run
 from pretrain.data.loader import Clips, Loader
-from pretrain.data.order import Order, mix
-from pretrain.data.stream import Split, open_split
-from pretrain.data.transforms import Normalisation, normalise
+from pretrain.data.order import mix
+from pretrain.data.sources import described, open_sources, order_of
+from pretrain.data.transforms import network_input
+from pretrain.data.views import Normalisation
 from pretrain.engine.engine import Engine
 from pretrain.engine.path import run_path
 from pretrain.engine.world import World, leave_world, start_world
@@ -28,7 +29,6 @@ from pretrain.schedule import learning_rate
 from pretrain.settings import TrainSettings, check_lane, check_ranks, derived
 from pretrain.stop import Stop
 from sharding.errors import UserError
-from sharding.store import open_store
 
 log = logging.getLogger("reelscale")
 
@@ -49,9 +49,9 @@ def train(
     folder = Path(settings.run or "run")
     stop = Stop(world, folder)
     run = Run(folder, writes=world.rank == 0)
-    split = open_split(open_store(settings.data.store), "train")
-    classes = split.index.classes
-    run.begin(settings, classes, split.index.digest, derived(settings, len(classes), len(split), world.size))
+    sources = open_sources(settings.data, run.versions)
+    classes = sources.classes
+    run.begin(settings, classes, sources.versions, derived(settings, len(classes), sources.samples, world.size))
     run.log_to_file()
     if on_start:
         on_start(world.rank)
@@ -72,23 +72,29 @@ def train(
         log.info("going on from the checkpoint at step %d of %d in %s", checkpoint.step, settings.steps, folder)
     first = checkpoint.step if checkpoint else 0
 
-    order = Order(split.shard_sizes, settings.seed, settings.lanes, settings.lane_batch, settings.data.block)
-    split.keep_for(settings.data.block)
+    order = order_of(sources, settings.data, settings.seed, settings.lanes, settings.lane_batch)
+    for line in described(order, sources):
+        log.info("%s", line)
     lanes = lanes_of(world, settings.lanes)
-    loader = Loader(split, order, settings.data.clip, settings.data.loader, lanes, len(classes))
-    validation = validation_of(settings, engine, world, run, Split(split.store, split.index, "val"), len(classes))
+    data = settings.data
+    loader = Loader(
+        sources, order, data.clip, data.loader, lanes, world.device, last=settings.steps, reading=data.reading
+    )
+    loader.step = first
+    validation = validation_of(settings, engine, world, run, loader)
     saving = CheckpointHook(settings, engine, world, run, attempt)
     hooks: list[Hook] = [LogHook(settings, engine, world, run, loader), *validation, saving, *extra_hooks]
 
     outcome: Outcome = "finished"
-    for step, batches in enumerate(loader.steps(first, settings.steps), start=first):
+    video: torch.Tensor | None = None  # the same memory for every pass
+    for step, batches in enumerate(loader, start=first):
         report = StepReport(step + 1, (step + 1) * settings.batch, rate := rate_at(settings, step))
         engine.set_learning_rate(rate)
         for seeds, clips in passes([int(mix(settings.seed, step, lane)[0] >> 1) for lane in lanes], batches, together):
             seed_dropout(model, seeds, world.device)
-            video = normalise(clips.video.to(world.device, non_blocking=True), settings.data.clip.normalisation)
+            video = network_input(clips.planes, data.clip, out=video)
             logits = engine.forward(video)  # N classes
-            loss = F.cross_entropy(logits, clips.targets.to(world.device, non_blocking=True))
+            loss = F.cross_entropy(logits, clips.targets)
             engine.backward(loss)
             engine.step()
             report.add(clips, logits, loss)
@@ -99,18 +105,17 @@ def train(
             log.info("stopped at step %d with everything saved; the same command goes on from here", step + 1)
             outcome = "stopped"
             break
+    loader.close()
     stop.clear()
     world.barrier()
     leave_world()
     return outcome
 
 
-def validation_of(
-    settings: TrainSettings, engine: Engine, world: World, run: Run, unseen: Split, classes: int
-) -> list[Hook]:
+def validation_of(settings: TrainSettings, engine: Engine, world: World, run: Run, loader: Loader) -> list[Hook]:
     """The look at unseen videos, where the store has any."""
-    if len(unseen):
-        return [ValidationHook(settings, engine, world, run, unseen, classes)]
+    if loader.videos_unseen:
+        return [ValidationHook(settings, engine, world, run, loader)]
     log.info("no validation: the store has no good video in its split 'val'")
     return []
 
@@ -118,8 +123,7 @@ def validation_of(
 def passes(seeds: list[int], batches: list[Clips], together: bool) -> Iterator[tuple[list[int], Clips]]:
     """(seeds, clips) of each pass of a step: a lane at a time, or all lanes at once."""
     if together:
-        video, targets = (torch.cat(parts) for parts in zip(*((b.video, b.targets) for b in batches), strict=True))
-        yield seeds, Clips(video, targets)
+        yield seeds, Clips.together(batches)
         return
     for seed, clips in zip(seeds, batches, strict=True):
         yield [seed], clips
@@ -189,14 +193,18 @@ def check(settings: TrainSettings, ranks: int) -> dict[str, object]:
     normalise, a run to start from that is none or another network.
     """
     check_ranks(settings.lanes, ranks)
-    split = open_split(open_store(settings.data.store), "train")
-    classes = split.index.classes
-    if settings.model.in_channels != 3:
-        raise UserError("clips have 3 channels (RGB)", "model.in_channels", "set model.in_channels=3")
+    run = Run(Path(settings.run), writes=False) if settings.run else None
+    sources = open_sources(settings.data, run.versions if run else None)
+    classes = sources.classes
+    order_of(sources, settings.data, settings.seed, settings.lanes, settings.lane_batch)
+    clip = settings.data.clip
+    if settings.model.in_channels != clip.channels:
+        what = f"clips of input {clip.input} have {clip.channels} channels, the network {settings.model.in_channels}"
+        raise UserError(what, "model.in_channels", f"set model.in_channels={clip.channels}, or another data.clip.input")
     check_lane(settings, len(classes))
-    quantities = derived(settings, len(classes), len(split), ranks)
-    if settings.run:
-        Run(Path(settings.run), writes=False).begin(settings, classes, split.index.digest, quantities)
+    quantities = derived(settings, len(classes), sources.samples, ranks)
+    if run:
+        run.begin(settings, classes, sources.versions, quantities)
     if settings.init:
         start_from(
             build_model(settings.model, len(classes), settings.data.clip.frames, settings.data.clip.crop),

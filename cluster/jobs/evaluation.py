@@ -8,6 +8,7 @@ from cluster.jobs.paths import absolute, writable_folder
 from cluster.launch.choose import Launcher, choose_launcher
 from cluster.launch.ray_cluster import cpus, ray_cluster, result_of
 from cluster.progress import progress
+from pretrain.data.pool import LoaderSettings, workers_of
 from pretrain.evaluate import EvaluateSettings, VideoScore, open_subject, score_videos, write_evaluation
 
 _ROWS_A_TASK = 64
@@ -32,9 +33,9 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
     if choose_launcher(job.launcher) == "none":
         found: list[VideoScore] = []
         with progress("evaluate", len(rows)) as advance:
-            for begin in range(0, len(rows), job.batch):
-                found += score_videos(subject, rows[begin : begin + job.batch], job.clips, job.batch)
-                advance(len(rows[begin : begin + job.batch]))
+            for score in score_videos(subject, rows, job.clips, job.batch, workers_of(LoaderSettings())):
+                found.append(score)
+                advance(1)
     else:
         found = _score_by_ray(job, rows)
     return write_evaluation(subject, job, found)
@@ -62,4 +63,4 @@ def _score_by_ray(job: EvaluationJob, rows: list[int]) -> list[VideoScore]:
 
 def _task(config: dict[str, Any], rows: list[int]) -> list[VideoScore]:
     job = EvaluationJob.model_validate(config)
-    return score_videos(open_subject(job), rows, job.clips, job.batch)
+    return list(score_videos(open_subject(job), rows, job.clips, job.batch, workers=1))

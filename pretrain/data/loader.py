@@ -1,37 +1,64 @@
-"""Clips for the trainer: lanes' samples read, decoded and batched ahead of the step by a pool of threads."""
+"""Clips for the trainer: batches made ahead of the step by worker processes, moved to the device as they come."""
 
-import time
+from __future__ import annotations
+
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self
 
 import torch
-from pydantic import Field
 
 from pretrain import metrics
-from pretrain.data.clips import clip_frames, evaluation_starts, train_start
-from pretrain.data.decode import decode_frames
-from pretrain.data.order import Order, sample_randoms
-from pretrain.data.stream import Split
-from pretrain.data.transforms import ClipSettings, centre_view, rgb_clip, train_view
-from sharding.settings import Settings
+from pretrain.data.batches import Batch
+from pretrain.data.damage import Damage
+from pretrain.data.mixture import Mixture
+from pretrain.data.order import Draw, Order
+from pretrain.data.pool import LoaderSettings, WorkerPool, workers_of
+from pretrain.data.reading import ReadingSettings, fetcher_of
+from pretrain.data.sources import Sources
+from pretrain.data.tensors import FlowBatch, Mover, Moving, PlaneBatch, joined, made_batch
+from pretrain.data.views import ClipSettings
+from pretrain.data.worker import Work
+from sharding.errors import UserError
 
-
-class LoaderSettings(Settings):
-    """How far ahead and with how many threads clips are made."""
-
-    threads: Annotated[int, Field(ge=1, description="decoding threads a rank")] = 2
-    ahead: Annotated[int, Field(ge=1, description="steps made ahead of the one being trained")] = 2
+_FETCHED_AHEAD = 64  # steps before their first use that parts are sent for
 
 
 @dataclass(frozen=True)
 class Clips:
-    """A batch: video uint8 [N, 3, T, H, W]; targets float32 [N, classes], each row's labels share weight 1."""
+    """A batch on the device: planes for `network_input`; targets float32 [N, classes], a row's labels share 1.
 
-    video: torch.Tensor
+    `keys` are the samples' own, by which they lie in the store.
+    """
+
+    planes: PlaneBatch | FlowBatch
     targets: torch.Tensor
+    keys: list[str]
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Clips:
+        """The same clips with other tensors."""
+        return Clips(self.planes.each(change), change(self.targets), self.keys)
+
+    @classmethod
+    def together(cls, parts: Sequence[Clips]) -> Clips:
+        """Several batches as one."""
+        planes, targets = joined([part.planes for part in parts]), torch.cat([part.targets for part in parts])
+        return cls(planes, targets, [key for part in parts for key in part.keys])
+
+
+@dataclass
+class Telling:
+    """What a loader did so far, in sums over its workers; `wait_seconds` is the trainer's own."""
+
+    clips: int = 0
+    wait_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    bytes: int = 0
+    retries: int = 0
+    looped_clips: int = 0
 
 
 def target(labels: Sequence[int], classes: int) -> torch.Tensor:
@@ -41,70 +68,160 @@ def target(labels: Sequence[int], classes: int) -> torch.Tensor:
     return row
 
 
-def train_clip(split: Split, clip: ClipSettings, seed: int, pass_number: int, number: int) -> torch.Tensor:
-    """The training clip of one sample in one pass: uint8 [3, T, crop, crop]; start, crop and flip from the seed."""
-    sample = split.sample(number)
-    start, top, left, flip = sample_randoms(seed, pass_number, number, 4)
-    first = train_start(sample.frames, clip.needed, start)
-    planes = decode_frames(split.store, sample, clip_frames(sample.frames, first, clip.frames, clip.stride))
-    return rgb_clip(planes, clip, train_view(clip, (top, left, flip)))
-
-
-def evaluation_clips(split: Split, clip: ClipSettings, number: int, clips: int) -> torch.Tensor:
-    """Centre crops of a sample's `clips` uniform clips: uint8 [M, 3, T, crop, crop], M = 1 for a short video."""
-    sample = split.sample(number)
-    made = []
-    for first in evaluation_starts(sample.frames, clip.needed, clips):
-        planes = decode_frames(split.store, sample, clip_frames(sample.frames, first, clip.frames, clip.stride))
-        made.append(rgb_clip(planes, clip, centre_view(clip)))
-    return torch.stack(made)
-
-
 class Loader:
     """Iterates over steps; each step is a list of `Clips`, one for each of this rank's lanes.
 
-    The position is the step alone: `steps(first)` begins anywhere. `wait_seconds` sums the time the trainer waited.
+    The position is the step alone, so that it begins anywhere: `state_dict` and `load_state_dict` carry it, and another
+    number of ranks or workers goes on with the same samples. What a step gave may be read until the next is asked for.
+    A context manager: its processes end with it.
     """
 
     def __init__(
         self,
-        split: Split,
-        order: Order,
+        sources: Sources,
+        order: Order | Mixture,
         clip: ClipSettings,
         settings: LoaderSettings,
         lanes: range,
-        classes: int,
+        device: torch.device | None = None,
+        last: int | None = None,
+        reading: ReadingSettings = ReadingSettings(),
     ) -> None:
-        self._split, self._order, self._clip, self._settings = split, order, clip, settings
-        self._lanes, self._classes = lanes, classes
-        self.wait_seconds = 0.0
+        self._order, self._lanes, self._classes = order, lanes, len(sources.classes)
+        self.videos_unseen = len(sources.unseen)
+        self._mover = Mover(device or torch.device("cpu"))
+        self.step, self.last = 0, last
+        self.told = Telling()
+        where = ", ".join(split.store.url for split in sources.splits)
+        self.damage = Damage(where, sources.samples * len(lanes) / order.lanes, settings.damaged)
+        self._index = sources.versions
+        workers = workers_of(settings)
+        self._ahead = max(settings.ahead, -(-2 * workers // len(lanes)))
+        # Of every lane, the shards of the block it is in, and one on which it may be already.
+        opened = len(order.open_shards(0, lanes.start)) + 1
+        for split in sources.splits:
+            split.keep_records(opened * len(lanes))
+        work = Work(clip, reading, tuple(sources.splits), sources.unseen)
+        self._pool = WorkerPool(workers, work, settings.stall_seconds)
+        self._fetcher = fetcher_of(reading, sources.splits, clip)
 
-    def steps(self, first: int, last: int) -> Iterator[list[Clips]]:
-        """Steps first..last-1. A sample that cannot be read raises on the caller's side."""
-        with ThreadPoolExecutor(self._settings.threads, thread_name_prefix="decode") as pool:
-            queue: deque[list[list[Future[tuple[torch.Tensor, torch.Tensor]]]]] = deque()
-            try:
-                for step in range(first, last):
-                    while len(queue) <= self._settings.ahead and step + len(queue) < last:
-                        queue.append(self._submit(pool, step + len(queue)))
-                    begin = time.perf_counter()
-                    lanes = [_batch([future.result() for future in lane]) for lane in queue.popleft()]
-                    self.wait_seconds += time.perf_counter() - begin
-                    yield lanes
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+    def __enter__(self) -> Self:
+        return self
 
-    def _submit(self, pool: ThreadPoolExecutor, step: int) -> list[list[Future[tuple[torch.Tensor, torch.Tensor]]]]:
-        return [
-            [pool.submit(self._clip_of, pass_number, number) for pass_number, number in self._order.lane(step, lane)]
-            for lane in self._lanes
-        ]
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
-    def _clip_of(self, pass_number: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        video = train_clip(self._split, self._clip, self._order.seed, pass_number, number)
-        metrics.CLIPS_DECODED.inc()
-        return video, target(self._split.labels(number), self._classes)
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.close()
+        self._mover.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: the step that comes next, and the order it belongs to."""
+        return {"step": self.step, "order": self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a position. Raises UserError if it belongs to another order."""
+        if state["order"] != self._identity():
+            changed = ", ".join(name for name, value in self._identity().items() if state["order"].get(name) != value)
+            raise UserError(
+                f"the position is of another order of samples (other: {changed})",
+                "load_state_dict",
+                "load it with the store, seed, lanes and lane_batch that it was saved with",
+            )
+        self.step = int(state["step"])
+
+    def __iter__(self) -> Iterator[list[Clips]]:
+        """Steps from the position on, up to `last`, or without end. Raises what `WorkerPool.take` raises."""
+        pool, tickets = self._pool, deque[list[int]]()
+        asked, begun = self.step, list[Moving[Clips]]()
+        try:
+            while self.last is None or self.step < self.last:
+                while len(tickets) <= self._ahead and (self.last is None or asked < self.last):
+                    tickets.append([pool.train(self._order.seed, draws) for draws in self._draws(asked)])
+                    asked += 1
+                begin = perf_counter()
+                clips = [moving.here() for moving in begun or self._begin(tickets[0])]
+                # What is made already moves to the device while it computes this step.
+                begun = self._begin(tickets[1]) if len(tickets) > 1 and all(map(pool.is_made, tickets[1])) else []
+                waited = perf_counter() - begin
+                metrics.DATA_WAIT_SECONDS.inc(waited)
+                self.told.wait_seconds += waited
+                self.step += 1
+                yield clips
+                for ticket in tickets.popleft():
+                    pool.release(ticket)
+        finally:
+            if tickets:  # left early: what was asked for and not taken would come in the way of another iteration
+                pool.close()
+
+    def _begin(self, tickets: list[int]) -> list[Moving[Clips]]:
+        """Take batches, tell of them, and send them to the device."""
+        batches = [self._pool.take(ticket) for ticket in tickets]
+        self._tell(batches)
+        return [self._mover.start(self._clips(batch)) for batch in batches]
+
+    def _draws(self, step: int) -> list[list[Draw]]:
+        """What this rank's lanes show at a step; the parts of their blocks, and of blocks to come, are sent for."""
+        if self._fetcher:
+            for later in (step, step + _FETCHED_AHEAD):
+                for lane in self._lanes:
+                    self._fetcher.want(self._order.open_shards(later, lane))
+        return [self._order.lane(step, lane) for lane in self._lanes]
+
+    def unseen_clips(self, numbers: Sequence[int], at_once: int) -> Iterator[Clips]:
+        """One centre clip of each of these samples of the sources' `unseen`, by the same processes."""
+        for batch in evaluation_clips(self._pool, numbers, 1, at_once):
+            yield self._mover.start(self._clips(batch)).here()
+
+    def _clips(self, batch: Batch) -> Clips:
+        targets = torch.stack([target(labels, self._classes) for labels in batch.labels])
+        return Clips(made_batch(batch.planes), targets, batch.keys)
+
+    def _tell(self, batches: list[Batch]) -> None:
+        told = self.told
+        clips = sum(sum(batch.counts) for batch in batches)
+        decoded = sum(batch.seconds for batch in batches)
+        told.clips += clips
+        told.decode_seconds += decoded
+        told.bytes += sum(batch.bytes for batch in batches)
+        told.retries += sum(batch.retries for batch in batches)
+        told.looped_clips += sum(batch.looped for batch in batches)
+        metrics.CLIPS_DECODED.inc(clips)
+        metrics.CLIPS_LOOPED.inc(sum(batch.looped for batch in batches))
+        metrics.DECODE_SECONDS.inc(decoded)
+        metrics.BYTES_READ.inc(sum(batch.bytes for batch in batches))
+        metrics.READ_RETRIES.inc(sum(batch.retries for batch in batches))
+        self.damage.add(damaged for batch in batches for damaged in batch.damaged)
+
+    def _identity(self) -> dict[str, Any]:
+        orders = self._order.orders if isinstance(self._order, Mixture) else (self._order,)
+        return {
+            "seed": self._order.seed,
+            "lanes": self._order.lanes,
+            "lane_batch": self._order.lane_batch,
+            "block_bytes": orders[0].block_bytes,
+            "remainder": orders[0].remainder,
+            "samples": [order.samples for order in orders],
+            "index": self._index,
+        }
 
 
-def _batch(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> Clips:
-    return Clips(torch.stack([video for video, _ in samples]), torch.stack([row for _, row in samples]))
+def evaluation_clips(pool: WorkerPool, numbers: Sequence[int], clips: int, at_once: int) -> Iterator[Batch]:
+    """The `clips` uniform clips of each sample, in order: `at_once` samples a batch, each decoded in one pass.
+
+    A batch may be read until the next is asked for. Raises Damaged for a sample that cannot be read: no figure leaves
+    out a video untold.
+    """
+    chunks = [list(numbers[begin : begin + at_once]) for begin in range(0, len(numbers), at_once)]
+    tickets: deque[int] = deque()
+    asked = 0
+    for _ in chunks:
+        while asked < len(chunks) and len(tickets) <= 2 * pool.count:
+            tickets.append(pool.evaluate(chunks[asked], clips))
+            asked += 1
+        ticket = tickets.popleft()
+        yield pool.take(ticket)
+        pool.release(ticket)

@@ -40,6 +40,16 @@ class Mixture:
             raise UserError(f"the weights first come out even after {self.period:,} samples", "weights", remedy)
 
     @property
+    def lanes(self) -> int:
+        """Virtual ranks."""
+        return self.orders[0].lanes
+
+    @property
+    def lane_batch(self) -> int:
+        """Samples a lane a step."""
+        return self.orders[0].lane_batch
+
+    @property
     def parts(self) -> tuple[int, ...]:
         """Samples of each store in a period."""
         divisor = gcd(*self.weights)
@@ -52,8 +62,7 @@ class Mixture:
 
     def lane(self, step: int, lane: int) -> list[Draw]:
         """What one lane shows at one step: `lane_batch` draws."""
-        batch = self.orders[0].lane_batch
-        return self.stream(lane, step * batch, batch)
+        return self.stream(lane, step * self.lane_batch, self.lane_batch)
 
     def stream(self, lane: int, first: int, count: int) -> list[Draw]:
         """`count` draws of a lane's endless stream, from its position `first` on."""

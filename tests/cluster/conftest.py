@@ -24,7 +24,7 @@ lane_batch: 2
 log_steps: 1
 data:
   clip: {frames: 4, resize: [16, 16], crop: 16, flip: false}
-  loader: {threads: 1}
+  loader: {workers: 1}
 model: {depth: 10, width: 0.125}
 schedule: {lr: 0.01, epoch_clips: 8, epochs: 3, warmup_epochs: 1, decay: cosine}
 engine: {precision: fp32, zero: 1}

@@ -76,7 +76,7 @@ def write_recipe(folder: Path, store: str, **changes: Any) -> Path:
         "lanes": 2,
         "lane_batch": 2,
         "log_steps": 1,
-        "data": {"store": store, "clip": CLIP, "loader": {"threads": 1}},
+        "data": {"store": store, "clip": CLIP, "loader": {"workers": 1}},
         "model": {"depth": 10, "width": 0.125, "dropout": 0.3},
         "schedule": {"lr": 0.005, "epoch_clips": 40, "epochs": 3, "warmup_epochs": 1, "decay": "cosine"},
         "engine": {"precision": "fp32", "zero": 1, "path": "channels-last"},  # measured, runs may differ in rounding

@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from pretrain.checkpoint import load_run
-from pretrain.data.loader import evaluation_clips
+from pretrain.data.clips import evaluation_starts
+from pretrain.data.decode import decode_frames
 from pretrain.data.stream import open_split
-from pretrain.data.transforms import normalise
+from pretrain.data.tensors import plane_batch
+from pretrain.data.transforms import network_input
+from pretrain.data.views import centre_view
 from pretrain.evaluate import (
     EvaluateSettings,
     Subject,
@@ -45,7 +48,7 @@ def subject(settings: EvaluateSettings) -> Subject:
 
 @pytest.fixture(scope="module")
 def scored(subject: Subject) -> list[VideoScore]:
-    return score_videos(subject, list(range(len(subject.split))), CLIPS, 3)
+    return list(score_videos(subject, list(range(len(subject.split))), CLIPS, 3, workers=1))
 
 
 def table_of(settings: EvaluateSettings) -> list[dict[str, Any]]:
@@ -105,11 +108,15 @@ def test_scores_are_the_networks_softmax_over_the_clips(
     weights = load_run(finished.folder).model
     assert all(torch.equal(value.cpu(), weights[name]) for name, value in subject.model.state_dict().items())
     for score in scored:
-        clips = evaluation_clips(subject.split, subject.clip, score.row, CLIPS)
+        sample = subject.split.sample(score.row)
+        view = centre_view(subject.clip, (sample.height, sample.width))
+        starts = evaluation_starts(sample.frames, 4, CLIPS)
+        planes = [
+            decode_frames(subject.split.store, sample, [(first + i) % sample.frames for i in range(4)])
+            for first in starts
+        ]
         with torch.no_grad():
-            logits = torch.cat(
-                [subject.model(normalise(clip[None].to(subject.device), subject.clip.normalisation)) for clip in clips]
-            )
+            logits = subject.model(network_input(plane_batch(planes, [view] * len(starts)), subject.clip))
         expected = logits.softmax(1).mean(0).cpu().numpy()
         assert score.scores == pytest.approx(expected, abs=1e-5)
         assert score.logits == pytest.approx(logits.mean(0).cpu().numpy(), abs=1e-5)
@@ -121,7 +128,8 @@ def test_halves_are_the_whole(subject: Subject, settings: EvaluateSettings, scor
     summary = write_evaluation(subject, settings, scored)
     rows = table_of(settings)
     count = len(subject.split)
-    halves = score_videos(subject, list(range(3, count)), CLIPS, 3) + score_videos(subject, [0, 1, 2], CLIPS, 3)
+    rest, first = list(range(3, count)), [0, 1, 2]
+    halves = [*score_videos(subject, rest, CLIPS, 3, workers=2), *score_videos(subject, first, CLIPS, 3, workers=1)]
     assert write_evaluation(subject, settings, halves) == summary
     assert table_of(settings) == rows
 
@@ -143,7 +151,7 @@ def test_numbers_of_made_up_scores(subject: Subject, settings: EvaluateSettings)
 
 def test_what_cannot_be_evaluated(finished: Finished, other_store: str, tmp_path: Path) -> None:
     run = str(finished.folder)
-    with pytest.raises(UserError, match="the store's 2 classes are not the 6 that the run learned"):
+    with pytest.raises(UserError, match="the store's 2 classes are not among the 6 that the run learned"):
         open_subject(EvaluateSettings(run=run, store=other_store))
     with pytest.raises(UserError, match="not a run's folder"):
         open_subject(EvaluateSettings(run=str(tmp_path)))
@@ -158,4 +166,4 @@ def test_what_cannot_be_evaluated(finished: Finished, other_store: str, tmp_path
 def test_the_other_split_too(settings: EvaluateSettings, store: str) -> None:
     subject = open_subject(settings.model_copy(update={"split": "train"}))
     assert len(subject.split) == len(open_split(open_store(store), "train")) == 13
-    assert score_videos(subject, [12], 2, 1)[0].row == 12
+    assert next(score_videos(subject, [12], 2, 1, 1)).row == 12

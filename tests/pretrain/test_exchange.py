@@ -37,7 +37,7 @@ SETTINGS = TrainSettings(
 def trained(tmp_path: Path) -> Path:
     """The folder of a run with a checkpoint at step 30, as training leaves it."""
     run = tmp_path / "trained"
-    Run(run, writes=True).begin(SETTINGS, CLASSES, "the-index", {})
+    Run(run, writes=True).begin(SETTINGS, CLASSES, ["the-index"], {})
     state = build_model(SETTINGS.model, len(CLASSES), CLIP.frames).state_dict()
     save_checkpoint(run, begin_attempt(run), Checkpoint(30, state, {}, {"step": 30}), keep=1)
     return run
@@ -79,7 +79,7 @@ def test_an_export_says_all_that_a_user_must_know(trained: Path, tmp_path: Path)
     assert json.loads(metadata["model"]) == SETTINGS.model.model_dump(mode="json")
     provenance = json.loads(metadata["provenance"])
     assert (provenance["run"], provenance["step"]) == ("trained", 30)
-    assert (provenance["store"], provenance["index"]) == ("/the/store", "the-index")
+    assert (provenance["store"], provenance["index"]) == ("/the/store", ["the-index"])
     export = read_export(file)
     assert (export.model, export.classes, export.clip) == (SETTINGS.model, CLASSES, CLIP)
     export_run(trained, file)  # again: the file is replaced
@@ -142,7 +142,7 @@ def test_an_imported_run_is_evaluated_and_fine_tuned(r3d: Path, tmp_path: Path, 
     assert (said["clip"]["frames"], said["clip"]["resize"], said["clip"]["crop"]) == (16, [128, 171], 112)
     subject = open_subject(EvaluateSettings(run=str(run), store=store))
     assert subject.step == 0 and subject.split.index.classes == CLASSES
-    (score,) = score_videos(subject, [0], clips=1, batch=1)
+    (score,) = score_videos(subject, [0], clips=1, batch=1, workers=1)
     assert score.scores.shape == (6,) and score.scores.sum() == pytest.approx(1, abs=1e-5)
     with pytest.raises(UserError, match="no shards here") as refused:
         open_subject(EvaluateSettings(run=str(run)))
@@ -166,7 +166,7 @@ def test_what_the_weights_do_not_tell_is_said(tmp_path: Path) -> None:
         (
             (video_shapes(("2+1",) * 4, 34, 359, planes=8, middle="conv", stem=6), None, 112, "16 frames are assumed"),
             (i3d_shapes(classes=5, part=8), None, 224, "64 frames are assumed"),
-            (i3d_shapes(classes=5, part=8, channels=2), None, 224, "2 channels"),
+            (i3d_shapes(classes=5, part=8, channels=2), None, 224, "optical flow"),
             (image_shapes(18, planes=8), "r3d", 224, "16 frames are assumed"),
         )
     ):
@@ -180,10 +180,7 @@ def test_what_the_weights_do_not_tell_is_said(tmp_path: Path) -> None:
         export_run(run, tmp_path / "out.safetensors")
         export = read_export(tmp_path / "out.safetensors")
         assert export.normalisation == said["normalisation"]
-        assert (export.normalisation is None) == ("2 channels" in note)
-        if export.normalisation is None:
-            with pytest.raises(UserError, match="takes 2 channels"):
-                open_subject(EvaluateSettings(run=str(run)))
+        assert export.normalisation is not None and (export.clip.input == "flow") == ("optical flow" in note)
         assert export.provenance["imported"]["file"] == "file.pth"
     assert said["normalisation"]["mean"] == [0.485, 0.456, 0.406]
 
@@ -212,15 +209,16 @@ def test_an_r2ds_clips_are_as_long_as_its_first_convolution(tmp_path: Path) -> N
     assert refused.value.remedy == "set data.clip.frames=8"
 
 
-def test_an_export_for_flow_has_no_normalisation_of_colours(tmp_path: Path) -> None:
+def test_i3ds_flow_is_cut_at_20_pixels(tmp_path: Path) -> None:
     model = build_model(ModelSettings(name="i3d", width=1 / 16, in_channels=2), 6, 8)
     torch.save(model.state_dict(), tmp_path / "flow.pth")
     import_run(tmp_path / "flow.pth", tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "flow.safetensors")
     with safe_open(tmp_path / "flow.safetensors", "pt") as opened:
         told = {key: json.loads(value) for key, value in opened.metadata().items() if key in ("input", "normalisation")}
-    assert told["normalisation"] is None and "normalisation" not in told["input"]
-    assert import_run(tmp_path / "flow.safetensors", tmp_path / "again")["normalisation"] is None
+    assert told["input"]["input"] == "flow" and told["input"]["shape"][0] == 2
+    assert told["normalisation"] == {"mean": [0.0, 0.0], "std": [20.0, 20.0]}
+    assert import_run(tmp_path / "flow.safetensors", tmp_path / "again")["normalisation"] == told["normalisation"]
 
 
 @pytest.mark.parametrize(

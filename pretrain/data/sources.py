@@ -1,0 +1,109 @@
+"""The stores that a run reads: their splits, the classes of all of them, and the order of their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from pretrain.data.balance import Balance
+from pretrain.data.mixture import Mixture
+from pretrain.data.order import Order, OrderSettings, Shards, ShardSizes
+from pretrain.data.pool import LoaderSettings
+from pretrain.data.reading import ReadingSettings
+from pretrain.data.stream import Split, open_split
+from pretrain.data.views import ClipSettings
+from sharding.settings import Settings
+from sharding.store import open_store
+
+Weight = Annotated[int, Field(ge=1, description="so many samples of this store for every `weight` of the others")]
+
+
+class MixedStore(Settings):
+    """Another store to read, and how often: by design, the samples of a small one repeat."""
+
+    store: Annotated[str, Field(description="directory or URL that `reelscale shard` wrote")]
+    weight: Weight = 1
+
+
+class DataSettings(Settings):
+    """Which samples in which order, and what a clip of one is."""
+
+    store: Annotated[str, Field(description="directory or URL that `reelscale shard` wrote")]
+    weight: Weight = 1
+    mix: Annotated[
+        tuple[MixedStore, ...], Field(description="other stores to mix in; classes of one name are one class")
+    ] = ()
+    order: OrderSettings = OrderSettings()
+    clip: ClipSettings = ClipSettings()
+    loader: LoaderSettings = LoaderSettings()
+    reading: ReadingSettings = ReadingSettings()
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a run trains on: a split of each store, and the names of all classes. `unseen`: the first store's own."""
+
+    splits: list[Split]
+    classes: list[str]
+    unseen: Split
+
+    @property
+    def samples(self) -> int:
+        """Samples of all stores."""
+        return sum(map(len, self.splits))
+
+    @property
+    def versions(self) -> list[str]:
+        """The index version of each store."""
+        return [split.index.version for split in self.splits]
+
+
+def open_sources(data: DataSettings, versions: Sequence[str] | None = None) -> Sources:
+    """The stores' training splits: the newest versions of their indexes, or those that a run began with.
+
+    Raises UserError for a store that cannot be read or has no such version.
+    """
+    urls = [data.store, *(mixed.store for mixed in data.mix)]
+    known = list(versions) if versions is not None else [None] * len(urls)
+    splits = [open_split(open_store(url), "train", version) for url, version in zip(urls, known, strict=True)]
+    classes = list(dict.fromkeys(name for split in splits for name in split.index.classes))
+    unseen = Split(splits[0].store, splits[0].index, "val")
+    for split in [*splits, unseen]:
+        split.number_classes(classes)
+    return Sources(splits, classes, unseen)
+
+
+def order_of(sources: Sources, data: DataSettings, seed: int, lanes: int, lane_batch: int) -> Order | Mixture:
+    """The order of the samples. Raises UserError for one that cannot be had."""
+    settings = data.order
+    orders = tuple(
+        Order(
+            _shards(split, settings.balance), seed, lanes, lane_batch, settings.block_bytes, settings.remainder, number
+        )
+        for number, split in enumerate(sources.splits)
+    )
+    if len(orders) == 1:
+        return orders[0]
+    return Mixture(orders, (data.weight, *(mixed.weight for mixed in data.mix)), seed)
+
+
+def described(order: Order | Mixture, sources: Sources) -> list[str]:
+    """What an order does besides showing every sample once a pass, for the log."""
+    orders = order.orders if isinstance(order, Mixture) else (order,)
+    lines = [
+        each.shards.describe(split.index.classes)
+        for each, split in zip(orders, sources.splits, strict=True)
+        if isinstance(each.shards, Balance)
+    ]
+    if isinstance(order, Mixture):
+        lines.append(order.describe([split.store.url for split in sources.splits]))
+    return lines
+
+
+def _shards(split: Split, balance: float) -> Shards:
+    sizes = ShardSizes(np.array(split.shard_sizes), np.array(split.shard_bytes))
+    return Balance(sizes, split.label_histograms(), balance) if balance else sizes
