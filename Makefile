@@ -4,7 +4,8 @@ PYTHON ?= python3
 STORE ?= demo/store
 BIN := .venv/bin
 
-.PHONY: demo test lint bench bench-models bench-encoding bench-sharding bench-flow bench-transforms bench-scale check-machine
+.PHONY: demo test lint bench bench-models bench-encoding bench-sharding bench-flow bench-store bench-loader \
+  bench-transforms bench-scale check-machine
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
@@ -18,7 +19,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-models bench-encoding bench-sharding bench-flow bench-transforms bench-scale
+bench: bench-models bench-encoding bench-sharding bench-flow bench-store bench-loader bench-transforms bench-scale
 
 bench-models: .venv/installed
 	$(BIN)/python -m tests.benchmarks.models
@@ -32,12 +33,22 @@ bench-sharding: .venv/installed
 bench-flow: .venv/installed
 	$(BIN)/python -m tests.benchmarks.flow
 
+bench-store: .venv/installed
+	$(BIN)/python -m tests.benchmarks.store
+
 bench-transforms: .venv/installed
 	$(BIN)/python -m tests.benchmarks.transforms
 
 bench-scale: .venv/installed
 	$(BIN)/python -m tests.benchmarks.planning
+	$(BIN)/python -m tests.benchmarks.order
 	$(BIN)/python -m tests.benchmarks.scale --ray
+
+bench-loader: .venv/installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m tests.benchmarks.loader
+	$(BIN)/python -m tests.benchmarks.loader --s3
+	$(BIN)/python -m tests.benchmarks.loader --leak
 
 check-machine:
 	@command -v $(PYTHON) >/dev/null || { echo "missing: $(PYTHON). Install Python 3.11 or later (Debian: apt-get install python3), or name one: make PYTHON=python3.12"; exit 1; }

@@ -217,6 +217,34 @@ def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
         )
 
 
+@app.command("bench-loader")
+def bench_loader(
+    store: Annotated[str, typer.Argument(help="a directory or URL that `reelscale shard` wrote")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast this machine reads and decodes a store's training clips, and what a clip costs.
+
+    KEY=VALUE are a recipe's data settings (data.clip, data.loader, data.order, data.mix), its lanes, lane_batch and
+    seed; and seconds=10, or clips=N, that each of two outputs is measured for: planes (uint8), and the network's input
+    made of them on the CPU.
+
+    Examples:
+
+      reelscale bench-loader ./store
+
+      reelscale bench-loader s3://bucket/videos data.clip.frames=32 data.loader.workers=8 seconds=30 --json
+    """
+    from cluster.jobs.loader_bench import run_loader_bench, shown
+
+    with stdout_to_stderr() if as_json else nullcontext():
+        found = run_loader_bench(store, overrides or [])
+    if as_json:
+        print_json(found)
+    else:
+        print_table(f"bench-loader {found['store']}", shown(found))
+
+
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of one or more runs")],

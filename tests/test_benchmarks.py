@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from pretrain.data.sources import DataSettings
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.manifest import Video
 from sharding.source import Source
+from sharding.store import open_store
+from sharding.verify import verify
 from sharding.video import EncodeSettings, VideoSettings, packet_table, transcode
-from tests.benchmarks import encoding, transforms
-from tests.benchmarks.models import Case, compare, plain_network, table
+from tests.benchmarks import encoding, loader, loader_ways, models, tables, transforms
+from tests.benchmarks.loader_s3 import enlarged
+from tests.benchmarks.loader_stores import segmented
+from tests.benchmarks.models import Case, compare, plain_network
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent / "benchmarks").glob("*.py")), ids=lambda path: path.stem
+)
+def test_every_benchmark_can_be_loaded(path: Path) -> None:
+    importlib.import_module(f"tests.benchmarks.{path.stem}")
 
 
 @pytest.mark.parametrize("settings", [{"depth": 10, "width": 0.125}, {"depth": 50, "width": 0.0625}])
@@ -70,3 +83,49 @@ def test_every_way_to_the_networks_input_is_timed_and_compared() -> None:
     assert errors[transforms.PLAIN] < 0.51 and errors["ours"] == errors["ours, into the same memory"] < 0.01
     assert len(errors) == 5 and all(error < 40 for error in errors.values())
     assert all(row["clips_per_second"] > 0 and row["way"] in transforms.table(rows) for row in rows)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> loader_ways.Task:
+    """Four clips of a store, and the same video as webdataset's users have it."""
+    store, tar = segmented(tmp_path_factory.mktemp("clips"), ("carphone.mp4",), 1)
+    return loader_ways.task(DataSettings(store=store), 1, 4, tar=tar)
+
+
+def test_everyone_shows_the_same_frames(task: loader_ways.Task) -> None:
+    """Ours exactly, in one process or by the loader; others' swscale rounds more."""
+    got: list[torch.Tensor] = []
+    with ExitStack() as stack:
+        found, _ = loader.contenders(task, stack, lambda clip: got.append(clip))
+        shown = {}
+        for contender in found:
+            if contender.floats and contender.peer != "today":
+                got.clear()
+                contender.run(len(task.clips))
+                shown[contender.name] = torch.cat([clip.view(-1, 3, 16, 112, 112) for clip in got])
+    ours = shown.pop("ours, in one process")
+    assert_close(shown.pop("ours, loader of 1 worker"), ours)
+    assert set(shown) >= {"PyAV, RGB", "PyAV, RGB 128 x 171"}
+    for name, theirs in shown.items():
+        assert (theirs - ours).abs().mean((1, 2, 3, 4)).max() < 0.04, name  # a frame too late: 0.05 and more
+
+
+def test_every_way_to_clips_is_timed_and_judged(task: loader_ways.Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "SPENT_A_ROUND", 0.0)
+    found = loader.compared(task, rounds=2)
+    assert {row["name"] for row in found["rows"]} >= {"bare libavcodec", "PyAV, RGB", "x264 + webdataset, RGB"}
+    assert all(row["clips_per_cpu_second"] > 0 and len(row["cpu_ms_per_round"]) == 2 for row in found["rows"])
+    whole = next(row for row in found["rows"] if row["name"] == "PyAV, RGB")
+    ours = next(row for row in found["rows"] if row["name"] == "ours, in one process")
+    assert 0 < ours["bytes_per_clip"] < whole["bytes_per_clip"] and ours["ratio"] == 1
+    assert len({(line["what"].split(",")[0], line["output"]) for line in found["judged"]}) >= 6
+    assert all(row["name"] in loader.table(found) for row in found["rows"])
+
+
+def test_an_enlarged_store_is_whole(task: loader_ways.Task, tmp_path: Path) -> None:
+    """The store of the first-batch figures: as many bytes as told, all as their record says."""
+    large, parts = open_store(tmp_path / "large"), tmp_path / "parts"
+    written = enlarged(task.store, large.url, parts, 10**6)
+    found = verify(large, "all", 1)
+    assert found.damages == [] and found.samples == -(-(10**6) // (written // found.samples)) > 1
+    assert 10**6 <= written <= found.bytes

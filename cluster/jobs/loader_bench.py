@@ -1,0 +1,166 @@
+"""The job `bench-loader`: how fast this machine reads and decodes a store's clips, and what that costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from cluster.jobs.paths import absolute
+from cluster.launch.signals import raise_if_interrupted
+from cluster.progress import progress
+from cluster.usage import Usage, started_by, usage_of
+from pretrain.data.loader import Clips, Loader
+from pretrain.data.pool import workers_of
+from pretrain.data.sources import DataSettings, open_sources, order_of
+from pretrain.data.transforms import network_input
+from pretrain.data.views import ClipSettings
+from sharding.settings import Settings, load_settings
+
+
+class LoaderBench(Settings):
+    """What is read, and how much of it. The names are a recipe's, so that a recipe's settings can be tried here."""
+
+    data: DataSettings
+    seed: Annotated[int, Field(ge=0)] = 0
+    lanes: Annotated[int, Field(ge=1, description="batches a step")] = 1
+    lane_batch: Annotated[int, Field(ge=1, description="clips a batch")] = 8
+    seconds: Annotated[float, Field(gt=0, description="how long each of the two outputs is measured")] = 10.0
+    clips: Annotated[
+        int | None, Field(ge=1, description="measure each of the two with so many clips, at least, instead of seconds")
+    ] = None
+
+
+def run_loader_bench(store: str, overrides: list[str]) -> dict[str, Any]:
+    """Measure a store: `planes`, clips as they reach the trainer's process, and `network_input`, made there on the CPU.
+
+    Figures a clip are means; a core second is a CPU second of a worker or of this process. Raises UserError, and
+    WorkerDied or WorkersStalled of `pretrain.data.pool`.
+    """
+    job = load_settings(LoaderBench, None, [f"data.store={json.dumps(absolute(store))}", *overrides])
+    data, workers = job.data, workers_of(job.data.loader)
+    others = set(started_by(os.getpid()))
+    began = time.perf_counter()
+    sources = open_sources(data)
+    order = order_of(sources, data, job.seed, job.lanes, job.lane_batch)
+    with Loader(sources, order, data.clip, data.loader, range(job.lanes), reading=data.reading) as loader:
+        steps = iter(loader)
+        next(steps)
+        first = time.perf_counter() - began
+        queued = max(data.loader.ahead, -(-2 * workers // job.lanes)) + 1
+        bench = _Bench(job, loader, steps, queued, others)
+        planes = bench.measured("planes", lambda clips: None)
+        tensors = bench.measured("network input", _Fed(data.clip))
+        told, damaged = loader.told, loader.damage.samples
+    return {
+        "store": data.store,
+        "samples": sources.samples,
+        "clip": data.clip.model_dump(mode="json", include={"input", "frames", "stride", "fps", "crop"}),
+        "workers": workers,
+        "lanes": job.lanes,
+        "lane_batch": job.lane_batch,
+        "first_batch_seconds": first,
+        "planes": planes,
+        "network_input": tensors,
+        "retries": told.retries,
+        "damaged": damaged,
+        "looped_clips": told.looped_clips,
+    }
+
+
+def shown(found: dict[str, Any]) -> dict[str, str]:
+    """What was measured, in lines for people."""
+    clip = found["clip"]
+    every = f"at {clip['fps']:g} frames/s" if clip["fps"] else f"at stride {clip['stride']}"
+    both = found["planes"], found["network_input"]
+
+    def line(text: Callable[[dict[str, Any]], str]) -> str:
+        return "".join(f"{text(figures):>16}" for figures in both)
+
+    return {
+        "clips": f"{clip['frames']} frames {every}, of {found['samples']:,} samples",
+        "workers": f"{found['workers']}, for {found['lanes']} x {found['lane_batch']} clips a step",
+        "first batch after": f"{found['first_batch_seconds']:.2f} s",
+        "": f"{'planes':>16}{'network input':>16}",
+        "clips/s": line(lambda figures: f"{figures['clips_per_second']:,.1f}"),
+        "clips/s a core used": line(lambda figures: f"{figures['clips_per_core_second']:,.1f}"),
+        "a clip: workers' CPU": line(lambda figures: f"{figures['worker_cpu_ms_per_clip']:,.2f} ms"),
+        "  CPU here": line(lambda figures: f"{figures['own_cpu_ms_per_clip']:,.2f} ms"),
+        "  to decode": line(lambda figures: f"{figures['decode_ms_per_clip']:,.2f} ms"),
+        "  waited for": line(lambda figures: f"{figures['wait_ms_per_clip']:,.2f} ms"),
+        "  read": line(lambda figures: f"{figures['bytes_per_clip'] / 1e3:,.1f} kB"),
+        "memory: a worker": line(lambda figures: f"{max(figures['worker_memory']) / 1e6:,.0f} MB"),
+        "  this process": line(lambda figures: f"{figures['own_memory'] / 1e6:,.0f} MB"),
+        "clips measured": line(lambda figures: f"{figures['clips']:,}"),
+        "reads tried again": f"{found['retries']:,}",
+        "damaged samples": f"{found['damaged']:,}",
+        "looped clips": f"{found['looped_clips']:,}",
+    }
+
+
+class _Fed:
+    """Makes a network's input of clips, in the same memory each time, as the trainer does."""
+
+    def __init__(self, clip: ClipSettings) -> None:
+        self.clip = clip
+        self.video: Any = None
+
+    def __call__(self, clips: Clips) -> None:
+        self.video = network_input(clips.planes, self.clip, out=self.video)
+
+
+class _Bench:
+    """A loader that is being measured.
+
+    queued: steps that its workers are ahead, at most; others: processes of this one that are not its workers.
+    """
+
+    def __init__(
+        self, job: LoaderBench, loader: Loader, steps: Iterator[list[Clips]], queued: int, others: set[int]
+    ) -> None:
+        self.job, self.loader, self.steps, self.queued, self.others = job, loader, steps, queued, others
+
+    def measured(self, what: str, use: Callable[[Clips], object]) -> dict[str, Any]:
+        """Figures of clips that are handed to `use`, once none is left that was made before."""
+        for _ in range(self.queued):
+            self._step(use)
+        before, own = replace(self.loader.told), time.process_time()
+        workers, began = self._workers(), time.perf_counter()
+        goal = self.job.clips or round(self.job.seconds)
+        clips, seconds, shown = 0, 0.0, 0
+        with progress(f"bench-loader: {what}", goal) as advance:
+            while clips < self.job.clips if self.job.clips else seconds < self.job.seconds:
+                self._step(use)
+                clips, seconds = self.loader.told.clips - before.clips, time.perf_counter() - began
+                done = min(goal, clips if self.job.clips else int(seconds))
+                advance(done - shown, f"{clips / seconds:,.0f} clips/s")
+                shown = done
+        own = time.process_time() - own
+        after, told = self._workers(), self.loader.told
+        spent = sum(usage.cpu_seconds - workers[pid].cpu_seconds for pid, usage in after.items())
+        return {
+            "clips": clips,
+            "seconds": seconds,
+            "clips_per_second": clips / seconds,
+            "clips_per_core_second": clips / (spent + own),
+            "worker_cpu_ms_per_clip": 1e3 * spent / clips,
+            "own_cpu_ms_per_clip": 1e3 * own / clips,
+            "decode_ms_per_clip": 1e3 * (told.decode_seconds - before.decode_seconds) / clips,
+            "wait_ms_per_clip": 1e3 * (told.wait_seconds - before.wait_seconds) / clips,
+            "bytes_per_clip": (told.bytes - before.bytes) / clips,
+            "worker_memory": [usage.resident for usage in after.values()],
+            "own_memory": usage_of(os.getpid()).resident,
+        }
+
+    def _workers(self) -> dict[int, Usage]:
+        return {pid: usage for pid, usage in started_by(os.getpid()).items() if pid not in self.others}
+
+    def _step(self, use: Callable[[Clips], object]) -> None:
+        raise_if_interrupted()
+        for clips in next(self.steps):
+            use(clips)

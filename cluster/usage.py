@@ -1,0 +1,44 @@
+"""What the kernel tells of running processes: CPU seconds, memory, and who started them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """CPU seconds of all threads so far (to 10 ms), and bytes of memory now, those shared with others included."""
+
+    cpu_seconds: float
+    resident: int
+
+
+def usage_of(pid: int) -> Usage:
+    """Of one process. Raises ProcessLookupError if it is gone."""
+    fields = _stat(pid)
+    return Usage((int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE)
+
+
+def started_by(pid: int) -> dict[int, Usage]:
+    """Of every process that `pid` started itself and that still runs, by its id."""
+    found = {}
+    for number in sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        try:
+            if int(_stat(number)[1]) == pid:
+                found[number] = usage_of(number)
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of proc(5)'s stat after the name, which may hold anything: state, parent, …"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessLookupError(pid) from error
