@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pretrain.data.sources import DataSettings
 from pretrain.settings import TrainSettings
 from sharding.errors import UserError
 from sharding.settings import differences
@@ -20,11 +21,14 @@ class Run:
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self._writes = folder, writes
 
-    @property
-    def versions(self) -> list[str] | None:
-        """The index versions of the stores that the run began with; None if it has not begun."""
+    def versions(self, data: DataSettings) -> list[str] | None:
+        """The index versions that the run began with of these stores; None if it has not, or with others."""
         known = self.folder / "settings.json"
-        return list(json.loads(known.read_text())["identity"]["data"]["index"]) if known.exists() else None
+        if not known.exists():
+            return None
+        began = json.loads(known.read_text())["identity"]["data"]
+        mine = data.model_dump(mode="json")
+        return began["index"] if all(began.get(field) == mine[field] for field in ("store", "mix")) else None
 
     def begin(self, settings: TrainSettings, classes: list[str], index: list[str], derived: dict[str, Any]) -> None:
         """Write the settings and the log's head. Raises UserError if the folder holds another run."""

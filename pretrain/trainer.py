@@ -49,7 +49,7 @@ def train(
     folder = Path(settings.run or "run")
     stop = Stop(world, folder)
     run = Run(folder, writes=world.rank == 0)
-    sources = open_sources(settings.data, run.versions)
+    sources = open_sources(settings.data, run.versions(settings.data))
     classes = sources.classes
     run.begin(settings, classes, sources.versions, derived(settings, len(classes), sources.samples, world.size))
     run.log_to_file()
@@ -194,7 +194,7 @@ def check(settings: TrainSettings, ranks: int) -> dict[str, object]:
     """
     check_ranks(settings.lanes, ranks)
     run = Run(Path(settings.run), writes=False) if settings.run else None
-    sources = open_sources(settings.data, run.versions if run else None)
+    sources = open_sources(settings.data, run.versions(settings.data) if run else None)
     classes = sources.classes
     order_of(sources, settings.data, settings.seed, settings.lanes, settings.lane_batch)
     clip = settings.data.clip

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from pretrain.checkpoint import load_run
+from pretrain.data.sources import MixedStore, open_sources
 from pretrain.models.zoo import ModelSettings, build_model
-from pretrain.run import read_settings
+from pretrain.run import Run, read_settings
 from pretrain.settings import check_ranks
 from pretrain.trainer import check, start_from
 from sharding.errors import UserError
@@ -143,6 +144,18 @@ def test_a_folder_that_holds_another_run_is_refused(finished: Finished, tmp_path
     assert "the folder holds another run (seed: 0 there, 5 here)" in log.read_text()
     assert str(finished.folder) in log.read_text() and "Traceback" not in log.read_text()
     assert (finished.folder / "settings.json").read_bytes() == before
+
+
+def test_a_run_knows_the_indexes_it_began_with(finished: Finished, other_store: str) -> None:
+    settings, _ = read_settings(finished.folder)
+    run = Run(finished.folder, writes=False)
+    assert run.versions(settings.data) == open_sources(settings.data).versions
+    assert Run(finished.folder / "none", writes=False).versions(settings.data) is None
+    for change in ({"store": other_store}, {"mix": (MixedStore(store=other_store),)}):
+        data = settings.data.model_copy(update=change)
+        assert run.versions(data) is None
+        with pytest.raises(UserError, match=f"the folder holds another run .*data.{next(iter(change))}"):
+            check(settings.model_copy(update={"run": str(finished.folder), "data": data}), 1)
 
 
 def test_another_runs_network_with_a_new_head(finished: Finished, other_store: str, tmp_path: Path) -> None:
