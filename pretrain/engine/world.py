@@ -1,11 +1,14 @@
 """This process among its fellows: rank, size and the few collectives that the trainer needs."""
 
+import contextlib
 import logging
 import os
+import random
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -136,7 +139,14 @@ def leave_world() -> None:
 
 
 def free_port() -> int:
-    """A TCP port free on loopback just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port free on loopback just now, of those that the system gives to no connection by itself meanwhile."""
+    try:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        lowest = 32768
+    chance = random.SystemRandom()
+    while True:
+        port = chance.randrange(10000, lowest) if lowest > 12000 else 0
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])

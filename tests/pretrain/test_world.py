@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import time
 from multiprocessing.queues import SimpleQueue
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +79,10 @@ def test_what_rank_0_takes_long_for_is_shared() -> None:
         process.join(120)
     assert [process.exitcode for process in ranks] == [0, 0]
     assert sorted(heard.get() for _ in ranks) == [(0, "rank 0’s word"), (1, "rank 0’s word")]
+
+
+def test_a_free_port_is_none_that_connections_get() -> None:
+    """Between asking and listening lie seconds, in which any connection of this machine may take one of those."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found = {free_port() for _ in range(20)}
+    assert len(found) > 10 and all(port < lowest for port in found)
