@@ -61,6 +61,14 @@ class Telling:
     looped_clips: int = 0
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """A batch and its way to the device."""
+
+    batch: Batch
+    clips: Moving[Clips]
+
+
 def target(labels: Sequence[int], classes: int) -> torch.Tensor:
     """Labels of a sample as a distribution, float32 [classes]: k labels weigh 1/k each (IG-65M's multi-label loss)."""
     row = torch.zeros(classes)
@@ -136,19 +144,18 @@ class Loader:
     def __iter__(self) -> Iterator[list[Clips]]:
         """Steps from the position on, up to `last`, or without end. Raises what `WorkerPool.take` raises."""
         pool, tickets = self._pool, deque[list[int]]()
-        asked, begun = self.step, list[Moving[Clips]]()
+        asked, sent = self.step, list[_Sent]()
         try:
             while self.last is None or self.step < self.last:
                 while len(tickets) <= self._ahead and (self.last is None or asked < self.last):
                     tickets.append([pool.train(self._order.seed, draws) for draws in self._draws(asked)])
                     asked += 1
                 begin = perf_counter()
-                clips = [moving.here() for moving in begun or self._begin(tickets[0])]
+                now = sent or self._send(tickets[0])
+                clips = [each.clips.here() for each in now]
                 # What is made already moves to the device while it computes this step.
-                begun = self._begin(tickets[1]) if len(tickets) > 1 and all(map(pool.is_made, tickets[1])) else []
-                waited = perf_counter() - begin
-                metrics.DATA_WAIT_SECONDS.inc(waited)
-                self.told.wait_seconds += waited
+                sent = self._send(tickets[1]) if len(tickets) > 1 and all(map(pool.is_made, tickets[1])) else []
+                self._tell([each.batch for each in now], perf_counter() - begin)
                 self.step += 1
                 yield clips
                 for ticket in tickets.popleft():
@@ -157,11 +164,10 @@ class Loader:
             if tickets:  # left early: what was asked for and not taken would come in the way of another iteration
                 pool.close()
 
-    def _begin(self, tickets: list[int]) -> list[Moving[Clips]]:
-        """Take batches, tell of them, and send them to the device."""
+    def _send(self, tickets: list[int]) -> list[_Sent]:
+        """Take batches and send them to the device."""
         batches = [self._pool.take(ticket) for ticket in tickets]
-        self._tell(batches)
-        return [self._mover.start(self._clips(batch)) for batch in batches]
+        return [_Sent(batch, self._mover.start(self._clips(batch))) for batch in batches]
 
     def _draws(self, step: int) -> list[list[Draw]]:
         """What this rank's lanes show at a step; the parts of their blocks, and of blocks to come, are sent for."""
@@ -180,15 +186,17 @@ class Loader:
         targets = torch.stack([target(labels, self._classes) for labels in batch.labels])
         return Clips(made_batch(batch.planes), targets, batch.keys)
 
-    def _tell(self, batches: list[Batch]) -> None:
+    def _tell(self, batches: list[Batch], waited: float) -> None:
         told = self.told
         clips = sum(sum(batch.counts) for batch in batches)
         decoded = sum(batch.seconds for batch in batches)
         told.clips += clips
+        told.wait_seconds += waited
         told.decode_seconds += decoded
         told.bytes += sum(batch.bytes for batch in batches)
         told.retries += sum(batch.retries for batch in batches)
         told.looped_clips += sum(batch.looped for batch in batches)
+        metrics.DATA_WAIT_SECONDS.inc(waited)
         metrics.CLIPS_DECODED.inc(clips)
         metrics.CLIPS_LOOPED.inc(sum(batch.looped for batch in batches))
         metrics.DECODE_SECONDS.inc(decoded)

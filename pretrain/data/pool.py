@@ -27,6 +27,7 @@ from sharding.settings import Settings
 
 _MOST_WORKERS = 16
 _START_SECONDS = 120.0  # that nothing may come for as they start
+_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # which a worker is not
 # A path of the parent's own, because it need not be that of a fresh interpreter: a Ray worker's is its job's.
 _CHILD = "import sys; sys.path[:] = {path!r}; from pretrain.data.worker import serve; serve({jobs}, {pipe}, {parent})"
 
@@ -201,7 +202,10 @@ def _started(jobs: socket.socket) -> _Worker:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited: see `serve`
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[jobs.fileno(), there.fileno()]
+            [sys.executable, "-c", program],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[jobs.fileno(), there.fileno()],
+            env={name: value for name, value in os.environ.items() if name not in _OF_A_RANK},
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -173,9 +174,12 @@ def test_another_pass_is_another_view(sources: Sources) -> None:
 
 
 def test_it_tells_what_it_did(sources: Sources) -> None:
-    made = loader(sources, last=4)
-    batches = shown(made)
-    told = made.told
+    with loader(sources, last=4) as made:
+        told, batches = made.told, []
+        for step, lanes in enumerate(made, start=1):
+            batches.append(lanes)
+            time.sleep(0.2)  # the next steps are made meanwhile, and not told of
+            assert told.clips == step * LANES * LANE_BATCH
     assert told.clips == 4 * LANES * LANE_BATCH == sum(len(clips.keys) for lanes in batches for clips in lanes)
     assert told.wait_seconds > 0 and told.decode_seconds > 0 and told.bytes > 1000 and told.retries == 0
     (split,) = sources.splits
@@ -203,6 +207,19 @@ def children() -> set[int]:
 
 def names(folder: str) -> set[str]:
     return {path.name for path in Path(folder).iterdir()}
+
+
+def test_a_worker_is_no_rank(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks for a run's ranks by their environment finds these alone."""
+    monkeypatch.setenv("RANK", "0")
+    before = children()
+    with loader(sources, 1) as made:
+        steps = iter(made)
+        next(steps)
+        (worker,) = children() - before
+        environment = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
+        assert b"PATH=" + os.environ["PATH"].encode() in environment
+        assert not [entry for entry in environment if entry.startswith(b"RANK=")]
 
 
 def test_a_worker_that_is_killed_is_told(sources: Sources) -> None:
