@@ -74,11 +74,6 @@ def clip_frames_at(times: Times, start: int, length: int, fps: float) -> list[in
     return numbers
 
 
-def key_groups(keys: Sequence[bool]) -> list[int]:
-    """First packet of each key-frame group. `keys[i]` says whether packet i is a key frame."""
-    return [i for i, key in enumerate(keys) if key]
-
-
 def _timing(times: Times) -> tuple[NDArray[np.float64], float, float]:
     """Times from the first frame's on, how early a frame may be shown, and when the last one ends: all in seconds."""
     shown = np.asarray(times, np.float64)

@@ -88,12 +88,6 @@ class Mixture:
             for opened in self.orders[store].shards_open(lane, firsts[store], counts[store])
         ]
 
-    def shards_ahead(self, step: int, lane: int, steps: int) -> list[tuple[int, int]]:
-        """(store, shard) that a lane's steps from `step` on need, `steps` of them, in order of first use."""
-        batch = self.orders[0].lane_batch
-        draws = self.stream(lane, step * batch, steps * batch)
-        return list(dict.fromkeys((draw.store, draw.shard) for draw in draws))
-
     def describe(self, names: Sequence[str]) -> str:
         """What mixing does, for the log; `names` are the stores'."""
         passes = self.passes_by_store(1)

@@ -250,12 +250,6 @@ class Order:
         pieces = self._pieces(lane, first, count)
         return list(dict.fromkeys((self.store, shard) for block, _, _ in pieces for shard in block.opened))
 
-    def shards_ahead(self, step: int, lane: int, steps: int) -> list[tuple[int, int]]:
-        """(store, shard) that a lane's steps from `step` on need, `steps` of them, in order of first use."""
-        pieces = self._pieces(lane, step * self.lane_batch, steps * self.lane_batch)
-        shards = (shard for block, begin, end in pieces for shard in block.shards[begin:end].tolist())
-        return [(self.store, shard) for shard in dict.fromkeys(shards)]
-
     def _pieces(self, lane: int, first: int, count: int) -> Iterator[tuple[_Block, int, int]]:
         """A piece of a lane's stream as ranges of blocks."""
         assert 0 <= lane < self.lanes and first >= 0

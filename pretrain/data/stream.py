@@ -116,7 +116,6 @@ class ShardRows:
     """A shard's record, for rows to be taken from quickly."""
 
     def __init__(self, table: pa.Table, paths: Sequence[str]) -> None:
-        self.nbytes = int(table.nbytes)
         whole = table.combine_chunks()
         columns = {name: whole[name].chunk(0) for name in whole.column_names}
         self._paths = paths

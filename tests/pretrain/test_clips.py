@@ -15,7 +15,6 @@ from pretrain.data.clips import (
     clip_frames_at,
     evaluation_starts,
     is_looped,
-    key_groups,
     needed_frames,
     needed_frames_at,
     train_start,
@@ -143,7 +142,3 @@ def test_a_short_video_of_any_rate_is_looped() -> None:
     assert needed_frames_at([7.0], 1, 10.0) == 1
     assert is_looped(3, needed_frames_at([0.0, 0.1, 0.2], 4, 10.0))
     assert not is_looped(3, needed_frames_at([0.0, 0.1, 0.2], 3, 10.0))
-
-
-def test_groups_begin_at_key_frames() -> None:
-    assert key_groups([True, False, False, True, True, False]) == [0, 3, 4]

@@ -120,12 +120,10 @@ def test_what_was_asked_before_does_not_matter(order: Order, data: st.DataObject
     assert whole == [draw for step in range(7) for draw in order.lane(step, lane)]
 
 
-@given(orders(), st.integers(0, 20), st.integers(1, 5))
-def test_a_lane_needs_no_more_shards_than_a_block_has(order: Order, step: int, steps: int) -> None:
+@given(orders(), st.integers(0, 20))
+def test_a_lane_needs_no_more_shards_than_a_block_has(order: Order, step: int) -> None:
     most = (order.block_bytes - 1) // int(order.shards.bytes.min()) + 2
     for lane in range(order.lanes):
-        used = [(0, draw.shard) for at in range(step, step + steps) for draw in order.lane(at, lane)]
-        assert order.shards_ahead(step, lane, steps) == list(dict.fromkeys(used))
         opened = order.open_shards(step, lane)
         assert len(set(opened)) == len(opened)
         assert {(0, draw.shard) for draw in order.lane(step, lane)} <= set(opened)
