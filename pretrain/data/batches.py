@@ -30,9 +30,9 @@ Memory = Callable[[int], memoryview]
 class BatchPlanes:
     """Clips of a batch as decoded, the part of their pictures that is seen, padded to the largest: uint8.
 
-    RGB: y [N, T, H, W], uv [N, T, 2, H/2, W/2]. Flow: y [N, T, 2, H, W], dx and dy, and no uv. `sizes`: H, W of the
-    whole pictures, `origins`: the row and the column of them that come first here, both even; `matrices`: bt601 or
-    bt709; `bounds`: of flow, the motion in pixels that 127 steps are.
+    RGB: y [N, T, H, W], uv [N, T, 2, ceil(H/2), ceil(W/2)]. Flow: y [N, T, 2, H, W], dx and dy, and no uv. `sizes`:
+    H, W of the whole pictures, `origins`: the row and the column of them that come first here, both even; `matrices`:
+    bt601 or bt709; `bounds`: of flow, the motion in pixels that 127 steps are.
     """
 
     y: NDArray[np.uint8]
@@ -275,7 +275,7 @@ def lay_out(
     """Arrays for the planes of N clips of T frames of at most H x W (see `BatchPlanes`), y before uv in one stretch."""
     count, frames, height, width = shape
     y_shape: tuple[int, ...] = (count, frames, 2, height, width) if flow else (count, frames, height, width)
-    uv_shape = (count, frames, 2, height // 2, width // 2)
+    uv_shape = (count, frames, 2, (height + 1) // 2, (width + 1) // 2)
     start = -(-math.prod(y_shape) // _ALIGNED) * _ALIGNED
     body = np.frombuffer(memory(start + (0 if flow else math.prod(uv_shape))), np.uint8)
     y = body[: math.prod(y_shape)].reshape(y_shape)

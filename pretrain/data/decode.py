@@ -24,7 +24,7 @@ _local = threading.local()
 
 @dataclass(frozen=True)
 class Planes:
-    """Frames as stored, 8 bits, limited range: y [T, H, W], uv [T, 2, H/2, W/2]; matrix is bt601 or bt709."""
+    """Frames as stored, 8 bits, limited range: y [T, H, W], uv [T, 2, ceil(H/2), ceil(W/2)]; bt601 or bt709."""
 
     y: NDArray[np.uint8]
     uv: NDArray[np.uint8]
@@ -49,7 +49,7 @@ def decode_frames(source: Ranges, sample: Sample, wanted: Sequence[int]) -> Plan
     Raises Damaged when the bytes are damaged or a frame does not decode.
     """
     y = np.empty((len(wanted), sample.height, sample.width), np.uint8)
-    uv = np.empty((len(wanted), 2, sample.height // 2, sample.width // 2), np.uint8)
+    uv = np.empty((len(wanted), 2, (sample.height + 1) // 2, (sample.width + 1) // 2), np.uint8)
     decode_into(source, sample, wanted, Window.whole(sample), y, uv)
     return Planes(y, uv, plane_matrix(sample))
 
@@ -62,7 +62,7 @@ def decode_into(
     y: NDArray[np.uint8],
     uv: NDArray[np.uint8],
 ) -> None:
-    """As `decode_frames`, a window of each into the top left of y [T, H, W] and uv [T, 2, H/2, W/2]."""
+    """As `decode_frames`, a window of each into the top left of y [T, H, W] and uv [T, 2, …]."""
     places = _places(wanted)
     rows, columns = window
     luma = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
