@@ -11,9 +11,11 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
+
+import pytest
 
 SLOW_DOWN = "slow_down"  # 503, nothing forwarded
 RESET_BEFORE = "reset_before"  # the connection is reset, nothing forwarded
@@ -54,6 +56,16 @@ class Proxy:
             yield
         finally:
             self.running.set()
+
+
+@contextlib.contextmanager
+def before_s3(environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, seed: int) -> Iterator[Proxy]:
+    """This process reaches the S3 server of `environment` through a proxy, inside the `with`."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with fault_proxy(environment["AWS_ENDPOINT_URL"], seed=seed) as found:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", found.url)
+        yield found
 
 
 @contextlib.contextmanager

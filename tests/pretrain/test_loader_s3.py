@@ -13,7 +13,7 @@ from pretrain.data.reading import ReadingSettings
 from pretrain.data.sources import open_sources, order_of
 from sharding.errors import UserError
 from sharding.store import open_store
-from tests.faults import Proxy, fault_proxy
+from tests.faults import Proxy, before_s3
 from tests.pretrain.test_loader import SETTINGS, assert_same, data, kept
 from tests.s3 import S3Server, running_s3
 
@@ -33,10 +33,7 @@ def server(store: str) -> Iterator[S3Server]:
 
 @pytest.fixture()
 def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    with fault_proxy(server.environment["AWS_ENDPOINT_URL"], seed=2) as found:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", found.url)
+    with before_s3(server.environment, monkeypatch, seed=2) as found:
         yield found
 
 
@@ -69,7 +66,7 @@ def test_whole_parts_from_afar(store: str, proxy: Proxy, tmp_path: Path) -> None
     assert kept_parts
 
 
-def test_a_store_that_is_gone_ends_the_run(server: S3Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_gone_ends_the_run(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what the store's own patience ends in, at the trainer."""
     settings = data("s3://bucket/store")
     sources = open_sources(settings)

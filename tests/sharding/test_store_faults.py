@@ -20,7 +20,7 @@ from sharding.store import open_store
 from sharding.stores import remote, s3
 from sharding.stores.s3 import S3Store
 from tests import faults
-from tests.faults import Proxy, fault_proxy
+from tests.faults import Proxy, before_s3
 from tests.s3 import KEY, SECRET, S3Server, free_port, running_s3
 
 MIB = 2**20
@@ -34,10 +34,7 @@ def server() -> Iterator[S3Server]:
 
 @pytest.fixture()
 def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    with fault_proxy(server.environment["AWS_ENDPOINT_URL"], seed=1) as found:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", found.url)
+    with before_s3(server.environment, monkeypatch, seed=1) as found:
         yield found
 
 
