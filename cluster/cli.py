@@ -21,7 +21,7 @@ from cluster.tables import (
     print_verification,
     readable,
 )
-from sharding.errors import UserError
+from sharding.errors import CannotGoOn, UserError
 
 app = typer.Typer(
     name="reelscale",
@@ -405,6 +405,9 @@ def main() -> None:
     except UserError as error:
         print(f"reelscale: {error}", file=sys.stderr)
         sys.exit(2)
+    except CannotGoOn as error:
+        print(f"reelscale: {error}", file=sys.stderr)
+        sys.exit(1)
     except Interrupted:
         print("reelscale: stopped; run the same command again", file=sys.stderr)
         sys.exit(STOPPED)

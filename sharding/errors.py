@@ -19,5 +19,9 @@ class UserError(Exception):
         return f"{self.what}\n  where: {self.where}\n  remedy: {self.remedy}"
 
 
+class CannotGoOn(Exception):
+    """What ends a command through no mistake of anyone's, told in one message; the exit code is 1."""
+
+
 class DamagedStore(UserError):
     """Something in a store is missing, cut off, or not what was written."""

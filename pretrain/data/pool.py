@@ -23,6 +23,7 @@ from pydantic import Field
 from pretrain.data.batches import Batch, lay_out
 from pretrain.data.order import Draw
 from pretrain.data.worker import STOPS, EvaluationJob, Failed, Made, NewMemory, TrainingJob, Work
+from sharding.errors import CannotGoOn
 from sharding.settings import Settings
 
 _MOST_WORKERS = 16
@@ -46,11 +47,11 @@ class LoaderSettings(Settings):
     stall_seconds: Annotated[float, Field(gt=0, description="a run whose workers make nothing for so long ends")] = 600
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(CannotGoOn):
     """A worker process ended, and with it the batches that it was making."""
 
 
-class WorkersStalled(RuntimeError):
+class WorkersStalled(CannotGoOn):
     """No batch came for so long that none will."""
 
 

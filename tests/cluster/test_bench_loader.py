@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from cluster.usage import started_by, usage_of
 from tests.cluster.conftest import Say
-from tests.cluster.running import refused, succeeded
+from tests.cluster.running import Command, gone, refused, running, succeeded
 
 CLIP = ("data.clip.frames=4", "data.clip.resize=[16, 16]", "data.clip.crop=16")
 RUN = (*CLIP, "data.loader.workers=1", "lane_batch=2")
@@ -65,6 +66,29 @@ def test_a_damaged_store_is_told(store: Path, tmp_path: Path, say: Say) -> None:
         tar.chmod(0o644)
         tar.write_bytes(bytes(tar.stat().st_size))
     refused(say("bench-loader", copy, *RUN, "clips=4", "--json"), "damaged")
+
+
+def measuring(command: Command) -> int:
+    """The worker of a command that has shown its progress."""
+    command.until(lambda: "bench-loader: planes" in command.err)
+    (worker,) = [pid for pid, words in command.descendants().items() if any("worker" in word for word in words)]
+    return worker
+
+
+def test_a_worker_that_dies_is_told(store: Path, tmp_path: Path) -> None:
+    with running("bench-loader", store, *RUN, "seconds=300", folder=tmp_path) as command:
+        os.kill(worker := measuring(command), signal.SIGKILL)
+        assert command.exit_code() == 1
+        assert f"a process that decodes video (pid {worker}) was ended by SIGKILL" in command.err
+        assert "Traceback" not in command.err
+
+
+def test_ctrl_c_leaves_nothing(store: Path, tmp_path: Path) -> None:
+    with running("bench-loader", store, *RUN, "seconds=300", folder=tmp_path) as command:
+        worker = measuring(command)
+        command.ctrl_c()
+        assert command.exit_code() == 75 and "Traceback" not in command.err, command.said
+        assert gone([worker])
 
 
 def test_what_the_kernel_tells() -> None:
