@@ -20,10 +20,11 @@ class Store(Protocol):
     Every method raises UserError when the store cannot be used (unreachable, refused, full) and
     FileNotFoundError for a path that is absent. A remote store's method goes on trying for as long as the store
     was opened with patience for; what it reads or writes is whole, or it raises. `counters` tell what it did in this
-    process.
+    process. `remote`: an answer takes its time, and many at once take no longer.
     """
 
     url: str
+    remote: bool
     counters: Counters
 
     def get(self, path: str) -> bytes:

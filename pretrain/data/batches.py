@@ -11,9 +11,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.data.ahead import Extent, ReadAhead
 from pretrain.data.clips import evaluation_starts, is_looped, train_start
 from pretrain.data.decode import Window, decode_flow_into, decode_into, plane_matrix
 from pretrain.data.order import Draw, mix, sample_randoms
+from pretrain.data.packets import extents
+from pretrain.data.reading import PartReader
 from pretrain.data.resample import window
 from pretrain.data.stream import Damaged, Sample, Split
 from pretrain.data.views import VIEW_RANDOMS, ClipSettings, View, centre_view, train_view
@@ -211,12 +214,13 @@ class BatchMaker:
         height = max(window.rows.stop - window.rows.start for window in windows)
         width = max(window.columns.stop - window.columns.start for window in windows)
         y, uv = lay_out(self.memory, (len(shown), self.clip.frames, height, width), flow)
-        for _, together in itertools.groupby(range(len(shown)), key=lambda number: id(shown[number].sample)):
-            numbers = list(together)  # of one video: decoded in one pass
-            first, count, sample = numbers[0], len(numbers), shown[numbers[0]].sample
-            frames = [frame for number in numbers for frame in shown[number].frames]
+        videos = [list(clips) for _, clips in itertools.groupby(shown, key=lambda clip: id(clip.sample))]
+        self._expect(videos)
+        first = 0
+        for video in videos:  # decoded in one pass
+            count, sample, frames = len(video), video[0].sample, _frames(video)
             luma = y[first : first + count].reshape(count * self.clip.frames, *y.shape[2:])
-            source = shown[first].split.source
+            source = video[0].split.source
             try:
                 if uv is None:
                     decode_flow_into(source, sample, frames, windows[first], luma)
@@ -225,6 +229,7 @@ class BatchMaker:
                     decode_into(source, sample, frames, windows[first], luma, chroma)
             except Damaged as error:
                 raise _Lost(first, error) from error
+            first += count
         return BatchPlanes(
             y,
             uv,
@@ -234,6 +239,18 @@ class BatchMaker:
             [clip.sample.flow.bound if clip.sample.flow else math.nan for clip in shown],
             [clip.view for clip in shown],
         )
+
+    def _expect(self, videos: list[list[_Shown]]) -> None:
+        """Have what is far away sent for, all that the batch needs."""
+        coming: dict[int, tuple[ReadAhead | PartReader, list[Extent]]] = {}
+        for video in videos:
+            source, sample = video[0].split.source, video[0].sample
+            if isinstance(source, ReadAhead | PartReader):
+                table = sample.flow.packets if self.clip.input == "flow" and sample.flow else sample.packets
+                _, expected = coming.setdefault(id(source), (source, []))
+                expected += extents(table, _frames(video))
+        for source, expected in coming.values():
+            source.expect(expected)
 
     def _begin(self) -> tuple[float, int, int]:
         """The time, and what stores counted so far: bytes and retries."""
@@ -259,6 +276,10 @@ class BatchMaker:
             bytes=int(read),
             retries=int(retries),
         )
+
+
+def _frames(video: list[_Shown]) -> list[int]:
+    return [frame for clip in video for frame in clip.frames]
 
 
 def _window(clip: _Shown, crop: int) -> Window:

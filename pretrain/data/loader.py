@@ -122,9 +122,11 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes and threads."""
         self._pool.close()
         self._mover.close()
+        if self._fetcher:
+            self._fetcher.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The position: the step that comes next, and the order it belongs to."""

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
+from pretrain.data.ahead import Extent
 from pretrain.data.reading import PartReader
 from pretrain.data.stream import Damaged, PacketTable, Ranges
 from sharding.errors import DamagedStore
@@ -41,6 +42,12 @@ def needed_spans(table: PacketTable, wanted: Collection[int]) -> list[tuple[int,
     return [*spans, (first, last)]
 
 
+def extents(table: PacketTable, wanted: Collection[int]) -> list[Extent]:
+    """What `read_spans` reads for these frames."""
+    runs = _runs(table, needed_spans(table, wanted))
+    return [Extent(table.tar, table.start + run[0].low, table.start + _end(run)) for run in runs]
+
+
 def read_spans(
     source: Ranges, name: str, table: PacketTable, spans: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, list[bytes]]]:
@@ -49,9 +56,8 @@ def read_spans(
     Spans that lie close are read as one range. `name` is the sample's, for errors. Raises Damaged when bytes are
     missing or differ from their group's crc32.
     """
-    ranges = [_Range(table, *group_range(table, *span)) for span in spans]
-    for run in _close(ranges):
-        low, high = run[0].low, max(each.high for each in run)
+    for run in _runs(table, spans):
+        low, high = run[0].low, _end(run)
         try:
             body = _read(source, name, table, low, high)
             found = [each.packets(body, low, name, table) for each in run]
@@ -88,8 +94,9 @@ class _Range:
         return found
 
 
-def _close(ranges: list[_Range]) -> Iterator[list[_Range]]:
-    """Runs of ranges with gaps that cost less to read than another request."""
+def _runs(table: PacketTable, spans: Sequence[tuple[int, int]]) -> Iterator[list[_Range]]:
+    """The ranges of spans, those together between which lies less than another request costs."""
+    ranges = [_Range(table, *group_range(table, *span)) for span in spans]
     run = ranges[:1]
     for each in ranges[1:]:
         if each.low - run[-1].high > _GAP:
@@ -97,6 +104,10 @@ def _close(ranges: list[_Range]) -> Iterator[list[_Range]]:
             run = []
         run.append(each)
     yield run
+
+
+def _end(run: list[_Range]) -> int:
+    return max(each.high for each in run)
 
 
 def _read(source: Ranges, name: str, table: PacketTable, low: int, high: int) -> bytes:

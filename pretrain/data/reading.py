@@ -15,12 +15,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pretrain.data.ahead import Extent, ReadAhead
 from pretrain.data.cache import Cache, CacheSettings, DamagedPart
 from pretrain.data.clips import needed_frames
-from pretrain.data.stream import Split, TarPart
+from pretrain.data.stream import Ranges, Split, TarPart
 from pretrain.data.views import ClipSettings
 from sharding.errors import UserError
-from sharding.store import Store
 
 log = logging.getLogger("reelscale")
 
@@ -61,32 +61,31 @@ def reads_parts(settings: ReadingSettings, split: Split, clip: ClipSettings) -> 
 
 
 class PartReader:
-    """Ranges of a store's parts: from the copy on this host where there is one, else from the store.
+    """Ranges of a store's parts: from the copy on this host where there is one, else from the store."""
 
-    Safe for threads.
-    """
-
-    def __init__(self, store: Store, parts: Mapping[str, TarPart], cache: Cache) -> None:
+    def __init__(self, store: Ranges, parts: Mapping[str, TarPart], cache: Cache) -> None:
         self._store, self._cache, self._parts = store, cache, parts
         self._handles: OrderedDict[str, int] = OrderedDict()
-        self._lock = threading.Lock()
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of a part; raises as `Store.get_range`."""
-        with self._lock:
-            handle = self._handle(path)
-            if handle is not None and len(data := os.pread(handle, end - start, start)) == end - start:
-                return data
+        handle = self._handle(path)
+        if handle is not None and len(data := os.pread(handle, end - start, start)) == end - start:
+            return data
         return self._store.get_range(path, start, end)
 
     def discard(self, path: str) -> bool:
         """Forget a copy, whose bytes turned out to be damaged; whether there was one."""
-        with self._lock:
-            if path not in self._handles:
-                return False
-            os.close(self._handles.pop(path))
-            self._cache.discard(self._parts[path].sha256)
-            return True
+        if path not in self._handles:
+            return False
+        os.close(self._handles.pop(path))
+        self._cache.discard(self._parts[path].sha256)
+        return True
+
+    def expect(self, extents: Iterable[Extent]) -> None:
+        """See `ReadAhead`; a copy is not far away."""
+        if isinstance(self._store, ReadAhead):
+            self._store.expect(extent for extent in extents if self._handle(extent.path) is None)
 
     def _handle(self, path: str) -> int | None:
         if path in self._handles:
@@ -103,12 +102,16 @@ class PartReader:
 
 
 class PartFetcher:
-    """Fetches the parts of splits to this host, in a thread: one that needs a part meanwhile reads ranges of it."""
+    """Fetches the parts of splits to this host, in a thread: one that needs a part meanwhile reads ranges of it.
+
+    `close` ends the thread, after the part it is at.
+    """
 
     def __init__(self, splits: Mapping[int, Split], cache: Cache) -> None:
         self._splits, self._cache = splits, cache
-        self._queue: queue.SimpleQueue[tuple[Split, str]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Split, str] | None] = queue.SimpleQueue()
         self._wanted: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._closed = False
         threading.Thread(target=self._fetch, name="parts", daemon=True).start()
 
     def want(self, shards: Iterable[tuple[int, int]]) -> None:
@@ -125,9 +128,14 @@ class PartFetcher:
             for path in self._splits[number].paths(shard):
                 self._queue.put((self._splits[number], path))
 
+    def close(self) -> None:
+        """Fetch nothing more."""
+        self._closed = True
+        self._queue.put(None)
+
     def _fetch(self) -> None:
-        while True:
-            split, path = self._queue.get()
+        while (wanted := self._queue.get()) is not None and not self._closed:
+            split, path = wanted
             part = split.parts[path]
             try:
                 self._cache.fetch(split.store, path, part.sha256, part.bytes)

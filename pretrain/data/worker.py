@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.data.ahead import ReadAhead
 from pretrain.data.batches import Batch, BatchMaker
 from pretrain.data.cache import Cache
 from pretrain.data.order import Draw
@@ -151,7 +152,7 @@ def serve(jobs_handle: int, pipe_handle: int, parent: int) -> None:
     with suppress(EOFError, ConnectionError):
         work: Work = pickle.loads(pipe.recv_bytes())
         memory = SharedMemory(pipe)
-        _read_parts(work)
+        _choose_sources(work)
         # What is there now stays, and frames and packets make no circles: looking for some would cost a few per cent.
         gc.freeze()
         gc.set_threshold(100_000, 50, 50)
@@ -160,12 +161,15 @@ def serve(jobs_handle: int, pipe_handle: int, parent: int) -> None:
             _say(pipe, _done(maker, memory, pickle.loads(job)))
 
 
-def _read_parts(work: Work) -> None:
-    """Have whole parts read where that is cheaper."""
+def _choose_sources(work: Work) -> None:
+    """Read ahead what is far away, and whole parts where that is cheaper."""
+    for split in (*work.splits, *([work.unseen] if work.unseen else [])):
+        if split.store.remote:
+            split.source = ReadAhead(split.store)
     for split in work.splits:
         if reads_parts(work.reading, split, work.clip):
             assert work.reading.folder is not None
-            split.source = PartReader(split.store, split.parts, Cache(work.reading.folder, work.reading.bytes))
+            split.source = PartReader(split.source, split.parts, Cache(work.reading.folder, work.reading.bytes))
 
 
 def _done(maker: BatchMaker, memory: SharedMemory, job: TrainingJob | EvaluationJob) -> Made | Failed:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+
+_LOCK = threading.Lock()
 
 
 @dataclass
@@ -16,6 +19,13 @@ class Counters:
     requests: int = 0
     bytes: int = 0
     retries: int = 0
+
+    def add(self, requests: int = 0, bytes: int = 0, retries: int = 0) -> None:
+        """Count, from any thread."""
+        with _LOCK:
+            self.requests += requests
+            self.bytes += bytes
+            self.retries += retries
 
     def __reduce__(self) -> tuple[type[Counters], tuple[()]]:
         return Counters, ()

@@ -22,6 +22,8 @@ TEMPORARY = ".tmp-"
 class LocalStore:
     """A directory. Links to files count as files, links to folders are not followed."""
 
+    remote = False
+
     def __init__(self, root: str) -> None:
         if not root:
             raise UserError(
@@ -102,8 +104,7 @@ class LocalStore:
             (self.root / path).unlink(missing_ok=True)
 
     def _counted(self, data: bytes) -> bytes:
-        self.counters.requests += 1
-        self.counters.bytes += len(data)
+        self.counters.add(requests=1, bytes=len(data))
         return data
 
     def _commit(self, path: str, write: Callable[[Path], object], create: bool) -> None:

@@ -105,7 +105,7 @@ class Presigned:
         try:
             wire.body(body.pieces, end - start, seconds)
         finally:
-            self._counters.bytes += sum(map(len, body.pieces[before:]))
+            self._counters.add(bytes=sum(map(len, body.pieces[before:])))
         if end < min(body.end, total):
             raise BrokenAnswer(f"bytes {start} to {body.end} were asked for, {end - start} came")
 

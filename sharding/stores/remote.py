@@ -28,6 +28,8 @@ _CHUNK = 16 * 2**20
 class RemoteStore:
     """A prefix of an fsspec file system, as far as fsspec's common interface goes."""
 
+    remote = True
+
     def __init__(self, url: str, connect: Callable[[str, str], Any], patience: float = PATIENCE) -> None:
         self.url = url.rstrip("/")
         self.scheme, _, self.root = self.url.partition("://")
@@ -142,11 +144,11 @@ class RemoteStore:
 
     def _cat(self, path: str, **extent: int) -> bytes:
         data = cast(bytes, self._call(path, lambda: self._fs().cat_file(self._full(path), **extent)))
-        self.counters.bytes += len(data)
+        self.counters.add(bytes=len(data))
         return data
 
     def _call(self, path: str, action: Callable[[], T]) -> T:
-        self.counters.requests += 1
+        self.counters.add(requests=1)
         try:
             return action()  # untold to tenacity, whose bookkeeping costs as much as a small read
         except Exception as error:
@@ -165,8 +167,7 @@ class RemoteStore:
             raise_translated(error, self._where(path))
 
     def _again(self, _: tenacity.RetryCallState) -> None:
-        self.counters.requests += 1
-        self.counters.retries += 1
+        self.counters.add(requests=1, retries=1)
 
     def _require_length(self, path: str, length: int) -> None:
         found = self.size(path)

@@ -235,7 +235,7 @@ class S3Store(RemoteStore):
         asked: dict[str, Any] = {"Range": extent} if extent else {}
         answer = self._ask("get_object", limit=limit, Bucket=bucket, Key=key, **asked)
         data, length = answer["Body"], answer.get("ContentLength")
-        self.counters.bytes += len(data)
+        self.counters.add(bytes=len(data))
         if length is not None and len(data) != length:
             raise BrokenAnswer(f"{length} bytes were announced, {len(data)} came")
         found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.get("ContentRange") or "")

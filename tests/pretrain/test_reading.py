@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -125,3 +126,15 @@ def test_workers_share_what_they_fetch(store: str, tmp_path: Path) -> None:
     assert kept and kept <= parts
     keys, loader = keys_of(data, reading, last=30)
     assert keys[:6] == expected and loader.told.clips == 120
+
+
+def test_a_loader_that_is_closed_fetches_no_more(store: str, tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    data = DataSettings.model_validate({"store": store, "clip": CLIP, "reading": {"folder": tmp_path, "way": "parts"}})
+    sources = open_sources(data)
+    order = order_of(sources, data, 0, 1, 2)
+    with Loader(sources, order, SETTINGS, LoaderSettings(workers=1), range(1), reading=data.reading) as loader:
+        next(iter(loader))
+        (fetching,) = set(threading.enumerate()) - before
+    fetching.join(30)
+    assert not fetching.is_alive()
