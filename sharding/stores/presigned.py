@@ -55,7 +55,7 @@ class Presigned:
         Both are asked when they are needed.
         """
         self._sign, self._bundle, self._counters = sign, bundle, counters
-        self._lock = threading.Lock()
+        self._lock, self._signing = threading.Lock(), threading.Lock()
         self._urls: OrderedDict[str, tuple[Wire, str, float]] = OrderedDict()
         self._wires: dict[tuple[str, str], Wire] = {}
         self._resting = 0.0  # until then nothing is asked for here
@@ -111,22 +111,30 @@ class Presigned:
 
     def _place(self, path: str, known: bool) -> tuple[Wire, str, bool]:
         """Where an object is to be had: (connections, target of the GET, whether its URL was signed earlier)."""
-        with self._lock:
-            found = self._urls.get(path) if known else None
-            if found is not None and time.monotonic() < found[2]:
-                self._urls.move_to_end(path)
-                return found[0], found[1], True
-        url = urlsplit(self._sign(path))
-        host = str(url.netloc).rpartition("@")[2].removesuffix(f":{_DEFAULT_PORT[url.scheme]}")
-        until = time.monotonic() + _FRESH_SECONDS
-        with self._lock:
+        if known and (found := self._known(path)):
+            return found
+        with self._signing:  # others that want the same object wait for its URL
+            if known and (found := self._known(path)):
+                return found
+            url = urlsplit(self._sign(path))
+            host = str(url.netloc).rpartition("@")[2].removesuffix(f":{_DEFAULT_PORT[url.scheme]}")
+            until = time.monotonic() + _FRESH_SECONDS
             if (url.scheme, host) not in self._wires:
                 self._wires[url.scheme, host] = self._wire(url.scheme, host)
             wire, target = self._wires[url.scheme, host], f"{url.path}?{url.query}"
-            self._urls[path] = (wire, target, until)
-            while len(self._urls) > _KEPT:
-                self._urls.popitem(last=False)
+            with self._lock:
+                self._urls[path] = (wire, target, until)
+                while len(self._urls) > _KEPT:
+                    self._urls.popitem(last=False)
         return wire, target, False
+
+    def _known(self, path: str) -> tuple[Wire, str, bool] | None:
+        with self._lock:
+            found = self._urls.get(path)
+            if found is None or time.monotonic() >= found[2]:
+                return None
+            self._urls.move_to_end(path)
+            return found[0], found[1], True
 
     def _wire(self, scheme: str, host: str) -> Wire:
         if scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):

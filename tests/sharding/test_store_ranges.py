@@ -81,6 +81,16 @@ def test_a_url_is_signed_once_an_object(proxy: Proxy, signed: list[str], monkeyp
     assert signed[2:] == ["third", "object"]
 
 
+def test_threads_that_want_one_object_sign_it_once(proxy: Proxy, signed: list[str]) -> None:
+    store = opened()
+    signed.clear()
+    with ThreadPoolExecutor(16) as threads:
+        assert list(threads.map(store.get_range, ["object"] * 16, [5] * 16, [500] * 16)) == [DATA[5:500]] * 16
+        store.put("another", b"0123456789")
+        assert set(threads.map(store.get_range, ["another"] * 16, [2] * 16, [4] * 16)) == {b"23"}
+    assert signed == ["another"]
+
+
 def test_all_arrives_whatever_breaks(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_SLOWEST", 0.2)
     store = opened()
