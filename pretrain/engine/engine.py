@@ -15,7 +15,7 @@ from pretrain import metrics
 from pretrain.engine.world import World
 from pretrain.models import count
 from pretrain.models.batchnorm import commit_statistics, discard_statistics, synchronise
-from pretrain.models.groups import weight_decay_groups
+from pretrain.models.groups import parameter_groups
 from sharding.settings import Settings
 
 log = logging.getLogger("reelscale")
@@ -93,7 +93,7 @@ class Engine:
         if together:
             synchronise(model, world.gather)
         optimizer = torch.optim.SGD(
-            weight_decay_groups(model, settings.weight_decay),
+            parameter_groups(model, settings.weight_decay, {}),
             lr=1.0,
             momentum=settings.momentum,
             nesterov=settings.nesterov and settings.momentum > 0,

@@ -39,7 +39,12 @@ class LaneBatchNorm(nn.BatchNorm3d):
         self.register_buffer("pending", torch.zeros(2, channels), persistent=False)
         self.lanes = 0  # how many are pending
         self.fused = False  # by the network's path
+        self.frozen = False  # in evaluation for good
         self.gather: Gather | None = None  # where the batch is spread over ranks (`synchronise`)
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; a frozen layer stays in evaluation."""
+        return super().train(mode and not self.frozen)
 
     def forward(self, input: Tensor, added: Tensor | None = None, zeros: int = 0) -> Tensor:
         """Normalised N C T H W, plus `added`, through the ReLU where the layer has one.

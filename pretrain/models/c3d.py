@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -27,6 +28,10 @@ class C3D(VideoNetwork):
 
     head: ClassVar[str] = "fc8"
     stages: ClassVar[tuple[tuple[str, ...], ...]] = tuple((f"conv{group}", f"pool{group}") for group in range(1, 6))
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "stem": ("conv1",),
+        **{name: (name,) for name in ("conv2", "conv3", "conv4", "conv5", "fc6", "fc7")},
+    }
 
     def __init__(self, classes: int, frames: int, size: int, in_channels: int, width: float, dropout: float) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -108,6 +109,11 @@ class I3D(VideoNetwork):
         ("Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f", "MaxPool3d_5a_2x2"),
         ("Mixed_5b", "Mixed_5c"),
     )
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "stem": ("Conv3d_1a_7x7",),
+        "conv2": ("Conv3d_2b_1x1", "Conv3d_2c_3x3"),
+        **{f"conv{number}": tuple(f"Mixed_{name}" for name in MIXED if name[0] == number) for number in "345"},
+    }
 
     def __init__(self, classes: int, in_channels: int = 3, width: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
@@ -17,11 +17,13 @@ from pretrain.models.paths import PATHS, Path, set_path
 class VideoNetwork(nn.Module):
     """A network over clips: normalised N C T H W → logits N classes.
 
-    `head` is the classifier's name in the state dict. `stages` names the layers before it, group by group.
+    `head` is the classifier's name in the state dict. `stages` names the layers before it, group by group; `parts`
+    names those that have weights by the part they belong to (`groups`), from the first to the last.
     """
 
     head: ClassVar[str]
     stages: ClassVar[tuple[tuple[str, ...], ...]]
+    parts: ClassVar[Mapping[str, tuple[str, ...]]]
     path: Path = PATHS["channels-last"]
 
     def features(self, clips: Tensor) -> Tensor:

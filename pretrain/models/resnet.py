@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -103,6 +104,13 @@ class VideoResNet(VideoNetwork):
         ("layer3",),
         ("layer4",),
     )
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "stem": ("stem",),
+        "conv2": ("layer1",),
+        "conv3": ("layer2",),
+        "conv4": ("layer3",),
+        "conv5": ("layer4",),
+    }
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from torch import nn
 from pretrain.engine.path import measured, worth_trying
 from pretrain.models.batchnorm import commit_statistics
 from pretrain.models.count import macs
-from pretrain.models.groups import weight_decay_groups
+from pretrain.models.groups import parameter_groups
 from pretrain.models.network import VideoNetwork
 from pretrain.models.paths import PATHS
 from pretrain.models.paths import Path as ComputePath
@@ -96,7 +96,7 @@ class Step:
         shape = (case.batch, case.model.in_channels, case.frames, case.size, case.size)
         self._clips = torch.randn(shape, generator=draw).to(device).contiguous(memory_format=order)
         self._targets = torch.randint(400, (case.batch,), generator=draw).to(device)
-        self._sgd = torch.optim.SGD(weight_decay_groups(network, 1e-4), lr=1e-3, momentum=0.9, nesterov=True)
+        self._sgd = torch.optim.SGD(parameter_groups(network, 1e-4, {}), lr=1e-3, momentum=0.9, nesterov=True)
 
     def seconds(self) -> float:
         """Of one step."""

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from pretrain.engine.engine import EngineSettings, deepspeed_config
 from pretrain.engine.world import free_port
 from pretrain.models.batchnorm import commit_statistics
-from pretrain.models.groups import weight_decay_groups
+from pretrain.models.groups import parameter_groups
 from tests.pretrain.engine_worker import LANE_BATCH, LANES, RATE, lane_clips, network, snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def plain_loop(half: bool = False, together: bool = False) -> dict[int, dict[str
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model, taken = network(), {}
-    optimizer = torch.optim.SGD(weight_decay_groups(model, 0.01), lr=RATE, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(parameter_groups(model, 0.01, {}), lr=RATE, momentum=0.9, nesterov=True)
     for step in range(STEPS):
         optimizer.zero_grad()
         lanes = [lane_clips(step, lane) for lane in range(LANES)]

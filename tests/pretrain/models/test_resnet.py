@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pretrain.models.convolutions import FORMS, midplanes, temporal_strides
-from pretrain.models.groups import weight_decay_groups
 from pretrain.models.network import VideoNetwork
 from pretrain.models.resnet import DEPTHS
 from pretrain.models.weights import load_weights
@@ -173,17 +172,3 @@ def test_other_weights_are_refused_by_name_and_change_nothing() -> None:
     ):
         assert part in str(refused.value)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_biases_do_not_decay_and_everything_else_does() -> None:
-    model = tiny()
-    decayed, spared = weight_decay_groups(model, 1e-4)
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (1e-4, 0.0)
-    names = {id(value): name for name, value in model.named_parameters()}
-    assert all(names[id(value)].endswith(".bias") for value in spared["params"])
-    assert all(names[id(value)].endswith(".weight") for value in decayed["params"])
-    assert len(decayed["params"]) + len(spared["params"]) == len(names)
-    model.requires_grad_(False)
-    model.fc.weight.requires_grad_(True)
-    (only,) = weight_decay_groups(model, 1e-4)
-    assert [names[id(value)] for value in only["params"]] == ["fc.weight"]
