@@ -18,10 +18,19 @@ class ScheduleSettings(Settings):
     decay: Annotated[Literal["steps", "cosine", "constant"], Field(description="after the warm-up")] = "steps"
     step_epochs: Annotated[float, Field(gt=0, description="decay=steps: epochs between two drops")] = 10
     gamma: Annotated[float, Field(gt=0, le=1, description="decay=steps: factor of a drop")] = 0.1
+    rates: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="factors on the rate by part of the network: stem, conv2 to conv5 (stages for all of them), head; "
+        "0 freezes a part, 1 where none is given",
+    )
 
     def total_samples(self) -> int:
         """Samples of the whole run."""
-        return math.ceil(self.epochs * self.epoch_clips)
+        return max(1, self.clips(self.epochs))
+
+    def clips(self, epochs: float) -> int:
+        """Clips of so many epochs, a broken one counted whole; free of the product's rounding."""
+        return math.ceil(round(epochs * self.epoch_clips, 3))
 
 
 def total_steps(schedule: ScheduleSettings, batch: int) -> int:
@@ -30,19 +39,19 @@ def total_steps(schedule: ScheduleSettings, batch: int) -> int:
 
 
 def learning_rate(schedule: ScheduleSettings, lanes: int, samples: int) -> float:
-    """The learning rate of a step that begins after `samples` samples, for `lanes` lanes.
+    """The learning rate of a step that begins after `samples` samples, for `lanes` lanes; a part's `rates` come on top.
 
     Linear warm-up from 1/100 of the peak, then `decay` (R(2+1)D paper, section 4.1, counts its drops from the
     end of the warm-up).
     """
     peak = schedule.lr * lanes
-    epoch = samples / schedule.epoch_clips
-    if epoch < schedule.warmup_epochs:
-        return peak * (0.01 + 0.99 * epoch / schedule.warmup_epochs)
-    after = epoch - schedule.warmup_epochs
+    warmup = schedule.clips(schedule.warmup_epochs)
+    if samples < warmup:
+        return peak * (0.01 + 0.99 * samples / warmup)
+    after = samples - warmup
     if schedule.decay == "steps":
-        return peak * schedule.gamma ** math.floor(after / schedule.step_epochs)
+        return peak * schedule.gamma ** (after // max(1, schedule.clips(schedule.step_epochs)))
     if schedule.decay == "cosine":
-        length = max(schedule.epochs - schedule.warmup_epochs, 1e-12)
+        length = max(schedule.total_samples() - warmup, 1)
         return peak * 0.5 * (1.0 + math.cos(math.pi * min(after / length, 1.0)))
     return peak

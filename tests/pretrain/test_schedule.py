@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pretrain.schedule import ScheduleSettings, learning_rate, total_steps
 from pretrain.settings import DataSettings, TrainSettings
@@ -52,9 +55,60 @@ def test_it_rises_and_then_never_again(decay: str, epochs: float, warmup: float,
         assert later <= now * (1 + 1e-12)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "lr", "epoch_clips", "expected"),
+    [  # the paper's fine-tuning on HMDB51 and on UCF101, on 8 GPUs of 4 clips
+        (8, 0.0002, 40_000, {0: 1.6e-3, 79_968: 1.6e-3, 80_000: 1.6e-4, 160_000: 1.6e-5, 240_000: 1.6e-6}),
+        (8, 0.0001, 100_000, {0: 8e-4, 199_968: 8e-4, 200_000: 8e-5, 400_000: 8e-6, 600_000: 8e-7, 799_968: 8e-7}),
+    ],
+)
+def test_the_papers_fine_tuning(gpus: int, lr: float, epoch_clips: int, expected: dict[int, float]) -> None:
+    schedule = ScheduleSettings(
+        lr=lr, epoch_clips=epoch_clips, epochs=8, warmup_epochs=0, decay="steps", step_epochs=2, gamma=0.1
+    )
+    assert {at: learning_rate(schedule, gpus, at) for at in expected} == pytest.approx(expected)
+    assert total_steps(schedule, gpus * 4) == 8 * epoch_clips / 32
+
+
+def test_i3ds_rate_by_fixed_drops() -> None:
+    """kinetics-i3d: 0.1 in all, divided by ten when training stalls; here after 20 and 40 of 50 epochs."""
+    schedule = ScheduleSettings(lr=0.1 / 64, epoch_clips=240_000, epochs=50, warmup_epochs=0, step_epochs=20)
+    found = [rate(schedule, epoch, lanes=64) for epoch in (0, 19.99, 20, 39.99, 40, 49.99)]
+    assert found == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+@given(st.floats(0.5, 50), st.floats(0.01, 20), st.sampled_from(["steps", "cosine", "constant"]), st.integers(1, 64))
+def test_the_warm_up_ends_in_the_peak_without_a_jump(epochs: float, warmup: float, decay: str, lanes: int) -> None:
+    schedule = ScheduleSettings.model_validate(
+        {"epoch_clips": 10_000, "epochs": epochs + warmup, "warmup_epochs": warmup, "decay": decay, "step_epochs": 0.5}
+    )
+    peak, end = schedule.lr * lanes, schedule.clips(warmup)
+    assert learning_rate(schedule, lanes, 0) == pytest.approx(peak / 100)
+    assert learning_rate(schedule, lanes, end) == pytest.approx(peak)
+    assert learning_rate(schedule, lanes, end - 1) == pytest.approx(peak - 0.99 * peak / end)
+    assert learning_rate(schedule, lanes, end - 1) < peak
+
+
+def test_drops_come_at_their_very_sample() -> None:
+    schedule = ScheduleSettings(lr=1.0, epoch_clips=1000, epochs=1, warmup_epochs=0.1, step_epochs=0.2)
+    found = [learning_rate(schedule, 1, at) for at in (299, 300, 499, 500, 699, 700, 899, 900)]
+    assert found == pytest.approx([1, 0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3, 1e-4])
+
+
+@pytest.mark.parametrize(
+    ("rates", "told"), [({"stem": -0.1}, "0"), ({"head": float("nan")}, "finite"), ({"head": "x"}, "number")]
+)
+def test_rates_of_parts_are_numbers_from_zero_on(rates: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        ScheduleSettings(rates=rates)
+    assert ScheduleSettings(rates={"stem": 0, "stages": 0.01}).rates == {"stem": 0.0, "stages": 0.01}
+
+
 def test_the_last_step_is_a_full_one() -> None:
     schedule = ScheduleSettings(epoch_clips=100, epochs=2.5)
     assert schedule.total_samples() == 250
+    assert ScheduleSettings(epoch_clips=100, epochs=0.07).total_samples() == 7  # 0.07 × 100 is above 7 in floats
+    assert ScheduleSettings(epoch_clips=3, epochs=0.1).total_samples() == 1
     assert [total_steps(schedule, batch) for batch in (1, 50, 100, 249, 250, 1000)] == [250, 5, 3, 2, 1, 1]
 
 
