@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pretrain.engine.path import measured, worth_trying
+from pretrain.engine.peak import mfu, product_flops
 from pretrain.models.batchnorm import commit_statistics
 from pretrain.models.count import macs
 from pretrain.models.groups import parameter_groups
@@ -112,21 +113,6 @@ class Step:
         return time.perf_counter() - begin
 
 
-def matrix_product_flops(device: torch.device, half: bool, seconds: float = 1.0) -> float:
-    """Floating-point operations a second of a large matrix product here and now: the limit MFU is counted against."""
-    side = 8192 if device.type == "cuda" else 1536
-    dtype = torch.bfloat16 if half else torch.float32
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    best, deadline = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < deadline or best == float("inf"):
-        _wait(device)
-        begin = time.perf_counter()
-        left @ right
-        _wait(device)
-        best = min(best, time.perf_counter() - begin)
-    return 2 * side**3 / best
-
-
 def compare(case: Case, device: torch.device, rounds: int, compiling: bool) -> dict[str, Any]:
     """One case's figures: each contender's best step of `rounds`, in turn on a CPU, one after the other on a GPU.
 
@@ -136,8 +122,8 @@ def compare(case: Case, device: torch.device, rounds: int, compiling: bool) -> d
     torch.set_num_threads(case.threads or before)
     torch.manual_seed(0)
     model = build_model(case.model, 400, case.frames, case.size).to(device)
-    flops = 6 * macs(model, case.frames, case.size, case.size)  # forward, and twice that backward
-    limit = matrix_product_flops(device, case.half)
+    per_clip = macs(model, case.frames, case.size, case.size)
+    limit = product_flops(device, case.half, seconds=1.0)
     names = [name for name in worth_trying(device) if compiling or not PATHS[name].fused]
     clip = (case.model.in_channels, case.frames, case.size, case.size)
     choice = measured(model, clip, case.batch, case.half, device, names)
@@ -157,8 +143,8 @@ def compare(case: Case, device: torch.device, rounds: int, compiling: bool) -> d
     for row in rows.values():
         if "seconds" in row:
             row["clips_per_second"] = case.batch / row["seconds"]
-            row["mfu"] = flops * row["clips_per_second"] / limit
-    figures = {"case": case.name, "matrix_product_tflops": limit / 1e12, "gflops_per_clip": flops / 1e9}
+            row["mfu"] = mfu(row["clips_per_second"], per_clip, limit, 1)
+    figures = {"case": case.name, "matrix_product_tflops": limit / 1e12, "gflops_per_clip": 6 * per_clip / 1e9}
     return figures | {"chosen": f"ours, {choice.path}", "planar": choice.planar, "rows": rows}
 
 
