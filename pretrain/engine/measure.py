@@ -112,7 +112,8 @@ def _faster_planar(layer: Convolution, given: Tensor, needs_gradient: bool, half
             begin = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 y = layer(x)
-            y.backward(y.detach())
+            if y.requires_grad:  # not a frozen layer before which none learns
+                y.backward(y.detach())
             _wait(device)
             if number:
                 best[planar] = min(best[planar], time.perf_counter() - begin)

@@ -17,6 +17,7 @@ from pretrain.engine.measure import measure, planar_layers
 from pretrain.engine.path import evaluation_path, run_path
 from pretrain.engine.world import World
 from pretrain.models.batchnorm import LaneBatchNorm
+from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork
 from pretrain.models.paths import ON_CPU, PATHS, Convolution
 from pretrain.models.zoo import ModelSettings, build_model
@@ -151,6 +152,13 @@ def test_a_path_that_computes_wrongly_is_left_out(
     with caplog.at_level(logging.WARNING, "reelscale"):
         assert set(measure(model, torch.randn(8, 3, 4, 32, 32), True, paths, 1)) == {"plain", "channels-last"}
     assert "the path planar computes wrongly here" in caplog.text
+
+
+@pytest.mark.parametrize("rates", [{"stem": 0}, {"stem": 0, "stages": 0}, {"conv3": 0}])
+def test_a_network_with_frozen_parts_is_measured(rates: dict[str, float], tmp_path: Path, model: VideoNetwork) -> None:
+    freeze(model, rates)
+    run_path(tmp_path, model, CLIP, 2, False, ALONE)
+    assert set(json.loads((tmp_path / "path.json").read_text())["clips_per_second"]) == set(ON_CPU)
 
 
 def test_a_network_that_diverged_is_measured(model: VideoNetwork, caplog: pytest.LogCaptureFixture) -> None:
