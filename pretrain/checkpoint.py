@@ -1,162 +1,260 @@
 """Checkpoints: whole tensors in safetensors, committed whole or not at all, readable at any world size."""
 
-import hashlib
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sharding.errors import UserError
+from pretrain.checkpoints.attempts import claim, newest_attempt, require_newest
+from pretrain.checkpoints.folder import (
+    checkpoints_of,
+    committed,
+    manifest_in,
+    problem,
+    prune,
+    put_in_place,
+    sync,
+    writing,
+)
+from pretrain.checkpoints.history import restore_history, write_history
+from pretrain.checkpoints.identity import fetch_settings
+from pretrain.checkpoints.manifest import MANIFEST, manifest_of, step_name
+from pretrain.checkpoints.remote import Remote
+from sharding.errors import DamagedStore, UserError
 from sharding.settings import Settings
 
 log = logging.getLogger("reelscale")
 
-FORMAT = 1
-_MANIFEST = "manifest.json"
+_FETCHING = ".fetching-"
 
 
 class CheckpointSettings(Settings):
     """When to save and what to keep."""
 
     every_steps: Annotated[int, Field(ge=1, description="steps between two checkpoints")] = 1000
-    keep: Annotated[int, Field(ge=1, description="newest checkpoints kept")] = 2
-
-
-class Superseded(Exception):
-    """A newer attempt of the run has begun; this one must not write any more."""
+    keep: Annotated[int, Field(ge=1, description="newest checkpoints kept, and the best by clip@1 besides")] = 2
+    store: Annotated[
+        str | None,
+        Field(description="directory or URL where they are kept, too, under the run's name: it goes on on any machine"),
+    ] = None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run at a step. model: the network's state dict; optimizer: momentum by parameter; state: JSON values."""
+    """A run at a step. model: the network's state dict; optimizer: by "<state>:<parameter>"; average: weights
+    averaged over steps, by parameter; state: JSON values, `clip1` among them if the step was validated.
+
+    attempt: which start of the run saved it, known of a loaded one.
+    """
 
     step: int
     model: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor]
     state: dict[str, Any]
+    attempt: int = 0
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The network to use: its state dict, with averaged weights where there are some."""
+        return {**self.model, **self.average}
 
 
-def begin_attempt(run: Path) -> int:
-    """Number this start of the run: one more than any before. A file made exclusively is the claim."""
-    folder = run / "attempts"
-    folder.mkdir(parents=True, exist_ok=True)
-    number = newest_attempt(run) + 1
-    while True:
-        try:
-            (folder / f"{number:06d}").touch(exist_ok=False)
-            return number
-        except FileExistsError:
-            number += 1
+def begin_attempt(run: Path, settings: CheckpointSettings | None = None) -> int:
+    """Number this start of the run, one more than any before; what older ones write is not committed any more.
+
+    Raises UserError if the settings' store cannot be used, or if it holds another run of that name.
+    """
+    return claim(run, remote_of(run, settings))
 
 
-def newest_attempt(run: Path) -> int:
-    """The highest attempt number of the run; 0 if it never began."""
-    return max((int(path.name) for path in (run / "attempts").glob("[0-9]*")), default=0)
+def prepare_folder(run: Path, settings: CheckpointSettings) -> None:
+    """Before a run begins on an empty disk: bring its settings, which tell what it began with, from the store."""
+    remote = remote_of(run, settings)
+    if remote:
+        fetch_settings(run, remote)
 
 
 def save_checkpoint(run: Path, attempt: int, checkpoint: Checkpoint, keep: int) -> Path:
     """Commit a checkpoint: written aside, digests in a manifest put last, then renamed into place.
 
-    Raises Superseded, with nothing written in the run's name, if a newer attempt has begun.
+    Raises Superseded if a newer attempt has begun; OSError or SafetensorError if it cannot be written. Then nothing
+    of it is left.
     """
-    folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".writing-{attempt:06d}-{checkpoint.step:08d}"
+    checkpoints_of(run).mkdir(parents=True, exist_ok=True)
+    aside = writing(run, attempt, checkpoint.step)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    save_file(_plain(checkpoint.model), aside / "model.safetensors")
-    save_file(_plain(checkpoint.optimizer), aside / "optimizer.safetensors")
-    (aside / "state.json").write_text(json.dumps(checkpoint.state, indent=1))
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(aside.iterdir())}
-    manifest = {"format": FORMAT, "step": checkpoint.step, "attempt": attempt, "files": files}
-    (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in aside.iterdir():
-        _sync(path)
-    final = folder / f"step-{checkpoint.step:08d}"
-    if newest_attempt(run) > attempt:
+    try:
+        aside.mkdir()
+        _write(aside, checkpoint)
+        write_history(run, checkpoint.step, aside)
+        manifest = manifest_of(aside, checkpoint.step, attempt, checkpoint.state.get("clip1"))
+        (aside / MANIFEST).write_bytes(manifest.encoded())
+        for path in (*aside.iterdir(), aside):
+            sync(path)
+        require_newest(attempt, newest_attempt(run), str(run))
+        final = checkpoints_of(run) / step_name(checkpoint.step)
+        put_in_place(aside, final)
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-        raise Superseded(f"attempt {attempt} of {run} was replaced by attempt {newest_attempt(run)}")
-    shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
-    _sync(folder)
-    _prune(folder, final, keep, attempt)
+    prune(run, manifest, keep)
     return final
 
 
-def load_newest(run: Path) -> Checkpoint | None:
-    """The newest undamaged checkpoint of a run, or None; a damaged one is skipped with a warning."""
-    for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
-        problem = _problem(folder)
-        if problem is None:
-            return load_checkpoint(folder)
-        log.warning("skipping the damaged checkpoint %s (%s)", folder, problem)
+def load_newest(run: Path, settings: CheckpointSettings | None = None) -> Checkpoint | None:
+    """The newest undamaged checkpoint of a run, or None; a damaged one is skipped with a warning.
+
+    It is the last of the last attempt that saved any. With settings, which only a run that goes on gives, the one in
+    their store counts, too, and comes into the run's folder first; so does the metrics' history.
+    Raises UserError if the store cannot be used, or for another version's checkpoint.
+    """
+    remote = remote_of(run, settings)
+    here: dict[tuple[int, int], list[Path]] = {}
+    for folder in committed(run):
+        try:
+            manifest = manifest_in(folder)
+        except ValueError as error:
+            _skip(folder, error)
+        else:
+            here.setdefault((manifest.attempt, manifest.step), []).append(folder)
+    there = {(attempt, step) for step, attempt in remote.committed()} if remote else set()
+    for attempt, step in sorted({*here, *there}, reverse=True):
+        for folder in sorted(here.get((attempt, step), []), reverse=True):  # a replaced one last
+            found = _sound(folder, step, attempt)
+            if isinstance(found, Path):
+                return _loaded(run, found, settings)
+            _skip(folder, found)
+        if remote and (attempt, step) in there:
+            fetched = _fetched(run, remote, step, attempt)
+            if isinstance(fetched, Path):
+                return _loaded(run, fetched, settings)
+            _skip(f"{remote.where}, step {step}, attempt {attempt}", fetched)
     return None
+
+
+def load_step(run: Path, step: int, attempt: int, settings: CheckpointSettings) -> Checkpoint:
+    """The checkpoint that another rank chose, from the run's folder or else from the settings' store.
+
+    Raises UserError if it is in neither.
+    """
+    folder = checkpoints_of(run) / step_name(step)
+    found = _sound(folder, step, attempt)
+    remote = None if isinstance(found, Path) else remote_of(run, settings)
+    if remote:
+        found = _fetched(run, remote, step, attempt)
+    if isinstance(found, Path):
+        return load_checkpoint(found)
+    raise UserError(
+        f"rank 0 goes on from step {step} of attempt {attempt}, which this rank cannot read ({found})",
+        str(folder),
+        "put the run's folder on a file system that all machines share, or set checkpoint.store=URL",
+    )
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint's folder."""
     state = json.loads((folder / "state.json").read_text())
+    average = folder / "average.safetensors"
     return Checkpoint(
         step=int(state["step"]),
         model=load_file(folder / "model.safetensors"),
         optimizer=load_file(folder / "optimizer.safetensors"),
+        average=load_file(average) if average.exists() else {},
         state=state,
+        attempt=manifest_in(folder).attempt,
     )
 
 
 def load_run(run: Path) -> Checkpoint:
-    """The newest checkpoint of a run that must have one. Raises UserError otherwise."""
+    """The newest checkpoint in the folder of a run that must have one. Raises UserError otherwise."""
     checkpoint = load_newest(run) if run.is_dir() else None
     if checkpoint is None:
         raise UserError("no checkpoint to start from", str(run), "train this run first, or name another run's folder")
     return checkpoint
 
 
-def _problem(folder: Path) -> str | None:
-    """Why a checkpoint cannot be read, or None."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            return f"format {manifest['format']}, this version reads {FORMAT}"
-        for name, expected in manifest["files"].items():
-            if _sha256(folder / name) != expected["sha256"]:
-                return f"{name} does not have its sha256"
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+def remote_of(run: Path, settings: CheckpointSettings | None, ask: bool = True) -> Remote | None:
+    """The run's place in the settings' store, if they name one."""
+    return Remote(settings.store, run, ask) if settings and settings.store else None
 
 
-def _prune(folder: Path, saved: Path, keep: int, attempt: int) -> None:
-    """Leave the newest `keep` up to the one just saved. What is beyond it was damaged, or this run had begun there."""
-    steps = sorted(folder.glob("step-*"))
-    for other in steps:
-        if other > saved or other not in steps[: steps.index(saved) + 1][-keep:]:
-            shutil.rmtree(other, ignore_errors=True)
-    for left in folder.glob(".writing-*"):
-        if int(left.name.split("-")[1]) < attempt:
-            shutil.rmtree(left, ignore_errors=True)
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    save_file(_plain(checkpoint.model), folder / "model.safetensors")
+    save_file(_plain(checkpoint.optimizer), folder / "optimizer.safetensors")
+    if checkpoint.average:
+        save_file(_plain(checkpoint.average), folder / "average.safetensors")
+    (folder / "state.json").write_text(json.dumps(checkpoint.state, indent=1))
 
 
 def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _sound(folder: Path, step: int, attempt: int) -> Path | str:
+    """The folder if it is this checkpoint and undamaged, or what is wrong."""
     try:
-        os.fsync(handle)
+        manifest = manifest_in(folder)
+    except ValueError as error:
+        return str(error)
+    if (manifest.step, manifest.attempt) != (step, attempt):
+        return f"it is step {manifest.step} of attempt {manifest.attempt}"
+    return problem(folder, manifest) or folder
+
+
+def _loaded(run: Path, folder: Path, settings: CheckpointSettings | None) -> Checkpoint:
+    if settings:
+        restore_history(run, folder)
+    return load_checkpoint(folder)
+
+
+def _fetched(run: Path, remote: Remote, step: int, attempt: int) -> Path | str:
+    """The folder of a checkpoint that was downloaded, once for all ranks of a machine, or what is wrong with it."""
+    folder = checkpoints_of(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    final, aside = folder / step_name(step), folder / f"{_FETCHING}{os.getpid()}"
+    with _alone(folder) as alone:
+        if isinstance(found := _sound(final, step, attempt), Path):
+            return found
+        for left in folder.glob(f"{_FETCHING}*") if alone else (aside,):
+            shutil.rmtree(left, ignore_errors=True)
+        aside.mkdir()
+        try:
+            manifest = remote.download(step, attempt, aside)
+            wrong = problem(aside, manifest)
+            if wrong is None:
+                log.info("fetched the checkpoint at step %d from %s", step, remote.where)
+                put_in_place(aside, final)
+            return wrong or final
+        except (ValueError, FileNotFoundError, DamagedStore) as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """One process of this machine at a time; False where the file system, as some of a network, has no locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(handle)
+
+
+def _skip(where: object, why: object) -> None:
+    log.warning("skipping the damaged checkpoint %s (%s)", where, why)

@@ -93,7 +93,7 @@ def open_subject(settings: EvaluateSettings) -> Subject:
     split.number_classes(classes)
     checkpoint = load_run(run)
     model = build_model(train.model, len(classes), train.data.clip.frames, train.data.clip.crop)
-    load_weights(model, checkpoint.model, "keep", str(run))
+    load_weights(model, checkpoint.weights, "keep", str(run))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.use(evaluation_path(run, train.engine.path, device))
     return Subject(model.to(device).eval(), device, train.data.clip, split, checkpoint.step)

@@ -36,14 +36,14 @@ def export_run(run: Path, file: Path) -> dict[str, Any]:
     settings, classes = read_settings(run)
     checkpoint = load_run(run)
     clip = settings.data.clip
-    check_weights(on_meta(settings.model, len(classes), clip.frames, clip.crop), checkpoint.model, "keep", str(run))
+    check_weights(on_meta(settings.model, len(classes), clip.frames, clip.crop), checkpoint.weights, "keep", str(run))
     if (run / _PROVENANCE).exists():
         provenance: dict[str, Any] = {"imported": _read_json(run / _PROVENANCE)}
     else:
         index = _read_json(run / "settings.json")["identity"]["data"]["index"]
         source = {"run": run.name, "step": checkpoint.step, "store": settings.data.store, "index": index}
         provenance = {**source, "init": settings.init and settings.init.run}
-    export = Export(settings.model, classes, clip, provenance, checkpoint.model)
+    export = Export(settings.model, classes, clip, provenance, checkpoint.weights)
     write_export(file, export)
     return {"file": str(file), "bytes": file.stat().st_size, "step": checkpoint.step, **_described(export)}
 
@@ -74,7 +74,7 @@ def import_run(
     try:
         Run(aside, writes=True).begin(settings, names, [], {"classes": len(names), "parameters": count})
         (aside / _PROVENANCE).write_text(json.dumps(export.provenance, indent=1))
-        save_checkpoint(aside, begin_attempt(aside), Checkpoint(0, export.state, {}, {"step": 0}), keep=1)
+        save_checkpoint(aside, begin_attempt(aside), Checkpoint(0, export.state, {}, {}, {"step": 0}), keep=1)
         aside.rename(run)
     except OSError as error:
         raise UserError(f"the run cannot be written: {error}", str(run), "name a folder that can be written") from error

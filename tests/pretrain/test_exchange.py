@@ -39,7 +39,7 @@ def trained(tmp_path: Path) -> Path:
     run = tmp_path / "trained"
     Run(run, writes=True).begin(SETTINGS, CLASSES, ["the-index"], {})
     state = build_model(SETTINGS.model, len(CLASSES), CLIP.frames).state_dict()
-    save_checkpoint(run, begin_attempt(run), Checkpoint(30, state, {}, {"step": 30}), keep=1)
+    save_checkpoint(run, begin_attempt(run), Checkpoint(30, state, {}, {}, {"step": 30}), keep=1)
     return run
 
 

@@ -1,0 +1,117 @@
+"""Checkpoints in a run's folder: found, judged, put in place in one step, taken away in one step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pretrain.checkpoints.manifest import MANIFEST, Manifest, kept, read_manifest, sha256
+from sharding.errors import UserError
+
+_WRITING, _REPLACED, _REMOVED = ".writing-", ".replaced-", ".removed-"
+
+
+def checkpoints_of(run: Path) -> Path:
+    """Where a run's checkpoints are."""
+    return run / "checkpoints"
+
+
+def writing(run: Path, attempt: int, step: int) -> Path:
+    """Where an attempt writes a checkpoint before it has its name."""
+    return checkpoints_of(run) / f"{_WRITING}{attempt:06d}-{step:08d}"
+
+
+def committed(run: Path) -> list[Path]:
+    """The folders of all committed checkpoints, damaged ones with them, in no order.
+
+    One that a save of the same step was replacing when it was killed is among them.
+    """
+    folder = checkpoints_of(run)
+    return [*folder.glob("step-*"), *folder.glob(f"{_REPLACED}step-*")]
+
+
+def manifest_in(folder: Path) -> Manifest:
+    """A checkpoint's manifest. Raises ValueError if it is missing or damaged, UserError for another version's."""
+    try:
+        data = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise ValueError(f"its manifest cannot be read: {error.strerror or error}") from error
+    return read_manifest(data, str(folder))
+
+
+def problem(folder: Path, manifest: Manifest) -> str | None:
+    """Why a checkpoint cannot be read, or None: every file is read and has its sha256."""
+    try:
+        for name, expected in manifest.files.items():
+            if sha256(folder / name) != expected.sha256:
+                return f"{name} does not have its sha256"
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def put_in_place(aside: Path, final: Path) -> None:
+    """Rename a written checkpoint. One that has its name already can be loaded until the new one can."""
+    former = final.with_name(f"{_REPLACED}{final.name}")
+    if final.exists():
+        shutil.rmtree(former, ignore_errors=True)
+        final.rename(former)
+    aside.rename(final)
+    sync(final.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def prune(run: Path, saved: Manifest, keep: int) -> None:
+    """Leave what is to be kept (`kept`), what a newer attempt saved, and what another version wrote."""
+    found: dict[Path, Manifest] = {}
+    for path in checkpoints_of(run).glob("step-*"):
+        try:
+            manifest = read_manifest((path / MANIFEST).read_bytes(), str(path))
+            if manifest.attempt > saved.attempt:
+                continue
+            whole = all((path / name).stat().st_size == of.bytes for name, of in manifest.files.items())
+        except (ValueError, FileNotFoundError):
+            _discard(path)
+        except (OSError, UserError):
+            continue  # it may be sound, and cannot be read just now or by this version
+        else:
+            if whole:  # by length: to read it all would take too long at each save
+                found[path] = manifest
+            else:
+                _discard(path)
+    keepers = kept(found.values(), saved, keep)
+    for path, manifest in found.items():
+        if manifest not in keepers:
+            _discard(path)
+    _sweep(run, saved.attempt)
+
+
+def sync(path: Path) -> None:
+    """Have a file or a folder on the disk, not only in memory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a checkpoint; killed meanwhile, no half of it is left under a checkpoint's name."""
+    aside = folder.with_name(f"{_REMOVED}{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        folder.rename(aside)
+    except OSError:
+        return  # the next save tries again
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sweep(run: Path, attempt: int) -> None:
+    """Remove what killed processes left: of this attempt only what it does not need any more."""
+    for left in checkpoints_of(run).glob(f"{_WRITING}*"):
+        if int(left.name.split("-")[1]) < attempt:
+            shutil.rmtree(left, ignore_errors=True)
+    for pattern in (f"{_REPLACED}*", f"{_REMOVED}*"):
+        for left in checkpoints_of(run).glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
