@@ -1,0 +1,89 @@
+"""Ranks that die are missed by the others: each shows that it lives, and looks whether its neighbour does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from datetime import timedelta
+from types import TracebackType
+from typing import Annotated, Self
+
+import torch.distributed as dist
+from pydantic import Field
+
+from pretrain.engine.world import World
+from sharding.settings import Settings
+
+log = logging.getLogger("reelscale")
+
+_ANSWERS_WITHIN = timedelta(seconds=10)
+
+
+class PulseSettings(Settings):
+    """When a rank is given up."""
+
+    every_seconds: Annotated[float, Field(gt=0, description="between two signs of life of a rank")] = 5.0
+    lost_seconds: Annotated[float, Field(gt=0, description="without one, after which the others end")] = 40.0
+
+
+class Pulse:
+    """While the `with` lasts, a thread ends this process (exit 1) once the rank after it has gone, or rank 0 has.
+
+    A collective of NCCL waits ten minutes for a rank that was killed; a launcher that sees it die is not everywhere.
+    A rank that is only slow shows that it lives: the thread needs nothing of the main one. Signs of life go through
+    the store by which the ranks met, at rank 0.
+    """
+
+    def __init__(self, world: World, settings: PulseSettings) -> None:
+        self._world, self._settings = world, settings
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._world.size > 1:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """One that leaves in order is not missed; one that an error ends is."""
+        self._left.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        store = dist.PrefixStore("pulse", dist.distributed_c10d._get_default_store())
+        store.set_timeout(_ANSWERS_WITHIN)
+        rank, size = self._world.rank, self._world.size
+        neighbour = (rank + 1) % size
+        seen, since, beats = "", time.monotonic(), 0
+        while True:
+            left = self._left.wait(self._settings.every_seconds)
+            beats += 1
+            try:
+                store.set(str(rank), "left" if left else str(beats))
+                if left:
+                    return
+                there = store.get(str(neighbour)).decode() if store.check([str(neighbour)]) else ""
+            except (RuntimeError, ValueError) as error:  # what torch raises of a store that is gone
+                self._end(0, str(error).partition("\n")[0])
+                return
+            if there != seen or there == "left":
+                seen, since = there, time.monotonic()
+            elif time.monotonic() - since > self._settings.lost_seconds:
+                self._end(neighbour, f"no sign of life for {self._settings.lost_seconds:g} s")
+                return
+
+    def _end(self, lost: int, why: str) -> None:
+        if self._left.is_set():
+            return
+        log.error("rank %d: rank %d is gone (%s); the same command goes on from the last checkpoint",
+                  self._world.rank, lost, why)  # fmt: skip
+        for handler in log.handlers:
+            handler.flush()
+        sys.stdout.flush()
+        os._exit(1)

@@ -1,0 +1,75 @@
+"""A rank that was killed ends the others, though none of them is in a collective; those that leave in order do not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pretrain.engine.world import free_port
+
+ROOT = Path(__file__).parents[2]
+RANK = """
+import logging, sys, time
+from pretrain.engine.world import leave_world, start_world
+from pretrain.pulse import Pulse, PulseSettings
+logging.basicConfig()
+world = start_world()
+with Pulse(world, PulseSettings(every_seconds=0.1, lost_seconds=2.0)):
+    world.barrier()
+    print("in", flush=True)
+    time.sleep({seconds} if world.rank else {first})
+    world.barrier()
+print("out", flush=True)
+if world.rank:
+    time.sleep(4)
+leave_world()
+"""
+
+
+def ranks(size: int, seconds: float, first: float, folder: Path) -> list[subprocess.Popen[bytes]]:
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started = []
+    for rank in range(size):
+        environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}
+        with (folder / f"{rank}.log").open("wb") as log:
+            command = [sys.executable, "-c", RANK.format(seconds=seconds, first=first)]
+            started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
+    return started
+
+
+def until_in(folder: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + 120
+    while not all("in" in (folder / f"{rank}.log").read_text().split() for rank in range(len(processes))):
+        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_the_others_of_a_killed_rank_end(tmp_path: Path, victim: int) -> None:
+    processes = ranks(3, 300, 300, tmp_path)
+    try:
+        until_in(tmp_path, processes)
+        os.kill(processes[victim].pid, signal.SIGKILL)
+        codes = [process.wait(60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [-signal.SIGKILL if rank == victim else 1 for rank in range(3)]
+    told = "".join((tmp_path / f"{rank}.log").read_text() for rank in range(3) if rank != victim)
+    assert f"rank {victim} is gone" in told and "goes on from the last checkpoint" in told
+
+
+def test_ranks_that_leave_in_order_are_not_missed(tmp_path: Path) -> None:
+    """One is done seconds before the other, and rank 0 ends seconds before it, too."""
+    processes = ranks(2, 5, 0.1, tmp_path)
+    try:
+        assert [process.wait(60) for process in processes] == [0, 0], (tmp_path / "1.log").read_text()
+    finally:
+        for process in processes:
+            process.kill()
