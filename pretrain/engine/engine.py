@@ -1,73 +1,54 @@
 """A DeepSpeed engine from a run's settings: precision, ZeRO, lanes by accumulation, whole-tensor state."""
 
+from __future__ import annotations
+
+import copy
 import logging
+import math
 import os
 import sys
 import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain import metrics
+from pretrain.engine.config import EngineSettings, deepspeed_config
+from pretrain.engine.parts import Parts
+from pretrain.engine.scaler import LossScale
 from pretrain.engine.world import World
 from pretrain.models import count
-from pretrain.models.batchnorm import commit_statistics, discard_statistics, synchronise
+from pretrain.models.batchnorm import (
+    commit_statistics,
+    discard_statistics,
+    recompute_statistics,
+    synchronise,
+)
 from pretrain.models.groups import parameter_groups
-from sharding.settings import Settings
 
 log = logging.getLogger("reelscale")
 
-_MOMENTUM = "momentum_buffer"
+_LITTLE = 1e-6  # DeepSpeed's, and torch's: a norm clipped to itself
+_HALVES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class EngineSettings(Settings):
-    """How a step is computed. SGD as in the R(2+1)D paper (VMZ's Caffe2 code uses Nesterov)."""
+@dataclass(frozen=True)
+class EngineState:
+    """All that training goes on from: whole tensors in host memory, whatever ZeRO stage and world size they are of.
 
-    precision: Annotated[
-        Literal["fp32", "bf16"], Field(description="bf16: torch_autocast, fp32 weights, BN and gradient sums")
-    ] = "bf16"
-    zero: Annotated[Literal[0, 1, 2], Field(description="ZeRO stage")] = 1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = True
-    weight_decay: Annotated[float, Field(ge=0, description="on convolution, BN-scale and classifier weights")] = 1e-4
-    clip_gradient: Annotated[float, Field(ge=0, description="largest gradient norm; 0 for none")] = 0.0
-    path: Annotated[
-        Literal["auto", "plain", "channels-last", "planar", "planar-padded", "planar-fused", "padded-fused"],
-        Field(description="how the network computes, the same function; auto: the fastest, measured as a run begins"),
-    ] = "auto"
-    recomputed: Annotated[
-        Literal["auto", 0, 1, 2, 3, 4, 5],
-        Field(
-            description="the first groups of layers to compute twice, which saves memory; "
-            "auto: none, or where path is auto as many as the clips need to fit"
-        ),
-    ] = "auto"
+    model: the network's state dict. optimizer: by "<state>:<parameter>", e.g. "momentum_buffer:fc.weight", for
+    adamw "exp_avg:…", "exp_avg_sq:…", "step:…". average: the weights' moving average by parameter, {} without one.
+    scaler: the loss scale and its counter, {} but for fp16.
+    """
 
-
-def deepspeed_config(
-    settings: EngineSettings, batch: int, passes: int, world_size: int, parameters: int
-) -> dict[str, Any]:
-    """The engine's settings in DeepSpeed's words: `passes` of `batch` clips are accumulated on each rank."""
-    return {
-        "train_micro_batch_size_per_gpu": batch,
-        "gradient_accumulation_steps": passes,
-        "train_batch_size": batch * passes * world_size,
-        "gradient_clipping": settings.clip_gradient,
-        # DeepSpeed allocates a whole bucket, by default 2 GB, however small the network is.
-        "zero_optimization": {"stage": settings.zero, "reduce_bucket_size": min(parameters, 5 * 10**8)},
-        "zero_allow_untested_optimizer": True,
-        # An empty list keeps the gradient sums in fp32 under autocast.
-        "torch_autocast": {
-            "enabled": settings.precision == "bf16",
-            "dtype": "bfloat16",
-            "lower_precision_safe_modules": [],
-        },
-        "steps_per_print": 2**31,
-        "wall_clock_breakdown": False,
-    }
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    average: dict[str, Tensor]
+    scaler: dict[str, float]
 
 
 class Engine:
@@ -75,6 +56,9 @@ class Engine:
 
     A pass is a lane. With `together` it is all of the rank's lanes, which are then normalised with those of the
     other ranks as one batch.
+
+    A step whose loss or gradients are not finite on any rank is left out on all: weights, optimizer state, average
+    and BN statistics stay as they are to the bit. The host waits for the device once a step, for that verdict.
     """
 
     def __init__(
@@ -85,108 +69,209 @@ class Engine:
         lanes: int,
         lane_batch: int,
         together: bool = False,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
+        """`rates`: factors on the learning rate by part of the network, see `parameter_groups`."""
         deepspeed = _deepspeed(world)
-        self.world = world
+        self.world, self.model, self.was_skipped = world, model, False
+        self._settings, self._zero = settings, settings.zero
+        self._half, self._scale = _HALVES[settings.precision], LossScale(settings.precision == "fp16")
+        self._norm = float("nan")
+        # A network without memory: of the copies that predict where the model's own weights are in parts, or not meant.
+        self._blank = copy.deepcopy(model).to("meta") if settings.zero == 3 or settings.average else None
+        self._copies: dict[bool, nn.Module] = {}
         share = lanes // world.size
-        batch, passes = (lane_batch * share, 1) if together else (lane_batch, share)
+        batch, self._passes = (lane_batch * share, 1) if together else (lane_batch, share)
         if together:
             synchronise(model, world.gather)
-        optimizer = torch.optim.SGD(
-            parameter_groups(model, settings.weight_decay, {}),
-            lr=1.0,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov and settings.momentum > 0,
-        )
-        self.model = model
-        self._zero, self._half = settings.zero, settings.precision == "bf16"
+        self._trained = [value for value in model.parameters() if value.requires_grad]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
-            optimizer=optimizer,
-            config=deepspeed_config(settings, batch, passes, world.size, count.parameters(model)),
+            optimizer=_optimizer(model, settings, rates or {}),
+            config=deepspeed_config(settings, batch, self._passes, world.size, count.parameters(model)),
             dist_init_required=False,
         )
+        # DeepSpeed's own scalers judge a part of the gradients at a time, and under ZeRO 1 to 3 are stuck.
+        self._engine.torch_autocast_z0_gradscaler = None
         if self._zero:
-            self._make_momentum()
+            self._optimizer.torch_autocast_gradscaler = None
+            if settings.clip_gradient:
+                self._optimizer.optimizer.register_step_pre_hook(self._clip)
+        self._parts = Parts(model, self._optimizer, self._zero, settings.average)
 
-    def forward(self, video: torch.Tensor) -> torch.Tensor:
+    def forward(self, video: Tensor) -> Tensor:
         """Logits [N, classes] in fp32 of normalised clips [N, C, T, H, W]."""
         return self._engine(video).float()
 
-    def predict(self, video: torch.Tensor) -> torch.Tensor:
-        """Logits [N, classes] in fp32, in the training's precision and without gradients; the mode is the caller's."""
-        with torch.no_grad(), torch.autocast(self.world.device.type, torch.bfloat16, enabled=self._half):
-            return self.model(video).float()
+    def predict(self, video: Tensor, averaged: bool = False) -> Tensor:
+        """Logits [N, classes] in fp32, in the training's precision and without gradients.
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of one pass's mean loss."""
-        self._engine.backward(loss)
+        `averaged`: of the weights' moving average, which the settings must ask for, with the model's own BN
+        statistics. The mode is the caller's, but for averaged weights and under ZeRO 3: there a whole copy of the
+        network predicts, in evaluation mode, which `gather_for_predictions` makes or else the first prediction
+        after a step, either on all ranks.
+        """
+        network = self.model
+        if averaged or self._zero == 3:
+            self.gather_for_predictions(averaged)
+            network = self._copies[averaged]
+        with torch.no_grad(), torch.autocast(self.world.device.type, self._half, enabled=self._half is not None):
+            return network(video).float()
+
+    def gather_for_predictions(self, averaged: bool = False) -> None:
+        """Make `predict` free of collectives until the next step. One itself; a second time it does nothing."""
+        if (not averaged and self._zero != 3) or averaged in self._copies:
+            return
+        if self._blank is None or (averaged and self._settings.average is None):
+            raise ValueError("this run keeps no average of its weights: engine.average is not set")
+        network = copy.deepcopy(self._blank).to_empty(device=self.world.device)
+        discard_statistics(network)
+        values = {name: value.clone() for name, value in self._parts.weights()}
+        if averaged:
+            values |= {name: value.clone() for name, value in self._parts.average()}
+        network.load_state_dict({**values, **dict(self._buffers())})
+        self._copies[averaged] = network.eval()
+
+    @property
+    def was_overflow(self) -> bool:
+        """Whether the last step was left out at an fp16 loss scale above 1, which is still to be found."""
+        return self.was_skipped and self._half is torch.float16 and self._scale.factor >= 1
+
+    def recompute_statistics(self, batches: Iterable[Tensor]) -> None:
+        """Set the running BN statistics to the mean over many batches, all ranks' shares together. A collective.
+
+        `pretrain.models.batchnorm.recompute_statistics` says how; under ZeRO 3 by the copy that predicts.
+        """
+        self.gather_for_predictions()
+        network = self._copies.get(False, self.model)
+        recompute_statistics(network, batches, self.predict, self.world.sum_)
+        if network is not self.model:
+            found = network.state_dict()
+            for name, buffer in self._buffers():
+                buffer.copy_(found[name])
+        self._copies.pop(True, None)  # its statistics are the old ones
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one pass's mean loss. A loss that is not finite makes them NaN, on all ranks' sum."""
+        scale = self._loss_scale()
+        if self._zero and scale != 1:
+            self._optimizer.override_loss_scale(scale)  # by which DeepSpeed then multiplies, and divides in its step
+        # A finite loss times 1 is the same to the bit.
+        factor = torch.where(loss.detach().isfinite(), 1.0 if self._zero else scale, float("nan"))
+        self._engine.backward(loss * factor)
 
     def step(self) -> bool:
-        """Take the optimizer's step once all passes are in (True then); BN statistics move with it.
+        """Take the optimizer's step once all passes are in (True then); BN statistics and average move with it.
 
-        A step that ZeRO leaves out because a gradient is not finite leaves the statistics alone too.
+        `was_skipped` then says whether the step was left out, on all ranks alike.
         """
-        last = bool(self._engine.is_gradient_accumulation_boundary())
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+            return False
+        finite = self._prepare() if not self._zero else True
         self._engine.step()
-        if last and self._engine.was_step_applied():
+        finite = finite and self._engine.was_step_applied()
+        self.was_skipped = not finite
+        if finite:
             commit_statistics(self.model, self.world.sum_)
-        elif last:
+            self._parts.follow()
+            self._copies.clear()
+        else:
             discard_statistics(self.model)
             metrics.SKIPPED_STEPS.inc()
-            log.warning("a step was left out: a gradient is not finite")
-        return last
+            scale = f" (loss scale {self._scale.factor:g})" if self._half is torch.float16 else ""
+            log.warning("a step was left out: a loss or a gradient is not finite%s", scale)
+        self._scale.after_step(finite)
+        return True
 
     def set_learning_rate(self, rate: float) -> None:
-        """Set the rate of the coming step for every parameter group."""
+        """Set the rate of the coming step: for every parameter group, times the group's own scale."""
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
 
     def gradient_norm(self) -> float:
-        """Norm of the last step's averaged gradients; nan where DeepSpeed kept none (stage 0 without clipping)."""
-        norm = self._engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        """Norm of the last step's gradients before clipping; inf where it was left out, nan before the first."""
+        return float(self._engine.get_global_grad_norm()) if self._zero and self._engine.global_steps else self._norm
 
-    def momentum(self) -> dict[str, torch.Tensor]:
-        """Whole momentum tensors by parameter name, on the CPU; none before the first step of ZeRO-0.
+    def state(self) -> EngineState:
+        """All that training goes on from, in copies of their own. A collective; the tensors are on rank 0 alone."""
+        weights, buffers = self._kept(self._parts.weights()), self._kept(self._buffers())
+        whole = {**weights, **buffers}
+        return EngineState(
+            model={name: whole[name] for name in self.model.state_dict() if name in whole},
+            optimizer=self._kept(self._parts.optimizer()),
+            average=self._kept(self._parts.average()),
+            scaler=self._scale.state(),
+        )
 
-        A collective: every rank calls it.
+    def load(self, state: EngineState) -> None:
+        """Take over whole tensors, on every rank, whatever world size or ZeRO stage wrote them.
+
+        An average that the state has none of begins at its weights. Raises UserError for another optimizer's state.
         """
-        from deepspeed.utils import safe_get_full_optimizer_state
+        self._parts.set_weights(state.model)
+        with torch.no_grad():
+            for name, buffer in self._buffers():
+                buffer.copy_(state.model[name])
+        self._parts.set_optimizer(state.optimizer)
+        if state.average:
+            self._parts.set_average(state.average)
+        self._scale.load(state.scaler)
+        self._copies.clear()
 
-        states = {}
-        for name, parameter in self.model.named_parameters():
-            if self._zero:
-                value = safe_get_full_optimizer_state(parameter, _MOMENTUM)
-            else:
-                value = self._optimizer.state.get(parameter, {}).get(_MOMENTUM)
-            if value is not None:
-                states[name] = value.detach().cpu().clone()
-        return states
+    def _kept(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Copies in rank 0's host memory; every rank goes through all, since whole tensors are gathered on the way."""
+        return {name: value.detach().to("cpu", copy=True) for name, value in tensors if self.world.rank == 0}
 
-    def load_momentum(self, states: dict[str, torch.Tensor]) -> None:
-        """Take over whole momentum tensors, whatever world size or ZeRO stage wrote them."""
-        from deepspeed.utils import safe_set_full_optimizer_state
+    def _buffers(self) -> list[tuple[str, Tensor]]:
+        weights = {name for name, _ in self.model.named_parameters()}
+        return [(name, value) for name, value in self.model.state_dict().items() if name not in weights]
 
-        for name, parameter in self.model.named_parameters():
-            if name not in states:
-                continue
-            value = states[name].to(parameter.device)
-            if self._zero:
-                safe_set_full_optimizer_state(parameter, value, _MOMENTUM)
-            else:
-                self._optimizer.state[parameter][_MOMENTUM] = value.clone()
+    @torch.no_grad()
+    def _prepare(self) -> bool:
+        """Without ZeRO: whether the gradients, summed over the ranks, are finite. They are unscaled and clipped then.
 
-    def _make_momentum(self) -> None:
-        """Give each flat partition zero momentum, which SGD's first step takes as none, and link the parameters.
-
-        Left to itself DeepSpeed links after the first group's first step, when the other groups have no state yet.
+        Otherwise they are dropped, and an optimizer that is given none does nothing.
         """
-        inner = self._optimizer.optimizer
-        for group in inner.param_groups:
-            for partition in group["params"]:
-                inner.state[partition][_MOMENTUM] = torch.zeros_like(partition)
-        self._optimizer._lazy_init_hp_params_optimizer_state()
+        gradients = [value.grad for value in self._trained if value.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients))
+        scale, clip = self._loss_scale(), self._settings.clip_gradient
+        self._norm = float(torch.linalg.vector_norm(norms)) / scale  # here the host waits for the device
+        if not math.isfinite(self._norm):
+            self._norm = math.inf
+            for value in self._trained:
+                value.grad = None
+            return False
+        factor = scale * max(1.0, (self._norm + _LITTLE) / clip if clip else 1.0)
+        if factor != 1:
+            torch._foreach_mul_(gradients, 1 / factor)
+        return True
+
+    @torch.no_grad()
+    def _clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Under ZeRO: clip what the optimizer is about to take, by the norm as it lies on the device.
+
+        DeepSpeed's own clipping waits for the device once more for every parameter group.
+        """
+        norm, clip = self._optimizer._global_grad_norm, self._settings.clip_gradient
+        for group in optimizer.param_groups:
+            for part in group["params"]:
+                part.grad.div_(((norm + _LITTLE) / clip).clamp(min=1.0))
+
+    def _loss_scale(self) -> float:
+        """What a pass's loss is multiplied by: DeepSpeed divides it by the passes, of which fp16 is to notice nothing.
+
+        So a lane's gradients in half precision, and whether they overflow, are the same on any number of ranks.
+        """
+        return self._scale.factor * self._passes if self._half is torch.float16 else 1.0
+
+
+def _optimizer(model: nn.Module, settings: EngineSettings, rates: Mapping[str, float]) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, settings.weight_decay, rates)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=1.0, betas=settings.betas, eps=settings.eps)
+    nesterov = settings.nesterov and settings.momentum > 0
+    return torch.optim.SGD(groups, lr=1.0, momentum=settings.momentum, nesterov=nesterov)
 
 
 def _deepspeed(world: World) -> Any:

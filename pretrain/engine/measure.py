@@ -73,9 +73,26 @@ def measure(
     return seconds
 
 
+def dry_pass(model: VideoNetwork, clips: Tensor, precision: str) -> None:
+    """Forward and backward of clips, N C T H W, beside as much memory as training holds; gradients stay.
+
+    Raises what `is_out_of_memory` knows where it does not fit.
+    """
+    reserve = _training_reserve(model, clips.device)
+    was_training = model.training
+    seed_dropout(model.train(), [0], clips.device)
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    with torch.autocast(clips.device.type, half, enabled=precision != "fp32"):
+        logits = model(clips)
+    logits.float().square().mean().backward()
+    _wait(clips.device)
+    model.train(was_training)
+    del reserve
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a device's memory was too small; cuDNN says it in its own words while it tries its algorithms."""
-    told = ("unable to find an engine", "ALLOC_FAILED")
+    told = ("unable to find an engine", "ALLOC_FAILED", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
 
 

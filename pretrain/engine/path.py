@@ -13,9 +13,9 @@ from typing import Annotated
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pretrain.engine.measure import is_out_of_memory, measure, planar_layers
+from pretrain.engine.measure import dry_pass, is_out_of_memory, measure, planar_layers
 from pretrain.engine.world import World
-from pretrain.models.batchnorm import synchronise
+from pretrain.models.batchnorm import discard_statistics, synchronise
 from pretrain.models.count import macs
 from pretrain.models.network import VideoNetwork
 from pretrain.models.paths import ON_CPU, PATHS, Path
@@ -83,6 +83,24 @@ def run_path(
     return chosen.by_name(chosen.path)
 
 
+def fits(model: VideoNetwork, clip: Sequence[int], batch: int, precision: str, device: torch.device) -> None:
+    """A dry batch of `batch` clips of shape C T H W, forward and backward, so that what is compiled is compiled now.
+
+    The network is as before. Raises UserError for clips that do not fit into the device's memory.
+    """
+    try:
+        dry_pass(model, torch.randn(batch, *clip, generator=torch.Generator().manual_seed(0)).to(device), precision)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _too_large(batch, clip, model.path.recomputed < len(model.stages)) from None
+    finally:
+        model.zero_grad(set_to_none=True)
+        discard_statistics(model)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
 def measured(
     model: VideoNetwork,
     clip: Sequence[int],
@@ -120,12 +138,16 @@ def measured(
             continue
         rates = {name: tried / taken for name, taken in seconds.items()}
         return found.model_copy(update={"path": max(rates, key=rates.__getitem__), "clips_per_second": rates})
+    raise _too_large(batch, clip, recomputed is not None)
+
+
+def _too_large(batch: int, clip: Sequence[int], more_could_be_recomputed: bool) -> UserError:
     frames, side = clip[1], clip[2]
-    raise UserError(
+    return UserError(
         f"a lane of {batch} clips of {frames} frames of {side}² pixels does not fit into this device's memory",
-        "lane_batch" if recomputed is None else "lane_batch, engine.recomputed",
+        "lane_batch, engine.recomputed" if more_could_be_recomputed else "lane_batch",
         "set fewer clips a lane (and as many more lanes, for the same batch)"
-        + ("" if recomputed is None else ", or leave engine.recomputed out"),
+        + (", or engine.recomputed=5 (activations computed twice)" if more_could_be_recomputed else ""),
     )
 
 

@@ -5,7 +5,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from sharding.errors import UserError
+from sharding.errors import CannotGoOn, UserError
 
 log = logging.getLogger("reelscale")
+
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "NCCL error")
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,13 @@ class World:
         dist.all_gather(rows, row.contiguous())
         return torch.stack(rows)
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; all ranks get the same answer."""
-        if self.size == 1:
-            return flag
-        word = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(word, op=dist.ReduceOp.MAX)
-        return bool(word.item())
+    def hosts(self) -> list[str]:
+        """The name of every rank's machine, as far as 64 bytes go."""
+        name = socket.gethostname().encode()[:64]
+        row = torch.zeros(64, dtype=torch.uint8)
+        row[: len(name)] = torch.tensor(list(name), dtype=torch.uint8)
+        rows = self.gather(row.to(self.device)).cpu()
+        return [bytes(each.tolist()).rstrip(b"\0").decode(errors="replace") for each in rows]
 
     def share(self, make: Callable[[], str], patience: timedelta = timedelta(hours=2)) -> str:
         """What `make` says on rank 0, on every rank; the others wait for it, longer than for other collectives."""
@@ -102,8 +104,15 @@ def _adopt_slurm() -> None:
     os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
 
 
-def start_world(timeout_seconds: float = 600.0) -> World:
-    """Join the process group that the environment names (one process if none), nccl on GPUs, gloo without."""
+def start_world(timeout_seconds: float = 600.0, deterministic: bool = False) -> World:
+    """Join the process group that the environment names (one process if none), nccl on GPUs, gloo without.
+
+    `deterministic`: operations of a GPU that give other bits each time are not used. On a CPU there are none.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first GPU operation runs
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs
     world_size = world_size_from_environment()
     cuda = enough_gpus(torch.cuda.device_count() if torch.cuda.is_available() else 0, os.environ)
     if not dist.is_initialized():
@@ -120,7 +129,7 @@ def start_world(timeout_seconds: float = 600.0) -> World:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # a run's shapes hardly change
+        torch.backends.cudnn.benchmark = not deterministic  # a run's shapes hardly change
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
@@ -130,6 +139,20 @@ def enough_gpus(gpus: int, environment: Mapping[str, str]) -> bool:
     if 0 < gpus < ranks:
         log.warning("%d GPUs for %d ranks on this machine: training on the CPU; ranks=%d uses them", gpus, ranks, gpus)
     return gpus >= ranks
+
+
+@contextlib.contextmanager
+def ranks_are_there() -> Iterator[None]:
+    """Inside the `with`, a collective that fails because a rank is gone raises CannotGoOn."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if not any(words in reason for words in _LOST):
+            raise
+        raise CannotGoOn(
+            f"training failed: another rank is gone ({reason}); the same command goes on from the last checkpoint"
+        ) from error
 
 
 def leave_world() -> None:

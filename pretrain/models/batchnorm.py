@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
@@ -145,6 +145,46 @@ def discard_statistics(model: nn.Module) -> None:
         layer.lanes = 0
     if layers:
         torch._foreach_zero_([layer.pending for layer in layers])  # 0 × NaN is NaN: old ones must not stay
+
+
+@torch.no_grad()
+def recompute_statistics(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    forward: Callable[[Tensor], object],
+    all_reduce: Callable[[Tensor], object] | None = None,
+) -> None:
+    """Set the running statistics to the plain mean of many batches' own, "precise" ones (arXiv 2105.07576, 3.1).
+
+    `forward` runs the network, whose weights stand still, on a batch N C T H W. The ranks' shares of the batches
+    may differ in number; `all_reduce` sums a tensor over the ranks in place, is called once, and is None where
+    this process has all batches. Layers frozen in evaluation mode stay as they are, as everything does without a
+    batch. Only the layers normalise by the batch meanwhile: no dropout draws, and all modes are then as before.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    discard_statistics(model)
+    model.eval()
+    layers = [layer for layer in _layers(model) if layer.train().training]
+    try:
+        for batch in batches:
+            forward(batch)
+        if not layers:
+            return
+        sums = torch.cat([(layer.pending * layer.lanes).flatten() for layer in layers])
+        sums = torch.cat([sums, sums.new_tensor([max(layer.lanes for layer in layers)])])
+        if all_reduce is not None:
+            all_reduce(sums)
+        if not sums[-1]:
+            return
+        means = (sums[:-1] / sums[-1]).split([layer.pending.numel() for layer in layers])
+        for layer, statistics in zip(layers, means, strict=True):
+            mean, variance = statistics.view(2, -1)
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(variance)
+    finally:
+        discard_statistics(model)
+        for module, training in modes:
+            module.training = training
 
 
 @contextmanager

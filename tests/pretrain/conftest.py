@@ -51,6 +51,14 @@ def make_store(root: Path, classes: list[str], pictures: NDArray[Any], train: in
 
 
 @pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """What came out of the engine's cases, by world size."""
+    from tests.pretrain.engine_cases import run_cases  # loads torch, which other tests do without
+
+    return run_cases(tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture(scope="session")
 def pictures() -> NDArray[Any]:
     """A man in a car, small: uint8 [frames, 36, 44, 3]."""
     return read_footage(FOOTAGE / "carphone.mp4", 36)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pretrain.engine import measure as measuring
 from pretrain.engine.measure import measure, planar_layers
-from pretrain.engine.path import evaluation_path, run_path
+from pretrain.engine.path import evaluation_path, fits, run_path
 from pretrain.engine.world import World
-from pretrain.models.batchnorm import LaneBatchNorm
+from pretrain.models.batchnorm import LaneBatchNorm, commit_statistics
 from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork
 from pretrain.models.paths import ON_CPU, PATHS, Convolution
@@ -206,13 +206,35 @@ def test_clips_that_do_not_fit_are_computed_twice(
     needed = 2
     assert run_path(tmp_path, model, CLIP, 2, False, ALONE).recomputed == 2
     assert run_path(tmp_path, model, CLIP, 2, False, ALONE, recomputed=3).recomputed == 3
-    with pytest.raises(UserError, match=r"(?s)2 clips of 4 frames of 16² .* not fit.*leave engine.recomputed out"):
+    with pytest.raises(UserError, match=r"(?s)2 clips of 4 frames of 16² .* not fit.*engine.recomputed=5"):
         run_path(tmp_path, model, CLIP, 2, False, ALONE, recomputed=1)
     needed = 6
     (tmp_path / "path.json").unlink()
     with pytest.raises(UserError, match=r"(?s)does not fit.*fewer clips a lane"):
         run_path(tmp_path, model, CLIP, 2, False, ALONE)
     assert not (tmp_path / "path.json").exists()
+
+
+def test_a_dry_batch_leaves_nothing(model: VideoNetwork) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fits(model.eval(), CLIP, 2, "bf16", torch.device("cpu"))
+    assert all(value.grad is None for value in model.parameters()) and not model.training
+    commit_statistics(model)  # of no lane
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("groups", "remedy"), [(1, "engine.recomputed=5"), (5, "fewer clips a lane")])
+def test_a_dry_batch_that_does_not_fit(
+    model: VideoNetwork, monkeypatch: pytest.MonkeyPatch, groups: int, remedy: str
+) -> None:
+    def short(self: VideoNetwork, clips: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(VideoNetwork, "forward", short)
+    model.use(replace(model.path, recomputed=groups))
+    with pytest.raises(UserError, match=f"(?s)2 clips of 4 frames of 16² .* not fit.*{remedy}") as caught:
+        fits(model, CLIP, 2, "fp32", torch.device("cpu"))
+    assert ("recomputed" in caught.value.remedy) is (groups < len(model.stages))
 
 
 def test_a_layer_that_does_not_fit_is_a_mistake_of_the_settings(

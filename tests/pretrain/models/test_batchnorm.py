@@ -14,6 +14,7 @@ from pretrain.models.batchnorm import (
     LaneBatchNorm,
     commit_statistics,
     discard_statistics,
+    recompute_statistics,
     statistics_held,
     synchronise,
 )
@@ -210,3 +211,57 @@ def test_one_value_a_channel_is_no_batch(fused: bool) -> None:
         ours(torch.ones(1, 6, 1, 1, 1))
     synchronise(ours, lambda row: torch.stack([row, row]))
     assert ours(torch.ones(1, 6, 1, 1, 1)).isfinite().all()
+
+
+class Frozen(LaneBatchNorm):
+    """Stays in evaluation mode."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        return super().train(False)
+
+
+@pytest.mark.parametrize("shares", [[5], [3, 2], [5, 0]])
+def test_recomputed_statistics_are_the_mean_over_many_batches(shares: list[int]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(LaneBatchNorm(6), nn.Conv3d(6, 4, 1), nn.Dropout(0.5), LaneBatchNorm(4), Frozen(4))
+    batches = [lane(seed) for seed in range(5)]
+    hidden = []
+    for batch in batches:  # each layer normalises by the batch itself
+        first = nn.functional.batch_norm(batch, None, None, training=True, eps=1e-3)
+        hidden.append(network[1](first).detach())
+    expected = {
+        f"{number}.running_{name}": torch.stack([statistic(batch) for batch in given]).mean(0)
+        for number, given in ((0, batches), (3, hidden))
+        for name, statistic in (
+            ("mean", lambda batch: batch.mean((0, 2, 3, 4))),
+            ("var", lambda batch: batch.var((0, 2, 3, 4))),
+        )
+    }
+    network.train()(lane(7))
+    commit_statistics(network)  # what was there before is gone
+    network(lane(8))  # and what is pending does not count
+    before, dice = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    starts = [sum(shares[:rank]) for rank in range(len(shares))]
+    mine = [batches[start : start + share] for start, share in zip(starts, shares, strict=True)]
+    members = [copy.deepcopy(network) for _ in shares]
+    sent: list[Tensor] = []
+    for member, share in zip(members, mine, strict=True):
+        copied = copy.deepcopy(member)
+        recompute_statistics(copied, share, copied, lambda sums: sent.append(sums.clone()))
+    for member, share in zip(members, mine, strict=True):
+        recompute_statistics(member, share, member, lambda sums: sums.copy_(torch.stack(sent).sum(0)))
+        found = member.state_dict()
+        assert_close({name: found[name] for name in expected}, expected)
+        assert all(torch.equal(found[name], before[name]) for name in before if name not in expected)
+        assert [module.training for module in member] == [True] * 4 + [False]
+        assert not any(layer.lanes or layer.pending.any() for layer in (member[0], member[3]))
+    assert torch.equal(torch.get_rng_state(), dice)
+
+
+def test_no_batch_leaves_the_statistics_as_they_are() -> None:
+    ours, _ = pair()
+    ours(lane(1))
+    commit_statistics(ours)
+    before = copy.deepcopy(ours.state_dict())
+    recompute_statistics(ours, [], ours)
+    assert_close(ours.state_dict(), before, rtol=0, atol=0)
