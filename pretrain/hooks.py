@@ -3,44 +3,28 @@
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from pretrain import metrics
-from pretrain.checkpoint import Checkpoint, save_checkpoint
+from pretrain.checkpoint import Checkpoint
 from pretrain.data.loader import Clips, Loader
 from pretrain.data.transforms import network_input
 from pretrain.engine.engine import Engine
+from pretrain.engine.peak import mfu, peak_flops
 from pretrain.engine.world import World
+from pretrain.health import LossWatch
+from pretrain.memory import memory_in_use
+from pretrain.models.count import macs
 from pretrain.run import Run
+from pretrain.saver import Saver
 from pretrain.settings import TrainSettings
+from pretrain.step import OwnTime, Position, StepReport, right_clips
+from pretrain.stragglers import slow_ranks
 
 log = logging.getLogger("reelscale")
-
-
-@dataclass
-class StepReport:
-    """One finished step. loss and right are this rank's sums over its clips, on the device."""
-
-    step: int
-    samples: int
-    learning_rate: float
-    clips: int = 0
-    loss: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
-    right: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
-
-    def add(self, clips: Clips, logits: torch.Tensor, loss: torch.Tensor) -> None:
-        """Add one lane's batch; a clip is right if its top class is among its labels."""
-        self.clips += len(logits)
-        self.loss = self.loss.to(loss.device) + loss.detach() * len(logits)
-        self.right = self.right.to(loss.device) + right_clips(logits.detach(), clips.targets)
-
-
-def right_clips(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """How many rows of logits [N, classes] have their top class among the labels of targets [N, classes]."""
-    return (targets.gather(1, logits.argmax(1, keepdim=True)) > 0).sum().float()
 
 
 class Hook(Protocol):
@@ -53,74 +37,135 @@ class Hook(Protocol):
 class LogHook:
     """A log line, an event and the gauges every `log_steps` steps."""
 
-    def __init__(self, settings: TrainSettings, engine: Engine, world: World, run: Run, loader: Loader) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        engine: Engine,
+        world: World,
+        run: Run,
+        loader: Loader,
+        own_time: OwnTime,
+        saving: "CheckpointHook",
+    ) -> None:
         self._settings, self._engine, self._world, self._run = settings, engine, world, run
-        self._loader = loader
-        self._sums = torch.zeros(3, dtype=torch.float64, device="cpu")
-        self._begin, self._waited = time.perf_counter(), 0.0
+        self._loader, self._own_time, self._saving = loader, own_time, saving
+        clip = settings.data.clip
+        self._macs = macs(engine.model, clip.frames, clip.crop, clip.crop)
+        self._peak = peak_flops(world.device, settings.engine.half)
+        self._hosts = world.hosts()
+        self._begin_interval()
         metrics.STEPS.set(settings.steps)
 
     def after_step(self, report: StepReport, last: bool) -> None:
         """See `Hook`."""
-        clips = report.loss.new_tensor(float(report.clips))
-        self._sums += torch.stack([report.loss, report.right, clips]).cpu().double()
+        self._clips += report.clips
+        self._skipped += report.skipped
+        if not report.skipped:
+            self._loss += report.loss
+            self._right += report.right
+            self._learned += report.clips
         metrics.STEP.set(report.step)
         metrics.SAMPLES.set(report.samples)
         if report.step % self._settings.log_steps and not last:
             return
-        sums = self._sums.to(self._world.device, torch.float32)
-        self._world.sum_(sums)
-        loss, right, seen = sums.tolist()
         seconds = time.perf_counter() - self._begin
-        wait = (self._loader.told.wait_seconds - self._waited) / seconds
-        norm = self._engine.gradient_norm()
-        self._report(report, loss / seen, right / seen, seen / seconds, wait, norm)
-        self._sums.zero_()
-        self._begin, self._waited = time.perf_counter(), self._loader.told.wait_seconds
-
-    def _report(self, report: StepReport, loss: float, top1: float, rate: float, wait: float, norm: float) -> None:
-        epoch = report.samples / self._settings.schedule.epoch_clips
+        waited = self._loader.told.wait_seconds - self._waited
+        self._tell_slow(self._own_time.take() + waited)
+        rate = self._clips / seconds
         values = {
             "step": report.step,
-            "epoch": epoch,
+            "epoch": report.samples / self._settings.schedule.epoch_clips,
             "samples": report.samples,
-            "loss": loss,
-            "top1": top1,
+            "loss": self._loss / self._learned if self._learned else math.nan,
+            "top1": self._right / self._learned if self._learned else math.nan,
             "lr": report.learning_rate,
-            "grad_norm": norm if math.isfinite(norm) else None,
+            "grad_norm": self._engine.gradient_norm(),
             "clips_per_second": rate,
-            "data_wait_ratio": wait,
+            "mfu": mfu(rate, self._macs, self._peak, self._world.size),
+            "data_wait_ratio": waited / seconds,
+            "saving_ratio": (self._saving.seconds - self._saved) / seconds,
+            "memory_bytes": memory_in_use(self._world.device),
+            "skipped": self._skipped,
         }
-        self._run.event("train", values)
-        metrics.LOSS.set(loss)
-        metrics.TOP1.set(top1)
-        metrics.LEARNING_RATE.set(report.learning_rate)
-        metrics.GRADIENT_NORM.set(norm)
-        metrics.CLIP_RATE.set(rate)
-        metrics.DATA_WAIT.set(wait)
+        self._report(values)
+        self._begin_interval()
+
+    def _begin_interval(self) -> None:
+        self._loss = self._right = self._clips = self._learned = 0.0
+        self._skipped = 0
+        self._begin = time.perf_counter()
+        self._waited, self._saved = self._loader.told.wait_seconds, self._saving.seconds
+
+    def _tell_slow(self, own_seconds: float) -> None:
+        rows = self._world.gather(torch.tensor([own_seconds], device=self._world.device))
+        for rank, host, times in slow_ranks(rows[:, 0].tolist(), self._hosts):
+            log.warning("rank %d on %s is slow: its own work takes %.1f times the ranks' median", rank, host, times)
+            metrics.SLOW_RANKS.inc()
+
+    def _report(self, values: dict[str, float]) -> None:
+        told = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._run.event("train", told)
+        metrics.LOSS.set(values["loss"])
+        metrics.TOP1.set(values["top1"])
+        metrics.LEARNING_RATE.set(values["lr"])
+        metrics.GRADIENT_NORM.set(values["grad_norm"])
+        metrics.CLIP_RATE.set(values["clips_per_second"])
+        metrics.MFU.set(values["mfu"])
+        metrics.DATA_WAIT.set(values["data_wait_ratio"])
+        metrics.SAVING.set(values["saving_ratio"])
+        metrics.MEMORY.set(values["memory_bytes"])
         log.info(
-            "step %d/%d  epoch %.2f  loss %.3f  top-1 %.1f %%  lr %.4g  grad norm %.2f  %.0f clips/s  wait %.0f %%",
-            report.step, self._settings.steps, epoch, loss, 100 * top1, report.learning_rate, norm, rate, 100 * wait,
+            "step %d/%d  epoch %.2f  samples %s  loss %.3f  top-1 %.1f %%  lr %.4g  grad norm %.2f  %.0f clips/s  "
+            "MFU %.0f %%  wait %.0f %%  memory %.1f GB%s",
+            values["step"], self._settings.steps, values["epoch"], f"{values['samples']:,}", values["loss"],
+            100 * values["top1"], values["lr"], values["grad_norm"], values["clips_per_second"], 100 * values["mfu"],
+            100 * values["data_wait_ratio"], values["memory_bytes"] / 1e9,
+            f"  left out {values['skipped']}" if values["skipped"] else "",
         )  # fmt: skip
 
 
-class ValidationHook:
-    """One centre clip of unseen videos, each counted once, spread over the ranks."""
+class StatisticsHook:
+    """Precise batch normalisation: at the end, the mean statistics of many batches instead of the moving ones."""
 
-    def __init__(self, settings: TrainSettings, engine: Engine, world: World, run: Run, loader: Loader) -> None:
+    def __init__(
+        self, settings: TrainSettings, engine: Engine, position: Position, batches: Callable[[int, int], Loader]
+    ) -> None:
+        """`batches(first, last)`: a loader of these steps of the order."""
+        self._settings, self._engine, self._position, self._batches = settings, engine, position, batches
+
+    def after_step(self, report: StepReport, last: bool) -> None:
+        """See `Hook`."""
+        if report.step < self._settings.steps:
+            return
+        first = self._position.data_step
+        with self._batches(first, first + self._settings.precise_statistics) as loader:
+            clip = self._settings.data.clip
+            lanes = (lane for step in loader for lane in step)
+            self._engine.recompute_statistics(network_input(lane.planes, clip) for lane in lanes)
+        log.info("batch statistics taken anew of %d steps' clips", self._settings.precise_statistics)
+
+
+class ValidationHook:
+    """One centre clip of unseen videos, each counted once, spread over the ranks; by averaged weights where kept."""
+
+    def __init__(
+        self, settings: TrainSettings, engine: Engine, world: World, run: Run, loader: Loader, position: Position
+    ) -> None:
         self._settings, self._engine, self._world, self._run = settings, engine, world, run
-        self._loader = loader
+        self._loader, self._position = loader, position
+        self._averaged = settings.engine.average is not None
         videos = loader.videos_unseen
         count = min(videos, settings.validation.videos)
         self._rows = [i * videos // count for i in range(count)]
 
     def after_step(self, report: StepReport, last: bool) -> None:
-        """See `Hook`."""
+        """See `Hook`. Enters `clip1` and `best` in the report."""
         finished = report.step == self._settings.steps
         if report.step % self._settings.validation.every_steps and not finished:
             return
         sums = torch.zeros(3, device=self._world.device)
         model = self._engine.model
+        self._engine.gather_for_predictions(self._averaged)
         model.eval()
         mine = self._rows[self._world.rank :: self._world.size]
         for clips in self._loader.unseen_clips(mine, self._settings.lane_batch):
@@ -128,42 +173,70 @@ class ValidationHook:
         model.train()
         self._world.sum_(sums)
         loss, right, videos = sums.tolist()
+        report.clip1 = right / videos
+        report.best = self._position.best is None or report.clip1 > self._position.best
+        if report.best:
+            self._position.best = report.clip1
         values = {
             "step": report.step,
             "samples": report.samples,
             "loss": loss / videos,
-            "clip1": right / videos,
+            "clip1": report.clip1,
         }
         self._run.event("validation", {**values, "videos": int(videos)})
-        metrics.VALIDATION_CLIP1.set(right / videos)
+        metrics.VALIDATION_CLIP1.set(report.clip1)
         log.info("validation at step %d: loss %.3f, clip@1 %.1f %% on %d videos", report.step, loss / videos,
-                 100 * right / videos, int(videos))  # fmt: skip
+                 100 * report.clip1, int(videos))  # fmt: skip
 
     def _batch(self, clips: Clips) -> torch.Tensor:
-        logits = self._engine.predict(network_input(clips.planes, self._settings.data.clip))
+        video = network_input(clips.planes, self._settings.data.clip)
+        logits = self._engine.predict(video, self._averaged)
         loss = torch.nn.functional.cross_entropy(logits, clips.targets, reduction="sum")
         count = torch.tensor(float(len(logits)), device=logits.device)
         return torch.stack([loss, right_clips(logits, clips.targets), count])
 
 
 class CheckpointHook:
-    """A committed checkpoint every so many steps, and at the end."""
+    """A checkpoint every so many steps, at a validation's best and at the end, written while training goes on.
 
-    def __init__(self, settings: TrainSettings, engine: Engine, world: World, run: Run, attempt: int) -> None:
-        self._settings, self._engine, self._world, self._run = settings, engine, world, run
-        self._attempt = attempt
+    `seconds`: that training stood still for it.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        engine: Engine,
+        world: World,
+        position: Position,
+        watch: LossWatch,
+        saver: Saver | None,
+    ) -> None:
+        """`saver`: rank 0's."""
+        self._settings, self._engine, self._world = settings, engine, world
+        self._position, self._watch, self._saver = position, watch, saver
+        self.seconds = 0.0
 
     def after_step(self, report: StepReport, last: bool) -> None:
         """See `Hook`."""
-        if report.step % self._settings.checkpoint.every_steps and not last:
+        if report.step % self._settings.checkpoint.every_steps and not (last or report.best):
             return
-        momentum = self._engine.momentum()
-        if self._world.rank == 0:
-            begin = time.perf_counter()
-            state = {"step": report.step, "samples": report.samples, "attempt": self._attempt}
-            checkpoint = Checkpoint(report.step, self._engine.model.state_dict(), momentum, state)
-            folder = save_checkpoint(self._run.folder, self._attempt, checkpoint, self._settings.checkpoint.keep)
-            metrics.CHECKPOINTS.inc()
-            metrics.CHECKPOINT_SECONDS.set(time.perf_counter() - begin)
-            log.info("checkpoint %s", folder)
+        begin = time.perf_counter()
+        whole = self._engine.state()
+        if self._saver:
+            state = {
+                "step": report.step,
+                "samples": report.samples,
+                "passed_over": self._position.passed_over,
+                "best": self._position.best,
+                "watch": self._watch.state(),
+                "scaler": whole.scaler,
+                "clip1": report.clip1,
+            }
+            self._saver.save(Checkpoint(report.step, whole.model, whole.optimizer, whole.average, state))
+        self.seconds += time.perf_counter() - begin
+
+    def finish(self) -> None:
+        """Wait until what was saved is written."""
+        if self._saver:
+            self._saver.finish()
         self._world.barrier()

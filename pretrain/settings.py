@@ -7,10 +7,14 @@ from pydantic import Field
 
 from pretrain.checkpoint import CheckpointSettings
 from pretrain.data.sources import DataSettings
-from pretrain.engine.engine import EngineSettings
+from pretrain.engine.config import EngineSettings
+from pretrain.health import HealthSettings
+from pretrain.losses import LossSettings
 from pretrain.models.count import activation_bytes, fewest_values, macs, parameters
 from pretrain.models.zoo import ModelSettings, build_model
+from pretrain.pulse import PulseSettings
 from pretrain.schedule import ScheduleSettings, total_steps
+from pretrain.watchdog import WatchdogSettings
 from sharding.errors import UserError
 from sharding.settings import Settings
 
@@ -40,7 +44,20 @@ class TrainSettings(Settings):
     model: ModelSettings = ModelSettings()
     init: InitSettings | None = None
     schedule: ScheduleSettings = ScheduleSettings()
+    loss: LossSettings = LossSettings()
     engine: EngineSettings = EngineSettings()
+    precise_statistics: Annotated[
+        int,
+        Field(ge=0, description="steps' worth of clips of which the running statistics of batch normalisation are "
+              "taken anew at the end, with the weights as they are then; 0: the moving ones stay"),
+    ] = 0  # fmt: skip
+    deterministic: Annotated[
+        bool | None,
+        Field(description="the same bits in every run of these settings and ranks; unless given, on a CPU only"),
+    ] = None
+    health: HealthSettings = HealthSettings()
+    watchdog: WatchdogSettings = WatchdogSettings()
+    pulse: PulseSettings = PulseSettings()
     validation: ValidationSettings = ValidationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
 
@@ -50,9 +67,19 @@ class TrainSettings(Settings):
         return self.lanes * self.lane_batch
 
     @property
+    def together(self) -> bool:
+        """Whether all lanes are normalised as one batch."""
+        return self.model.batch_norm == "all"
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         return total_steps(self.schedule, self.batch)
+
+
+def is_deterministic(settings: TrainSettings, device: torch.device) -> bool:
+    """Whether two runs of the settings are to give the same bits on such a device."""
+    return device.type == "cpu" if settings.deterministic is None else settings.deterministic
 
 
 def check_ranks(lanes: int, ranks: int) -> None:
@@ -67,11 +94,14 @@ def check_ranks(lanes: int, ranks: int) -> None:
 
 
 def check_lane(settings: TrainSettings, classes: int) -> None:
-    """Raises UserError where a layer would have a single value a channel to normalise."""
+    """Raises UserError where a layer would have a single value a channel to normalise, or a clip none to mix with."""
+    if settings.loss.mixup and settings.lane_batch == 1:
+        what = "mixup blends a clip with another of its lane, and a lane has one clip"
+        raise UserError(what, "loss.mixup, lane_batch", "set lane_batch=2 or more, or leave loss.mixup out")
     clip = settings.data.clip
     with torch.device("meta"):
         model = build_model(settings.model, classes, clip.frames, clip.crop)
-    clips = settings.lane_batch * (settings.lanes if settings.model.batch_norm == "all" else 1)
+    clips = settings.lane_batch * (settings.lanes if settings.together else 1)
     if clips * fewest_values(model, clip.frames, clip.crop) == 1:
         raise UserError(
             f"the last layers make one value a channel of a clip of {clip.frames} frames of {clip.crop}² pixels, and a "
@@ -87,9 +117,9 @@ def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> 
     with torch.device("meta"):
         model = build_model(settings.model, classes, clip.frames, clip.crop)
     count = parameters(model)
-    at_once = settings.lane_batch * (settings.lanes // ranks if settings.model.batch_norm == "all" else 1)
+    at_once = settings.lane_batch * (settings.lanes // ranks if settings.together else 1)
     recomputed = 0 if settings.engine.recomputed == "auto" else settings.engine.recomputed
-    per_clip = activation_bytes(model, clip.frames, clip.crop, settings.engine.precision == "bf16", recomputed)
+    per_clip = activation_bytes(model, clip.frames, clip.crop, settings.engine.half, recomputed)
     weights = count * 4 * 2 + count * 4 // (ranks if settings.engine.zero else 1)
     return {
         "ranks": ranks,

@@ -1,32 +1,30 @@
-"""Stopping on request: signals and a file only mark, all ranks agree at a step's end, the trainer acts."""
+"""Stopping on request: signals and a file only mark; ranks agree at a step's end, and the trainer acts."""
 
 import signal
 import threading
 from pathlib import Path
 from types import FrameType
 
-from pretrain.engine.world import World
-
 STOP_FILE = "stop"
 
 
 class Stop:
-    """Collects requests to stop: SIGTERM, SIGINT or SIGUSR1 on any rank, or a file `stop` in the run's folder."""
+    """Collects requests to stop: SIGTERM, SIGINT or SIGUSR1, or a file `stop` in the run's folder (rank 0 looks)."""
 
-    def __init__(self, world: World, folder: Path) -> None:
-        self._world, self._file, self._marked = world, folder / STOP_FILE, False
+    def __init__(self, folder: Path, looks: bool) -> None:
+        self._file, self._looks, self._marked = folder / STOP_FILE, looks, False
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                 signal.signal(number, self._mark)
 
-    def agreed(self) -> bool:
-        """Whether any rank was asked to stop. A collective: every rank gets the same answer."""
-        wanted = self._marked or (self._world.rank == 0 and self._file.exists())
-        return self._world.any(wanted)
+    @property
+    def wanted(self) -> bool:
+        """Whether this rank was asked to."""
+        return self._marked or (self._looks and self._file.exists())
 
     def clear(self) -> None:
         """Take the request back, once it was carried out."""
-        if self._world.rank == 0:
+        if self._looks:
             self._file.unlink(missing_ok=True)
 
     def _mark(self, number: int, frame: FrameType | None) -> None:

@@ -14,11 +14,12 @@ from cluster.launch import local, ray_ranks
 from cluster.launch.choose import Launcher, choose_launcher
 from cluster.launch.signals import STARTED_BY, STOPPED, die_with, raise_if_interrupted, started_by_run_ranks
 from cluster.monitor.endpoint import MonitorSettings, serve
+from pretrain.begin import check
 from pretrain.checkpoint import load_newest
 from pretrain.engine.world import world_size_from_environment
 from pretrain.report_runs import read_metrics
 from pretrain.settings import InitSettings, TrainSettings
-from pretrain.trainer import check, train
+from pretrain.trainer import train
 from sharding.errors import UserError
 from sharding.settings import load_settings
 from sharding.store import open_store
@@ -44,7 +45,10 @@ def load_job(config: str, overrides: Sequence[str], needs_init: bool) -> Trainin
     run = job.run or f"runs/{Path(config).stem}-{PurePosixPath(store.rstrip('/')).name}"
     init = InitSettings(run=absolute(job.init.run)) if job.init else None
     data = job.data.model_copy(update={"store": store})
-    return job.model_copy(update={"run": writable_folder(run, "run"), "data": data, "init": init})
+    kept = job.checkpoint.store and open_store(job.checkpoint.store, ask=False).url
+    checkpoint = job.checkpoint.model_copy(update={"store": kept})
+    update = {"run": writable_folder(run, "run"), "data": data, "init": init, "checkpoint": checkpoint}
+    return job.model_copy(update=update)
 
 
 def plan_training(job: TrainingJob) -> dict[str, Any]:

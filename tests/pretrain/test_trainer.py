@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from pretrain.begin import check, start_from
 from pretrain.checkpoint import load_run
 from pretrain.data.sources import MixedStore, open_sources
 from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.run import Run, read_settings
 from pretrain.settings import check_ranks
-from pretrain.trainer import check, start_from
 from sharding.errors import UserError
 from sharding.index import merge
 from sharding.record import from_parquet, record_meta, to_parquet, with_meta
@@ -61,8 +61,8 @@ def test_a_run_and_what_it_leaves(finished: Finished) -> None:
     assert sorted(trained) == list(range(1, STEPS + 1))
     for step, event in trained.items():
         assert set(event) == {
-            "event", "step", "epoch", "samples", "loss", "top1", "lr", "grad_norm", "clips_per_second",
-            "data_wait_ratio",
+            "event", "step", "epoch", "samples", "loss", "top1", "lr", "grad_norm", "clips_per_second", "mfu",
+            "data_wait_ratio", "saving_ratio", "memory_bytes", "skipped",
         }  # fmt: skip
         assert all(math.isfinite(value) for value in event.values() if not isinstance(value, str))
         assert event["samples"] == 4 * step and event["epoch"] == pytest.approx(step / 10)
@@ -81,10 +81,10 @@ def test_a_run_and_what_it_leaves(finished: Finished) -> None:
     derived = json.loads((finished.folder / "settings.json").read_text())["derived"]
     assert derived["steps"] == STEPS and derived["training_samples"] == 13 and derived["classes"] == 6
     assert f"step {STEPS}/{STEPS}" in (finished.folder / "train.log").read_text()
-    model, momentum = final(finished.folder)
+    model, optimizer = final(finished.folder)
     fresh = build_model(ModelSettings(depth=10, width=0.125), len(CLASSES), 4)
     assert set(model) == set(fresh.state_dict())
-    assert set(momentum) == {name for name, _ in fresh.named_parameters()}
+    assert set(optimizer) == {f"momentum_buffer:{name}" for name, _ in fresh.named_parameters()}
     assert int(model["stem.1.num_batches_tracked"]) == STEPS
 
 

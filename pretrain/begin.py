@@ -1,0 +1,119 @@
+"""What a run begins with: a network that is new, another run's, or its own of a checkpoint; and what is refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pretrain.checkpoint import load_run
+from pretrain.data.sources import open_sources, order_of
+from pretrain.data.views import Normalisation
+from pretrain.engine.path import fits, run_path
+from pretrain.engine.world import World
+from pretrain.models.groups import freeze
+from pretrain.models.network import VideoNetwork
+from pretrain.models.paths import PATHS
+from pretrain.models.paths import Path as ComputePath
+from pretrain.models.weights import load_weights
+from pretrain.models.zoo import build_model
+from pretrain.run import Run, read_settings
+from pretrain.settings import TrainSettings, check_lane, check_ranks, derived, is_deterministic
+from sharding.errors import UserError
+
+log = logging.getLogger("reelscale")
+
+
+def check(settings: TrainSettings, ranks: int) -> dict[str, object]:
+    """Everything that can be refused before a rank starts; returns the derived quantities.
+
+    Raises UserError for an unreachable or empty store, lanes that do not fit the ranks or are too small to
+    normalise, a run to start from that is none or another network.
+    """
+    check_ranks(settings.lanes, ranks)
+    run = Run(Path(settings.run), writes=False) if settings.run else None
+    sources = open_sources(settings.data, run.versions(settings.data) if run else None)
+    classes = sources.classes
+    order_of(sources, settings.data, settings.seed, settings.lanes, settings.lane_batch)
+    clip = settings.data.clip
+    if settings.model.in_channels != clip.channels:
+        what = f"clips of input {clip.input} have {clip.channels} channels, the network {settings.model.in_channels}"
+        raise UserError(what, "model.in_channels", f"set model.in_channels={clip.channels}, or another data.clip.input")
+    check_lane(settings, len(classes))
+    quantities = derived(settings, len(classes), sources.samples, ranks)
+    if run:
+        run.begin(settings, classes, sources.versions, quantities)
+    model = build_model(settings.model, len(classes), clip.frames, clip.crop)
+    freeze(model, settings.schedule.rates)
+    if settings.init:
+        start_from(model, settings, Path(settings.init.run), classes)
+    return quantities
+
+
+def network(
+    settings: TrainSettings, folder: Path, classes: list[str], world: World, weights: Mapping[str, Tensor] | None
+) -> VideoNetwork:
+    """The network on its device, by its path: of these weights, else of the run to start from, else new.
+
+    A dry batch goes through it: raises UserError for clips that do not fit into memory.
+    """
+    torch.manual_seed(settings.seed)
+    clip = settings.data.clip
+    model = build_model(settings.model, len(classes), clip.frames, clip.crop)
+    if weights is not None:
+        load_weights(model, dict(weights), "keep", str(folder))
+    elif settings.init:
+        start_from(model, settings, Path(settings.init.run), classes)
+    freeze(model, settings.schedule.rates)
+    shape = (settings.model.in_channels, clip.frames, clip.crop, clip.crop)
+    batch = settings.lane_batch * (settings.lanes // world.size if settings.together else 1)
+    model.to(world.device).use(_path(settings, folder, model, world, shape, batch))
+    fits(model, shape, batch, settings.engine.precision, world.device)
+    return model
+
+
+def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, classes: list[str]) -> None:
+    """Load another run's network; its classifier stays behind when its classes are not the same.
+
+    Raises UserError for a network that computes something else than this run's, or on other input.
+    """
+    theirs, known = read_settings(source)
+    for field in ("name", "depth", "width", "in_channels", "pool1", "midplanes", "eps"):
+        _same(f"model.{field}", getattr(theirs.model, field), getattr(settings.model, field), source)
+    if settings.model.name == "r2d":  # its first convolution spans the whole clip
+        _same("data.clip.frames", theirs.data.clip.frames, settings.data.clip.frames, source)
+    _same("data.clip.normalisation", theirs.data.clip.normalisation, settings.data.clip.normalisation, source)
+    checkpoint = load_run(source)
+    head: Literal["keep", "swap"] = "keep" if known == classes else "swap"
+    load_weights(model, checkpoint.weights, head, str(source))
+    how = "kept" if head == "keep" else "new"
+    log.info("starting from %s, step %d, classifier %s", source, checkpoint.step, how)
+
+
+def _path(
+    settings: TrainSettings, folder: Path, model: VideoNetwork, world: World, shape: tuple[int, ...], batch: int
+) -> ComputePath:
+    """The path the run computes by: the one asked for, or the fastest here, or one that is the same in every run."""
+    recomputed = None if settings.engine.recomputed == "auto" else settings.engine.recomputed
+    if settings.engine.path != "auto":
+        return replace(PATHS[settings.engine.path], recomputed=recomputed or 0)
+    if is_deterministic(settings, world.device):
+        return replace(PATHS["planar"], recomputed=recomputed or 0)
+    return run_path(folder, model, shape, batch, settings.engine.half, world, recomputed, settings.together)
+
+
+def _same(field: str, theirs: object, ours: object, source: Path) -> None:
+    if theirs != ours:
+        values = " ".join(f"{name}={value}" for name, value in _overrides(field, theirs))
+        raise UserError(f"{field} is {ours} here and {theirs} in the run to start from", str(source), f"set {values}")
+
+
+def _overrides(field: str, value: object) -> list[tuple[str, object]]:
+    if isinstance(value, Normalisation):
+        return [(f"{field}.{name}", list(numbers)) for name, numbers in value]
+    return [(field, value)]

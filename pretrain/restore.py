@@ -1,0 +1,75 @@
+"""A run taken up where it was: from its newest checkpoint as it begins, and set back to it when training goes wrong."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pretrain import metrics
+from pretrain.checkpoint import Checkpoint, CheckpointSettings, load_newest, load_step
+from pretrain.engine.engine import Engine, EngineState
+from pretrain.engine.world import World
+from pretrain.health import LossWatch
+from pretrain.step import Position
+from sharding.errors import CannotGoOn
+
+log = logging.getLogger("reelscale")
+
+_SET_BACK_MOST = 3  # times to the same checkpoint
+
+
+def newest(folder: Path, settings: CheckpointSettings, world: World) -> Checkpoint | None:
+    """The newest sound checkpoint of the run, the same on every rank: rank 0 finds it.
+
+    Raises UserError on a rank that cannot reach the one that rank 0 found.
+    """
+    found: Checkpoint | None = None
+
+    def find() -> str:
+        nonlocal found
+        found = load_newest(folder, settings)
+        return f"{found.step} {found.attempt}" if found else "-1 0"
+
+    step, attempt = map(int, world.share(find).split())  # which may take its time, to fetch and to verify
+    if world.rank == 0 or step < 0:
+        return found
+    return load_step(folder, step, attempt, settings)
+
+
+def restore(checkpoint: Checkpoint, engine: Engine, position: Position, watch: LossWatch) -> None:
+    """Have all that is trained, and what follows from the steps taken, as it was when the checkpoint was saved."""
+    state = checkpoint.state
+    engine.load(EngineState(checkpoint.model, checkpoint.optimizer, checkpoint.average, state.get("scaler", {})))
+    position.step, position.passed_over = checkpoint.step, state.get("passed_over", 0)
+    position.best = state.get("best")
+    if "watch" in state:
+        watch.load(state["watch"])
+
+
+def go_back(
+    folder: Path, settings: CheckpointSettings, engine: Engine, position: Position, watch: LossWatch, world: World
+) -> None:
+    """Set the run back to its last checkpoint, and go on from there with the samples that come next.
+
+    Raises CannotGoOn where there is no checkpoint, or the run was set back to the same one before, in vain.
+    """
+    checkpoint = newest(folder, settings, world)
+    if checkpoint is None:
+        raise CannotGoOn(
+            f"training went wrong by step {position.step}, and there is no checkpoint to go back to: "
+            "lower schedule.lr, or set engine.clip_gradient"
+        )
+    position.set_back[checkpoint.step] = position.set_back.get(checkpoint.step, 0) + 1
+    if position.set_back[checkpoint.step] > _SET_BACK_MOST:
+        raise CannotGoOn(
+            f"training went wrong by step {position.step}, as it did the {_SET_BACK_MOST} times before that it went on "
+            f"from step {checkpoint.step} with other samples: lower schedule.lr, or set engine.clip_gradient"
+        )
+    wrong, data_step = position.step, position.data_step
+    restore(checkpoint, engine, position, watch)
+    position.passed_over = data_step - checkpoint.step
+    metrics.ROLLBACKS.inc()
+    log.warning(
+        "training went wrong by step %d: going on from the checkpoint at step %d, with the samples of step %d on",
+        wrong, checkpoint.step, data_step + 1,
+    )  # fmt: skip

@@ -1,0 +1,160 @@
+"""A process that has imported what training needs, and forks ranks of it: they begin in a second instead of ten.
+
+python -m tests.pretrain.nursery: a request a line on standard input (see `Nursery.start`), a pid a line on standard
+output, and "PID CODE" when it ended.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from pretrain.engine.world import free_port
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Nursery:
+    """The test's side: ranks by their pids."""
+
+    process: subprocess.Popen[str]
+    codes: dict[int, int] = field(default_factory=dict)
+    _pids: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)
+
+    def start(self, config: dict[str, Any], ranks: int, shown: Path | None = None, **hooks: Any) -> list[int]:
+        """Train `config` (a TrainSettings' dump) on so many ranks, each a process: their pids.
+
+        `shown`: a file to which each rank appends a line a lane and step: the lane, the samples' keys.
+        `poisoned`: steps' worth of samples, counted from the start of the ranks, in which the last rank's last lane has
+        a pixel that is infinite. `hangs`: (rank, step) of one that then sleeps for ever.
+        """
+        pids, port = [], free_port()
+        for rank in range(ranks):
+            given = {"config": config, "rank": rank, "ranks": ranks, "port": port, "shown": shown and str(shown)}
+            given |= {"poisoned": [], "hangs": [-1, -1]} | hooks
+            assert self.process.stdin
+            print(json.dumps(given), file=self.process.stdin, flush=True)
+            pids.append(self._pids.get(timeout=120))
+        return pids
+
+    def ended(self, pids: list[int], seconds: float = 120) -> list[int]:
+        """Their exit codes (negative: the signal's number), once all have ended."""
+        deadline = time.monotonic() + seconds
+        while not all(pid in self.codes for pid in pids):
+            assert time.monotonic() < deadline, "ranks do not end"
+            time.sleep(0.01)
+        return [self.codes[pid] for pid in pids]
+
+    def hear(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            pid, *code = map(int, line.split())
+            if code:
+                self.codes[pid] = code[0]
+            else:
+                self._pids.put(pid)
+
+
+@contextmanager
+def nursery(log: Path) -> Iterator[Nursery]:
+    """One for the length of the `with`; what its ranks say goes to `log`."""
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "tests.pretrain.nursery"]
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+    found = Nursery(process)
+    listening = threading.Thread(target=found.hear, daemon=True)
+    listening.start()
+    try:
+        yield found
+    finally:
+        process.kill()
+        process.wait()
+
+
+def serve(requests: IO[str]) -> None:
+    """Fork a rank for each request; threads and collectives begin in the ranks only."""
+    import deepspeed  # noqa: F401
+
+    import pretrain.trainer  # noqa: F401
+
+    for line in requests:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                code = be_rank(json.loads(line))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        say(f"{pid}")
+        threading.Thread(target=tell_end, args=(pid,), daemon=True).start()
+
+
+def tell_end(pid: int) -> None:
+    """Its code, when it ends."""
+    _, status = os.waitpid(pid, 0)
+    say(f"{pid} {os.waitstatus_to_exitcode(status)}")
+
+
+def say(line: str) -> None:
+    """Whole, whichever thread says it."""
+    os.write(1, f"{line}\n".encode())
+
+
+def be_rank(given: dict[str, Any]) -> int:
+    """A rank's whole life; its exit code."""
+    from pretrain import trainer
+    from pretrain.settings import TrainSettings
+    from sharding.lifeline import die_with
+
+    die_with(os.getppid())
+    os.dup2(2, 1)
+    ranks = str(given["ranks"])
+    os.environ |= {"RANK": str(given["rank"]), "LOCAL_RANK": str(given["rank"]), "WORLD_SIZE": ranks}
+    os.environ |= {"LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(given["port"])}
+    steps, passes, inputs, last = itertools.count(), trainer.passes, trainer.network_input, [False]
+
+    def looked_at(lanes: range, batches: list[Any], together: bool) -> Any:
+        step = next(steps)
+        for lane, clips in zip(lanes, batches, strict=True):
+            if given["shown"]:
+                with Path(given["shown"]).open("a") as file:
+                    file.write(json.dumps([lane, clips.keys]) + "\n")
+        if [given["rank"], step] == given["hangs"]:
+            time.sleep(3600)
+        for numbers, clips in passes(lanes, batches, together):
+            last[0] = step in given["poisoned"] and given["rank"] == given["ranks"] - 1 and numbers[-1] == lanes[-1]
+            yield numbers, clips
+
+    def spoilt(*arguments: Any, **named: Any) -> Any:
+        video = inputs(*arguments, **named)
+        if last[0]:
+            video[0, 0, 0, 0, 0] = math.inf
+        return video
+
+    trainer.passes, trainer.network_input = looked_at, spoilt
+    settings = TrainSettings.model_validate(given["config"])
+    return 75 if trainer.train(settings) == "stopped" else 0
+
+
+if __name__ == "__main__":
+    serve(sys.stdin)

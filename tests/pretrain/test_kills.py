@@ -1,0 +1,171 @@
+"""Ranks killed with -9 at any moment, saving included, and resumed on as many or other ranks: the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pretrain.checkpoint import load_newest
+from tests.pretrain.conftest import CLIP
+from tests.pretrain.nursery import Nursery, nursery
+
+STEPS, KILLS = 60, 10
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    with nursery(tmp_path_factory.mktemp("nursery") / "log") as found:
+        yield found
+
+
+def config(store: str, run: Path) -> dict[str, Any]:
+    """60 steps of two lanes; a checkpoint every third step, a validation every 16th."""
+    return {
+        "run": str(run),
+        "lanes": 2,
+        "lane_batch": 2,
+        "log_steps": 1,
+        "data": {"store": store, "clip": CLIP, "loader": {"workers": 1}},
+        "model": {"depth": 10, "width": 0.125, "dropout": 0.3},
+        "schedule": {"lr": 0.005, "epoch_clips": 40, "epochs": STEPS * 4 / 40, "warmup_epochs": 1, "decay": "cosine"},
+        "engine": {"precision": "fp32", "zero": 1},
+        "validation": {"every_steps": 16, "videos": 5},
+        "checkpoint": {"every_steps": 3, "keep": 2},
+    }
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"step-{STEPS:08d}"
+    found = {}
+    for name in ("model", "optimizer"):
+        found.update({f"{name}/{key}": value for key, value in load_file(folder / f"{name}.safetensors").items()})
+    return found
+
+
+def losses(run: Path) -> dict[int, float]:
+    """By step; what was trained again says the same."""
+    found: dict[int, float] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        if event["event"] == "train":
+            assert found.setdefault(event["step"], event["loss"]) == event["loss"]
+    return found
+
+
+def logged(run: Path) -> int:
+    """Lines of the log of steps, those of former starts included."""
+    path = run / "metrics.jsonl"
+    return path.read_text().count('"event": "train"') if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ranks: Nursery, store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    pids = ranks.start(config(store, run), 2, run.parent / "shown")
+    assert ranks.ended(pids) == [0, 0]
+    return run
+
+
+def assert_same(run: Path, undisturbed: Path) -> None:
+    found, expected = weights(run), weights(undisturbed)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    assert losses(run) == losses(undisturbed) and len(losses(run)) == STEPS
+
+
+def until(true: Callable[[], bool], ranks: Nursery, pids: list[int]) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline and not any(pid in ranks.codes for pid in pids)
+        time.sleep(0.0005)
+
+
+def half_written(run: Path) -> set[str]:
+    return {path.name for path in (run / "checkpoints").glob(".writing*")}
+
+
+def test_killed_at_ten_moments(ranks: Nursery, store: str, undisturbed: Path, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    run, saving, resumed = tmp_path / "run", 0, set()
+    for number in range(KILLS):
+        pids = ranks.start(config(store, run), 2)
+        begun, left = logged(run), half_written(run)
+        victims = chance.choice([pids[:1], pids[1:], pids])
+        if number % 3 == 0:  # in the middle of a save
+            until(lambda left=left: bool(half_written(run) - left), ranks, pids)
+            saving += 1
+        elif number == 7:  # while they begin, and may not have met
+            time.sleep(chance.uniform(0, 2))
+            victims = pids
+        else:
+            steps = chance.randrange(2, 7)
+            until(lambda begun=begun, steps=steps: logged(run) >= begun + steps, ranks, pids)
+            time.sleep(chance.uniform(0, 0.1))
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        codes = ranks.ended(pids)
+        assert all(code == -signal.SIGKILL for pid, code in zip(pids, codes, strict=True) if pid in victims)
+        assert 0 not in codes, "it finished before it was killed"
+        checkpoint = load_newest(run)
+        resumed.add(checkpoint.step if checkpoint else 0)
+    assert saving == 4 and len(resumed) > 3
+    pids = ranks.start(config(store, run), 2)
+    assert ranks.ended(pids) == [0, 0]
+    assert_same(run, undisturbed)
+
+
+def shown(path: Path) -> list[list[Any]]:
+    """The keys that each lane showed, in order."""
+    lanes: list[list[Any]] = [[], []]
+    for line in path.read_text().splitlines():
+        lane, keys = json.loads(line)
+        lanes[lane].append(keys)
+    return lanes
+
+
+def test_on_two_ranks_one_and_two_again(ranks: Nursery, store: str, undisturbed: Path, tmp_path: Path) -> None:
+    """Stopped, not killed: what was shown is then shown once."""
+    run = tmp_path / "run"
+    stops = [(2, 11), (1, 35), (2, STEPS)]
+    for size, last in stops:
+        pids = ranks.start(config(store, run), size, tmp_path / "shown")
+        if last < STEPS:
+            until(lambda last=last: logged(run) >= last - 4, ranks, pids)
+            os.kill(pids[-1], signal.SIGUSR1)
+        assert ranks.ended(pids) == [75 if last < STEPS else 0] * size
+    assert shown(tmp_path / "shown") == shown(undisturbed.parent / "shown")
+    assert [len(lane) for lane in shown(tmp_path / "shown")] == [STEPS, STEPS]
+    assert_same(run, undisturbed)
+
+
+def test_killed_on_two_ranks_and_resumed_on_one(ranks: Nursery, store: str, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for size, steps in ((2, 9), (1, 30)):
+        pids = ranks.start(config(store, run), size)
+        until(lambda steps=steps: logged(run) >= steps, ranks, pids)
+        os.kill(pids[0], signal.SIGKILL)
+        ranks.ended(pids)
+    assert ranks.ended(ranks.start(config(store, run), 2)) == [0, 0]
+    assert_same(run, undisturbed)
+
+
+def test_statistics_taken_anew_at_the_end(ranks: Nursery, store: str, undisturbed: Path, tmp_path: Path) -> None:
+    """The weights are the same, and so is what they would train to; the network that is used is another."""
+    run = tmp_path / "run"
+    assert ranks.ended(ranks.start(config(store, run) | {"precise_statistics": 3}, 2)) == [0, 0]
+    found, expected = weights(run), weights(undisturbed)
+    other = {name for name in expected if not torch.equal(found[name], expected[name])}
+    assert other and {name.rpartition(".")[2] for name in other} == {"running_mean", "running_var"}
+    assert all(bool(found[name].isfinite().all()) for name in other)

@@ -1,0 +1,107 @@
+"""What training lives through: samples that are not finite, ranks that hang."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.checkpoint import Checkpoint, load_checkpoint
+from tests.pretrain.nursery import Nursery, nursery
+from tests.pretrain.test_kills import config, shown
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nursery") / "log"
+
+
+@pytest.fixture(scope="module")
+def ranks(log: Path) -> Iterator[Nursery]:
+    with nursery(log) as found:
+        yield found
+
+
+def short(store: str, run: Path, steps: int, **changes: Any) -> dict[str, Any]:
+    """A run of so many steps with a checkpoint after each."""
+    settings = config(store, run) | {"validation": {"every_steps": 100, "videos": 5}}
+    settings["checkpoint"] = {"every_steps": 1, "keep": steps}
+    settings["schedule"] = settings["schedule"] | {"epochs": steps / 10}
+    return settings | changes
+
+
+def checkpoint(run: Path, step: int) -> Checkpoint:
+    return load_checkpoint(run / "checkpoints" / f"step-{step:08d}")
+
+
+def tensors(found: Checkpoint) -> dict[str, torch.Tensor]:
+    kinds = {"model": found.model, "optimizer": found.optimizer, "average": found.average}
+    return {f"{kind}/{name}": value for kind, values in kinds.items() for name, value in values.items()}
+
+
+def changed(run: Path, step: int) -> list[str]:
+    """The tensors that a step changed, BN statistics and averages among them."""
+    before, after = tensors(checkpoint(run, step - 1)), tensors(checkpoint(run, step))
+    assert before.keys() == after.keys()
+    return [name for name in before if not torch.equal(before[name], after[name])]
+
+
+@pytest.mark.parametrize(("size", "zero"), [(1, 0), (2, 1), (2, 2)])
+def test_a_step_that_is_not_finite_changes_nothing(
+    ranks: Nursery, store: str, tmp_path: Path, size: int, zero: int
+) -> None:
+    run = tmp_path / "run"
+    engine = {"precision": "fp32", "zero": zero, "average": 0.9}
+    pids = ranks.start(short(store, run, 5, engine=engine), size, poisoned=[2])
+    assert ranks.ended(pids) == [0] * size
+    assert changed(run, 3) == []
+    for step in (2, 4, 5):
+        assert {name.split("/")[0] for name in changed(run, step)} == {"model", "optimizer", "average"}
+    assert all(bool(value.isfinite().all()) for value in tensors(checkpoint(run, 5)).values())
+
+
+def test_bad_samples_are_passed_over(ranks: Nursery, store: str, tmp_path: Path) -> None:
+    """Three steps in a row: back to the last checkpoint, and on with the samples after them."""
+    run = tmp_path / "run"
+    settings = short(store, run, 12, health={"skipped_in_a_row": 3})
+    settings["checkpoint"] = {"every_steps": 4, "keep": 9}
+    pids = ranks.start(settings, 2, tmp_path / "shown", poisoned=[5, 6, 7])
+    assert ranks.ended(pids) == [0, 0]
+    seen = shown(tmp_path / "shown")
+    assert [len(lane) for lane in seen] == [16, 16]  # steps 5 to 8, and 5 to 12 with what came after
+    assert [checkpoint(run, step).state["passed_over"] for step in (4, 8, 12)] == [0, 4, 4]
+    trained = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if "train" in line]
+    assert trained == [*range(1, 8), *range(5, 13)]
+    assert "going on from the checkpoint at step 4, with the samples of step 9 on" in (run / "train.log").read_text()
+
+
+def test_training_that_goes_wrong_again_and_again_ends(ranks: Nursery, store: str, tmp_path: Path, log: Path) -> None:
+    run = tmp_path / "run"
+    settings = short(store, run, 30, health={"skipped_in_a_row": 2})
+    settings["checkpoint"] = {"every_steps": 4, "keep": 9}
+    pids = ranks.start(settings, 1, poisoned=list(range(5, 40)))
+    assert ranks.ended(pids) == [1]
+    assert "CannotGoOn: training went wrong by step 6, as it did the 3 times before" in log.read_text()
+    assert checkpoint(run, 4).state["passed_over"] == 0
+    pids = ranks.start(settings | {"run": str(tmp_path / "other")}, 1, poisoned=[0, 1])
+    assert ranks.ended(pids) == [1]
+    assert "there is no checkpoint to go back to" in log.read_text()
+
+
+def test_ranks_that_hang_say_where_and_end(ranks: Nursery, store: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = short(store, run, 9, watchdog={"stall_seconds": 5})
+    pids = ranks.start(settings, 2, hangs=[1, 4])
+    assert ranks.ended(pids) == [75, 75]
+    stacks = [path.read_text() for path in sorted((run / "stacks").glob("rank-*"))]
+    assert len(stacks) == 2
+    assert "sum_" in stacks[0] or "backward" in stacks[0]  # it waits for the other
+    assert "looked_at" in stacks[1]
+    assert ranks.ended(ranks.start(settings, 2)) == [0, 0]
+    assert checkpoint(run, 9).step == 9
