@@ -111,6 +111,14 @@ def check_lane(settings: TrainSettings, classes: int) -> None:
         )
 
 
+def state_bytes(settings: TrainSettings, parameters: int, ranks: int) -> int:
+    """What a rank holds of weights, gradients, the optimizer's state and averages, in fp32, as ZeRO shares them out."""
+    engine = settings.engine
+    kept = (1 if engine.optimizer == "sgd" else 2) + (engine.average is not None)
+    held = [(1, 3), (1, 2), (kept, 1)]  # tensors of each kind, and from which stage on a rank has its share alone
+    return sum(4 * parameters * tensors // (ranks if engine.zero >= stage else 1) for tensors, stage in held)
+
+
 def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> dict[str, Any]:
     """Quantities that follow from the settings and the store, by the names users know them by."""
     clip = settings.data.clip
@@ -120,7 +128,6 @@ def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> 
     at_once = settings.lane_batch * (settings.lanes // ranks if settings.together else 1)
     recomputed = 0 if settings.engine.recomputed == "auto" else settings.engine.recomputed
     per_clip = activation_bytes(model, clip.frames, clip.crop, settings.engine.half, recomputed)
-    weights = count * 4 * 2 + count * 4 // (ranks if settings.engine.zero else 1)
     return {
         "ranks": ranks,
         "lanes": settings.lanes,
@@ -134,5 +141,5 @@ def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> 
         "parameters": count,
         "gmacs_per_clip": macs(model, clip.frames, clip.crop, clip.crop) / 1e9,
         "peak_learning_rate": settings.schedule.lr * settings.lanes,
-        "memory_per_rank_bytes": weights + per_clip * at_once,
+        "memory_per_rank_bytes": state_bytes(settings, count, ranks) + per_clip * at_once,
     }

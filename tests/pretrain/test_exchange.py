@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pretrain.begin import start_from
 from pretrain.checkpoint import Checkpoint, begin_attempt, load_run, save_checkpoint
 from pretrain.data.views import FLOW_MEAN, FLOW_STD, MEAN, STD, ClipSettings, Normalisation
 from pretrain.evaluate import EvaluateSettings, open_subject, score_videos
@@ -22,7 +23,6 @@ from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.report_runs import read_run
 from pretrain.run import Run, read_settings
 from pretrain.settings import DataSettings, TrainSettings
-from pretrain.trainer import start_from
 from sharding.errors import UserError
 from tests.pretrain.conftest import CLASSES
 from tests.pretrain.models.published_files import i3d_shapes, image_shapes, random_state, video_shapes

@@ -1,0 +1,90 @@
+"""The parts of a run that is about to train, put together from its settings: the same on every rank."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from pretrain.begin import network
+from pretrain.checkpoint import begin_attempt
+from pretrain.data.loader import Loader
+from pretrain.data.sources import Sources, described, order_of
+from pretrain.engine.engine import Engine
+from pretrain.engine.world import World
+from pretrain.health import LossWatch
+from pretrain.hooks import CheckpointHook, Hook, LogHook, StatisticsHook, ValidationHook
+from pretrain.restore import newest, restore
+from pretrain.run import Run
+from pretrain.saver import Saver
+from pretrain.settings import TrainSettings
+from pretrain.step import OwnTime, Position
+from pretrain.watchdog import Watchdog
+
+log = logging.getLogger("reelscale")
+
+
+@dataclass
+class Parts:
+    """What trains, where it is, and what hangs on it. `lanes`: those that this rank runs, one after the other."""
+
+    engine: Engine
+    loader: Loader
+    lanes: range
+    position: Position
+    watch: LossWatch
+    own_time: OwnTime
+    saving: CheckpointHook
+    hooks: list[Hook]
+    watchdog: Watchdog
+
+
+def put_together(
+    settings: TrainSettings, world: World, run: Run, sources: Sources, extra_hooks: Sequence[Hook], leaving: ExitStack
+) -> Parts:
+    """The parts, with all as it was at the run's newest checkpoint; what is to be closed is closed by `leaving`.
+
+    Raises UserError for clips that do not fit into memory, and for what is wrong with checkpoints.
+    """
+    folder, data = run.folder, settings.data
+    attempt = world.broadcast(begin_attempt(folder, settings.checkpoint) if world.rank == 0 else 0)
+    checkpoint = newest(folder, settings.checkpoint, world)
+    model = network(settings, folder, sources.classes, world, checkpoint.model if checkpoint else None)
+    rates, together = settings.schedule.rates, settings.together
+    engine = Engine(model, settings.engine, world, settings.lanes, settings.lane_batch, together, rates)
+    position, watch = Position(), LossWatch(settings.health)
+    if checkpoint:
+        restore(checkpoint, engine, position, watch)
+        log.info("going on from the checkpoint at step %d of %d in %s", position.step, settings.steps, folder)
+
+    order = order_of(sources, data, settings.seed, settings.lanes, settings.lane_batch)
+    for line in described(order, sources):
+        log.info("%s", line)
+    lanes = lanes_of(world, settings.lanes)
+
+    def loader_of(first: int, last: int) -> Loader:
+        loader = Loader(sources, order, data.clip, data.loader, lanes, world.device, last, data.reading)
+        loader.step = first
+        return loader
+
+    loader = leaving.enter_context(loader_of(position.data_step, settings.steps + position.passed_over))
+    own_time = OwnTime(world.device)
+    saver = Saver(folder, attempt, settings.checkpoint) if world.rank == 0 else None
+    saving = CheckpointHook(settings, engine, world, position, watch, saver)
+    hooks: list[Hook] = [LogHook(settings, engine, world, run, loader, own_time, saving)]
+    if settings.precise_statistics:
+        hooks.append(StatisticsHook(settings, engine, position, loader_of))
+    if loader.videos_unseen:
+        hooks.append(ValidationHook(settings, engine, world, run, loader, position))
+    else:
+        log.info("no validation: the store has no good video in its split 'val'")
+    hooks += [saving, *extra_hooks]
+    watchdog = leaving.enter_context(Watchdog(folder, world.rank, attempt, settings.watchdog.stall_seconds))
+    return Parts(engine, loader, lanes, position, watch, own_time, saving, hooks, watchdog)
+
+
+def lanes_of(world: World, lanes: int) -> range:
+    """The lanes that this rank runs, one after the other."""
+    share = lanes // world.size
+    return range(world.rank * share, (world.rank + 1) * share)

@@ -1,0 +1,44 @@
+"""What follows from a run's settings, and settings that do not fit together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.settings import TrainSettings, check_lane, is_deterministic, state_bytes
+from sharding.errors import UserError
+
+
+def settings(**given: Any) -> TrainSettings:
+    return TrainSettings.model_validate({"data": {"store": "store"}} | given)
+
+
+@pytest.mark.parametrize(
+    ("engine", "tensors"),  # of 4 ranks: whole weights, gradients, and states; or quarters of them
+    [
+        ({"zero": 0}, 3),
+        ({"zero": 1}, 2.25),
+        ({"zero": 2}, 1.5),
+        ({"zero": 3}, 0.75),
+        ({"zero": 0, "optimizer": "adamw"}, 4),
+        ({"zero": 1, "optimizer": "adamw", "average": 0.999}, 2.75),
+    ],
+)
+def test_what_a_rank_holds(engine: dict[str, Any], tensors: float) -> None:
+    assert state_bytes(settings(engine=engine), 1000, 4) == 4000 * tensors
+
+
+def test_mixup_needs_another_clip() -> None:
+    check_lane(settings(lane_batch=2, loss={"mixup": 0.2}), 5)
+    with pytest.raises(UserError, match="blends a clip with another") as caught:
+        check_lane(settings(lane_batch=1, loss={"mixup": 0.2}), 5)
+    assert "lane_batch=2" in caught.value.remedy
+
+
+def test_runs_on_a_cpu_repeat_unless_told_otherwise() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert is_deterministic(settings(), cpu) and not is_deterministic(settings(), gpu)
+    assert is_deterministic(settings(deterministic=True), gpu)
+    assert not is_deterministic(settings(deterministic=False), cpu)
