@@ -148,7 +148,9 @@ def load_step(run: Path, step: int, attempt: int, settings: CheckpointSettings) 
     Raises UserError if it is in neither.
     """
     folder = checkpoints_of(run) / step_name(step)
-    found = _sound(folder, step, attempt)
+    replaced = [place for place in committed(run) if place != folder and place.name.endswith(folder.name)]
+    judged = [_sound(place, step, attempt) for place in (folder, *replaced)]
+    found = next((each for each in judged if isinstance(each, Path)), judged[0])
     remote = None if isinstance(found, Path) else remote_of(run, settings)
     if remote:
         found = _fetched(run, remote, step, attempt)

@@ -17,7 +17,6 @@ from pretrain.engine.peak import mfu, peak_flops
 from pretrain.engine.world import World
 from pretrain.health import LossWatch
 from pretrain.memory import memory_in_use
-from pretrain.models.count import macs
 from pretrain.run import Run
 from pretrain.saver import Saver
 from pretrain.settings import TrainSettings
@@ -46,11 +45,12 @@ class LogHook:
         loader: Loader,
         own_time: OwnTime,
         saving: "CheckpointHook",
+        cost: int,
     ) -> None:
+        """`cost`: multiply-accumulates of a clip's forward pass."""
         self._settings, self._engine, self._world, self._run = settings, engine, world, run
         self._loader, self._own_time, self._saving = loader, own_time, saving
-        clip = settings.data.clip
-        self._macs = macs(engine.model, clip.frames, clip.crop, clip.crop)
+        self._macs = cost
         self._peak = peak_flops(world.device, settings.engine.half)
         self._hosts = world.hosts()
         self._begin_interval()
@@ -103,8 +103,7 @@ class LogHook:
             metrics.SLOW_RANKS.inc()
 
     def _report(self, values: dict[str, float]) -> None:
-        told = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._run.event("train", told)
+        self._run.event("train", values)
         metrics.LOSS.set(values["loss"])
         metrics.TOP1.set(values["top1"])
         metrics.LEARNING_RATE.set(values["lr"])
@@ -140,8 +139,9 @@ class StatisticsHook:
         first = self._position.data_step
         with self._batches(first, first + self._settings.precise_statistics) as loader:
             clip = self._settings.data.clip
-            lanes = (lane for step in loader for lane in step)
-            self._engine.recompute_statistics(network_input(lane.planes, clip) for lane in lanes)
+            together = self._settings.together
+            seen = (each for step in loader for each in ([Clips.together(step)] if together else step))
+            self._engine.recompute_statistics(network_input(each.planes, clip) for each in seen)
         log.info("batch statistics taken anew of %d steps' clips", self._settings.precise_statistics)
 
 
@@ -235,8 +235,14 @@ class CheckpointHook:
             self._saver.save(Checkpoint(report.step, whole.model, whole.optimizer, whole.average, state))
         self.seconds += time.perf_counter() - begin
 
+    def wait(self) -> None:
+        """Wait until what was saved is written, or could not be."""
+        if self._saver:
+            self._saver.wait()
+        self._world.barrier()
+
     def finish(self) -> None:
-        """Wait until what was saved is written."""
+        """As `wait`; raises UserError if the last one could not be."""
         if self._saver:
             self._saver.finish()
         self._world.barrier()

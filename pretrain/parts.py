@@ -15,6 +15,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.world import World
 from pretrain.health import LossWatch
 from pretrain.hooks import CheckpointHook, Hook, LogHook, StatisticsHook, ValidationHook
+from pretrain.models.count import macs
 from pretrain.restore import newest, restore
 from pretrain.run import Run
 from pretrain.saver import Saver
@@ -51,6 +52,7 @@ def put_together(
     attempt = world.broadcast(begin_attempt(folder, settings.checkpoint) if world.rank == 0 else 0)
     checkpoint = newest(folder, settings.checkpoint, world)
     model = network(settings, folder, sources.classes, world, checkpoint.model if checkpoint else None)
+    cost = macs(model, data.clip.frames, data.clip.crop, data.clip.crop)  # before ZeRO 3 takes the weights apart
     rates, together = settings.schedule.rates, settings.together
     engine = Engine(model, settings.engine, world, settings.lanes, settings.lane_batch, together, rates)
     position, watch = Position(), LossWatch(settings.health)
@@ -72,7 +74,7 @@ def put_together(
     own_time = OwnTime(world.device)
     saver = Saver(folder, attempt, settings.checkpoint) if world.rank == 0 else None
     saving = CheckpointHook(settings, engine, world, position, watch, saver)
-    hooks: list[Hook] = [LogHook(settings, engine, world, run, loader, own_time, saving)]
+    hooks: list[Hook] = [LogHook(settings, engine, world, run, loader, own_time, saving, cost)]
     if settings.precise_statistics:
         hooks.append(StatisticsHook(settings, engine, position, loader_of))
     if loader.videos_unseen:

@@ -39,7 +39,7 @@ class Pulse:
 
     def __init__(self, world: World, settings: PulseSettings) -> None:
         self._world, self._settings = world, settings
-        self._left = threading.Event()
+        self._left, self._failed = threading.Event(), False
         self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
 
     def __enter__(self) -> Self:
@@ -51,12 +51,15 @@ class Pulse:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """One that leaves in order is not missed; one that an error ends is."""
+        self._failed = error is not None
         self._left.set()
         if self._thread.ident is not None:
             self._thread.join()
 
     def _watch(self) -> None:
-        store = dist.PrefixStore("pulse", dist.distributed_c10d._get_default_store())
+        # A connection of its own: a timeout is the whole connection's, and one that waits keeps it locked.
+        own = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+        store = dist.PrefixStore("pulse", own)
         store.set_timeout(_ANSWERS_WITHIN)
         rank, size = self._world.rank, self._world.size
         neighbour = (rank + 1) % size
@@ -64,6 +67,8 @@ class Pulse:
         while True:
             left = self._left.wait(self._settings.every_seconds)
             beats += 1
+            if left and self._failed:
+                return
             try:
                 store.set(str(rank), "left" if left else str(beats))
                 if left:

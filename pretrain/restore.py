@@ -68,6 +68,7 @@ def go_back(
     wrong, data_step = position.step, position.data_step
     restore(checkpoint, engine, position, watch)
     position.passed_over = data_step - checkpoint.step
+    watch.load({**watch.state(), "skipped": 0})
     metrics.ROLLBACKS.inc()
     log.warning(
         "training went wrong by step %d: going on from the checkpoint at step %d, with the samples of step %d on",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from sharding.errors import UserError
 from sharding.settings import differences
 
 log = logging.getLogger("reelscale")
+
+_INFINITE = (math.inf, -math.inf)
 
 
 class Run:
@@ -44,8 +47,9 @@ class Run:
         _write(known, json.dumps(whole, indent=1))
 
     def event(self, kind: str, values: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl; numbers that are not finite become null."""
         if self._writes:
+            values = {name: None if value != value or value in _INFINITE else value for name, value in values.items()}
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"event": kind, **values}) + "\n")
 

@@ -44,6 +44,10 @@ class Saver:
         self._thread = threading.Thread(target=self._save, args=(checkpoint,), name="checkpoint", daemon=True)
         self._thread.start()
 
+    def wait(self) -> None:
+        """Wait until nothing is being saved. Raises Superseded."""
+        self._wait()
+
     def finish(self) -> None:
         """Wait until all is saved. Raises Superseded, or UserError if the last checkpoint could not be."""
         self._wait()

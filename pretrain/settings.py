@@ -18,6 +18,8 @@ from pretrain.watchdog import WatchdogSettings
 from sharding.errors import UserError
 from sharding.settings import Settings
 
+PATIENCE = 7200.0  # seconds that a validation or a save may take
+
 
 class ValidationSettings(Settings):
     """The look at unseen videos during training: one centre clip of each."""
@@ -80,6 +82,11 @@ class TrainSettings(Settings):
 def is_deterministic(settings: TrainSettings, device: torch.device) -> bool:
     """Whether two runs of the settings are to give the same bits on such a device."""
     return device.type == "cpu" if settings.deterministic is None else settings.deterministic
+
+
+def longest_wait(settings: TrainSettings) -> float:
+    """Seconds after which a collective gives up: later than the watchdog and the pulse, which can say why."""
+    return max(PATIENCE, settings.watchdog.stall_seconds) + 600.0
 
 
 def check_ranks(lanes: int, ranks: int) -> None:

@@ -24,14 +24,13 @@ from pretrain.pulse import Pulse
 from pretrain.restore import go_back
 from pretrain.run import Run
 from pretrain.schedule import learning_rate
-from pretrain.settings import TrainSettings, check_ranks, derived
+from pretrain.settings import PATIENCE, TrainSettings, check_ranks, derived, longest_wait
 from pretrain.step import StepReport
 from pretrain.stop import Stop
 
 log = logging.getLogger("reelscale")
 
 Outcome = Literal["finished", "stopped"]
-PATIENCE = 7200.0  # seconds that a validation or a save may take
 
 
 def train(
@@ -43,21 +42,21 @@ def train(
     `on_start(rank)` is called once the run's log is open.
     Raises UserError for what a user can mend, CannotGoOn where training fails.
     """
-    world = start_world(deterministic=settings.deterministic is True)
+    world = start_world(longest_wait(settings), deterministic=settings.deterministic is True)
     check_ranks(settings.lanes, world.size)
     folder = Path(settings.run or "run")
     stop = Stop(folder, looks=world.rank == 0)
-    prepare_folder(folder, settings.checkpoint)
-    run = Run(folder, writes=world.rank == 0)
-    sources = open_sources(settings.data, run.versions(settings.data))
-    classes = sources.classes
-    run.begin(settings, classes, sources.versions, derived(settings, len(classes), sources.samples, world.size))
-    run.log_to_file()
-    if on_start:
-        on_start(world.rank)
     with ExitStack() as leaving:
         leaving.enter_context(Pulse(world, settings.pulse))
         leaving.enter_context(ranks_are_there())
+        prepare_folder(folder, settings.checkpoint)
+        run = Run(folder, writes=world.rank == 0)
+        sources = open_sources(settings.data, run.versions(settings.data))
+        classes = sources.classes
+        run.begin(settings, classes, sources.versions, derived(settings, len(classes), sources.samples, world.size))
+        run.log_to_file()
+        if on_start:
+            on_start(world.rank)
         parts = put_together(settings, world, run, sources, extra_hooks, leaving)
         outcome = run_steps(settings, world, folder, parts, stop)
         with parts.watchdog.patience(PATIENCE):
@@ -65,6 +64,7 @@ def train(
     if outcome == "stopped":
         log.info("stopped at step %d with everything saved; the same command goes on from here", parts.position.step)
     stop.clear()
+    world.barrier()  # the other ranks' pulses go by rank 0 until they have left
     leave_world()
     return outcome
 
@@ -97,7 +97,7 @@ def run_steps(settings: TrainSettings, world: World, folder: Path, parts: Parts,
         with parts.watchdog.patience(PATIENCE):
             verdict = parts.watch.step(report.mean_loss, report.skipped and not engine.was_overflow)
             if verdict == "rollback":
-                parts.saving.finish()
+                parts.saving.wait()
                 go_back(folder, settings.checkpoint, engine, position, parts.watch, world)
                 parts.loader.last = settings.steps + position.passed_over
                 continue

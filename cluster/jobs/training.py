@@ -18,7 +18,7 @@ from pretrain.begin import check
 from pretrain.checkpoint import load_newest
 from pretrain.engine.world import world_size_from_environment
 from pretrain.report_runs import read_metrics
-from pretrain.settings import InitSettings, TrainSettings
+from pretrain.settings import InitSettings, TrainSettings, longest_wait
 from pretrain.trainer import train
 from sharding.errors import UserError
 from sharding.settings import load_settings
@@ -69,7 +69,7 @@ def run_training(job: TrainingJob, arguments: Sequence[str]) -> int:
     if choose_launcher(job.launcher) == "none":
         return local.run_ranks(arguments, job.ranks)
     try:
-        outcome = ray_ranks.run_ranks(_rank, job.model_dump(mode="json"), job.ranks, job.retries)
+        outcome = ray_ranks.run_ranks(_rank, job.model_dump(mode="json"), job.ranks, job.retries, longest_wait(job))
     except RuntimeError as error:
         print(f"training failed: {error}", file=sys.stderr)
         return 1

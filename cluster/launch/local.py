@@ -20,8 +20,8 @@ _BY_SIGNAL = (-signal.SIGTERM, -signal.SIGINT)
 def run_ranks(arguments: Sequence[str], ranks: int) -> int:
     """Run `reelscale ARGUMENTS` as `ranks` ranks and return their exit code.
 
-    SIGINT and SIGTERM are passed on, so that the ranks save and stop: 75, also where they had not begun. When a
-    rank dies the others are ended; when this process dies, even by kill -9, the ranks die with it.
+    SIGINT, SIGTERM and SIGUSR1 are passed on as SIGTERM, so that the ranks save and stop: 75, also where they had not
+    begun. When a rank dies the others are ended; when this process dies, even by kill -9, the ranks die with it.
     """
     command = [sys.executable, "-m", "cluster.cli", *arguments]
     shared = {
@@ -39,7 +39,7 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
         asked.set()
         _ask_to_stop(processes)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         for rank in range(ranks):
             environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}

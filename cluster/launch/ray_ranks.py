@@ -17,10 +17,13 @@ from sharding.errors import UserError
 _LOG = "train.log"
 
 
-def run_ranks(rank_main: Callable[[dict[str, Any]], str], config: dict[str, Any], ranks: int, retries: int) -> str:
+def run_ranks(
+    rank_main: Callable[[dict[str, Any]], str], config: dict[str, Any], ranks: int, retries: int, wait_seconds: float
+) -> str:
     """Run `rank_main(config)` as `ranks` Ray Train workers; returns what rank 0's returned.
 
-    `config["run"]` is the run's folder. SIGINT and SIGTERM ask the run to stop through it.
+    `config["run"]` is the run's folder; `wait_seconds`: after which a collective gives up. SIGINT, SIGTERM and SIGUSR1
+    ask the run to stop through it.
     Raises a worker's UserError at once, RuntimeError with the worker's error when the retries are used up.
     """
     folder = Path(config["run"])
@@ -30,7 +33,7 @@ def run_ranks(rank_main: Callable[[dict[str, Any]], str], config: dict[str, Any]
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
         (folder / STOP_FILE).touch()
 
-    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     done = threading.Event()
     follower = threading.Thread(target=_follow, args=(folder / _LOG, done), daemon=True)
     follower.start()
@@ -41,7 +44,7 @@ def run_ranks(rank_main: Callable[[dict[str, Any]], str], config: dict[str, Any]
                     print(NOT_BEGUN, file=sys.stderr)
                     break
                 try:
-                    return _fit(ray, rank_main, config, ranks)
+                    return _fit(ray, rank_main, config, ranks, wait_seconds)
                 except RuntimeError:
                     if attempt == retries:
                         raise
@@ -66,10 +69,12 @@ def cpus_a_rank(nodes: Sequence[float], ranks: int) -> float:
     return next((1 / share for share in range(2, ranks + 1) if room(1 / share) >= ranks), 1 / ranks)
 
 
-def _fit(ray: Any, rank_main: Callable[[dict[str, Any]], str], config: dict[str, Any], ranks: int) -> str:
+def _fit(
+    ray: Any, rank_main: Callable[[dict[str, Any]], str], config: dict[str, Any], ranks: int, wait_seconds: float
+) -> str:
     """One try. Ray's own retries would repeat a user's mistake, too."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     def worker(config: dict[str, Any]) -> str:
         os.environ["REELSCALE_FOLLOWED"] = "1"
@@ -79,6 +84,7 @@ def _fit(ray: Any, rank_main: Callable[[dict[str, Any]], str], config: dict[str,
     trainer = TorchTrainer(
         cast(Any, worker),
         train_loop_config=config,
+        torch_config=TorchConfig(timeout_s=int(wait_seconds)),
         scaling_config=ScalingConfig(
             num_workers=ranks,
             use_gpu=gpus >= ranks,

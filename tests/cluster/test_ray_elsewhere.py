@@ -56,7 +56,7 @@ def rank(config):
     raise UserError("threads: " + os.environ["OMP_NUM_THREADS"], "here", "none")
 
 try:
-    run_ranks(rank, {{"run": {str(tmp_path)!r}}}, 2, retries=3)
+    run_ranks(rank, {{"run": {str(tmp_path)!r}}}, 2, retries=3, wait_seconds=600)
 except UserError as error:
     print(error)
 """

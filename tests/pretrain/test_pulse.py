@@ -15,15 +15,18 @@ from pretrain.engine.world import free_port
 
 ROOT = Path(__file__).parents[2]
 RANK = """
-import logging, sys, time
+import atexit, logging, sys, time
 from pretrain.engine.world import leave_world, start_world
 from pretrain.pulse import Pulse, PulseSettings
 logging.basicConfig()
 world = start_world()
+atexit.register(time.sleep, {lingers})
 with Pulse(world, PulseSettings(every_seconds=0.1, lost_seconds=2.0)):
     world.barrier()
     print("in", flush=True)
     time.sleep({seconds} if world.rank else {first})
+    if world.rank == {fails}:
+        raise OSError("its own disk")
     world.barrier()
 print("out", flush=True)
 if world.rank:
@@ -32,13 +35,15 @@ leave_world()
 """
 
 
-def ranks(size: int, seconds: float, first: float, folder: Path) -> list[subprocess.Popen[bytes]]:
+def ranks(
+    size: int, seconds: float, first: float, folder: Path, fails: int = -1, lingers: float = 0
+) -> list[subprocess.Popen[bytes]]:
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = []
     for rank in range(size):
         environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}
         with (folder / f"{rank}.log").open("wb") as log:
-            command = [sys.executable, "-c", RANK.format(seconds=seconds, first=first)]
+            command = [sys.executable, "-c", RANK.format(seconds=seconds, first=first, fails=fails, lingers=lingers)]
             started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
     return started
 
@@ -63,6 +68,19 @@ def test_the_others_of_a_killed_rank_end(tmp_path: Path, victim: int) -> None:
     assert codes == [-signal.SIGKILL if rank == victim else 1 for rank in range(3)]
     told = "".join((tmp_path / f"{rank}.log").read_text() for rank in range(3) if rank != victim)
     assert f"rank {victim} is gone" in told and "goes on from the last checkpoint" in told
+
+
+def test_a_rank_that_an_error_ends_is_missed(tmp_path: Path) -> None:
+    """Though its process, and with it its connections, stays for a while."""
+    processes = ranks(3, 0.5, 300, tmp_path, fails=1, lingers=60)
+    try:
+        until_in(tmp_path, processes)
+        assert processes[0].wait(50) == 1
+        assert processes[1].poll() is None
+    finally:
+        for process in processes:
+            process.kill()
+    assert "rank 1 is gone (no sign of life for 2 s)" in (tmp_path / "0.log").read_text()
 
 
 def test_ranks_that_leave_in_order_are_not_missed(tmp_path: Path) -> None:

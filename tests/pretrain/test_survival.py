@@ -52,7 +52,7 @@ def changed(run: Path, step: int) -> list[str]:
     return [name for name in before if not torch.equal(before[name], after[name])]
 
 
-@pytest.mark.parametrize(("size", "zero"), [(1, 0), (2, 1), (2, 2)])
+@pytest.mark.parametrize(("size", "zero"), [(1, 0), (2, 1), (2, 2), (2, 3)])
 def test_a_step_that_is_not_finite_changes_nothing(
     ranks: Nursery, store: str, tmp_path: Path, size: int, zero: int
 ) -> None:
