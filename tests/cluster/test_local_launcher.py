@@ -51,10 +51,11 @@ def test_killed_ranks_and_commands_leave_nothing_and_the_run_goes_on(store: Path
     assert set(train_steps(run)) == set(range(1, 121))
 
 
-def test_a_signal_stops_with_all_saved(store: Path, recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_with_all_saved(store: Path, recipe: Path, tmp_path: Path, asked: int) -> None:
     with running("pretrain", recipe, f"data.store={store}", *TWO, "--json", folder=tmp_path) as command:
         command.until(lambda: checkpoints(tmp_path / "run"))
-        os.kill(command.process.pid, signal.SIGTERM)
+        os.kill(command.process.pid, asked)
         assert command.exit_code() == 75, command.said
         assert "with everything saved" in command.err
         assert gone(list(command.descendants()))
