@@ -32,9 +32,9 @@ class PulseSettings(Settings):
 class Pulse:
     """While the `with` lasts, a thread ends this process (exit 1) once the rank after it has gone, or rank 0 has.
 
-    A collective of NCCL waits ten minutes for a rank that was killed; a launcher that sees it die is not everywhere.
-    A rank that is only slow shows that it lives: the thread needs nothing of the main one. Signs of life go through
-    the store by which the ranks met, at rank 0.
+    A collective of NCCL waits hours for a rank that was killed (`longest_wait`), and a launcher that sees it die is not
+    everywhere. A rank that is only slow shows that it lives: the thread needs nothing of the main one. Signs of life go
+    through the store by which the ranks met, at rank 0.
     """
 
     def __init__(self, world: World, settings: PulseSettings) -> None:

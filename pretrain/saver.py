@@ -38,23 +38,20 @@ class Saver:
         also where only the checkpoint before found that out. One that cannot be saved costs a warning; those before
         it stay as they are.
         """
-        self._wait()
+        self.wait()
         require_newest(self._attempt, newest_attempt(self._run), str(self._run))
         # At the end of a process that fails, what is half written may be left: it is no checkpoint.
         self._thread = threading.Thread(target=self._save, args=(checkpoint,), name="checkpoint", daemon=True)
         self._thread.start()
 
-    def wait(self) -> None:
-        """Wait until nothing is being saved. Raises Superseded."""
-        self._wait()
-
     def finish(self) -> None:
         """Wait until all is saved. Raises Superseded, or UserError if the last checkpoint could not be."""
-        self._wait()
+        self.wait()
         if self._failure:
             raise self._failure
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait until nothing is being saved. Raises Superseded."""
         if self._thread:
             self._thread.join()
             self._thread = None

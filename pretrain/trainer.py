@@ -19,11 +19,11 @@ from pretrain.hooks import Hook
 from pretrain.losses import loss as loss_of
 from pretrain.losses import mixed
 from pretrain.models.network import seed_dropout
-from pretrain.parts import Parts, put_together
 from pretrain.pulse import Pulse
 from pretrain.restore import go_back
 from pretrain.run import Run
 from pretrain.schedule import learning_rate
+from pretrain.session import Session, open_session
 from pretrain.settings import PATIENCE, TrainSettings, check_ranks, derived, longest_wait
 from pretrain.step import StepReport
 from pretrain.stop import Stop
@@ -57,27 +57,27 @@ def train(
         run.log_to_file()
         if on_start:
             on_start(world.rank)
-        parts = put_together(settings, world, run, sources, extra_hooks, leaving)
-        outcome = run_steps(settings, world, folder, parts, stop)
-        with parts.watchdog.patience(PATIENCE):
-            parts.saving.finish()
+        session = open_session(settings, world, run, sources, extra_hooks, leaving)
+        outcome = run_steps(settings, world, folder, session, stop)
+        with session.watchdog.patience(PATIENCE):
+            session.saving.finish()
     if outcome == "stopped":
-        log.info("stopped at step %d with everything saved; the same command goes on from here", parts.position.step)
+        log.info("stopped at step %d with everything saved; the same command goes on from here", session.position.step)
     stop.clear()
     world.barrier()  # the other ranks' pulses go by rank 0 until they have left
     leave_world()
     return outcome
 
 
-def run_steps(settings: TrainSettings, world: World, folder: Path, parts: Parts, stop: Stop) -> Outcome:
+def run_steps(settings: TrainSettings, world: World, folder: Path, session: Session, stop: Stop) -> Outcome:
     """The loop: a step is a batch of every lane, one optimizer step, and what hangs on it."""
-    engine, position, lanes, together = parts.engine, parts.position, parts.lanes, settings.together
+    engine, position, lanes, together = session.engine, session.position, session.lanes, settings.together
     video: torch.Tensor | None = None  # the same memory for every pass
-    for batches in parts.loader:
+    for batches in session.loader:
         step = position.step
         report = StepReport(step + 1, (step + 1) * settings.batch, rate := rate_at(settings, step))
         engine.set_learning_rate(rate)
-        parts.own_time.begin()
+        session.own_time.begin()
         for numbers, clips in passes(lanes, batches, together):
             seeds = [seed_of(settings, step, lane) for lane in numbers]
             seed_dropout(engine.model, seeds, world.device)
@@ -86,25 +86,25 @@ def run_steps(settings: TrainSettings, world: World, folder: Path, parts: Parts,
             logits = engine.forward(video)  # N classes
             loss = loss_of(settings.loss, logits, targets)
             if numbers[-1] == lanes[-1]:
-                parts.own_time.end()  # from here on this rank may wait for others
+                session.own_time.end()  # from here on this rank may wait for others
             engine.backward(loss)
             engine.step()
             report.add(clips.targets, logits, loss)
         position.step += 1
         stopping = report.agree(world, stop.wanted)
         report.skipped = engine.was_skipped
-        parts.watchdog.beat()
-        with parts.watchdog.patience(PATIENCE):
-            verdict = parts.watch.step(report.mean_loss, report.skipped and not engine.was_overflow)
+        session.watchdog.beat()
+        with session.watchdog.patience(PATIENCE):
+            verdict = session.watch.step(report.mean_loss, report.skipped and not engine.was_overflow)
             if verdict == "rollback":
-                parts.saving.wait()
-                go_back(folder, settings.checkpoint, engine, position, parts.watch, world)
-                parts.loader.last = settings.steps + position.passed_over
+                session.saving.wait()
+                go_back(folder, settings.checkpoint, engine, position, session.watch, world)
+                session.loader.last = settings.steps + position.passed_over
                 continue
             if verdict == "spike":
                 metrics.LOSS_SPIKES.inc()
                 log.warning("the loss of step %d, %.3f, is far above those before it", step + 1, report.mean_loss)
-            for hook in parts.hooks:
+            for hook in session.hooks:
                 hook.after_step(report, last=stopping or position.step == settings.steps)
         if stopping and position.step < settings.steps:
             return "stopped"

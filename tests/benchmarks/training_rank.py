@@ -30,7 +30,7 @@ from pretrain.models.batchnorm import commit_statistics
 from pretrain.models.count import parameters
 from pretrain.models.groups import parameter_groups
 from pretrain.models.zoo import build_model
-from pretrain.parts import lanes_of
+from pretrain.session import lanes_of
 from sharding.settings import load_settings
 from tests.benchmarks.plain import PlainR2Plus1D
 

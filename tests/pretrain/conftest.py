@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,15 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any
     from tests.pretrain.engine_cases import run_cases  # loads torch, which other tests do without
 
     return run_cases(tmp_path_factory.mktemp("engine"))
+
+
+@pytest.fixture()
+def told(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the run's log is told."""
+    logger = logging.getLogger("reelscale")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from pretrain.engine.world import free_port
+from tests.pretrain.conftest import CLIP
 
 ROOT = Path(__file__).parents[2]
+STEPS = 60
 
 
 @dataclass
@@ -67,6 +69,31 @@ class Nursery:
                 self.codes[pid] = code[0]
             else:
                 self._pids.put(pid)
+
+
+def config(store: str, run: Path) -> dict[str, Any]:
+    """60 steps of two lanes; a checkpoint every third step, a validation every 16th."""
+    return {
+        "run": str(run),
+        "lanes": 2,
+        "lane_batch": 2,
+        "log_steps": 1,
+        "data": {"store": store, "clip": CLIP, "loader": {"workers": 1}},
+        "model": {"depth": 10, "width": 0.125, "dropout": 0.3},
+        "schedule": {"lr": 0.005, "epoch_clips": 40, "epochs": STEPS * 4 / 40, "warmup_epochs": 1, "decay": "cosine"},
+        "engine": {"precision": "fp32", "zero": 1},
+        "validation": {"every_steps": 16, "videos": 5},
+        "checkpoint": {"every_steps": 3, "keep": 2},
+    }
+
+
+def shown(path: Path) -> list[list[Any]]:
+    """The keys that each lane showed, in order."""
+    lanes: list[list[Any]] = [[], []]
+    for line in path.read_text().splitlines():
+        lane, keys = json.loads(line)
+        lanes[lane].append(keys)
+    return lanes
 
 
 @contextmanager

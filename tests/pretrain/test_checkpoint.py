@@ -132,6 +132,14 @@ def test_a_damaged_one_is_skipped_for_the_one_before(
         load_run(tmp_path)
 
 
+def test_the_network_to_use_has_averaged_weights_where_there_are_some() -> None:
+    found = checkpoint(3)
+    assert torch.equal(found.weights["weight"], found.average["weight"]) and found.weights.keys() == found.model.keys()
+    assert torch.equal(found.weights["half"], found.model["half"])
+    plain = Checkpoint(3, found.model, found.optimizer, {}, found.state)
+    assert torch.equal(plain.weights["weight"], found.model["weight"])
+
+
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint to start from"):
         load_run(tmp_path / "nothing")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import threading
 import time
@@ -49,14 +48,6 @@ def url(server: S3Server, tmp_path: Path) -> str:
 @pytest.fixture()
 def settings(url: str) -> CheckpointSettings:
     return CheckpointSettings(keep=2, store=url)
-
-
-@pytest.fixture()
-def told(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    logger = logging.getLogger("reelscale")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 def save(run: Path, settings: CheckpointSettings, *steps: int, attempt: int | None = None) -> Saver:

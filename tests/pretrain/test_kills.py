@@ -9,17 +9,15 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from pretrain.checkpoint import load_newest
-from tests.pretrain.conftest import CLIP
-from tests.pretrain.nursery import Nursery, nursery
+from tests.pretrain.nursery import STEPS, Nursery, config, nursery, shown
 
-STEPS, KILLS = 60, 10
+KILLS = 10
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -28,22 +26,6 @@ pytestmark = pytest.mark.timeout(900)
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     with nursery(tmp_path_factory.mktemp("nursery") / "log") as found:
         yield found
-
-
-def config(store: str, run: Path) -> dict[str, Any]:
-    """60 steps of two lanes; a checkpoint every third step, a validation every 16th."""
-    return {
-        "run": str(run),
-        "lanes": 2,
-        "lane_batch": 2,
-        "log_steps": 1,
-        "data": {"store": store, "clip": CLIP, "loader": {"workers": 1}},
-        "model": {"depth": 10, "width": 0.125, "dropout": 0.3},
-        "schedule": {"lr": 0.005, "epoch_clips": 40, "epochs": STEPS * 4 / 40, "warmup_epochs": 1, "decay": "cosine"},
-        "engine": {"precision": "fp32", "zero": 1},
-        "validation": {"every_steps": 16, "videos": 5},
-        "checkpoint": {"every_steps": 3, "keep": 2},
-    }
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -124,15 +106,6 @@ def test_killed_at_ten_moments(ranks: Nursery, store: str, undisturbed: Path, tm
     pids = ranks.start(config(store, run), 2)
     assert ranks.ended(pids) == [0, 0]
     assert_same(run, undisturbed)
-
-
-def shown(path: Path) -> list[list[Any]]:
-    """The keys that each lane showed, in order."""
-    lanes: list[list[Any]] = [[], []]
-    for line in path.read_text().splitlines():
-        lane, keys = json.loads(line)
-        lanes[lane].append(keys)
-    return lanes
 
 
 def test_on_two_ranks_one_and_two_again(ranks: Nursery, store: str, undisturbed: Path, tmp_path: Path) -> None:

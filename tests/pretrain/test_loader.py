@@ -25,7 +25,7 @@ from pretrain.data.tensors import plane_batch
 from pretrain.data.transforms import network_input
 from pretrain.data.views import VIEW_RANDOMS, ClipSettings, train_view
 from pretrain.engine.world import World
-from pretrain.parts import lanes_of
+from pretrain.session import lanes_of
 from sharding.errors import UserError
 from sharding.record import part_path, record_path
 from sharding.store import open_store

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pretrain.data.order import Draw, Order, OrderSettings, ShardSizes, mix, sample_randoms
 from pretrain.engine.world import World
-from pretrain.parts import lanes_of
+from pretrain.session import lanes_of
 from sharding.errors import UserError
 from sharding.settings import load_settings
 

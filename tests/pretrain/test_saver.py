@@ -23,14 +23,6 @@ from tests.pretrain.saving import is_whole, made, saving
 SETTINGS = CheckpointSettings(keep=2)
 
 
-@pytest.fixture()
-def told(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    logger = logging.getLogger("reelscale")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
-
-
 def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 

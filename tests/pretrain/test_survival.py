@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from pretrain.checkpoint import Checkpoint, load_checkpoint
-from tests.pretrain.nursery import Nursery, nursery
-from tests.pretrain.test_kills import config, shown
+from tests.pretrain.nursery import Nursery, config, nursery, shown
 
 pytestmark = pytest.mark.timeout(600)
 

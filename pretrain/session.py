@@ -1,4 +1,4 @@
-"""The parts of a run that is about to train, put together from its settings: the same on every rank."""
+"""A run that is about to train, put together from its settings: the same on every rank."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger("reelscale")
 
 
 @dataclass
-class Parts:
+class Session:
     """What trains, where it is, and what hangs on it. `lanes`: those that this rank runs, one after the other."""
 
     engine: Engine
@@ -41,10 +41,10 @@ class Parts:
     watchdog: Watchdog
 
 
-def put_together(
+def open_session(
     settings: TrainSettings, world: World, run: Run, sources: Sources, extra_hooks: Sequence[Hook], leaving: ExitStack
-) -> Parts:
-    """The parts, with all as it was at the run's newest checkpoint; what is to be closed is closed by `leaving`.
+) -> Session:
+    """The session, with all as it was at the run's newest checkpoint; what is to be closed is closed by `leaving`.
 
     Raises UserError for clips that do not fit into memory, and for what is wrong with checkpoints.
     """
@@ -83,7 +83,7 @@ def put_together(
         log.info("no validation: the store has no good video in its split 'val'")
     hooks += [saving, *extra_hooks]
     watchdog = leaving.enter_context(Watchdog(folder, world.rank, attempt, settings.watchdog.stall_seconds))
-    return Parts(engine, loader, lanes, position, watch, own_time, saving, hooks, watchdog)
+    return Session(engine, loader, lanes, position, watch, own_time, saving, hooks, watchdog)
 
 
 def lanes_of(world: World, lanes: int) -> range:
