@@ -55,6 +55,19 @@ def check(settings: TrainSettings, ranks: int) -> dict[str, object]:
     return quantities
 
 
+def keep_threads(settings: TrainSettings, world: World, run: Run) -> None:
+    """Have a rank that computes on its CPU do so with as many threads as the run began with, if it is deterministic.
+
+    A convolution's sums depend on how many share them, and launchers set that number by cores and ranks.
+    """
+    if world.device.type != "cpu" or not is_deterministic(settings, world.device):
+        return
+    mine, kept = torch.get_num_threads(), world.broadcast(run.threads if world.rank == 0 else 0)
+    if mine != kept:
+        log.info("computing with %d threads a rank, not %d: the run began with them, and is deterministic", kept, mine)
+        torch.set_num_threads(kept)
+
+
 def network(
     settings: TrainSettings, folder: Path, classes: list[str], world: World, weights: Mapping[str, Tensor] | None
 ) -> VideoNetwork:

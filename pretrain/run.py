@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pretrain.data.sources import DataSettings
 from pretrain.settings import TrainSettings
 from sharding.errors import UserError
@@ -37,14 +39,23 @@ class Run:
         """Write the settings and the log's head. Raises UserError if the folder holds another run."""
         identity = run_identity(settings, classes, index)
         known = self.folder / "settings.json"
+        threads = torch.get_num_threads()
         if known.exists():
-            _check_identity(self.folder, json.loads(known.read_text())["identity"], identity)
+            there = json.loads(known.read_text())
+            _check_identity(self.folder, there["identity"], identity)
+            threads = there.get("threads", threads)
         if not self._writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        whole = {"settings": settings.model_dump(mode="json"), "identity": identity, "derived": derived}
+        settings_now = settings.model_dump(mode="json")
+        whole = {"settings": settings_now, "identity": identity, "derived": derived, "threads": threads}
         _write(self.folder / "classes.json", json.dumps(classes, indent=1))
         _write(known, json.dumps(whole, indent=1))
+
+    @property
+    def threads(self) -> int:
+        """How many the first rank had to compute with when the run began."""
+        return int(json.loads((self.folder / "settings.json").read_text())["threads"])
 
     def event(self, kind: str, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; numbers that are not finite become null."""

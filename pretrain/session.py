@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from pretrain.begin import network
+from pretrain.begin import keep_threads, network
 from pretrain.checkpoint import begin_attempt
 from pretrain.data.loader import Loader
 from pretrain.data.sources import Sources, described, order_of
@@ -49,6 +49,7 @@ def open_session(
     Raises UserError for clips that do not fit into memory, and for what is wrong with checkpoints.
     """
     folder, data = run.folder, settings.data
+    keep_threads(settings, world, run)
     attempt = world.broadcast(begin_attempt(folder, settings.checkpoint) if world.rank == 0 else 0)
     checkpoint = newest(folder, settings.checkpoint, world)
     model = network(settings, folder, sources.classes, world, checkpoint.model if checkpoint else None)

@@ -37,9 +37,12 @@ class Nursery:
     codes: dict[int, int] = field(default_factory=dict)
     _pids: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)
 
-    def start(self, config: dict[str, Any], ranks: int, shown: Path | None = None, **hooks: Any) -> list[int]:
+    def start(
+        self, config: dict[str, Any], ranks: int, shown: Path | None = None, threads: int = 1, **hooks: Any
+    ) -> list[int]:
         """Train `config` (a TrainSettings' dump) on so many ranks, each a process: their pids.
 
+        `threads`: what a rank would compute with by itself, as a launcher sets it by the machine's cores.
         `shown`: a file to which each rank appends a line a lane and step: the lane, the samples' keys.
         `poisoned`: steps' worth of samples, counted from the start of the ranks, in which the last rank's last lane has
         a pixel that is infinite. `hangs`: (rank, step) of one that then sleeps for ever.
@@ -47,7 +50,7 @@ class Nursery:
         pids, port = [], free_port()
         for rank in range(ranks):
             given = {"config": config, "rank": rank, "ranks": ranks, "port": port, "shown": shown and str(shown)}
-            given |= {"poisoned": [], "hangs": [-1, -1]} | hooks
+            given |= {"threads": threads, "poisoned": [], "hangs": [-1, -1]} | hooks
             assert self.process.stdin
             print(json.dumps(given), file=self.process.stdin, flush=True)
             pids.append(self._pids.get(timeout=120))
@@ -149,12 +152,15 @@ def say(line: str) -> None:
 
 def be_rank(given: dict[str, Any]) -> int:
     """A rank's whole life; its exit code."""
+    import torch
+
     from pretrain import trainer
     from pretrain.settings import TrainSettings
     from sharding.lifeline import die_with
 
     die_with(os.getppid())
     os.dup2(2, 1)
+    torch.set_num_threads(given["threads"])
     ranks = str(given["ranks"])
     os.environ |= {"RANK": str(given["rank"]), "LOCAL_RANK": str(given["rank"]), "WORLD_SIZE": ranks}
     os.environ |= {"LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(given["port"])}

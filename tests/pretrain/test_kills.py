@@ -109,11 +109,11 @@ def test_killed_at_ten_moments(ranks: Nursery, store: str, undisturbed: Path, tm
 
 
 def test_on_two_ranks_one_and_two_again(ranks: Nursery, store: str, undisturbed: Path, tmp_path: Path) -> None:
-    """Stopped, not killed: what was shown is then shown once."""
+    """Stopped, not killed: what was shown is then shown once. A rank that is alone has the other's cores, too."""
     run = tmp_path / "run"
-    stops = [(2, 11), (1, 35), (2, STEPS)]
-    for size, last in stops:
-        pids = ranks.start(config(store, run), size, tmp_path / "shown")
+    stops = [(2, 11, 1), (1, 35, 2), (2, STEPS, 3)]
+    for size, last, threads in stops:
+        pids = ranks.start(config(store, run), size, tmp_path / "shown", threads)
         if last < STEPS:
             until(lambda last=last: logged(run) >= last - 4, ranks, pids)
             os.kill(pids[-1], signal.SIGUSR1)
