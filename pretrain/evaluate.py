@@ -104,7 +104,7 @@ def score_videos(subject: Subject, rows: list[int], clips: int, batch: int, work
 
     `batch` clips go through the network at once; `workers` processes decode. Raises UserError for a damaged video.
     """
-    work = Work(subject.clip, ReadingSettings(), unseen=subject.split)
+    work = Work(subject.clip, ReadingSettings(), unseen=subject.split, gives_way=subject.device.type == "cpu")
     with WorkerPool(workers, work, LoaderSettings().stall_seconds) as pool:
         try:
             for row, video in zip(rows, evaluation_clips(pool, rows, clips, 1), strict=True):

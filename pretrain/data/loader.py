@@ -97,7 +97,8 @@ class Loader:
     ) -> None:
         self._order, self._lanes, self._classes = order, lanes, len(sources.classes)
         self.videos_unseen = len(sources.unseen)
-        self._mover = Mover(device or torch.device("cpu"))
+        device = device or torch.device("cpu")
+        self._mover = Mover(device)
         self.step, self.last = 0, last
         self.told = Telling()
         where = ", ".join(split.store.url for split in sources.splits)
@@ -109,7 +110,7 @@ class Loader:
         opened = len(order.open_shards(0, lanes.start)) + 1
         for split in sources.splits:
             split.keep_records(opened * len(lanes))
-        work = Work(clip, reading, tuple(sources.splits), sources.unseen)
+        work = Work(clip, reading, tuple(sources.splits), sources.unseen, gives_way=device.type == "cpu")
         self._pool = WorkerPool(workers, work, settings.stall_seconds)
         self._fetcher = fetcher_of(reading, sources.splits, clip)
 

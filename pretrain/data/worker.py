@@ -32,16 +32,22 @@ from sharding.redact import redacted
 
 JOB_BYTES = 2**20
 STOPS = (signal.SIGINT, signal.SIGTERM)
+_LAST = 19  # of what the system's scheduler knows as niceness
 
 
 @dataclass(frozen=True)
 class Work:
-    """All that a worker is told as it starts: what it trains on and how it reads it, and what it evaluates on."""
+    """All that a worker is told as it starts: what it trains on and how it reads it, and what it evaluates on.
+
+    `gives_way`: the network computes on the same cores. Its threads wait for each other, so that a worker that takes a
+    core from one of them stops all; it has them while the network leaves them free, or waits for clips.
+    """
 
     clip: ClipSettings
     reading: ReadingSettings
     splits: tuple[Split, ...] = ()
     unseen: Split | None = None
+    gives_way: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,8 @@ def serve(jobs_handle: int, pipe_handle: int, parent: int) -> None:
     jobs, pipe = socket.socket(fileno=jobs_handle), Connection(pipe_handle)
     with suppress(EOFError, ConnectionError):
         work: Work = pickle.loads(pipe.recv_bytes())
+        if work.gives_way:
+            os.nice(_LAST)
         memory = SharedMemory(pipe)
         _choose_sources(work)
         # What is there now stays, and frames and packets make no circles: looking for some would cost a few per cent.

@@ -222,6 +222,17 @@ def test_a_worker_is_no_rank(sources: Sources, monkeypatch: pytest.MonkeyPatch) 
         assert not [entry for entry in environment if entry.startswith(b"RANK=")]
 
 
+def test_workers_give_way_to_a_network_on_their_cores(sources: Sources) -> None:
+    before = children()
+    with loader(sources, workers=2, last=2) as made:
+        steps = iter(made)
+        next(steps)
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        found = [os.getpriority(os.PRIO_PROCESS, pid) for pid in children() - before]
+        assert len(found) == 2 and max(found) == 19 and min(found) >= own
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
+
+
 def test_a_worker_that_is_killed_is_told(sources: Sources) -> None:
     before = children()
     with loader(sources, 2) as made:
