@@ -11,7 +11,7 @@ import typer
 
 from cluster.launch.processes import WorkerDied
 from cluster.launch.signals import NOT_BEGUN, STOPPED, Interrupted, interruptible, postponed, started_by_run_ranks
-from cluster.output import stdout_to_stderr
+from cluster.output import end_process, stdout_to_stderr
 from cluster.tables import (
     print_json,
     print_models,
@@ -398,19 +398,26 @@ def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_js
 
 def main() -> None:
     """Run the command line; a user's mistake is told in one message and ends with exit code 2."""
+    code: str | int | None
     try:
         # SIGTERM ends a rank of launcher=none at once until it can save; the command that started it tells the rest.
         with nullcontext() if started_by_run_ranks() else interruptible():
             app()
+        code = 0
+    except SystemExit as asked:
+        code = asked.code
     except UserError as error:
         print(f"reelscale: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except CannotGoOn as error:
         print(f"reelscale: {error}", file=sys.stderr)
-        sys.exit(1)
+        code = 1
     except Interrupted:
         print("reelscale: stopped; run the same command again", file=sys.stderr)
-        sys.exit(STOPPED)
+        code = STOPPED
+    if "RANK" in os.environ:
+        end_process(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Standard output kept clear for one result."""
+"""Standard output kept clear for one result, and a process that ends once all is said."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import NoReturn
 
 
 @contextmanager
@@ -18,3 +20,17 @@ def stdout_to_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def end_process(code: str | int | None) -> NoReturn:
+    """End this process as it is, with the code of a SystemExit, once what it said is out.
+
+    For ranks: a thread of gloo may be about to let go of a tensor, and an interpreter that is taken down meanwhile
+    aborts, after all was well.
+    """
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if isinstance(code, str) else code or 0)

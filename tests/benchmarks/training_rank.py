@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from cluster.jobs.training import TrainingJob
+from cluster.output import end_process
 from pretrain.data.loader import Clips, Loader
 from pretrain.data.sources import Sources, open_sources, order_of
 from pretrain.data.transforms import network_input
@@ -194,6 +195,7 @@ def main() -> None:
     timed(mode, Contender(job, Path(folder), world), int(steps))
     world.barrier()
     leave_world()
+    end_process(0)
 
 
 if __name__ == "__main__":
