@@ -15,7 +15,9 @@ from pretrain.checkpoint import load_run
 from pretrain.data.sources import open_sources, order_of
 from pretrain.data.views import Normalisation
 from pretrain.engine.path import fits, run_path
+from pretrain.engine.precision import Pass
 from pretrain.engine.world import World
+from pretrain.models.count import parameters
 from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork
 from pretrain.models.paths import PATHS
@@ -23,7 +25,7 @@ from pretrain.models.paths import Path as ComputePath
 from pretrain.models.weights import load_weights
 from pretrain.models.zoo import build_model
 from pretrain.run import Run, read_settings
-from pretrain.settings import TrainSettings, check_lane, check_ranks, derived, is_deterministic
+from pretrain.settings import TrainSettings, check_lane, check_ranks, derived, held_bytes, is_deterministic
 from sharding.errors import UserError
 
 log = logging.getLogger("reelscale")
@@ -85,8 +87,10 @@ def network(
     freeze(model, settings.schedule.rates)
     shape = (settings.model.in_channels, clip.frames, clip.crop, clip.crop)
     batch = settings.lane_batch * (settings.lanes // world.size if settings.together else 1)
-    model.to(world.device).use(_path(settings, folder, model, world, shape, batch))
-    fits(model, shape, batch, settings.engine.precision, world.device)
+    held = held_bytes(settings, parameters(model), world.size)
+    training = Pass(shape, batch, settings.engine.precision, held, settings.together)
+    model.to(world.device).use(_path(settings, folder, model, world, training))
+    fits(model, training, world.device)
     return model
 
 
@@ -108,16 +112,14 @@ def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, class
     log.info("starting from %s, step %d, classifier %s", source, checkpoint.step, how)
 
 
-def _path(
-    settings: TrainSettings, folder: Path, model: VideoNetwork, world: World, shape: tuple[int, ...], batch: int
-) -> ComputePath:
+def _path(settings: TrainSettings, folder: Path, model: VideoNetwork, world: World, training: Pass) -> ComputePath:
     """The path the run computes by: the one asked for, or the fastest here, or one that is the same in every run."""
     recomputed = None if settings.engine.recomputed == "auto" else settings.engine.recomputed
     if settings.engine.path != "auto":
         return replace(PATHS[settings.engine.path], recomputed=recomputed or 0)
     if is_deterministic(settings, world.device):
         return replace(PATHS["planar"], recomputed=recomputed or 0)
-    return run_path(folder, model, shape, batch, settings.engine.half, world, recomputed, settings.together)
+    return run_path(folder, model, training, world, recomputed)
 
 
 def _same(field: str, theirs: object, ours: object, source: Path) -> None:

@@ -120,10 +120,27 @@ def check_lane(settings: TrainSettings, classes: int) -> None:
 
 def state_bytes(settings: TrainSettings, parameters: int, ranks: int) -> int:
     """What a rank holds of weights, gradients, the optimizer's state and averages, in fp32, as ZeRO shares them out."""
-    engine = settings.engine
-    kept = (1 if engine.optimizer == "sgd" else 2) + (engine.average is not None)
-    held = [(1, 3), (1, 2), (kept, 1)]  # tensors of each kind, and from which stage on a rank has its share alone
-    return sum(4 * parameters * tensors // (ranks if engine.zero >= stage else 1) for tensors, stage in held)
+    kinds = [(1, 3), (1, 2), (_kept(settings), 1)]  # tensors, and from which stage on a rank has its share alone
+    return sum(4 * parameters * tensors // _sharing(settings, stage, ranks) for tensors, stage in kinds)
+
+
+def held_bytes(settings: TrainSettings, parameters: int, ranks: int) -> int:
+    """What a rank holds, at the most, beside a whole network and its gradients, as they are until ZeRO takes over.
+
+    The optimizer's state and averages, the weights that ZeRO has of its own, and a bucket in which gradients travel.
+    """
+    own = settings.engine.zero > 0
+    return 4 * parameters * (_kept(settings) + own) // _sharing(settings, 1, ranks) + 4 * parameters
+
+
+def _kept(settings: TrainSettings) -> int:
+    """How many numbers a weight the optimizer keeps, averages among them."""
+    return (1 if settings.engine.optimizer == "sgd" else 2) + (settings.engine.average is not None)
+
+
+def _sharing(settings: TrainSettings, stage: int, ranks: int) -> int:
+    """How many ranks share what ZeRO spreads from a stage on."""
+    return ranks if settings.engine.zero >= stage else 1
 
 
 def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pretrain.engine.precision import Precision
 from sharding.errors import UserError
 from sharding.settings import Settings
 
@@ -33,7 +34,7 @@ class EngineSettings(Settings):
     """How a step is computed. SGD as in the R(2+1)D paper (VMZ's Caffe2 code uses Nesterov)."""
 
     precision: Annotated[
-        Literal["fp32", "bf16", "fp16"],
+        Precision,
         Field(description="bf16, fp16: torch_autocast, fp32 weights and BN; fp16 with dynamic loss scaling"),
     ] = "bf16"
     gradients: Annotated[

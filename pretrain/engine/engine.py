@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pretrain import metrics
 from pretrain.engine.config import EngineSettings, deepspeed_config
 from pretrain.engine.parts import Parts
+from pretrain.engine.precision import HALVES, autocast
 from pretrain.engine.scaler import LossScale
 from pretrain.engine.world import World
 from pretrain.models import count
@@ -33,7 +34,6 @@ from pretrain.models.groups import parameter_groups
 log = logging.getLogger("reelscale")
 
 _LITTLE = 1e-6  # DeepSpeed's, and torch's: a norm clipped to itself
-_HALVES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Engine:
         deepspeed = _deepspeed(world)
         self.world, self.model, self.was_skipped = world, model, False
         self._settings, self._zero = settings, settings.zero
-        self._half, self._scale = _HALVES[settings.precision], LossScale(settings.precision == "fp16")
+        self._half, self._scale = HALVES[settings.precision], LossScale(settings.precision == "fp16")
         self._norm = float("nan")
         # A network without memory: of the copies that predict where the model's own weights are in parts, or not meant.
         self._blank = copy.deepcopy(model).to("meta") if settings.zero == 3 or settings.average else None
@@ -115,7 +115,7 @@ class Engine:
         if averaged or self._zero == 3:
             self.gather_for_predictions(averaged)
             network = self._copies[averaged]
-        with torch.no_grad(), torch.autocast(self.world.device.type, self._half, enabled=self._half is not None):
+        with torch.no_grad(), autocast(self.world.device, self._settings.precision):
             return network(video).float()
 
     def gather_for_predictions(self, averaged: bool = False) -> None:

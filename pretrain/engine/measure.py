@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pretrain.engine.precision import Precision, autocast
 from pretrain.models.network import VideoNetwork, seed_dropout
 from pretrain.models.paths import PATHS, Convolution, Path
 
@@ -20,25 +21,32 @@ _BUDGET = 300.0  # seconds after which no further path is begun on a GPU, where 
 _ERROR = 0.02  # relative, of the logits: as much as any sound path may differ, whatever its fellows do
 
 
-def planar_layers(model: VideoNetwork, clips: Tensor, half: bool, repeats: int = 4) -> frozenset[str]:
+def planar_layers(model: VideoNetwork, clips: Tensor, precision: Precision, repeats: int = 4) -> frozenset[str]:
     """The names of the convolutions that are faster as 2D ones, forward and backward, for such clips, N C T H W."""
     decided: dict[tuple[object, ...], bool] = {}
     planar = set()
-    for number, (name, (layer, given)) in enumerate(_inputs(model, clips, half).items()):
+    for number, (name, (layer, given)) in enumerate(_inputs(model, clips, precision).items()):
         if not layer.flat:
             continue
         kind = (layer.kernel_size, layer.stride, layer.in_channels, layer.out_channels, given.shape)
         if kind not in decided:
-            decided[kind] = _faster_planar(layer, given, number > 0, half, repeats)
+            decided[kind] = _faster_planar(layer, given, number > 0, precision, repeats)
         if decided[kind]:
             planar.add(name)
     return frozenset(planar)
 
 
 def measure(
-    model: VideoNetwork, clips: Tensor, half: bool, paths: Mapping[str, Path], repeats: int = 3
+    model: VideoNetwork,
+    clips: Tensor,
+    precision: Precision,
+    paths: Mapping[str, Path],
+    repeats: int = 3,
+    held: int = 0,
 ) -> dict[str, float]:
     """Seconds of a training pass over `clips`, N C T H W, by each path: the best of `repeats`.
+
+    `held`: bytes that training holds there, see `Pass`.
 
     A path that does not run here (out of memory, no compiler), or whose logits are far from those of the plain
     network in fp32 (a broken kernel), is left out with a warning. The network stays as it is.
@@ -46,7 +54,7 @@ def measure(
     """
     # On a busy CPU only what is timed in turn compares; a GPU has no room for several copies.
     groups = [list(paths)] if clips.device.type == "cpu" else [[name] for name in paths]
-    reserve = _training_reserve(model, clips.device)
+    reserve = _held(clips.device, held)
     exact = _exact_logits(model, clips)
     short = False
     seconds: dict[str, float] = {}
@@ -57,7 +65,7 @@ def measure(
             log.warning("not measured, for want of time: the path %s", ", ".join(group))
             continue
         mine = {name: paths[name] for name in group}
-        short |= _time_in_turn(model, clips, half, mine, repeats, exact, seconds, errors)
+        short |= _time_in_turn(model, clips, precision, mine, repeats, exact, seconds, errors)
         if clips.device.type == "cuda":
             torch.cuda.empty_cache()
     bound = max(_ERROR, 4 * min((error for error in errors.values() if math.isfinite(error)), default=0.0))
@@ -73,16 +81,15 @@ def measure(
     return seconds
 
 
-def dry_pass(model: VideoNetwork, clips: Tensor, precision: str) -> None:
-    """Forward and backward of clips, N C T H W, beside as much memory as training holds; gradients stay.
+def dry_pass(model: VideoNetwork, clips: Tensor, precision: Precision, held: int = 0) -> None:
+    """Forward and backward of clips, N C T H W, beside the bytes that training holds; gradients stay.
 
     Raises what `is_out_of_memory` knows where it does not fit.
     """
-    reserve = _training_reserve(model, clips.device)
+    reserve = _held(clips.device, held)
     was_training = model.training
     seed_dropout(model.train(), [0], clips.device)
-    half = torch.float16 if precision == "fp16" else torch.bfloat16
-    with torch.autocast(clips.device.type, half, enabled=precision != "fp32"):
+    with autocast(clips.device, precision):
         logits = model(clips)
     logits.float().square().mean().backward()
     _wait(clips.device)
@@ -96,7 +103,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
 
 
-def _inputs(model: VideoNetwork, clips: Tensor, half: bool) -> dict[str, tuple[Convolution, Tensor]]:
+def _inputs(model: VideoNetwork, clips: Tensor, precision: Precision) -> dict[str, tuple[Convolution, Tensor]]:
     """Each convolution, by name and in order, with what it is given (on the meta device)."""
     found: dict[str, tuple[Convolution, Tensor]] = {}
     network = copy.deepcopy(model).to(clips.device).eval()
@@ -108,14 +115,14 @@ def _inputs(model: VideoNetwork, clips: Tensor, half: bool) -> dict[str, tuple[C
         for name, module in network.named_modules()
         if isinstance(module, Convolution)
     ]
-    with torch.no_grad(), torch.autocast(clips.device.type, torch.bfloat16, enabled=half):
+    with torch.no_grad(), autocast(clips.device, precision):
         network(clips)
     for hook in hooks:
         hook.remove()
     return found
 
 
-def _faster_planar(layer: Convolution, given: Tensor, needs_gradient: bool, half: bool, repeats: int) -> bool:
+def _faster_planar(layer: Convolution, given: Tensor, needs_gradient: bool, precision: Precision, repeats: int) -> bool:
     device = layer.weight.device
     layer = copy.deepcopy(layer)
     x = torch.randn(given.shape, dtype=given.dtype, device=device).contiguous(memory_format=torch.channels_last_3d)
@@ -127,7 +134,7 @@ def _faster_planar(layer: Convolution, given: Tensor, needs_gradient: bool, half
             layer.zero_grad(set_to_none=True)
             _wait(device)
             begin = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            with autocast(device, precision):
                 y = layer(x)
             if y.requires_grad:  # not a frozen layer before which none learns
                 y.backward(y.detach())
@@ -138,11 +145,9 @@ def _faster_planar(layer: Convolution, given: Tensor, needs_gradient: bool, half
     return best[True] < best[False]
 
 
-def _training_reserve(model: VideoNetwork, device: torch.device) -> Tensor | None:
-    """What training holds beside the weights and gradients: momentum, DeepSpeed's own weights, and a bucket of all."""
-    if device.type == "cpu":
-        return None
-    return torch.empty(3 * sum(value.numel() for value in model.parameters()), device=device)
+def _held(device: torch.device, held: int) -> Tensor | None:
+    """So many bytes of a GPU's memory; a CPU's is not taken before it is written to."""
+    return torch.empty(held, dtype=torch.uint8, device=device) if device.type == "cuda" else None
 
 
 def _exact_logits(model: VideoNetwork, clips: Tensor) -> Tensor | None:
@@ -164,7 +169,7 @@ def _exact_logits(model: VideoNetwork, clips: Tensor) -> Tensor | None:
 def _time_in_turn(
     model: VideoNetwork,
     clips: Tensor,
-    half: bool,
+    precision: Precision,
     paths: Mapping[str, Path],
     repeats: int,
     exact: Tensor | None,
@@ -181,7 +186,7 @@ def _time_in_turn(
                     copies[name] = copy.deepcopy(model).to(clips.device).train()
                     copies[name].use(path)
                 if name in copies:
-                    taken, logits = _pass(copies[name], clips, half)
+                    taken, logits = _pass(copies[name], clips, precision)
                     seconds[name] = min(seconds[name], taken) if number > 1 else taken
                     if number == 0 and exact is not None:
                         errors[name] = float((logits.double() - exact).norm() / exact.norm())
@@ -193,12 +198,12 @@ def _time_in_turn(
     return short
 
 
-def _pass(network: VideoNetwork, clips: Tensor, half: bool) -> tuple[float, Tensor]:
+def _pass(network: VideoNetwork, clips: Tensor, precision: Precision) -> tuple[float, Tensor]:
     _wait(clips.device)
     begin = time.perf_counter()
     network.zero_grad(set_to_none=True)
     seed_dropout(network, [0], clips.device)
-    with torch.autocast(clips.device.type, torch.bfloat16, enabled=half):
+    with autocast(clips.device, precision):
         logits = network(clips)
     logits.float().square().mean().backward()
     _wait(clips.device)

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pretrain.engine.measure import dry_pass, is_out_of_memory, measure, planar_layers
+from pretrain.engine.precision import Pass, Precision
 from pretrain.engine.world import World
 from pretrain.models.batchnorm import discard_statistics, synchronise
 from pretrain.models.count import macs
@@ -37,7 +38,7 @@ class Measured(BaseModel):
     recomputed: Annotated[int, Field(description="first groups of layers computed twice, so that the clips fit")]
     device: str
     batch: Annotated[int, Field(description="clips that are computed at once")]
-    half: Annotated[bool, Field(description="under bf16 autocast")]
+    precision: Precision
     clips_per_second: dict[str, float]
 
     def by_name(self, name: str) -> Path:
@@ -47,33 +48,25 @@ class Measured(BaseModel):
 
 
 def run_path(
-    folder: FilePath,
-    model: VideoNetwork,
-    clip: Sequence[int],
-    batch: int,
-    half: bool,
-    world: World,
-    recomputed: int | None = None,
-    together: bool = False,
+    folder: FilePath, model: VideoNetwork, training: Pass, world: World, recomputed: int | None = None
 ) -> Path:
-    """The fastest path for `batch` clips of shape C T H W, the same on every rank of the run.
+    """The fastest path for a pass of training, the same on every rank of the run.
 
     Rank 0 measures once and keeps what it saw in the run's folder, so that a run that goes on takes the same path
-    on the same kind of device. `half`: under bf16 autocast. `recomputed`: as asked for, or as much as needed.
-    `together`: the batch will be normalised with those of the other ranks.
+    on the same kind of device. `recomputed`: as asked for, or as much as needed.
     Raises UserError for clips that do not fit into the device's memory.
     """
 
     def known() -> str:
         kept = _kept(folder)
-        wanted = (_device_name(world.device), batch, half)
+        wanted = (_device_name(world.device), training.batch, training.precision)
         if (
             kept is None
-            or (kept.device, kept.batch, kept.half) != wanted
+            or (kept.device, kept.batch, kept.precision) != wanted
             or kept.path not in worth_trying(world.device)
             or recomputed not in (None, kept.recomputed)
         ):
-            kept = measured(model, clip, batch, half, world.device, recomputed=recomputed, together=together)
+            kept = measured(model, training, world.device, recomputed=recomputed)
             (folder / _FILE).write_text(kept.model_dump_json(indent=1))
             told = ", ".join(f"{name} {rate:.3g}" for name, rate in kept.clips_per_second.items())
             log.info("path %s, of clips/s by path: %s", kept.path, told)
@@ -83,17 +76,17 @@ def run_path(
     return chosen.by_name(chosen.path)
 
 
-def fits(model: VideoNetwork, clip: Sequence[int], batch: int, precision: str, device: torch.device) -> None:
-    """A dry batch of `batch` clips of shape C T H W, forward and backward, so that what is compiled is compiled now.
+def fits(model: VideoNetwork, training: Pass, device: torch.device) -> None:
+    """A dry batch, forward and backward, so that what is compiled is compiled now.
 
     The network is as before. Raises UserError for clips that do not fit into the device's memory.
     """
     try:
-        dry_pass(model, torch.randn(batch, *clip, generator=torch.Generator().manual_seed(0)).to(device), precision)
+        dry_pass(model, _noise(training.batch, training.clip).to(device), training.precision, training.held)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise _too_large(batch, clip, model.path.recomputed < len(model.stages)) from None
+        raise _too_large(training, model.path.recomputed < len(model.stages)) from None
     finally:
         model.zero_grad(set_to_none=True)
         discard_statistics(model)
@@ -103,34 +96,38 @@ def fits(model: VideoNetwork, clip: Sequence[int], batch: int, precision: str, d
 
 def measured(
     model: VideoNetwork,
-    clip: Sequence[int],
-    batch: int,
-    half: bool,
+    training: Pass,
     device: torch.device,
     names: Sequence[str] = (),
     recomputed: int | None = None,
-    together: bool = False,
 ) -> Measured:
-    """The fastest path on this device for `batch` clips of shape C T H W (on a CPU for fewer, where they take long).
+    """The fastest path on this device for a pass of training (on a CPU for fewer clips, where they take long).
 
     Of `names`, or of all that are worth a try on such a device. Raises UserError for clips that do not fit.
     """
-    if together:  # as training computes it, with no other rank to wait for
+    batch, precision = training.batch, training.precision
+    if training.together:  # as training computes it, with no other rank to wait for
         model = copy.deepcopy(model)
         synchronise(model, lambda row: row[None])
     tried = batch
     if device.type == "cpu":
-        tried = max(min(2, batch), min(batch, int(_MACS_ON_CPU / macs(model, *clip[1:]))))
-    clips = torch.randn(tried, *clip, generator=torch.Generator().manual_seed(0))
+        tried = max(min(2, batch), min(batch, int(_MACS_ON_CPU / macs(model, *training.clip[1:]))))
+    clips = _noise(tried, training.clip)
     where = _device_name(device)
     for groups in range(len(model.stages) + 1) if recomputed is None else [recomputed]:
         try:
-            planar = sorted(planar_layers(model, clips.to(device), half))
+            planar = sorted(planar_layers(model, clips.to(device), precision))
             found = Measured(
-                path="", planar=planar, recomputed=groups, device=where, batch=batch, half=half, clips_per_second={}
+                path="",
+                planar=planar,
+                recomputed=groups,
+                device=where,
+                batch=batch,
+                precision=precision,
+                clips_per_second={},
             )
             paths = {name: found.by_name(name) for name in names or worth_trying(device)}
-            seconds = measure(model, clips.to(device), half, paths)
+            seconds = measure(model, clips.to(device), precision, paths, held=training.held)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -138,13 +135,17 @@ def measured(
             continue
         rates = {name: tried / taken for name, taken in seconds.items()}
         return found.model_copy(update={"path": max(rates, key=rates.__getitem__), "clips_per_second": rates})
-    raise _too_large(batch, clip, recomputed is not None)
+    raise _too_large(training, recomputed is not None)
 
 
-def _too_large(batch: int, clip: Sequence[int], more_could_be_recomputed: bool) -> UserError:
-    frames, side = clip[1], clip[2]
+def _noise(batch: int, clip: Sequence[int]) -> torch.Tensor:
+    return torch.randn(batch, *clip, generator=torch.Generator().manual_seed(0))
+
+
+def _too_large(training: Pass, more_could_be_recomputed: bool) -> UserError:
+    frames, side = training.clip[1], training.clip[2]
     return UserError(
-        f"a lane of {batch} clips of {frames} frames of {side}² pixels does not fit into this device's memory",
+        f"a lane of {training.batch} clips of {frames} frames of {side}² pixels does not fit into this device's memory",
         "lane_batch, engine.recomputed" if more_could_be_recomputed else "lane_batch",
         "set fewer clips a lane (and as many more lanes, for the same batch)"
         + (", or engine.recomputed=5 (activations computed twice)" if more_could_be_recomputed else ""),

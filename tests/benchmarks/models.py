@@ -24,6 +24,7 @@ from torch import nn
 
 from pretrain.engine.path import measured, worth_trying
 from pretrain.engine.peak import mfu, product_flops
+from pretrain.engine.precision import Pass
 from pretrain.models.batchnorm import commit_statistics
 from pretrain.models.count import macs
 from pretrain.models.groups import parameter_groups
@@ -126,7 +127,7 @@ def compare(case: Case, device: torch.device, rounds: int, compiling: bool) -> d
     limit = product_flops(device, case.half, seconds=1.0)
     names = [name for name in worth_trying(device) if compiling or not PATHS[name].fused]
     clip = (case.model.in_channels, case.frames, case.size, case.size)
-    choice = measured(model, clip, case.batch, case.half, device, names)
+    choice = measured(model, Pass(clip, case.batch, "bf16" if case.half else "fp32"), device, names)
     if compiling and device.type == "cpu":
         names.append("planar-fused")
     rows: dict[str, dict[str, Any]] = {}

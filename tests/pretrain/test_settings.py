@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.settings import TrainSettings, check_lane, is_deterministic, state_bytes
+from pretrain.settings import TrainSettings, check_lane, held_bytes, is_deterministic, state_bytes
 from sharding.errors import UserError
 
 
@@ -28,6 +28,19 @@ def settings(**given: Any) -> TrainSettings:
 )
 def test_what_a_rank_holds(engine: dict[str, Any], tensors: float) -> None:
     assert state_bytes(settings(engine=engine), 1000, 4) == 4000 * tensors
+
+
+@pytest.mark.parametrize(
+    ("engine", "tensors"),
+    [
+        ({"zero": 0}, 1 + 1),  # momentum, a bucket
+        ({"zero": 0, "optimizer": "adamw", "average": 0.9}, 3 + 1),
+        ({"zero": 1}, (1 + 1) / 4 + 1),  # with ZeRO's own weights, shared out
+        ({"zero": 3, "optimizer": "adamw"}, (2 + 1) / 4 + 1),
+    ],
+)
+def test_what_is_held_beside_a_whole_network(engine: dict[str, object], tensors: float) -> None:
+    assert held_bytes(settings(engine=engine), 1000, 4) == 4000 * tensors
 
 
 def test_mixup_needs_another_clip() -> None:

@@ -1,0 +1,33 @@
+"""The precisions that a network is trained in, and one pass of training, as it is tried before a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Precision = Literal["fp32", "bf16", "fp16"]
+HALVES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass of `batch` clips of shape C T H W.
+
+    held: bytes that training holds on the device beside weights, gradients and what the pass makes. together: the
+    clips are normalised with those of other ranks.
+    """
+
+    clip: Sequence[int]
+    batch: int
+    precision: Precision
+    held: int = 0
+    together: bool = False
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """What a forward pass is computed under."""
+    half = HALVES[precision]
+    return torch.autocast(device.type, half, enabled=half is not None)
