@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Self
@@ -61,12 +62,17 @@ class LaneBatchNorm(nn.BatchNorm3d):
             output, batch = normalise(input, weight, bias, self.eps, added, self.relu, self.gather, self.fused)
             self._keep(batch)
             return output
+        order = _order(input) if 1 in input.shape else None
+        if order is not None:
+            input = _in_order(input, order)
         if self.training:
             output = self._of_the_lane(input, weight, bias, zeros)
         else:
             mean, variance = self.running_mean.to(precision), self.running_var.to(precision)
             mean, variance = self._padded(mean, zeros), self._padded(variance, zeros)
             output = F.batch_norm(input, mean, variance, weight, bias, training=False, eps=self.eps)
+        if order is not None and output.requires_grad:
+            output.register_hook(functools.partial(_in_order, order=order))
         if added is not None:
             output += added
         return F.relu_(output) if self.relu else output
@@ -98,6 +104,24 @@ class LaneBatchNorm(nn.BatchNorm3d):
             device = self.running_mean.device
             self.running_mean, self.running_var, self.pending = (statistic.to(device) for statistic in kept)
         return self
+
+
+def _order(x: Tensor) -> torch.memory_format | None:
+    orders = (torch.channels_last_3d, torch.contiguous_format)
+    return next((order for order in orders if x.is_contiguous(memory_format=order)), None)
+
+
+def _in_order(x: Tensor, order: torch.memory_format) -> Tensor:
+    """In this order of memory, N C T H W or N T H W C, with the strides that it has where no side is 1.
+
+    A tensor with such a side is contiguous with other strides for that side, too, and torch's kernels for a CPU take
+    the order from them in one place and not in another: their gradients were then of other elements.
+    """
+    x = x.contiguous(memory_format=order)
+    if order == torch.contiguous_format:
+        return x.reshape(-1).view(x.shape)
+    rows = x.permute(0, 2, 3, 4, 1)
+    return rows.reshape(-1).view(rows.shape).permute(0, 4, 1, 2, 3)
 
 
 def _layers(model: nn.Module) -> list[LaneBatchNorm]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 
 import pytest
@@ -47,6 +48,57 @@ def test_one_lane_is_torchs_batch_norm() -> None:
     assert list(ours.state_dict()) == list(torchs.state_dict())
     assert torch.equal(ours.weight.grad, torchs.weight.grad)
     assert_close(ours.eval()(lane(9)), torchs.eval()(lane(9)))
+
+
+def pictures(x: Tensor) -> Tensor:
+    """As a 2D convolution over N·T leaves it."""
+    flat = x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    return flat.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+
+def time(x: Tensor) -> Tensor:
+    """As a 2D convolution over T, H·W leaves it."""
+    return x.flatten(3).contiguous(memory_format=torch.channels_last).unflatten(3, x.shape[3:])
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+ORDERS = [Tensor.contiguous, channels_last, pictures, time, lambda x: x[:1].expand_as(x)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 2, 5, 5), (2, 4, 1, 5, 5), (2, 4, 2, 1, 1), (1, 4, 3, 4, 4), (2, 1, 2, 3, 3), (3, 4, 1, 1, 1)]
+)
+def test_gradients_are_those_of_the_formula_in_every_order_of_memory(shape: tuple[int, ...], training: bool) -> None:
+    """Where a side is 1 torch's kernel takes some orders of memory for others, and its gradients are wrong."""
+    layer, _ = pair(shape[1])
+    layer.double().train(training)
+    layer.running_mean.normal_()
+    for order, order_of_gradients in itertools.product(ORDERS, ORDERS):
+        draw = torch.Generator().manual_seed(0)
+        x, gradients = (torch.randn(shape, generator=draw, dtype=torch.float64) for _ in range(2))
+        x, gradients = order(x), order_of_gradients(gradients)
+        left, right = (
+            x.detach().requires_grad_(),
+            x.detach().clone(memory_format=torch.contiguous_format).requires_grad_(),
+        )
+        over = (0, 2, 3, 4)
+        mean = right.mean(over, keepdim=True) if training else layer.running_mean.view(1, -1, 1, 1, 1)
+        variance = right.var(over, False, keepdim=True) if training else layer.running_var.view(1, -1, 1, 1, 1)
+        scale, shift = (value.detach().clone().requires_grad_() for value in (layer.weight, layer.bias))
+        expected = (right - mean) / (variance + layer.eps).sqrt() * scale.view(1, -1, 1, 1, 1)
+        expected = expected + shift.view(1, -1, 1, 1, 1)
+        layer.zero_grad()
+        found = layer(left)
+        found.backward(gradients)
+        expected.backward(gradients)
+        assert_close(found, expected)
+        assert_close(left.grad, right.grad)
+        assert_close(layer.weight.grad, scale.grad)
+        assert_close(layer.bias.grad, shift.grad)
 
 
 def test_running_statistics_wait_for_the_commit_and_take_the_mean_over_lanes() -> None:

@@ -57,13 +57,13 @@ def taken_step(model: VideoNetwork, batch: Tensor, half: bool = False) -> dict[s
 
 
 @pytest.mark.parametrize("path", [name for name in EAGER if name != "plain"])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_path_is_the_plain_network_in_double_precision(name: str, path: str) -> None:
-    plain = network(name)
+@pytest.mark.parametrize(("name", "frames"), [*((name, 6) for name in NETWORKS), ("whole", 8), ("mixed", 8)])
+def test_a_path_is_the_plain_network_in_double_precision(name: str, frames: int, path: str) -> None:
+    plain, batch = network(name, frames), clips(name, frames).double()
     other = copy.deepcopy(plain)
     plain.use(PATHS["plain"])
     other.use(PATHS[path])
-    expected, found = taken_step(plain, clips(name).double()), taken_step(other, clips(name).double())
+    expected, found = taken_step(plain, batch), taken_step(other, batch)
     assert expected.keys() == found.keys()
     for key in expected:
         assert_close(found[key], expected[key], rtol=1e-9, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
@@ -79,7 +79,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("path", ["planar-fused", "padded-fused"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_fused_path_is_the_plain_network_in_double_precision(name: str, path: str) -> None:
-    test_a_path_is_the_plain_network_in_double_precision(name, path)
+    test_a_path_is_the_plain_network_in_double_precision(name, 6, path)
 
 
 def test_a_path_may_be_planar_in_some_layers_alone() -> None:
