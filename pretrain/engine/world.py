@@ -104,10 +104,11 @@ def _adopt_slurm() -> None:
     os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
 
 
-def start_world(timeout_seconds: float = 600.0, deterministic: bool = False) -> World:
+def start_world(timeout_seconds: float = 600.0, deterministic: bool = False, meet_seconds: float = 1800.0) -> World:
     """Join the process group that the environment names (one process if none), nccl on GPUs, gloo without.
 
     `deterministic`: operations of a GPU that give other bits each time are not used. On a CPU there are none.
+    Raises CannotGoOn if the ranks have not all come in `meet_seconds`; a collective may then take `timeout_seconds`.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first GPU operation runs
@@ -124,13 +125,32 @@ def start_world(timeout_seconds: float = 600.0, deterministic: bool = False) -> 
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(free_port()),
             )
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_seconds))
+        store = _meet(timedelta(seconds=meet_seconds))
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        longest = timedelta(seconds=timeout_seconds)
+        store.set_timeout(longest)
+        backend = "nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest)
     cuda = cuda and dist.get_backend() == "nccl"
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not deterministic  # a run's shapes hardly change
     return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _meet(within: timedelta) -> dist.Store:
+    """The store by which all ranks have met, at the first of them."""
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=within))
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise CannotGoOn(
+            f"the {size} ranks of the run did not meet at {where} within {within.total_seconds():g} s "
+            f"(rank {rank}: {str(error).partition(chr(10))[0]}); look for those that did not start, or cannot reach it"
+        ) from error
+    return dist.PrefixStore("ranks", store)
 
 
 def enough_gpus(gpus: int, environment: Mapping[str, str]) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.engine.world import enough_gpus, free_port, leave_world, start_world, world_size_from_environment
-from sharding.errors import UserError
+from sharding.errors import CannotGoOn, UserError
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "2", "SLURM_LOCALID": "1"}
 
@@ -53,6 +53,15 @@ def test_a_gpu_a_rank_or_none(gpus: int, ranks: int, enough: bool, caplog: pytes
     with caplog.at_level(logging.WARNING, "reelscale"):
         assert enough_gpus(gpus, {"LOCAL_WORLD_SIZE": str(ranks)}) is enough
     assert ("ranks=1 uses them" in caplog.text) is (0 < gpus < ranks)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_that_do_not_come_are_told(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = str(free_port())
+    for name, value in {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(CannotGoOn, match=rf"2 ranks .* did not meet at 127.0.0.1:{port} within 2 s \(rank {rank}: "):
+        start_world(meet_seconds=2)
 
 
 def _share(rank: int, port: int, heard: SimpleQueue[tuple[int, str]]) -> None:
