@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pretrain.checkpoint import load_run
+from pretrain.checkpoint import has_checkpoint, load_run
 from pretrain.data.sources import open_sources, order_of
 from pretrain.data.views import Normalisation
 from pretrain.engine.path import fits, run_path
@@ -52,7 +52,7 @@ def check(settings: TrainSettings, ranks: int) -> dict[str, object]:
         run.begin(settings, classes, sources.versions, quantities)
     model = build_model(settings.model, len(classes), clip.frames, clip.crop)
     freeze(model, settings.schedule.rates)
-    if settings.init:
+    if settings.init and not (run and has_checkpoint(run.folder, settings.checkpoint)):
         start_from(model, settings, Path(settings.init.run), classes)
     return quantities
 

@@ -116,7 +116,8 @@ def load_newest(run: Path, settings: CheckpointSettings | None = None) -> Checkp
 
     It is the last of the last attempt that saved any. With settings, which only a run that goes on gives, the one in
     their store counts, too, and comes into the run's folder first; so does the metrics' history.
-    Raises UserError if the store cannot be used, or for another version's checkpoint.
+    Raises UserError if the store or the disk cannot be used, for another version's checkpoint, and if there are some
+    and all are damaged: to begin anew would take the place of what may still be saved.
     """
     remote = remote_of(run, settings)
     here: dict[tuple[int, int], list[Path]] = {}
@@ -139,7 +140,19 @@ def load_newest(run: Path, settings: CheckpointSettings | None = None) -> Checkp
             if isinstance(fetched, Path):
                 return _loaded(run, fetched, settings)
             _skip(f"{remote.where}, step {step}, attempt {attempt}", fetched)
+    if committed(run) or there:
+        raise UserError(
+            "none of the run's checkpoints is undamaged",
+            str(checkpoints_of(run)),
+            "move them away (and those in checkpoint.store) to begin the run anew",
+        )
     return None
+
+
+def has_checkpoint(run: Path, settings: CheckpointSettings) -> bool:
+    """Whether a run has something to go on from, in its folder or in the settings' store."""
+    remote = remote_of(run, settings)
+    return bool(committed(run)) or bool(remote and any(remote.committed()))
 
 
 def load_step(run: Path, step: int, attempt: int, settings: CheckpointSettings) -> Checkpoint:

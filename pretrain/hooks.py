@@ -45,11 +45,13 @@ class LogHook:
         loader: Loader,
         own_time: OwnTime,
         saving: "CheckpointHook",
+        validation: "ValidationHook | None",
         cost: int,
     ) -> None:
-        """`cost`: multiply-accumulates of a clip's forward pass."""
+        """`cost`: multiply-accumulates of a clip's forward pass. What a validation takes is no time of training."""
         self._settings, self._engine, self._world, self._run = settings, engine, world, run
-        self._loader, self._own_time, self._saving = loader, own_time, saving
+        self._loader, self._own_time = loader, own_time
+        self._saving, self._validation = saving, validation
         self._macs = cost
         self._peak = peak_flops(world.device, settings.engine.half)
         self._hosts = world.hosts()
@@ -68,7 +70,7 @@ class LogHook:
         metrics.SAMPLES.set(report.samples)
         if report.step % self._settings.log_steps and not last:
             return
-        seconds = time.perf_counter() - self._begin
+        seconds = time.perf_counter() - self._begin - (self._validating() - self._validated)
         waited = self._loader.told.wait_seconds - self._waited
         self._tell_slow(self._own_time.take() + waited)
         rate = self._clips / seconds
@@ -95,6 +97,10 @@ class LogHook:
         self._skipped = 0
         self._begin = time.perf_counter()
         self._waited, self._saved = self._loader.told.wait_seconds, self._saving.seconds
+        self._validated = self._validating()
+
+    def _validating(self) -> float:
+        return self._validation.seconds if self._validation else 0.0
 
     def _tell_slow(self, own_seconds: float) -> None:
         rows = self._world.gather(torch.tensor([own_seconds], device=self._world.device))
@@ -146,7 +152,10 @@ class StatisticsHook:
 
 
 class ValidationHook:
-    """One centre clip of unseen videos, each counted once, spread over the ranks; by averaged weights where kept."""
+    """One centre clip of unseen videos, each counted once, spread over the ranks; by averaged weights where kept.
+
+    `seconds`: that it took so far.
+    """
 
     def __init__(
         self, settings: TrainSettings, engine: Engine, world: World, run: Run, loader: Loader, position: Position
@@ -157,12 +166,14 @@ class ValidationHook:
         videos = loader.videos_unseen
         count = min(videos, settings.validation.videos)
         self._rows = [i * videos // count for i in range(count)]
+        self.seconds = 0.0
 
     def after_step(self, report: StepReport, last: bool) -> None:
         """See `Hook`. Enters `clip1` and `best` in the report."""
         finished = report.step == self._settings.steps
         if report.step % self._settings.validation.every_steps and not finished:
             return
+        begin = time.perf_counter()
         sums = torch.zeros(3, device=self._world.device)
         model = self._engine.model
         self._engine.gather_for_predictions(self._averaged)
@@ -185,6 +196,7 @@ class ValidationHook:
         }
         self._run.event("validation", {**values, "videos": int(videos)})
         metrics.VALIDATION_CLIP1.set(report.clip1)
+        self.seconds += time.perf_counter() - begin
         log.info("validation at step %d: loss %.3f, clip@1 %.1f %% on %d videos", report.step, loss / videos,
                  100 * report.clip1, int(videos))  # fmt: skip
 
@@ -220,19 +232,25 @@ class CheckpointHook:
         """See `Hook`."""
         if report.step % self._settings.checkpoint.every_steps and not (last or report.best):
             return
+        self.save(report.clip1)
+
+    def save(self, clip1: float | None = None) -> None:
+        """A checkpoint of where the run is. A collective. `clip1`: of its validation just now."""
         begin = time.perf_counter()
         whole = self._engine.state()
         if self._saver:
+            step = self._position.step
             state = {
-                "step": report.step,
-                "samples": report.samples,
+                "step": step,
+                "samples": step * self._settings.batch,
                 "passed_over": self._position.passed_over,
                 "best": self._position.best,
                 "watch": self._watch.state(),
                 "scaler": whole.scaler,
-                "clip1": report.clip1,
+                "clip1": clip1,
             }
-            self._saver.save(Checkpoint(report.step, whole.model, whole.optimizer, whole.average, state))
+            self._saver.save(Checkpoint(step, whole.model, whole.optimizer, whole.average, state))
+        self._world.barrier()  # rank 0 may wait long for the save before, which is no hang
         self.seconds += time.perf_counter() - begin
 
     def wait(self) -> None:

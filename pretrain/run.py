@@ -25,6 +25,7 @@ class Run:
 
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self._writes = folder, writes
+        self._cut = False  # whether the last line of metrics.jsonl may be half a one
 
     def versions(self, data: DataSettings) -> list[str] | None:
         """The index versions that the run began with of these stores; None if it has not, or with others."""
@@ -59,10 +60,19 @@ class Run:
 
     def event(self, kind: str, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; numbers that are not finite become null."""
-        if self._writes:
-            values = {name: None if value != value or value in _INFINITE else value for name, value in values.items()}
+        if not self._writes:
+            return
+        values = {name: None if value != value or value in _INFINITE else value for name, value in values.items()}
+        line = json.dumps({"event": kind, **values}) + "\n"
+        try:
             with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"event": kind, **values}) + "\n")
+                file.write("\n" + line if self._cut else line)
+        except OSError as error:  # a full disk, say, where half a line may be left
+            if not self._cut:
+                log.warning("metrics.jsonl cannot be written: %s; training goes on", error)
+            self._cut = True
+        else:
+            self._cut = False
 
     def log_to_file(self) -> None:
         """Send log lines to train.log and, unless something else follows that file, to standard output."""

@@ -75,11 +75,14 @@ def open_session(
     own_time = OwnTime(world.device)
     saver = Saver(folder, attempt, settings.checkpoint) if world.rank == 0 else None
     saving = CheckpointHook(settings, engine, world, position, watch, saver)
-    hooks: list[Hook] = [LogHook(settings, engine, world, run, loader, own_time, saving, cost)]
+    if not checkpoint:
+        saving.save()  # to go back to, should training go wrong at once; and what cannot be written is told now
+    validation = ValidationHook(settings, engine, world, run, loader, position) if loader.videos_unseen else None
+    hooks: list[Hook] = [LogHook(settings, engine, world, run, loader, own_time, saving, validation, cost)]
     if settings.precise_statistics:
         hooks.append(StatisticsHook(settings, engine, position, loader_of))
-    if loader.videos_unseen:
-        hooks.append(ValidationHook(settings, engine, world, run, loader, position))
+    if validation:
+        hooks.append(validation)
     else:
         log.info("no validation: the store has no good video in its split 'val'")
     hooks += [saving, *extra_hooks]

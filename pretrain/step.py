@@ -50,7 +50,7 @@ class StepReport:
     _sums: list[Tensor] = field(default_factory=list)
 
     def add(self, targets: Tensor, logits: Tensor, loss: Tensor) -> None:
-        """Add a pass: targets and logits [N, classes], its mean loss. Nothing waits for the device."""
+        """Add a pass: targets as trained on and logits [N, classes], its mean loss. Nothing waits for the device."""
         count = float(len(logits))
         right = right_clips(logits.detach(), targets)
         self._sums.append(torch.stack([loss.detach().float() * count, right, right.new_tensor(count)]))
@@ -70,12 +70,19 @@ class StepReport:
 
 
 def right_clips(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many rows of logits [N, classes] have their top class among the labels of targets [N, classes]."""
-    return (targets.gather(1, logits.argmax(1, keepdim=True)) > 0).sum().float()
+    """How many rows of logits [N, classes] have their top class among those that weigh most in targets [N, classes].
+
+    Those are a clip's labels; of two that were mixed, the labels of the one that is more of the clip.
+    """
+    chosen = targets.gather(1, logits.argmax(1, keepdim=True))
+    return (chosen >= targets.amax(1, keepdim=True)).sum().float()
 
 
 class OwnTime:
-    """Seconds that this rank's device and host took by themselves, between `begin` and `end`, summed until `take`."""
+    """Seconds that this rank's device and host took by themselves, between `begin` and `end`, summed until `take`.
+
+    Of each pass up to where it may wait for other ranks: what waits is as slow on all of them.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -90,8 +97,10 @@ class OwnTime:
         else:
             self._begun = time.perf_counter()
 
-    def end(self) -> None:
-        """Of that work, as far as it was sent to the device."""
+    def end(self, here: bool = True) -> None:
+        """Of that work, as far as it was sent to the device, if it is `here`."""
+        if not here:
+            return
         if self._device.type == "cuda":
             self._events[-1][1].record()
         else:

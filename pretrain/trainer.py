@@ -77,19 +77,19 @@ def run_steps(settings: TrainSettings, world: World, folder: Path, session: Sess
         step = position.step
         report = StepReport(step + 1, (step + 1) * settings.batch, rate := rate_at(settings, step))
         engine.set_learning_rate(rate)
-        session.own_time.begin()
         for numbers, clips in passes(lanes, batches, together):
+            session.own_time.begin()
             seeds = [seed_of(settings, step, lane) for lane in numbers]
             seed_dropout(engine.model, seeds, world.device)
             video = network_input(clips.planes, settings.data.clip, out=video)  # N C T H W
             video, targets = mixed(settings.loss, video, clips.targets, seeds)
+            session.own_time.end(engine.forward_waits)
             logits = engine.forward(video)  # N classes
             loss = loss_of(settings.loss, logits, targets)
-            if numbers[-1] == lanes[-1]:
-                session.own_time.end()  # from here on this rank may wait for others
+            session.own_time.end(not engine.forward_waits)
             engine.backward(loss)
             engine.step()
-            report.add(clips.targets, logits, loss)
+            report.add(targets, logits, loss)
         position.step += 1
         stopping = report.agree(world, stop.wanted)
         report.skipped = engine.was_skipped

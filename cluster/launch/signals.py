@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM does what Ctrl-C does, a clean-up is not cut short, workers die with their command."""
+"""Being asked to stop: signals do what Ctrl-C does, a clean-up is not cut short, workers die with their command."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from sharding.lifeline import die_with as die_with
 STOPPED = 75  # exit code: stopped by a signal with everything saved
 STARTED_BY = "REELSCALE_PARENT"  # in the environment of a rank of launcher=none: the pid of the command
 NOT_BEGUN = "reelscale: stopped before training began; the same command starts it"
-_ASKING = (signal.SIGINT, signal.SIGTERM)
+_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(BaseException):
@@ -27,7 +27,7 @@ _came: list[int] = []
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside the `with`, SIGTERM and SIGINT raise Interrupted, except one that was ignored, as in the background.
+    """Inside the `with`, these signals raise Interrupted, except one that was ignored, as in the background.
 
     It may break whatever was under way, so any error after it is told as Interrupted, too.
     """
@@ -58,7 +58,7 @@ def raise_if_interrupted() -> None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore SIGINT and SIGTERM for the length of a clean-up, which impatience would cut short."""
+    """Ignore SIGINT, SIGTERM and SIGUSR1 for the length of a clean-up, which impatience would cut short."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in _ASKING}
     try:
         yield
@@ -69,7 +69,7 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def postponed() -> Iterator[None]:
-    """SIGINT and SIGTERM that come inside the `with` are answered at its end."""
+    """SIGINT, SIGTERM and SIGUSR1 that come inside the `with` are answered at its end."""
     came: list[int] = []
     before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in _ASKING}
     try:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from pretrain.checkpoints.manifest import MANIFEST, Manifest, kept, read_manifest, sha256
 from sharding.errors import UserError
 
+T = TypeVar("T")
+
+_TRIES, _PAUSE_SECONDS = 4, 1.0  # of reading what is there
 _WRITING, _REPLACED, _REMOVED = ".writing-", ".replaced-", ".removed-"
 
 
@@ -32,23 +39,51 @@ def committed(run: Path) -> list[Path]:
 
 
 def manifest_in(folder: Path) -> Manifest:
-    """A checkpoint's manifest. Raises ValueError if it is missing or damaged, UserError for another version's."""
+    """A checkpoint's manifest.
+
+    Raises ValueError if it is missing or damaged, UserError for another version's, or if the disk does not give it.
+    """
     try:
-        data = (folder / MANIFEST).read_bytes()
-    except OSError as error:
-        raise ValueError(f"its manifest cannot be read: {error.strerror or error}") from error
+        data = _patiently((folder / MANIFEST).read_bytes, folder)
+    except FileNotFoundError as error:
+        raise ValueError("it has no manifest") from error
     return read_manifest(data, str(folder))
 
 
 def problem(folder: Path, manifest: Manifest) -> str | None:
-    """Why a checkpoint cannot be read, or None: every file is read and has its sha256."""
-    try:
-        for name, expected in manifest.files.items():
-            if sha256(folder / name) != expected.sha256:
-                return f"{name} does not have its sha256"
-    except OSError as error:
-        return f"{type(error).__name__}: {error}"
+    """How a checkpoint is damaged, or None: every file is read and has its sha256.
+
+    Raises UserError if the disk does not give one that is there.
+    """
+    for name, expected in manifest.files.items():
+        try:
+            found = _patiently(functools.partial(sha256, folder / name), folder)
+        except FileNotFoundError:
+            return f"{name} is not there"
+        if found != expected.sha256:
+            return f"{name} does not have its sha256"
     return None
+
+
+def _patiently(read: Callable[[], T], folder: Path) -> T:
+    """What `read` gives. That it does not just now, as a mount comes and goes, is no damage.
+
+    Raises FileNotFoundError, or UserError for another error that stays.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            return read()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(str(error)) from error
+        except OSError as error:
+            if not left:
+                raise UserError(
+                    f"a checkpoint cannot be read: {error.strerror or error}",
+                    str(folder),
+                    "look after the disk or the mount; move this folder away to go on from the checkpoint before",
+                ) from error
+            time.sleep(_PAUSE_SECONDS)
+    raise AssertionError
 
 
 def put_in_place(aside: Path, final: Path) -> None:

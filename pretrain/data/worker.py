@@ -31,7 +31,7 @@ from sharding.lifeline import die_with
 from sharding.redact import redacted
 
 JOB_BYTES = 2**20
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _LAST = 19  # of what the system's scheduler knows as niceness
 
 
@@ -147,8 +147,8 @@ class SharedMemory:
 def serve(jobs_handle: int, pipe_handle: int, parent: int) -> None:
     """Do the jobs that come until there are no more to come, or `parent` is gone."""
     die_with(parent)
-    # A terminal's Ctrl-C and a scheduler's SIGTERM reach this process, too: the trainer decides, and this one ends with
-    # it. Both were blocked when this process started.
+    # A terminal's Ctrl-C and a scheduler's signals reach this process, too: the trainer decides, and this one ends with
+    # it. All were blocked when this process started.
     for name in STOPS:
         signal.signal(name, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)

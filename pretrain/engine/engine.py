@@ -82,6 +82,7 @@ class Engine:
         self._copies: dict[bool, nn.Module] = {}
         share = lanes // world.size
         batch, self._passes = (lane_batch * share, 1) if together else (lane_batch, share)
+        self._together = together
         if together:
             synchronise(model, world.gather)
         self._trained = [value for value in model.parameters() if value.requires_grad]
@@ -133,6 +134,11 @@ class Engine:
         self._copies[averaged] = network.eval()
 
     @property
+    def forward_waits(self) -> bool:
+        """Whether a forward pass in training waits for other ranks: for their parts of weights, or their statistics."""
+        return self.world.size > 1 and (self._zero == 3 or self._together)
+
+    @property
     def was_overflow(self) -> bool:
         """Whether the last step was left out at an fp16 loss scale above 1, which is still to be found."""
         return self.was_skipped and self._half is torch.float16 and self._scale.factor >= 1
@@ -140,21 +146,23 @@ class Engine:
     def recompute_statistics(self, batches: Iterable[Tensor]) -> None:
         """Set the running BN statistics to the mean over many batches, all ranks' shares together. A collective.
 
-        `pretrain.models.batchnorm.recompute_statistics` says how; under ZeRO 3 by the copy that predicts.
+        They are those of the weights that are used: of their average where the settings ask for one.
+        `pretrain.models.batchnorm.recompute_statistics` says how; by the copy that predicts where there is one.
         """
-        self.gather_for_predictions()
-        network = self._copies.get(False, self.model)
-        recompute_statistics(network, batches, self.predict, self.world.sum_)
+        averaged = self._settings.average is not None
+        self.gather_for_predictions(averaged)
+        network = self._copies.get(averaged, self.model)
+        recompute_statistics(network, batches, lambda video: self.predict(video, averaged), self.world.sum_)
         if network is not self.model:
             found = network.state_dict()
             for name, buffer in self._buffers():
                 buffer.copy_(found[name])
-        self._copies.pop(True, None)  # its statistics are the old ones
+            self._copies = {averaged: network}  # another's statistics are the old ones
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one pass's mean loss. A loss that is not finite makes them NaN, on all ranks' sum."""
         scale = self._loss_scale()
-        if self._zero and scale != 1:
+        if self._zero and self._half is torch.float16:
             self._optimizer.override_loss_scale(scale)  # by which DeepSpeed then multiplies, and divides in its step
         # A finite loss times 1 is the same to the bit.
         factor = torch.where(loss.detach().isfinite(), 1.0 if self._zero else scale, float("nan"))

@@ -132,7 +132,9 @@ def start_world(timeout_seconds: float = 600.0, deterministic: bool = False, mee
         backend = "nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest)
     cuda = cuda and dist.get_backend() == "nccl"
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    # A scheduler may show each task its own GPU alone, as the first.
+    number = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
+    device = torch.device("cuda", number) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not deterministic  # a run's shapes hardly change

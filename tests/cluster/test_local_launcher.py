@@ -100,11 +100,12 @@ def test_a_signal_while_ranks_start_is_no_failure(number: int, store: Path, reci
     assert (told["outcome"], told["step"], told["steps"], told["validation"]) == ("stopped", 0, 120, None)
 
 
-def test_a_signal_while_the_command_loads(store: Path, recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_while_the_command_loads(number: int, store: Path, recipe: Path, tmp_path: Path) -> None:
     with running("pretrain", recipe, f"data.store={store}", *TWO, folder=tmp_path) as command:
         maps = Path(f"/proc/{command.process.pid}/maps")
         command.until(lambda: "libtorch" in maps.read_text())
-        os.kill(command.process.pid, signal.SIGTERM)
+        os.kill(command.process.pid, number)
         assert command.exit_code() == 75, command.said
         assert command.err.count("\n") == 1 and "stopped before training began" in command.err, command.said
     assert not (tmp_path / "run").exists()

@@ -56,7 +56,7 @@ def _cases() -> dict[str, dict[str, Any]]:
             f"pair{zero}": {"lanes": 2, "relu": True, "last": LONG, "settings": settings(zero)},
             f"adamw{zero}": {
                 "resumed": "adamw", "first": 2, "last": 4, "kept": [3], "pixels": [2],
-                "settings": settings(zero, optimizer="adamw", average=DECAY),
+                "recomputed": True, "settings": settings(zero, optimizer="adamw", average=DECAY),
             },
             f"clipped{zero}": {"last": 4, "counted": True, "settings": bare | {"clip_gradient": CLIP}, "sizes": [2]},
             f"bf16{zero}": {"last": 1, "settings": bare | {"precision": "bf16"}},

@@ -45,12 +45,13 @@ class Nursery:
         `threads`: what a rank would compute with by itself, as a launcher sets it by the machine's cores.
         `shown`: a file to which each rank appends a line a lane and step: the lane, the samples' keys.
         `poisoned`: steps' worth of samples, counted from the start of the ranks, in which the last rank's last lane has
-        a pixel that is infinite. `hangs`: (rank, step) of one that then sleeps for ever.
+        a pixel that is infinite. `hangs`: (rank, step) of one that then sleeps for ever. `slow`: seconds that the last
+        rank takes longer for a pass; `save`: that a save takes longer.
         """
         pids, port = [], free_port()
         for rank in range(ranks):
             given = {"config": config, "rank": rank, "ranks": ranks, "port": port, "shown": shown and str(shown)}
-            given |= {"threads": threads, "poisoned": [], "hangs": [-1, -1]} | hooks
+            given |= {"threads": threads, "poisoned": [], "hangs": [-1, -1], "slow": 0.0, "save": 0.0} | hooks
             assert self.process.stdin
             print(json.dumps(given), file=self.process.stdin, flush=True)
             pids.append(self._pids.get(timeout=120))
@@ -154,7 +155,7 @@ def be_rank(given: dict[str, Any]) -> int:
     """A rank's whole life; its exit code."""
     import torch
 
-    from pretrain import trainer
+    from pretrain import saver, trainer
     from pretrain.settings import TrainSettings
     from sharding.lifeline import die_with
 
@@ -165,6 +166,7 @@ def be_rank(given: dict[str, Any]) -> int:
     os.environ |= {"RANK": str(given["rank"]), "LOCAL_RANK": str(given["rank"]), "WORLD_SIZE": ranks}
     os.environ |= {"LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(given["port"])}
     steps, passes, inputs, last = itertools.count(), trainer.passes, trainer.network_input, [False]
+    save = saver.save_checkpoint
 
     def looked_at(lanes: range, batches: list[Any], together: bool) -> Any:
         step = next(steps)
@@ -180,11 +182,17 @@ def be_rank(given: dict[str, Any]) -> int:
 
     def spoilt(*arguments: Any, **named: Any) -> Any:
         video = inputs(*arguments, **named)
+        if given["rank"] == given["ranks"] - 1:
+            time.sleep(given["slow"])
         if last[0]:
             video[0, 0, 0, 0, 0] = math.inf
         return video
 
-    trainer.passes, trainer.network_input = looked_at, spoilt
+    def saved(*arguments: Any, **named: Any) -> Any:
+        time.sleep(given["save"])
+        return save(*arguments, **named)
+
+    trainer.passes, trainer.network_input, saver.save_checkpoint = looked_at, spoilt, saved
     settings = TrainSettings.model_validate(given["config"])
     return 75 if trainer.train(settings) == "stopped" else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -127,9 +128,34 @@ def test_a_damaged_one_is_skipped_for_the_one_before(
         logger.removeHandler(caplog.handler)
     assert str(newest) in caplog.text and "damaged" in caplog.text
     damage(tmp_path / "checkpoints" / "step-00000005")
-    assert load_newest(tmp_path) is None
-    with pytest.raises(UserError, match="no checkpoint"):
-        load_run(tmp_path)
+    for load in (load_newest, load_run):
+        with pytest.raises(UserError, match=r"(?s)none of the run's checkpoints is undamaged.*move them away"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])
+def test_a_disk_that_does_not_answer_is_no_damage(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount that comes and goes: a run that began anew would take the place of sound checkpoints."""
+    attempt = begin_attempt(tmp_path)
+    for step in (5, 10):
+        newest = save_checkpoint(tmp_path, attempt, checkpoint(step), keep=2)
+    failures, pauses, opened = [0], list[float](), Path.open
+
+    def failing(self: Path, *given: Any, **named: Any) -> Any:
+        if self == newest / name and failures[0]:
+            failures[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return opened(self, *given, **named)
+
+    monkeypatch.setattr(Path, "open", failing)
+    monkeypatch.setattr(Path, "read_bytes", lambda self: self.open("rb").read())
+    monkeypatch.setattr("pretrain.checkpoints.folder.time.sleep", pauses.append)
+    failures[0] = 3
+    assert_is(load_newest(tmp_path), 10)
+    assert len(pauses) == 3
+    failures[0] = 4
+    with pytest.raises(UserError, match=f"(?s)cannot be read: Stale file handle.*{newest}"):
+        load_newest(tmp_path)
 
 
 def test_the_network_to_use_has_averaged_weights_where_there_are_some() -> None:

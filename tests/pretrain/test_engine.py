@@ -189,10 +189,13 @@ def test_averaged_weights_predict(engines: Runs, size: int, zero: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("zero", ZERO)
-def test_running_statistics_are_recomputed_over_many_batches(engines: Runs, size: int, zero: int) -> None:
-    """Each batch normalised by itself, on all ranks together."""
-    case, model = engines[size][f"gradients{zero}"], network()
-    model.load_state_dict(case["states"][1]["model"])
+@pytest.mark.parametrize("name", ["gradients", "adamw"])
+def test_running_statistics_are_recomputed_over_many_batches(engines: Runs, size: int, zero: int, name: str) -> None:
+    """Each batch normalised by itself, on all ranks together; by the averaged weights where there are some."""
+    case, model = engines[size][f"{name}{zero}"], network()
+    trained = case["states"][CASES[f"{name}{zero}"]["last"]]
+    assert bool(trained["average"]) is (name == "adamw")
+    model.load_state_dict({**trained["model"], **trained["average"]})
     for layer in model.modules():
         if isinstance(layer, LaneBatchNorm):
             layer.momentum = 1.0  # a commit then puts the mean over the lanes in the place of what was there

@@ -24,6 +24,7 @@ from pretrain.data.sources import DataSettings, Sources, open_sources, order_of
 from pretrain.data.tensors import plane_batch
 from pretrain.data.transforms import network_input
 from pretrain.data.views import VIEW_RANDOMS, ClipSettings, train_view
+from pretrain.data.worker import STOPS
 from pretrain.engine.world import World
 from pretrain.session import lanes_of
 from sharding.errors import UserError
@@ -220,6 +221,18 @@ def test_a_worker_is_no_rank(sources: Sources, monkeypatch: pytest.MonkeyPatch) 
         environment = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
         assert b"PATH=" + os.environ["PATH"].encode() in environment
         assert not [entry for entry in environment if entry.startswith(b"RANK=")]
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_to_all_of_a_job_ends_no_worker(sources: Sources, number: int) -> None:
+    """The trainer decides: it may still validate and save."""
+    before = children()
+    with loader(sources, 1, last=4) as made:
+        steps = iter(made)
+        next(steps)
+        (worker,) = children() - before
+        os.kill(worker, number)
+        assert len(list(steps)) == 3 and children() - before == {worker}
 
 
 def test_workers_give_way_to_a_network_on_their_cores(sources: Sources) -> None:

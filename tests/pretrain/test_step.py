@@ -44,12 +44,18 @@ def test_a_clip_is_right_with_any_of_its_labels() -> None:
     assert right_clips(logits(1, 3), targets) == 2 and right_clips(logits(2, 0), targets) == 0
 
 
+def test_a_mixed_clip_is_right_with_the_labels_of_what_it_is_most() -> None:
+    targets = torch.tensor([[0.35, 0.35, 0, 0.3], [0, 0, 0.4, 0.6]])
+    assert right_clips(logits(1, 3), targets) == 2 and right_clips(logits(3, 2), targets) == 0
+
+
 def test_own_seconds_leave_out_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.0, 50.0, 51.0, 70.0, 74.0])
     monkeypatch.setattr("pretrain.step.time.perf_counter", lambda: next(clock))
     own = OwnTime(torch.device("cpu"))
     for _ in range(2):
         own.begin()
+        own.end(False)
         own.end()
     assert own.take() == 3.0
     own.begin()

@@ -88,9 +88,34 @@ def test_training_that_goes_wrong_again_and_again_ends(ranks: Nursery, store: st
     assert ranks.ended(pids) == [1]
     assert "CannotGoOn: training went wrong by step 6, as it did the 3 times before" in log.read_text()
     assert checkpoint(run, 4).state["passed_over"] == 0
-    pids = ranks.start(settings | {"run": str(tmp_path / "other")}, 1, poisoned=[0, 1])
-    assert ranks.ended(pids) == [1]
-    assert "there is no checkpoint to go back to" in log.read_text()
+
+
+def test_training_that_goes_wrong_at_once_begins_with_other_samples(ranks: Nursery, store: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = short(store, run, 5, health={"skipped_in_a_row": 2})
+    settings["checkpoint"] = {"every_steps": 4, "keep": 9}
+    pids = ranks.start(settings, 2, poisoned=[0, 1])
+    assert ranks.ended(pids) == [0, 0]
+    assert checkpoint(run, 5).state["passed_over"] == 2
+    assert "going on from the checkpoint at step 0, with the samples of step 3 on" in (run / "train.log").read_text()
+
+
+@pytest.mark.parametrize(("zero", "batch_norm"), [(1, "lane"), (3, "lane"), (1, "all")])
+def test_a_slow_rank_is_named(ranks: Nursery, store: str, tmp_path: Path, zero: int, batch_norm: str) -> None:
+    """Also where the others wait for it within a forward pass."""
+    run = tmp_path / "run"
+    settings = short(store, run, 6, engine={"precision": "fp32", "zero": zero}, log_steps=3)
+    settings["model"] = settings["model"] | {"batch_norm": batch_norm}
+    assert ranks.ended(ranks.start(settings, 2, slow=0.3)) == [0, 0]
+    named = [line for line in (run / "train.log").read_text().splitlines() if " is slow: " in line]
+    assert named and all("rank 1 on " in line for line in named)
+
+
+def test_a_slow_save_is_no_hang(ranks: Nursery, store: str, tmp_path: Path) -> None:
+    """Rank 0 waits for the save before; the others wait with it, by its patience."""
+    run = tmp_path / "run"
+    settings = short(store, run, 3, watchdog={"stall_seconds": 2})
+    assert ranks.ended(ranks.start(settings, 2, save=5.0)) == [0, 0]
 
 
 def test_ranks_that_hang_say_where_and_end(ranks: Nursery, store: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pretrain.checkpoint import load_run
 from pretrain.data.sources import MixedStore, open_sources
 from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.run import Run, read_settings
-from pretrain.settings import check_ranks
+from pretrain.settings import InitSettings, check_ranks
 from sharding.errors import UserError
 from sharding.index import merge
 from sharding.record import from_parquet, record_meta, to_parquet, with_meta
@@ -169,6 +169,24 @@ def test_another_runs_network_with_a_new_head(finished: Finished, other_store: s
     weights = [name for name in tuned if name.endswith("weight") and not name.startswith("fc.")]
     for name in weights:  # one step at a rate of next to nothing
         assert_close(tuned[name], source[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_fine_tuning_run_goes_on_without_the_run_it_began_from(
+    finished: Finished, other_store: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(finished.folder, source)
+    settings, _ = read_settings(source)
+    data = settings.data.model_copy(update={"store": other_store})
+    update = {"run": str(tmp_path / "run"), "data": data, "init": InitSettings(run=str(source))}
+    tuning = settings.model_copy(update=update)
+    check(tuning, 1)
+    shutil.copytree(source / "checkpoints", tmp_path / "run" / "checkpoints")
+    shutil.rmtree(source)
+    check(tuning, 1)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match="not a run's folder"):
+        check(tuning, 1)
 
 
 def test_the_same_classes_keep_the_head(finished: Finished) -> None:
