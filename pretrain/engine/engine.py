@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import metrics
-from pretrain.engine.config import EngineSettings, deepspeed_config
+from pretrain.engine.config import EngineSettings, deepspeed_config, refusals_told
 from pretrain.engine.parts import Parts
 from pretrain.engine.precision import HALVES, autocast
 from pretrain.engine.scaler import LossScale
@@ -86,12 +86,14 @@ class Engine:
         if together:
             synchronise(model, world.gather)
         self._trained = [value for value in model.parameters() if value.requires_grad]
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=_optimizer(model, settings, rates or {}),
-            config=deepspeed_config(settings, batch, self._passes, world.size, count.parameters(model)),
-            dist_init_required=False,
-        )
+        optimizer = _optimizer(model, settings, rates or {})
+        with refusals_told(settings):
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                config=deepspeed_config(settings, batch, self._passes, world.size, count.parameters(model)),
+                dist_init_required=False,
+            )
         # DeepSpeed's own scalers judge a part of the gradients at a time, and under ZeRO 1 to 3 are stuck.
         self._engine.torch_autocast_z0_gradscaler = None
         if self._zero:
