@@ -36,7 +36,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, rates: Mapping[str, 
         made = {"params": [], "weight_decay": weight_decay if decays else 0.0, "scale": scale[name]}
         groups.setdefault((scale[name], decays), made)["params"].append(parameter)
     if not groups:
-        raise UserError("no part of the network would learn", "schedule.rates", "give a part a rate above 0")
+        raise _nothing_learns()
     return list(groups.values())
 
 
@@ -46,7 +46,10 @@ def freeze(model: nn.Module, rates: Mapping[str, float]) -> None:
     The layers before the first that learns then keep nothing for a backward pass. Raises UserError as
     `parameter_groups` does.
     """
-    frozen = {name for name, scale in _scales(model, rates).items() if not scale}
+    scales = _scales(model, rates)
+    if not any(scales.values()):  # before a backward pass that would find nothing to do
+        raise _nothing_learns()
+    frozen = {name for name, scale in scales.items() if not scale}
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)
@@ -54,6 +57,10 @@ def freeze(model: nn.Module, rates: Mapping[str, float]) -> None:
         if isinstance(layer, LaneBatchNorm) and f"{name}.weight" in frozen:
             layer.frozen = True
             layer.eval()
+
+
+def _nothing_learns() -> UserError:
+    return UserError("no part of the network would learn", "schedule.rates", "give a part a rate above 0")
 
 
 def _scales(model: nn.Module, rates: Mapping[str, float]) -> dict[str, float]:

@@ -130,8 +130,10 @@ def test_rates_that_fit_no_part_are_refused(rates: dict[str, float], told: list[
 
 
 def test_a_network_of_which_nothing_learns_is_refused() -> None:
-    with pytest.raises(UserError, match="no part of the network would learn"):
-        parameter_groups(on_meta("r3d"), 0.1, {"stem": 0, "stages": 0, "head": 0})
+    model, rates = on_meta("r3d"), {"stem": 0.0, "stages": 0.0, "head": 0.0}
+    for refusing in (lambda: parameter_groups(model, 0.1, rates), lambda: freeze(model, rates)):
+        with pytest.raises(UserError, match="no part of the network would learn"):
+            refusing()
 
 
 @pytest.mark.parametrize("name", FIRST)
