@@ -6,8 +6,9 @@ part of the name because two may upload at once, where one was thought dead: nei
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pretrain.checkpoints.manifest import MANIFEST, Manifest, kept, read_manifest, step_name
@@ -35,7 +36,8 @@ class Remote:
 
     def claim(self, attempt: int) -> None:
         """Claim a number. Raises FileExistsError if it is taken."""
-        self._store.put(f"{self._run}/attempts/{attempt:06d}", b"", create=True)
+        with self._writing():
+            self._store.put(f"{self._run}/attempts/{attempt:06d}", b"", create=True)
 
     def get(self, name: str) -> bytes | None:
         """What is beside the checkpoints under a name, if it is there."""
@@ -46,7 +48,8 @@ class Remote:
 
     def put(self, name: str, data: bytes) -> None:
         """Put something beside the checkpoints."""
-        self._store.put(f"{self._run}/{name}", data)
+        with self._writing():
+            self._store.put(f"{self._run}/{name}", data)
 
     def committed(self) -> list[tuple[int, int]]:
         """(step, attempt) of all committed checkpoints."""
@@ -101,6 +104,18 @@ class Remote:
         useless += [key for key, manifest in found.items() if manifest not in keepers]
         for step, attempt in useless:
             self._delete(step, attempt, files[step, attempt])
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A store has FileNotFoundError for what is absent: here it is a folder that cannot be made."""
+        try:
+            yield
+        except FileExistsError:
+            raise
+        except OSError as error:
+            what = f"checkpoints cannot be kept at {self.where}: {error}"
+            remedy = "give a directory that can be made and written to, or a URL"
+            raise UserError(what, "checkpoint.store", remedy) from error
 
     def _delete(self, step: int, attempt: int, names: Iterable[str]) -> None:
         for name in sorted(names, key=lambda name: name != MANIFEST):  # the manifest first: the rest is nothing then

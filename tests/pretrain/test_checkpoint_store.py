@@ -320,6 +320,15 @@ def test_a_directory_is_a_store_too(tmp_path: Path) -> None:
     assert [path.name for path in place.iterdir()] == ["attempt-000001"]
 
 
+def test_a_directory_that_cannot_be_made_is_told_at_the_start(tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", CheckpointSettings(store="/proc/nope")
+    for _ in range(2):  # first its attempt is claimed, then its settings are kept before that
+        with pytest.raises(UserError, match="checkpoints cannot be kept at /proc/nope/run") as told:
+            begin_attempt(run, settings)
+        assert told.value.where == "checkpoint.store"
+        begin(run, seed=1)
+
+
 def test_a_run_moved_to_an_empty_disk_ends_with_the_same_bits(finished: Finished, tmp_path: Path) -> None:
     here, there, log = tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "log"
     kept = f"checkpoint.store={tmp_path / 'kept'}"
