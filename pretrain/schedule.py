@@ -38,6 +38,12 @@ def total_steps(schedule: ScheduleSettings, batch: int) -> int:
     return math.ceil(schedule.total_samples() / batch)
 
 
+def highest_rate(schedule: ScheduleSettings, lanes: int, batch: int) -> float:
+    """The rate that the run's warm-up leads to: the peak, or its last step's where it ends before its warm-up does."""
+    last = (total_steps(schedule, batch) - 1) * batch
+    return learning_rate(schedule, lanes, min(last, schedule.clips(schedule.warmup_epochs)))
+
+
 def learning_rate(schedule: ScheduleSettings, lanes: int, samples: int) -> float:
     """The learning rate of a step that begins after `samples` samples, for `lanes` lanes; a part's `rates` come on top.
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pretrain.schedule import ScheduleSettings, learning_rate, total_steps
+from pretrain.schedule import ScheduleSettings, highest_rate, learning_rate, total_steps
 from pretrain.settings import DataSettings, TrainSettings
 from pretrain.trainer import rate_at
 
@@ -87,6 +87,17 @@ def test_the_warm_up_ends_in_the_peak_without_a_jump(epochs: float, warmup: floa
     assert learning_rate(schedule, lanes, end) == pytest.approx(peak)
     assert learning_rate(schedule, lanes, end - 1) == pytest.approx(peak - 0.99 * peak / end)
     assert learning_rate(schedule, lanes, end - 1) < peak
+
+
+def test_the_highest_rate_is_one_that_the_run_reaches() -> None:
+    assert highest_rate(PAPER, lanes=64, batch=512) == pytest.approx(0.64)
+    flat = ScheduleSettings(lr=0.3, epoch_clips=10, epochs=1, warmup_epochs=0, decay="constant")
+    assert highest_rate(flat, lanes=2, batch=20) == pytest.approx(0.6)
+    # 500 steps of 10 clips, the last at 4990 of the 10,000 clips of the warm-up
+    short = ScheduleSettings(lr=0.1, epoch_clips=1000, epochs=5)
+    assert highest_rate(short, lanes=2, batch=10) == pytest.approx(0.2 * (0.01 + 0.99 * 0.499))
+    even = ScheduleSettings(lr=0.1, epoch_clips=1000, epochs=10)
+    assert highest_rate(even, lanes=1, batch=10) == learning_rate(even, 1, 9990) < 0.1
 
 
 def test_drops_come_at_their_very_sample() -> None:
