@@ -20,6 +20,7 @@ from sharding.settings import Settings
 log = logging.getLogger("reelscale")
 
 _ANSWERS_WITHIN = timedelta(seconds=10)
+_LOST = "lost"  # the key of the first rank that was missed
 
 
 class PulseSettings(Settings):
@@ -30,11 +31,12 @@ class PulseSettings(Settings):
 
 
 class Pulse:
-    """While the `with` lasts, a thread ends this process (exit 1) once the rank after it has gone, or rank 0 has.
+    """While the `with` lasts, a thread ends this process (exit 1) once any rank has gone.
 
     A collective of NCCL waits hours for a rank that was killed (`longest_wait`), and a launcher that sees it die is not
     everywhere. A rank that is only slow shows that it lives: the thread needs nothing of the main one. Signs of life go
-    through the store by which the ranks met, at rank 0.
+    through the store by which the ranks met, at rank 0. Each rank looks after the next one only, and whoever misses it
+    tells all the others there.
     """
 
     def __init__(self, world: World, settings: PulseSettings) -> None:
@@ -73,17 +75,21 @@ class Pulse:
                 store.set(str(rank), "left" if left else str(beats))
                 if left:
                     return
+                if store.check([_LOST]):
+                    self._end(*_read(store.get(_LOST)), told=True)
+                    return
                 there = store.get(str(neighbour)).decode() if store.check([str(neighbour)]) else ""
             except (RuntimeError, ValueError) as error:  # what torch raises of a store that is gone
-                self._end(0, str(error).partition("\n")[0])
+                self._end(0, str(error).partition("\n")[0], told=False)
                 return
             if there != seen or there == "left":
                 seen, since = there, time.monotonic()
             elif time.monotonic() - since > self._settings.lost_seconds:
-                self._end(neighbour, f"no sign of life for {self._settings.lost_seconds:g} s")
+                self._end(*_tell(store, neighbour, f"no sign of life for {self._settings.lost_seconds:g} s"), told=True)
                 return
 
-    def _end(self, lost: int, why: str) -> None:
+    def _end(self, lost: int, why: str, told: bool) -> None:
+        """`told`: the store holds what the others have yet to read."""
         if self._left.is_set():
             return
         log.error("rank %d: rank %d is gone (%s); the same command goes on from the last checkpoint",
@@ -91,4 +97,23 @@ class Pulse:
         for handler in log.handlers:
             handler.flush()
         sys.stdout.flush()
+        if told:
+            # Whoever ends breaks the others' collectives, and rank 0 takes the store along.
+            beats = 2 if self._world.rank == 0 else 1
+            time.sleep(min(beats * self._settings.every_seconds, self._settings.lost_seconds))
+            if self._failed:
+                return  # the main thread has an error of its own to tell
         os._exit(1)
+
+
+def _tell(store: dist.Store, lost: int, why: str) -> tuple[int, str]:
+    """Tell all ranks through the store which one is lost, and why, where it can be: what the first has told stays."""
+    try:
+        return _read(store.compare_set(_LOST, "", f"{lost} {why}"))
+    except (RuntimeError, ValueError):
+        return lost, why
+
+
+def _read(told: bytes) -> tuple[int, str]:
+    lost, _, why = told.decode().partition(" ")
+    return int(lost), why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from pretrain.engine.world import free_port
 
 ROOT = Path(__file__).parents[2]
+LOST = 2.0
 RANK = """
 import atexit, logging, sys, time
 from pretrain.engine.world import leave_world, start_world
@@ -21,7 +23,7 @@ from pretrain.pulse import Pulse, PulseSettings
 logging.basicConfig()
 world = start_world()
 atexit.register(time.sleep, {lingers})
-with Pulse(world, PulseSettings(every_seconds=0.1, lost_seconds=2.0)):
+with Pulse(world, PulseSettings(every_seconds=0.1, lost_seconds={lost})):
     world.barrier()
     print("in", flush=True)
     time.sleep({seconds} if world.rank else {first})
@@ -43,7 +45,8 @@ def ranks(
     for rank in range(size):
         environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}
         with (folder / f"{rank}.log").open("wb") as log:
-            command = [sys.executable, "-c", RANK.format(seconds=seconds, first=first, fails=fails, lingers=lingers)]
+            program = RANK.format(seconds=seconds, first=first, fails=fails, lingers=lingers, lost=LOST)
+            command = [sys.executable, "-c", program]
             started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
     return started
 
@@ -55,19 +58,24 @@ def until_in(folder: Path, processes: list[subprocess.Popen[bytes]]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2])
-def test_the_others_of_a_killed_rank_end(tmp_path: Path, victim: int) -> None:
-    processes = ranks(3, 300, 300, tmp_path)
+@pytest.mark.parametrize(("size", "victim"), [(3, 0), (3, 1), (3, 2), (5, 2), (5, 4)])
+def test_the_others_of_a_killed_rank_end(tmp_path: Path, size: int, victim: int) -> None:
+    """All of them at about the same time, however far it is from one to the next, and all name the same rank."""
+    processes = ranks(size, 300, 300, tmp_path)
     try:
         until_in(tmp_path, processes)
         os.kill(processes[victim].pid, signal.SIGKILL)
+        killed = time.monotonic()
         codes = [process.wait(60) for process in processes]
+        took = time.monotonic() - killed
     finally:
         for process in processes:
             process.kill()
-    assert codes == [-signal.SIGKILL if rank == victim else 1 for rank in range(3)]
-    told = "".join((tmp_path / f"{rank}.log").read_text() for rank in range(3) if rank != victim)
-    assert f"rank {victim} is gone" in told and "goes on from the last checkpoint" in told
+    assert codes == [-signal.SIGKILL if rank == victim else 1 for rank in range(size)]
+    told = [(tmp_path / f"{rank}.log").read_text() for rank in range(size) if rank != victim]
+    named = [re.findall(r"rank (\d+) is gone .*goes on from the last checkpoint", text) for text in told]
+    assert named == [[str(victim)]] * (size - 1), told
+    assert took < 2 * LOST + 1
 
 
 def test_a_rank_that_an_error_ends_is_missed(tmp_path: Path) -> None:
