@@ -11,7 +11,7 @@ from pretrain.engine.engine import Engine, EngineState
 from pretrain.engine.world import World
 from pretrain.health import LossWatch
 from pretrain.step import Position
-from sharding.errors import CannotGoOn
+from sharding.errors import InVain
 
 log = logging.getLogger("reelscale")
 
@@ -51,17 +51,17 @@ def go_back(
 ) -> None:
     """Set the run back to its last checkpoint, and go on from there with the samples that come next.
 
-    Raises CannotGoOn where there is no checkpoint, or the run was set back to the same one before, in vain.
+    Raises InVain where there is no checkpoint, or the run was set back to the same one before, in vain.
     """
     checkpoint = newest(folder, settings, world)
     if checkpoint is None:
-        raise CannotGoOn(
+        raise InVain(
             f"training went wrong by step {position.step}, and there is no checkpoint to go back to: "
             "lower schedule.lr, or set engine.clip_gradient"
         )
     position.set_back[checkpoint.step] = position.set_back.get(checkpoint.step, 0) + 1
     if position.set_back[checkpoint.step] > _SET_BACK_MOST:
-        raise CannotGoOn(
+        raise InVain(
             f"training went wrong by step {position.step}, as it did the {_SET_BACK_MOST} times before that it went on "
             f"from step {checkpoint.step} with other samples: lower schedule.lr, or set engine.clip_gradient"
         )

@@ -23,5 +23,9 @@ class CannotGoOn(Exception):
     """What ends a command through no mistake of anyone's, told in one message; the exit code is 1."""
 
 
+class InVain(CannotGoOn):
+    """What another try would only meet again, or make worse: nothing that tries again by itself does so after it."""
+
+
 class DamagedStore(UserError):
     """Something in a store is missing, cut off, or not what was written."""

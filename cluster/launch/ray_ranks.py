@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -12,7 +12,7 @@ from typing import Any, cast
 from cluster.launch.ray_cluster import ray_cluster
 from cluster.launch.signals import NOT_BEGUN
 from pretrain.stop import STOP_FILE
-from sharding.errors import UserError
+from sharding.errors import InVain, UserError
 
 _LOG = "train.log"
 
@@ -24,7 +24,7 @@ def run_ranks(
 
     `config["run"]` is the run's folder; `wait_seconds`: after which a collective gives up. SIGINT, SIGTERM and SIGUSR1
     ask the run to stop through it.
-    Raises a worker's UserError at once, RuntimeError with the worker's error when the retries are used up.
+    Raises a worker's UserError or InVain at once, RuntimeError with the worker's error when the retries are used up.
     """
     folder = Path(config["run"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +67,11 @@ def cpus_a_rank(nodes: Sequence[float], ranks: int) -> float:
     if whole:
         return whole[-1]
     return next((1 / share for share in range(2, ranks + 1) if room(1 / share) >= ranks), 1 / ranks)
+
+
+def not_again(failures: Iterable[BaseException]) -> UserError | InVain | None:
+    """The first of the ranks' errors that another try would only meet again; None where one may go better."""
+    return next((failure for failure in failures if isinstance(failure, UserError | InVain)), None)
 
 
 def _fit(
@@ -112,9 +117,9 @@ def _fit(
     if "error" in outcome:
         error = outcome["error"]
         if isinstance(error, WorkerGroupError):
-            for mistake in error.worker_failures.values():
-                if isinstance(mistake, UserError):
-                    raise mistake
+            final = not_again(error.worker_failures.values())
+            if final:
+                raise final from None
         raise RuntimeError(str(error)) from error
     # Ray keeps metrics only of reports with a checkpoint, so the outcome travels as rank 0's return value.
     return str(outcome["result"].return_value)

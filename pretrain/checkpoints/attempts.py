@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pretrain.checkpoints.identity import keep_settings
 from pretrain.checkpoints.remote import Remote
-from sharding.errors import CannotGoOn
+from sharding.errors import InVain
 
 
-class Superseded(CannotGoOn):
-    """A newer attempt of the run has begun; this one must not write any more."""
+class Superseded(InVain):
+    """A newer attempt of the run has begun; this one must not write any more, nor take the run from it again."""
 
 
 def claim(run: Path, remote: Remote | None) -> int:

@@ -86,7 +86,7 @@ def test_training_that_goes_wrong_again_and_again_ends(ranks: Nursery, store: st
     settings["checkpoint"] = {"every_steps": 4, "keep": 9}
     pids = ranks.start(settings, 1, poisoned=list(range(5, 40)))
     assert ranks.ended(pids) == [1]
-    assert "CannotGoOn: training went wrong by step 6, as it did the 3 times before" in log.read_text()
+    assert "InVain: training went wrong by step 6, as it did the 3 times before" in log.read_text()
     assert checkpoint(run, 4).state["passed_over"] == 0
 
 
