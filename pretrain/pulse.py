@@ -66,6 +66,7 @@ class Pulse:
         rank, size = self._world.rank, self._world.size
         neighbour = (rank + 1) % size
         seen, since, beats = "", time.monotonic(), 0
+        before: str | None = None  # torchrun keeps the store, and what was told in it, when it starts ranks again
         while True:
             left = self._left.wait(self._settings.every_seconds)
             beats += 1
@@ -75,8 +76,10 @@ class Pulse:
                 store.set(str(rank), "left" if left else str(beats))
                 if left:
                     return
-                if store.check([_LOST]):
-                    self._end(*_read(store.get(_LOST)), told=True)
+                told = store.get(_LOST).decode() if store.check([_LOST]) else ""
+                before = told if before is None else before
+                if told != before:
+                    self._end(*_read(told), told=True)
                     return
                 there = store.get(str(neighbour)).decode() if store.check([str(neighbour)]) else ""
             except (RuntimeError, ValueError) as error:  # what torch raises of a store that is gone
@@ -85,7 +88,8 @@ class Pulse:
             if there != seen or there == "left":
                 seen, since = there, time.monotonic()
             elif time.monotonic() - since > self._settings.lost_seconds:
-                self._end(*_tell(store, neighbour, f"no sign of life for {self._settings.lost_seconds:g} s"), told=True)
+                why = f"no sign of life for {self._settings.lost_seconds:g} s"
+                self._end(*_tell(store, before, neighbour, why), told=True)
                 return
 
     def _end(self, lost: int, why: str, told: bool) -> None:
@@ -106,14 +110,17 @@ class Pulse:
         os._exit(1)
 
 
-def _tell(store: dist.Store, lost: int, why: str) -> tuple[int, str]:
-    """Tell all ranks through the store which one is lost, and why, where it can be: what the first has told stays."""
+def _tell(store: dist.Store, before: str, lost: int, why: str) -> tuple[int, str]:
+    """Tell all ranks through the store which one is lost, and why, where it can be: what the first has told stays.
+
+    `before`: what the store held when the ranks began, from which anything told now differs.
+    """
     try:
-        return _read(store.compare_set(_LOST, "", f"{lost} {why}"))
+        return _read(store.compare_set(_LOST, before, f"{lost} {time.time_ns()} {why}").decode())
     except (RuntimeError, ValueError):
         return lost, why
 
 
-def _read(told: bytes) -> tuple[int, str]:
-    lost, _, why = told.decode().partition(" ")
+def _read(told: str) -> tuple[int, str]:
+    lost, _, why = told.split(" ", 2)
     return int(lost), why

@@ -18,10 +18,14 @@ ROOT = Path(__file__).parents[2]
 LOST = 2.0
 RANK = """
 import atexit, logging, sys, time
+import torch.distributed as dist
 from pretrain.engine.world import leave_world, start_world
 from pretrain.pulse import Pulse, PulseSettings
 logging.basicConfig()
 world = start_world()
+if {told!r} and world.rank == 0:
+    dist.PrefixStore("pulse", dist.distributed_c10d._get_default_store()).set("lost", {told!r})
+world.barrier()
 atexit.register(time.sleep, {lingers})
 with Pulse(world, PulseSettings(every_seconds=0.1, lost_seconds={lost})):
     world.barrier()
@@ -38,14 +42,14 @@ leave_world()
 
 
 def ranks(
-    size: int, seconds: float, first: float, folder: Path, fails: int = -1, lingers: float = 0
+    size: int, seconds: float, first: float, folder: Path, fails: int = -1, lingers: float = 0, told: str = ""
 ) -> list[subprocess.Popen[bytes]]:
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = []
     for rank in range(size):
         environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}
         with (folder / f"{rank}.log").open("wb") as log:
-            program = RANK.format(seconds=seconds, first=first, fails=fails, lingers=lingers, lost=LOST)
+            program = RANK.format(seconds=seconds, first=first, fails=fails, lingers=lingers, lost=LOST, told=told)
             command = [sys.executable, "-c", program]
             started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
     return started
@@ -60,8 +64,11 @@ def until_in(folder: Path, processes: list[subprocess.Popen[bytes]]) -> None:
 
 @pytest.mark.parametrize(("size", "victim"), [(3, 0), (3, 1), (3, 2), (5, 2), (5, 4)])
 def test_the_others_of_a_killed_rank_end(tmp_path: Path, size: int, victim: int) -> None:
-    """All of them at about the same time, however far it is from one to the next, and all name the same rank."""
-    processes = ranks(size, 300, 300, tmp_path)
+    """All of them at about the same time, however far it is from one to the next, and all name the same rank.
+
+    What the ranks of an older start have told in the same store is not about these.
+    """
+    processes = ranks(size, 300, 300, tmp_path, told="1 7 an older start's" if size == 5 else "")
     try:
         until_in(tmp_path, processes)
         os.kill(processes[victim].pid, signal.SIGKILL)
