@@ -5,7 +5,7 @@ STORE ?= demo/store
 BIN := .venv/bin
 
 .PHONY: demo test lint bench bench-models bench-encoding bench-sharding bench-flow bench-store bench-loader \
-  bench-transforms bench-training bench-scale check-machine
+  bench-transforms bench-train bench-scale check-machine
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
@@ -19,7 +19,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-models bench-encoding bench-sharding bench-flow bench-store bench-loader bench-transforms bench-training \
+bench: bench-models bench-encoding bench-sharding bench-flow bench-store bench-loader bench-transforms bench-train \
   bench-scale
 
 bench-models: .venv/installed
@@ -40,7 +40,7 @@ bench-store: .venv/installed
 bench-transforms: .venv/installed
 	$(BIN)/python -m tests.benchmarks.transforms
 
-bench-training: .venv/installed
+bench-train: .venv/installed
 	$(BIN)/python -m tests.benchmarks.training
 
 bench-scale: .venv/installed

@@ -27,7 +27,7 @@ class PulseSettings(Settings):
     """When a rank is given up."""
 
     every_seconds: Annotated[float, Field(gt=0, description="between two signs of life of a rank")] = 5.0
-    lost_seconds: Annotated[float, Field(gt=0, description="without one, after which the others end")] = 40.0
+    lost_seconds: Annotated[float, Field(gt=0, description="without one, after which the others end")] = 35.0
 
 
 class Pulse:

@@ -13,7 +13,7 @@ from pretrain.losses import LossSettings
 from pretrain.models.count import activation_bytes, fewest_values, macs, parameters
 from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.pulse import PulseSettings
-from pretrain.schedule import ScheduleSettings, total_steps
+from pretrain.schedule import ScheduleSettings, highest_rate, total_steps
 from pretrain.watchdog import WatchdogSettings
 from sharding.errors import UserError
 from sharding.settings import Settings
@@ -164,6 +164,6 @@ def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> 
         "classes": classes,
         "parameters": count,
         "gmacs_per_clip": macs(model, clip.frames, clip.crop, clip.crop) / 1e9,
-        "peak_learning_rate": settings.schedule.lr * settings.lanes,
+        "peak_learning_rate": highest_rate(settings.schedule, settings.lanes, settings.batch),
         "memory_per_rank_bytes": state_bytes(settings, count, ranks) + per_clip * at_once,
     }

@@ -142,7 +142,10 @@ def start_world(timeout_seconds: float = 600.0, deterministic: bool = False, mee
 
 
 def _meet(within: timedelta) -> dist.Store:
-    """The store by which all ranks have met, at the first of them."""
+    """The store by which all ranks have met, at the first of them.
+
+    torchrun keeps its own for all starts of a run: each has its part of it, where no former rank's address is.
+    """
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=within))
     except (dist.DistNetworkError, dist.DistStoreError) as error:
@@ -152,7 +155,7 @@ def _meet(within: timedelta) -> dist.Store:
             f"the {size} ranks of the run did not meet at {where} within {within.total_seconds():g} s "
             f"(rank {rank}: {str(error).partition(chr(10))[0]}); look for those that did not start, or cannot reach it"
         ) from error
-    return dist.PrefixStore("ranks", store)
+    return dist.PrefixStore(f"ranks {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def enough_gpus(gpus: int, environment: Mapping[str, str]) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -62,6 +64,31 @@ def test_ranks_that_do_not_come_are_told(rank: int, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, str(value))
     with pytest.raises(CannotGoOn, match=rf"2 ranks .* did not meet at 127.0.0.1:{port} within 2 s \(rank {rank}: "):
         start_world(meet_seconds=2)
+
+
+TWO_STARTS = """
+import os, torch
+from pretrain.engine.world import start_world
+world = start_world(60.0, meet_seconds=60.0)
+start, ones = os.environ["TORCHELASTIC_RESTART_COUNT"], torch.ones(1)
+world.sum_(ones)
+if start == "0" and world.rank == 1:
+    os._exit(3)
+world.barrier()
+os.write(1, f"start {start} rank {world.rank} {ones.item()}\\n".encode())
+os._exit(0)
+"""
+
+
+def test_ranks_that_torchrun_starts_again_meet_again(tmp_path: Path) -> None:
+    """By the same store, in which the addresses of the ranks before them lie."""
+    (tmp_path / "ranks.py").write_text(TWO_STARTS)
+    arguments = ["--nproc-per-node", "2", "--max-restarts", "1", "--master-port", str(free_port())]
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments, str(tmp_path / "ranks.py")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "CUDA_VISIBLE_DEVICES": ""}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert found.returncode == 0, found.stderr
+    assert {f"start 1 rank {rank} 2.0" for rank in (0, 1)} <= set(found.stdout.splitlines())
 
 
 def _share(rank: int, port: int, heard: SimpleQueue[tuple[int, str]]) -> None:
