@@ -118,7 +118,7 @@ def cases(device: torch.device, quick: bool, ranks: Sequence[int]) -> dict[str, 
     demo = common | {
         "lane_batch": 2 if quick else 16,
         "log_steps": 1 if quick else 5,
-        "data": {"clip": clip, "loader": {"workers": 1}},
+        "data": {"clip": clip, "loader": {"workers": 1} if quick else {}},
         "model": network,
         "engine": {"precision": "fp32"} | ({"path": "channels-last"} if quick else {}),
     }
@@ -375,7 +375,7 @@ def main() -> None:
     ranks = [int(each) for each in given.ranks.split(",")] if given.ranks else [n for n in (1, 2, 4) if n <= most]
     rounds, windows = (1, 2) if given.quick else (given.rounds, given.windows)
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-training-") as name:
+    with tempfile.TemporaryDirectory(prefix="bench-train-") as name:
         store, _ = segmented(Path(name), VIDEOS[:1] if given.quick else VIDEOS, 1 if given.quick else 6, plain=False)
         for number, (case, recipe) in enumerate(cases(device, given.quick, ranks).items()):
             bench = Bench(Path(name) / f"case{number}", recipe, store, windows)
