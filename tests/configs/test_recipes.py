@@ -9,6 +9,7 @@ import pytest
 from cluster.jobs.evaluation import EvaluationJob
 from cluster.jobs.sharding import ShardingJob
 from cluster.jobs.training import TrainingJob
+from pretrain.schedule import highest_rate, learning_rate
 from sharding.settings import Settings, load_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -53,3 +54,26 @@ def test_head_says_result_hardware_and_command(recipe: Path) -> None:
     assert "Hardware: " in head
     assert f"Command: reelscale {command_of(recipe)} " in head
     assert f"configs/{recipe.relative_to(CONFIGS).as_posix()}" in head
+
+
+@pytest.mark.parametrize(
+    ("name", "clips", "rate", "epoch_clips", "drops"),
+    [
+        ("sports1m-r2plus1d-34-pretrain", 32, 0.01, 1_000_000, [20, 30, 40]),
+        ("kinetics400-r2plus1d-34-pretrain", 32, 0.01, 1_000_000, [20, 30, 40]),
+        ("ucf101-r2plus1d-34-finetune", 4, 0.0001, 100_000, [2, 4, 6]),
+        ("hmdb51-r2plus1d-34-finetune", 4, 0.0002, 40_000, [2, 4, 6]),
+    ],
+)
+def test_a_published_schedule_is_the_papers(
+    name: str, clips: int, rate: float, epoch_clips: int, drops: list[int]
+) -> None:
+    """Clips and rate a GPU, epochs in clips, and a tenth of the rate after these epochs."""
+    job = load_settings(TrainingJob, str(CONFIGS / f"{name}.yaml"))
+    schedule, lanes = job.schedule, job.lanes
+    assert (job.lane_batch, schedule.epoch_clips, job.data.clip.frames) == (clips, epoch_clips, 32)
+    assert highest_rate(schedule, lanes, job.batch) == pytest.approx(rate * lanes)
+    for number, epoch in enumerate(drops):
+        before, after = (learning_rate(schedule, lanes, epoch * epoch_clips + moved) for moved in (-1, 0))
+        assert (before, after) == pytest.approx((rate * lanes / 10**number, rate * lanes / 10 ** (number + 1)))
+    assert (job.engine.momentum, job.engine.optimizer) == (0.9, "sgd")
