@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import has_checkpoint, load_run
-from pretrain.data.sources import open_sources, order_of
+from pretrain.data.sources import Sources, open_sources, order_of
 from pretrain.data.views import Normalisation
 from pretrain.engine.path import fits, run_path
 from pretrain.engine.precision import Pass
@@ -55,6 +56,22 @@ def check(settings: TrainSettings, ranks: int) -> dict[str, object]:
     if settings.init and not (run and has_checkpoint(run.folder, settings.checkpoint)):
         start_from(model, settings, Path(settings.init.run), classes)
     return quantities
+
+
+def sources_of(settings: TrainSettings, run: Run, world: World) -> Sources:
+    """The stores, at the versions of their indexes that the run began with, or at the newest as rank 0 opens them.
+
+    All ranks then draw from the same samples, also where a store grows meanwhile.
+    """
+    mine: Sources | None = None
+
+    def opened() -> str:
+        nonlocal mine
+        mine = open_sources(settings.data, run.versions(settings.data))
+        return json.dumps(mine.versions)
+
+    versions = json.loads(world.share(opened))
+    return mine or open_sources(settings.data, versions)
 
 
 def keep_threads(settings: TrainSettings, world: World, run: Run) -> None:

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 
 from pretrain import metrics
+from pretrain.begin import sources_of
 from pretrain.checkpoint import prepare_folder
 from pretrain.data.loader import Clips
 from pretrain.data.order import mix
-from pretrain.data.sources import open_sources
 from pretrain.data.transforms import network_input
 from pretrain.engine.world import World, leave_world, ranks_are_there, start_world
 from pretrain.hooks import Hook
@@ -51,7 +51,7 @@ def train(
         leaving.enter_context(ranks_are_there())
         prepare_folder(folder, settings.checkpoint)
         run = Run(folder, writes=world.rank == 0)
-        sources = open_sources(settings.data, run.versions(settings.data))
+        sources = sources_of(settings, run, world)
         classes = sources.classes
         run.begin(settings, classes, sources.versions, derived(settings, len(classes), sources.samples, world.size))
         run.log_to_file()

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
+from pretrain.begin import sources_of
 from pretrain.data.loader import Clips, Loader
 from pretrain.data.pool import LoaderSettings
 from pretrain.data.sources import DataSettings, Sources, described, open_sources, order_of
+from pretrain.engine.world import World
+from pretrain.run import Run
+from pretrain.settings import TrainSettings
 from sharding.errors import UserError
 from sharding.manifest import CorpusSettings
 from sharding.store import open_store
@@ -87,6 +94,16 @@ def test_a_batch_that_no_pass_fills_is_refused(store: str) -> None:
         order_of(sources, settings, 0, 7, 2)
 
 
+@dataclass(frozen=True)
+class Told(World):
+    """As if rank 0 had opened these versions before the store grew."""
+
+    versions: list[str]
+
+    def share(self, make: object, patience: object = None) -> str:
+        return json.dumps(self.versions)
+
+
 def test_a_store_that_grew_is_read_as_it_was(pictures: Any, tmp_path: Path) -> None:
     """A run that began with one version of the index goes on with it, though more videos have come."""
     corpus, url = tmp_path / "corpus", str(tmp_path / "store")
@@ -103,6 +120,9 @@ def test_a_store_that_grew_is_read_as_it_was(pictures: Any, tmp_path: Path) -> N
     assert again.samples == 2 and [clips.keys for clips in shown(data(url), again, 3)] == expected
     with pytest.raises(UserError, match="no such version of the index"):
         open_sources(data(url), ["000009-0123456789abcdef"])
+    settings, run = TrainSettings(data=data(url)), Run(tmp_path / "run", writes=False)
+    assert sources_of(settings, run, World(0, 1, torch.device("cpu"))).samples == 3
+    assert sources_of(settings, run, Told(1, 2, torch.device("cpu"), begun.versions)).samples == 2
 
 
 def test_every_sample_of_a_pass_is_shown_once(store: str) -> None:
