@@ -10,7 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from cluster.launch.processes import WorkerDied
-from cluster.launch.signals import NOT_BEGUN, STOPPED, Interrupted, interruptible, postponed, started_by_run_ranks
+from cluster.launch.signals import (
+    NOT_BEGUN,
+    STOPPED,
+    Interrupted,
+    interruptible,
+    interruption_told,
+    postponed,
+    started_by_run_ranks,
+)
 from cluster.output import end_process, stdout_to_stderr
 from cluster.tables import (
     print_json,
@@ -363,7 +371,8 @@ def _shard(name: str, *arguments: Any, as_json: bool) -> None:
         with postponed():
             from cluster.jobs import sharding
 
-        found = getattr(sharding, name)(*arguments)
+        with interruption_told():
+            found = getattr(sharding, name)(*arguments)
     except WorkerDied as error:
         print(f"reelscale: {error}; the same command goes on, with less memory where workers=1", file=sys.stderr)
         raise typer.Exit(1) from None

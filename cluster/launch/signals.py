@@ -40,14 +40,22 @@ def interruptible() -> Iterator[None]:
     heard = [number for number in _ASKING if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, interrupt) for number in heard}
     try:
+        with interruption_told():
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def interruption_told() -> Iterator[None]:
+    """Inside the `with`, an error that comes after the signal, of what it broke, is Interrupted, too."""
+    try:
         yield
     except Exception as error:
         if _came:
             raise Interrupted from error
         raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def raise_if_interrupted() -> None:

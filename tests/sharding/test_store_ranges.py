@@ -166,10 +166,10 @@ def test_a_server_that_hangs(server: S3Server, proxy: Proxy, monkeypatch: pytest
 
 
 def test_a_url_that_has_ended_is_signed_anew(proxy: Proxy, signed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sharding.stores.s3.GOOD_SECONDS", 1)
+    monkeypatch.setattr("sharding.stores.s3.GOOD_SECONDS", 4)  # a busy machine takes one of them to ask
     store = opened(b"0123456789")
     proxy.requests.clear()
-    time.sleep(2.1)
+    time.sleep(5.1)
     assert store.get_range("object", 2, 5) == b"234"
     assert len(proxy.requests) == 2 and presigned_only(proxy)
     assert signed == ["object", "object"]
