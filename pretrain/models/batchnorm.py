@@ -20,9 +20,12 @@ class LaneBatchNorm(nn.BatchNorm3d):
     """`nn.BatchNorm3d`, and the ReLU after it, that holds its running statistics back until `commit_statistics`.
 
     In training it normalises with the statistics of the batch it is given (a lane), as `nn.BatchNorm3d` does,
-    and keeps the mean over lanes of their means and unbiased variances pending. A training step that runs many
-    lanes one after the other therefore moves the running statistics once, however the lanes are spread over
-    ranks. In evaluation it is `nn.BatchNorm3d`.
+    and keeps the sum over lanes of their means and unbiased variances pending. A training step that runs many
+    lanes one after the other therefore moves the running statistics once, by the mean over lanes, however they are
+    spread over ranks. In evaluation it is `nn.BatchNorm3d`.
+
+    The sum is the device's and `lanes`, how many it is of, the host's: what a lane computes depends on no number of
+    the host's, so that it can be captured in a CUDA graph, whose replays count their lane themselves.
 
     The statistics are float32 (float64 in a network cast to it) under autocast and in a network cast to half
     precision. State-dict keys are those of `nn.BatchNorm3d`; what is pending is not part of the state.
@@ -31,7 +34,7 @@ class LaneBatchNorm(nn.BatchNorm3d):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
-    pending: Tensor  # 2 C: the means over the lanes so far of the mean and of the unbiased variance
+    pending: Tensor  # 2 C: the sums over the lanes so far of the mean and of the unbiased variance
     momentum: float
 
     def __init__(self, channels: int, eps: float = 1e-3, momentum: float = 0.1, relu: bool = False) -> None:
@@ -66,7 +69,7 @@ class LaneBatchNorm(nn.BatchNorm3d):
         if order is not None:
             input = _in_order(input, order)
         if self.training:
-            output = self._of_the_lane(input, weight, bias, zeros)
+            output = self._of_the_lane(input, weight, bias)
         else:
             mean, variance = self.running_mean.to(precision), self.running_var.to(precision)
             mean, variance = self._padded(mean, zeros), self._padded(variance, zeros)
@@ -77,21 +80,18 @@ class LaneBatchNorm(nn.BatchNorm3d):
             output += added
         return F.relu_(output) if self.relu else output
 
-    def _of_the_lane(self, input: Tensor, weight: Tensor, bias: Tensor, zeros: int) -> Tensor:
-        if zeros or _holding:  # Momentum 1 makes the kernel write the batch's own statistics.
-            batch = torch.zeros(2, len(weight), dtype=weight.dtype, device=input.device)
-            output = F.batch_norm(input, batch[0], batch[1], weight, bias, training=True, momentum=1.0, eps=self.eps)
-            self._keep(batch)
-            return output
-        self.lanes += 1  # the kernel's moving average by 1, 1/2, 1/3 … is the mean over lanes
-        mean, variance = self.pending.data  # a commit may come before the backward pass, which does not read them
-        return F.batch_norm(input, mean, variance, weight, bias, training=True, momentum=1 / self.lanes, eps=self.eps)
+    def _of_the_lane(self, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        # Momentum 1 makes the kernel write the batch's own statistics.
+        batch = torch.zeros(2, len(weight), dtype=weight.dtype, device=input.device)
+        output = F.batch_norm(input, batch[0], batch[1], weight, bias, training=True, momentum=1.0, eps=self.eps)
+        self._keep(batch)
+        return output
 
     @torch.no_grad()
     def _keep(self, batch: Tensor) -> None:
         if not _holding:
             self.lanes += 1
-            self.pending.lerp_(batch[:, : self.num_features], 1 / self.lanes)
+            self.pending += batch[:, : self.num_features]
 
     def _padded(self, values: Tensor, zeros: int) -> Tensor:
         return F.pad(values, (0, zeros)) if zeros else values
@@ -148,12 +148,13 @@ def commit_statistics(model: nn.Module, all_reduce: Callable[[Tensor], object] |
     layers = [layer for layer in _layers(model) if layer.lanes]
     if not layers:
         return
-    statistics = [layer.pending for layer in layers]
+    lanes: Tensor | int = layers[0].lanes
+    sums = torch.cat([layer.pending.flatten() for layer in layers])
     if all_reduce is not None:
-        flat = torch.cat([*(pending.flatten() for pending in statistics), statistics[0].new_ones(1)])
-        all_reduce(flat)
-        means = flat[:-1] / flat[-1]  # over the ranks
-        statistics = [part.view(2, -1) for part in means.split([pending.numel() for pending in statistics])]
+        sums = torch.cat([sums, sums.new_full((1,), float(lanes))])
+        all_reduce(sums)
+        sums, lanes = sums[:-1], sums[-1]
+    statistics = [part.view(2, -1) for part in (sums / lanes).split([layer.pending.numel() for layer in layers])]
     running = [layer.running_mean for layer in layers] + [layer.running_var for layer in layers]
     moved = [mean for mean, _ in statistics] + [variance for _, variance in statistics]
     torch._foreach_lerp_(running, moved, [layer.momentum for layer in layers] * 2)
@@ -194,7 +195,7 @@ def recompute_statistics(
             forward(batch)
         if not layers:
             return
-        sums = torch.cat([(layer.pending * layer.lanes).flatten() for layer in layers])
+        sums = torch.cat([layer.pending.flatten() for layer in layers])
         sums = torch.cat([sums, sums.new_tensor([max(layer.lanes for layer in layers)])])
         if all_reduce is not None:
             all_reduce(sums)
