@@ -14,6 +14,7 @@ from pretrain.engine.engine import Engine
 from pretrain.engine.path import leave_out
 from pretrain.engine.trial import Outcome, trial
 from pretrain.engine.world import World
+from pretrain.first_step import seconds_since_start
 from pretrain.health import LossWatch
 from pretrain.models.count import macs, parameters
 from pretrain.restore import restore
@@ -41,7 +42,7 @@ def ready_engine(
     if no path is left.
     """
     while True:
-        log.info("building the network")
+        log.info("building the network %s", settings.model.name)
         model = network(settings, folder, classes, world, checkpoint.model if checkpoint else None)
         clip = settings.data.clip
         cost = macs(model, clip.frames, clip.crop, clip.crop)  # before ZeRO 3 takes the weights apart
@@ -51,9 +52,9 @@ def ready_engine(
         engine = Engine(model, settings.engine, world, lanes, settings.lane_batch, together, rates)
         if checkpoint:
             restore(checkpoint, engine, position, watch)
-        log.info("a step on trial")
         outcome = trial(engine, training)
         if outcome == Outcome.FINE:
+            log.info("a step on trial went well, %.1f s after this process began", seconds_since_start())
             return engine, cost
         _give_up(settings, folder, world, outcome)
         del engine, model

@@ -13,6 +13,7 @@ from pretrain.data.loader import Loader
 from pretrain.data.sources import Sources, described, order_of
 from pretrain.engine.engine import Engine
 from pretrain.engine.world import World
+from pretrain.first_step import FirstStepHook, seconds_since_start
 from pretrain.health import LossWatch
 from pretrain.hooks import CheckpointHook, Hook, LogHook, StatisticsHook, ValidationHook
 from pretrain.ready import ready_engine
@@ -49,6 +50,7 @@ def open_session(
     Raises UserError for clips that do not fit into memory, and for what is wrong with checkpoints.
     """
     folder, data = run.folder, settings.data
+    log.info("the stores are open, %.1f s after this process began", seconds_since_start())
     keep_threads(settings, world, run)
     attempt = world.broadcast(begin_attempt(folder, settings.checkpoint) if world.rank == 0 else 0)
     checkpoint = newest(folder, settings.checkpoint, world)
@@ -81,7 +83,7 @@ def open_session(
         hooks.append(validation)
     else:
         log.info("no validation: the store has no good video in its split 'val'")
-    hooks += [saving, *extra_hooks]
+    hooks += [saving, FirstStepHook(), *extra_hooks]
     watchdog = leaving.enter_context(Watchdog(folder, world.rank, attempt, settings.watchdog.stall_seconds))
     return Session(engine, loader, lanes, position, watch, own_time, saving, hooks, watchdog)
 
