@@ -159,7 +159,7 @@ class EngineSettings(Settings):
         Field(gt=0, lt=1, description="decay a step of a moving average of the weights, e.g. 0.9999; null: none"),
     ] = None
     path: Annotated[
-        Literal["auto", "plain", "channels-last", "planar", "planar-padded", "planar-fused", "padded-fused"],
+        Literal["auto", "plain", "channels-last", "planar", "rows"],
         Field(description="how the network computes, the same function; auto: the fastest, measured as a run begins"),
     ] = "auto"
     recomputed: Annotated[

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.models.batchnorm import statistics_held
 from pretrain.models.paths import PATHS, Path, set_path
+from pretrain.models.weight_cast import cast_at_once
 
 
 class VideoNetwork(nn.Module):
@@ -36,8 +37,15 @@ class VideoNetwork(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Logits, N classes, of clips N C T H W."""
+        return self.classify(self.pass_of_features(clips))
+
+    def pass_of_features(self, clips: Tensor) -> Tensor:
+        """`features` by the network's path: its order of memory, and its weights as it casts them."""
         order = torch.channels_last_3d if self.path.channels_last else torch.contiguous_format
-        return self.classify(self.features(clips.contiguous(memory_format=order)))
+        # What is recomputed in the backward pass would not find the weights that this pass was cast for.
+        once = self.path.cast_at_once and not self.path.recomputed
+        with cast_at_once(self, clips.device) if once else nullcontext():
+            return self.features(clips.contiguous(memory_format=order))
 
     def use(self, path: Path) -> None:
         """Compute by `path` from now on: the same function."""
