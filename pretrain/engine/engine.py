@@ -115,7 +115,7 @@ class Engine:
 
     @property
     def input_buffer(self) -> Tensor | None:
-        """Where `forward` needs no copy of normalised clips that lie there, see `GraphedFeatures`; None where there is no such place."""
+        """Clips that lie here `forward` need not copy first, see `GraphedFeatures`; None without a graph."""
         return self._graphed.input_buffer if self._graphed else None
 
     def predict(self, video: Tensor, averaged: bool = False) -> Tensor:
