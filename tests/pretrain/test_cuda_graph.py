@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,10 +24,19 @@ from pretrain.models.network import LaneDropout, VideoNetwork, seed_dropout
 from pretrain.models.paths import PATHS
 from pretrain.models.zoo import ModelSettings, build_model
 from tests.pretrain.engine_worker import lane_clips, network
-from tests.pretrain.graph_cases import StandIn
+from tests.pretrain.graph_cases import WARM_UPS, StandIn
 
 ALONE = World(0, 1, torch.device("cpu"))
 CLIPS = lane_clips(0, 0)[0]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Passes this small are slower on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def graphed(model: VideoNetwork | None = None) -> tuple[VideoNetwork, GraphedFeatures, StandIn]:
@@ -50,9 +59,20 @@ def twin(model: VideoNetwork) -> VideoNetwork:
     """The same network without a graph."""
     other = copy.deepcopy(model)
     assert other.graphed is None
-    for layer, mine in zip(norms(other), norms(model), strict=True):
-        layer.lanes = mine.lanes
+    for theirs, value in zip(other.parameters(), model.parameters(), strict=True):
+        theirs.grad = None if value.grad is None else value.grad.clone()
     return other
+
+
+def tensors(model: VideoNetwork) -> list[Tensor]:
+    """Weights, gradients and buffers."""
+    gradients = [value.grad for value in model.parameters() if value.grad is not None]
+    return [*model.parameters(), *gradients, *model.buffers()]
+
+
+def logged(told: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What was logged of graphs; a record may come by two handlers."""
+    return [record for record in dict.fromkeys(told.records) if "CUDA graph" in record.message]
 
 
 def norms(model: VideoNetwork) -> list[LaneBatchNorm]:
@@ -90,31 +110,26 @@ def test_the_first_pass_that_trains_is_captured_and_those_after_it_replay() -> N
 
 
 def test_a_capture_leaves_everything_as_it_was() -> None:
-    model, _, capture = graphed()
-    train(twin_ := twin(model))
-    for value, theirs in zip(model.parameters(), twin_.parameters(), strict=True):
-        value.grad = None if theirs.grad is None else theirs.grad.clone()
-    norms(model)[0].pending += 1.0
-    norms(model)[0].lanes = 5
-    before = twin(model)
-    addresses = [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())]
-    seen = {}
-    original = capture.__class__.__call__
+    model, lanes = network(relu=True).train(), []
+    stand_in = StandIn(model)
 
-    def looked_at(self: StandIn, function: Callable[[], Tensor], weights: Sequence[Tensor]) -> Captured:
-        captured = original(self, function, weights)
-        seen["lanes"] = norms(model)[0].lanes
+    def capture(function: Callable[[], Tensor], weights: Sequence[Tensor]) -> Captured:
+        captured = stand_in(function, weights)
+        lanes.append(norms(model)[0].lanes)
         return captured
 
-    draws = torch.get_rng_state()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StandIn, "__call__", looked_at)
-        model(CLIPS)
-    assert seen["lanes"] == 5 + 3  # the warm-ups did count
+    train(model)
+    norms(model)[0].pending += 1.0
+    norms(model)[0].lanes = 5
+    plain = twin(model)
+    set_graphed(model, EngineSettings(), ALONE, capture)
+    addresses, draws = [each.data_ptr() for each in tensors(model)], torch.get_rng_state()
+    model(CLIPS)
+    assert lanes == [5 + WARM_UPS]
     assert torch.equal(torch.get_rng_state(), draws)
-    assert [tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())] == addresses
-    before(CLIPS)
-    assert_same(model, before)  # but for the one pass
+    assert [each.data_ptr() for each in tensors(model)] == addresses
+    plain(CLIPS)
+    assert_same(model, plain)  # the one pass, and nothing else
 
 
 def test_a_pass_that_does_not_train_computes_without_it_and_leaves_it() -> None:
@@ -128,7 +143,7 @@ def test_a_pass_that_does_not_train_computes_without_it_and_leaves_it() -> None:
         with torch.no_grad():
             each.eval()(CLIPS[:3])
         train(each, CLIPS[:2])  # in evaluation mode, with gradients
-        recompute_statistics(each.train(), [CLIPS[:3]], each)  # whose forward is not asked for gradients here
+        recompute_statistics(each.train(), [CLIPS[:3]], each)
     with_gradient = CLIPS.clone().requires_grad_()
     train(model, with_gradient), train(plain, CLIPS)
     assert with_gradient.grad is not None
@@ -305,7 +320,7 @@ def test_dropout_before_the_last_layer_is_not_captured(told: pytest.LogCaptureFi
                 seed_dropout(each, [number], torch.device("cpu"))
                 train(each, clips)
     assert_same(model, plain)
-    lines = [record for record in told.records if "CUDA graph" in record.message]
+    lines = logged(told)
     assert len(lines) == 1 and lines[0].levelno == logging.INFO
     assert ("it has dropout before its last layer" in lines[0].message) == bool(dropout)
     assert (features.input_buffer is None) == bool(dropout)
@@ -327,7 +342,7 @@ def test_what_fails_to_be_captured_runs_without_and_the_log_says_why_once(told: 
             assert torch.equal(train(model), train(plain))
     assert_same(model, plain)
     assert len(tries) == 1 and features is not None and features.input_buffer is None
-    lines = [record for record in told.records if "CUDA graph" in record.message]
+    lines = logged(told)
     assert [line.levelno for line in lines] == [logging.WARNING]
     assert lines[0].message.endswith("RuntimeError: operation not permitted when stream is capturing")
 
@@ -353,7 +368,7 @@ def test_obstacles_in_the_settings(told: pytest.LogCaptureFixture, settings: dic
         set_graphed(network(), settings_, replace(ALONE, rank=1), nothing)
     found = obstacle(model, settings_)
     assert (found is None) if reason is None else reason in str(found)
-    assert [record.message.rpartition(": ")[2] for record in told.records] == ([] if found is None else [found])
+    assert [record.message.rpartition(": ")[2] for record in logged(told)] == ([] if found is None else [found])
 
 
 def test_statistics_gathered_from_ranks_are_not_captured() -> None:
