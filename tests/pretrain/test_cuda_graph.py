@@ -173,6 +173,11 @@ def without_a_part(model: VideoNetwork) -> None:
     train(model.train())
 
 
+def without_a_weight(model: VideoNetwork) -> None:
+    next(model.layer3.parameters()).requires_grad_(False)
+    train(model)
+
+
 def in_evaluation(model: VideoNetwork) -> None:
     norms(model)[-1].eval()
     train(model)
@@ -194,8 +199,11 @@ def half_of_them(model: VideoNetwork) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [rounded, moved, moved_buffer, without_a_part, in_evaluation, by_another_path, recomputing, half_of_them],
-)
+    [
+        rounded, moved, moved_buffer, without_a_part, without_a_weight, in_evaluation, by_another_path, recomputing,
+        half_of_them,
+    ],
+)  # fmt: skip
 def test_a_pass_that_it_does_not_hold_good_for_is_captured_anew(change: Callable[[VideoNetwork], None]) -> None:
     model, features, capture = graphed()
     plain = twin(model)
@@ -227,6 +235,18 @@ def test_weights_pointed_anew_to_where_they_lie_and_weights_loaded_keep_it() -> 
         train(each)
     assert_same(model, plain)
     assert capture.replays == [(3, 3)]
+
+
+def test_no_cast_of_a_weight_is_kept_from_one_pass_to_the_next() -> None:
+    model, _, capture = graphed()
+    kept, halves = [], []
+    model.layer1.register_forward_pre_hook(lambda *_: kept.append(torch.is_autocast_cache_enabled()))
+    model.layer2.register_forward_pre_hook(lambda _, given: halves.append(given[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        train(model)
+        assert torch.is_autocast_cache_enabled()
+    assert kept == [False] * (WARM_UPS + 1) and set(halves) == {torch.bfloat16}
+    assert capture.replays == [(1, 1)]
 
 
 def test_gradients_are_handed_out_in_memory_of_their_own() -> None:
