@@ -45,8 +45,10 @@ class CudaGraphs:
     """A function without arguments, and its backward pass to `weights`, as CUDA graphs of one memory pool.
 
     The function computes always the same, on the same memory; all of `weights` require a gradient. It runs a few
-    times, then is captured; hooks on the weights are not called, and no `.grad` is touched. It may raise whatever the
-    function raises, and RuntimeError for what cannot be captured; the caller's stream is then current as before.
+    times, then is captured; no `.grad` is touched, and what hangs on them (ZeRO's reductions) is not called. Raises
+    whatever the function raises, and RuntimeError for what cannot be captured: then the stream is as before. So does
+    an earlier pass over the weights of which something with a gradient still lives: autograd would then have the
+    stream of that pass wait for the captured one.
     """
 
     def __init__(self, function: Callable[[], Tensor], weights: Sequence[Tensor]) -> None:

@@ -229,7 +229,8 @@ class _Terms:
             torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
             self._network.path,
             [module.training for module in self._modules],
-            [(tensor.data_ptr(), tensor.requires_grad) for tensor in tensors],
+            list(map(Tensor.data_ptr, tensors)),
+            [tensor.requires_grad for tensor in tensors],
         )
 
 
