@@ -169,6 +169,13 @@ class EngineSettings(Settings):
             "auto: none, or where path is auto as many as the clips need to fit"
         ),
     ] = "auto"
+    cuda_graph: Annotated[
+        bool,
+        Field(
+            description="send a GPU the network's passes as one CUDA graph, not kernel by kernel; "
+            "it keeps the memory of a pass for itself"
+        ),
+    ] = True
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="more of DeepSpeed's own configuration; what is set above is not set here"
     )
