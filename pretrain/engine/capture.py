@@ -46,9 +46,8 @@ class CudaGraphs:
 
     The function computes always the same, on the same memory; all of `weights` require a gradient. It runs a few
     times, then is captured; no `.grad` is touched, and what hangs on them (ZeRO's reductions) is not called. Raises
-    whatever the function raises, and RuntimeError for what cannot be captured: then the stream is as before. So does
-    an earlier pass over the weights of which something with a gradient still lives: autograd would then have the
-    stream of that pass wait for the captured one.
+    whatever the function raises, and RuntimeError for what cannot be captured: then the stream is as before. No pass
+    over `weights` may have been made before: autograd would have its stream wait for the captured one.
     """
 
     def __init__(self, function: Callable[[], Tensor], weights: Sequence[Tensor]) -> None:

@@ -134,18 +134,19 @@ class _Graph:
         kind = clips.device.type
         half, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         self._counted: list[tuple[LaneBatchNorm, int]] = []
+        doubles = _doubles(network)
 
         def function() -> Tensor:
             before = [layer.lanes for layer in norms]
             # A cast that autocast keeps for later would be of the capture's memory, or not be captured at all.
-            with torch.autocast(kind, half, enabled=enabled, cache_enabled=False):
+            with torch.autocast(kind, half, enabled=enabled, cache_enabled=False), _in_the_place_of_weights(doubles):
                 output = network.embedded(self.input)
             counts = [layer.lanes - old for layer, old in zip(norms, before, strict=True)]
             self._counted = [(layer, count) for layer, count in zip(norms, counts, strict=True) if count]
             return output
 
         trained = [value for value in network.parameters() if value.requires_grad]
-        self._captured = capture(function, trained)
+        self._captured = capture(function, [double for _, _, double in doubles if double.requires_grad])
         found = zip(trained, self._captured.gradients, strict=True)
         used = [(weight, gradient) for weight, gradient in found if gradient is not None]
         self._weights = [weight for weight, _ in used]
@@ -236,6 +237,34 @@ class _Terms:
 
 def _norms(network: nn.Module) -> list[LaneBatchNorm]:
     return [module for module in network.modules() if isinstance(module, LaneBatchNorm)]
+
+
+def _doubles(network: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
+    """A parameter on the memory of each weight, by the module and the name that it has there.
+
+    A weight's own node in autograd belongs to the stream that it was first made on, and lives as long as anything of
+    an earlier pass does; that stream would have to wait for the captured one, which no capture allows. A double's is
+    made within the capture, and nothing hangs on it.
+    """
+    return [
+        (module, name, nn.Parameter(weight.detach(), weight.requires_grad))
+        for module in network.modules()
+        for name, weight in module._parameters.items()
+        if weight is not None
+    ]
+
+
+@contextmanager
+def _in_the_place_of_weights(doubles: list[tuple[nn.Module, str, nn.Parameter]]) -> Iterator[None]:
+    """Inside the `with`, modules compute with the doubles; torch's dictionary of a module's parameters is set."""
+    weights = [module._parameters[name] for module, name, _ in doubles]
+    for module, name, double in doubles:
+        module._parameters[name] = double
+    try:
+        yield
+    finally:
+        for (module, name, _), weight in zip(doubles, weights, strict=True):
+            module._parameters[name] = weight
 
 
 @contextmanager
