@@ -39,7 +39,6 @@ class LogHook:
     def __init__(
         self,
         settings: TrainSettings,
-        engine: Engine,
         world: World,
         run: Run,
         loader: Loader,
@@ -49,7 +48,7 @@ class LogHook:
         cost: int,
     ) -> None:
         """`cost`: multiply-accumulates of a clip's forward pass. What a validation takes is no time of training."""
-        self._settings, self._engine, self._world, self._run = settings, engine, world, run
+        self._settings, self._world, self._run = settings, world, run
         self._loader, self._own_time = loader, own_time
         self._saving, self._validation = saving, validation
         self._macs = cost
@@ -81,7 +80,7 @@ class LogHook:
             "loss": self._loss / self._learned if self._learned else math.nan,
             "top1": self._right / self._learned if self._learned else math.nan,
             "lr": report.learning_rate,
-            "grad_norm": self._engine.gradient_norm(),
+            "grad_norm": report.gradient_norm,
             "clips_per_second": rate,
             "mfu": mfu(rate, self._macs, self._peak, self._world.size),
             "data_wait_ratio": waited / seconds,

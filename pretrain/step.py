@@ -34,7 +34,7 @@ class StepReport:
     """A finished step, its figures first of this rank and, once `agree` was called, of all ranks.
 
     loss: sum over clips; right: clips whose top class is among their labels; `own_seconds`: what this rank took until
-    the others could have waited for it; `clip1`: of a validation after this step.
+    the others could have waited for it; gradient_norm: before clipping; `clip1`: of a validation after this step.
     """
 
     step: int
@@ -44,6 +44,7 @@ class StepReport:
     clips: float = 0.0
     loss: float = 0.0
     right: float = 0.0
+    gradient_norm: float = float("nan")
     own_seconds: float = 0.0
     clip1: float | None = None
     best: bool = False

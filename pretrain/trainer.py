@@ -92,6 +92,8 @@ def run_steps(settings: TrainSettings, world: World, folder: Path, session: Sess
             report.add(targets, logits, loss)
         position.step += 1
         stopping = report.agree(world, stop.wanted)
+        finite, report.gradient_norm = engine.verdict.tolist()
+        engine.settle(finite == 1)
         report.skipped = engine.was_skipped
         session.watchdog.beat()
         with session.watchdog.patience(PATIENCE):
