@@ -20,17 +20,20 @@ from pretrain.memory import memory_in_use
 from pretrain.run import Run
 from pretrain.saver import Saver
 from pretrain.settings import TrainSettings
-from pretrain.step import OwnTime, Position, StepReport, right_clips
+from pretrain.step import Position, StepReport, right_clips
 from pretrain.stragglers import slow_ranks
 
 log = logging.getLogger("reelscale")
 
 
 class Hook(Protocol):
-    """Something done after steps; every rank calls it at every step."""
+    """Something done after steps; every rank calls it at every step, in order.
+
+    The engine may have been sent the next step by then, but not where a checkpoint or a validation is due.
+    """
 
     def after_step(self, report: StepReport, last: bool) -> None:
-        """`report` of the step just taken; `last` says that the run ends or stops with it."""
+        """`report` of a step, its figures read; `last` says that the run ends or stops with it."""
 
 
 class LogHook:
@@ -42,14 +45,12 @@ class LogHook:
         world: World,
         run: Run,
         loader: Loader,
-        own_time: OwnTime,
         saving: "CheckpointHook",
         validation: "ValidationHook | None",
         cost: int,
     ) -> None:
         """`cost`: multiply-accumulates of a clip's forward pass. What a validation takes is no time of training."""
-        self._settings, self._world, self._run = settings, world, run
-        self._loader, self._own_time = loader, own_time
+        self._settings, self._world, self._run, self._loader = settings, world, run, loader
         self._saving, self._validation = saving, validation
         self._macs = cost
         self._peak = peak_flops(world.device, settings.engine.half)
@@ -61,6 +62,7 @@ class LogHook:
         """See `Hook`."""
         self._clips += report.clips
         self._skipped += report.skipped
+        self._own_seconds += report.own_seconds
         if not report.skipped:
             self._loss += report.loss
             self._right += report.right
@@ -71,7 +73,7 @@ class LogHook:
             return
         seconds = time.perf_counter() - self._begin - (self._validating() - self._validated)
         waited = self._loader.told.wait_seconds - self._waited
-        self._tell_slow(self._own_time.take() + waited)
+        self._tell_slow(self._own_seconds + waited)
         rate = self._clips / seconds
         values = {
             "step": report.step,
@@ -93,7 +95,7 @@ class LogHook:
 
     def _begin_interval(self) -> None:
         self._loss = self._right = self._clips = self._learned = 0.0
-        self._skipped = 0
+        self._skipped, self._own_seconds = 0, 0.0
         self._begin = time.perf_counter()
         self._waited, self._saved = self._loader.told.wait_seconds, self._saving.seconds
         self._validated = self._validating()
