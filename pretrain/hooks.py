@@ -256,9 +256,13 @@ class CheckpointHook:
 
     def wait(self) -> None:
         """Wait until what was saved is written, or could not be."""
+        self.written()
+        self._world.barrier()
+
+    def written(self) -> None:
+        """As `wait`, of this rank alone, and without its device."""
         if self._saver:
             self._saver.wait()
-        self._world.barrier()
 
     def finish(self) -> None:
         """As `wait`; raises UserError if the last one could not be."""

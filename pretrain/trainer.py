@@ -15,6 +15,7 @@ from pretrain.checkpoint import prepare_folder
 from pretrain.data.loader import Clips
 from pretrain.data.order import mix
 from pretrain.data.transforms import network_input
+from pretrain.engine.lost import device_is_there
 from pretrain.engine.world import World, leave_world, ranks_are_there, start_world
 from pretrain.health import Verdict
 from pretrain.hooks import Hook
@@ -42,7 +43,7 @@ def train(
 
     Called by every rank; joins their process group. Goes on from the newest checkpoint in the run's folder.
     `on_start(rank)` is called once the run's log is open.
-    Raises UserError for what a user can mend, CannotGoOn where training fails.
+    Raises UserError for what a user can mend, CannotGoOn where training fails. A lost device ends the process.
     """
     world = start_world(longest_wait(settings), deterministic=settings.deterministic is True)
     check_ranks(settings.lanes, world.size)
@@ -59,10 +60,12 @@ def train(
         run.log_to_file()
         if on_start:
             on_start(world.rank)
-        session = open_session(settings, world, run, sources, extra_hooks, leaving)
-        outcome = run_steps(settings, world, folder, session, stop)
-        with session.watchdog.patience(PATIENCE):
-            session.saving.finish()
+        with device_is_there():
+            session = open_session(settings, world, run, sources, extra_hooks, leaving)
+        with device_is_there(session.saving.written):
+            outcome = run_steps(settings, world, folder, session, stop)
+            with session.watchdog.patience(PATIENCE):
+                session.saving.finish()
     if outcome == "stopped":
         log.info("stopped at step %d with everything saved; the same command goes on from here", session.position.step)
     stop.clear()
