@@ -246,6 +246,8 @@ def _words(settings: EngineSettings, parameters: int) -> dict[str, Any]:
         },
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
+        # By default it waits for the whole device in every forward pass and every step.
+        "timers": {"throughput": {"enabled": False}},
     }
     return _merged(ours, settings.deepspeed)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -141,12 +141,15 @@ def synchronise(model: nn.Module, gather: Gather) -> None:
 
 
 @torch.no_grad()
-def commit_statistics(model: nn.Module, all_reduce: Callable[[Tensor], object] | None = None) -> None:
+def commit_statistics(
+    model: nn.Module, all_reduce: Callable[[Tensor], object] | None = None, finite: Tensor | None = None
+) -> None:
     """Move the running statistics of every layer once, by the mean over all lanes since the last commit.
 
     `all_reduce` sums a tensor over the ranks in place, is called once with all layers' statistics, and is None
     where this process runs every lane; every rank has seen as many lanes. Layers that saw no training batch
-    (those in evaluation mode) stay as they are; `num_batches_tracked` of the others grows by one.
+    (those in evaluation mode) stay as they are; `num_batches_tracked` of the others grows by one. Where `finite`, a
+    bool on the layers' device, is false, all stays as it is to the bit; the host does not wait for it.
     """
     layers = [layer for layer in _layers(model) if layer.lanes]
     if not layers:
@@ -160,9 +163,21 @@ def commit_statistics(model: nn.Module, all_reduce: Callable[[Tensor], object] |
     statistics = [part.view(2, -1) for part in (sums / lanes).split([layer.pending.numel() for layer in layers])]
     running = [layer.running_mean for layer in layers] + [layer.running_var for layer in layers]
     moved = [mean for mean, _ in statistics] + [variance for _, variance in statistics]
-    torch._foreach_lerp_(running, moved, [layer.momentum for layer in layers] * 2)
-    torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)
+    counts = [layer.num_batches_tracked for layer in layers]
+    momenta = [layer.momentum for layer in layers] * 2
+    if finite is None:
+        torch._foreach_lerp_(running, moved, momenta)
+        torch._foreach_add_(counts, 1)
+    else:
+        _move_where(finite, running, torch._foreach_lerp(running, moved, momenta))
+        torch._foreach_add_(counts, [finite.to(counts[0].dtype)] * len(counts))
     discard_statistics(model)
+
+
+def _move_where(finite: Tensor, values: list[Tensor], moved: Sequence[Tensor]) -> None:
+    """Copy `moved` to `values` where `finite` is true: many small tensors, by few kernels."""
+    chosen = torch.where(finite, torch.cat(list(moved)), torch.cat(values))
+    torch._foreach_copy_(values, chosen.split([len(value) for value in values]))
 
 
 @torch.no_grad()

@@ -53,13 +53,33 @@ def lane_clips(step: int, lane: int) -> tuple[Tensor, Tensor]:
 
 
 class Waits(TorchDispatchMode):
-    """Counts the values that the host asks a tensor for, each of which is a wait on a GPU."""
+    """Counts what is a wait of the host on a GPU: values asked of a tensor, tensors of numbers, whole devices' ends."""
 
     count = 0
+    waiting = (
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.lift_fresh.default,  # torch.tensor(number): a copy out of memory that is not pinned
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten.masked_select.default,
+    )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._local_scalar_dense.default
+        self.count += func in self.waiting
         return func(*args, **(kwargs or {}))
+
+    def __enter__(self) -> Any:
+        from deepspeed.accelerator import get_accelerator
+
+        self.device = get_accelerator()
+        self.device.synchronize = self._synchronize
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        del self.device.synchronize
+
+    def _synchronize(self, device: Any = None) -> None:
+        self.count += 1
 
 
 def run_case(case: dict[str, Any], world: World, folder: Path) -> dict[str, Any]:
@@ -118,7 +138,9 @@ def run_steps(
                 found["dtypes"].add(str(logits.dtype))
         if waits:
             found["waits"].append(waits.count)
-        found["norm"].append(engine.gradient_norm())
+        finite, norm = engine.verdict.tolist()
+        engine.settle(finite == 1)
+        found["norm"].append(norm)
         found["skipped"].append(engine.was_skipped)
         if step + 1 in [*case.get("kept", []), last]:
             found["states"][step + 1] = asdict(engine.state())
