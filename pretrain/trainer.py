@@ -92,7 +92,8 @@ def run_steps(settings: TrainSettings, world: World, folder: Path, session: Sess
             session.own_time.begin()
             seeds = [seed_of(settings, step, lane) for lane in numbers]
             seed_dropout(engine.model, seeds, world.device)
-            video = network_input(clips.planes, settings.data.clip, out=video)  # N C T H W
+            buffer = video if engine.input_buffer is None else engine.input_buffer
+            video = network_input(clips.planes, settings.data.clip, out=buffer)  # N C T H W
             video, targets = mixed(settings.loss, video, clips.targets, seeds)
             session.own_time.end(engine.forward_waits)
             logits = engine.forward(video)  # N classes

@@ -59,7 +59,7 @@ class Run:
         clips = [SimpleNamespace(planes=number, targets=torch.eye(2)) for number in range(1, 40)]
         engine = SimpleNamespace(
             model=None, forward_waits=False, was_overflow=False, backward=lambda loss: None, forward=self.forward,
-            step=self.step, verdict=None, set_learning_rate=lambda rate: None, settle=self.settle,
+            step=self.step, verdict=None, set_learning_rate=lambda rate: None, settle=self.settle, input_buffer=None,
         )  # fmt: skip
         self.engine = engine
         session: Any = SimpleNamespace(
