@@ -147,3 +147,10 @@ except SystemExit as end:
     said = run(program)
     assert said.rstrip().endswith("exit 2") and "Traceback" not in said
     assert "Ray is not installed" in said and "launcher=none" in said and "pip install" in said
+
+
+def test_what_needs_a_gpu_is_marked() -> None:
+    """`pytest -m gpu` is all of it: whoever looks for a GPU to skip a test does so by `needs_gpu`."""
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if path.parent.name != "benchmarks"]
+    looking = {path.name for path in tests if "skipif(not torch.cuda" in path.read_text(encoding="utf-8")}
+    assert looking == {"gpu.py", "test_house.py"}
