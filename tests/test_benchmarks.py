@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -152,21 +152,24 @@ def test_ours_is_judged_against_the_best_peer() -> None:
     assert "ours, rows, not measured" in models.verdict(found | {"ours, rows": {"failed": "faulty"}}, failed)
 
 
-def failing(how: str) -> Iterator[int]:
-    """Something at first, then no more."""
-    yield 1
-    if how == "dead":
-        os._exit(3)
-    time.sleep(60)
-
-
-@pytest.mark.parametrize(("how", "said"), [("dead", "died with exit code 3"), ("silent", "silent for 8 s")])
-def test_a_process_that_fails_is_told_of(how: str, said: str) -> None:
+@pytest.mark.parametrize(
+    ("work", "said"), [((os._exit, [3]), "died with exit code 3"), ((time.sleep, [0, 600]), "silent for 4 s")]
+)
+def test_a_process_that_fails_is_told_of(work: tuple[Any, list[int]], said: str) -> None:
+    assert list(children.in_a_child(map, abs, [-1], patience=200.0)) == [1]  # what starts processes has started
     heard = []
     with pytest.raises(children.ChildFailed, match=said):
-        for each in children.in_a_child(failing, how, patience=8.0):
+        for each in children.in_a_child(map, *work, patience=4.0):
             heard.append(each)
-    assert heard == [1]
+    assert heard == [None] * (len(work[1]) - 1)
+
+
+def test_a_process_that_nobody_listens_to_is_ended() -> None:
+    """Also one that does not end by itself, as after a GPU's fault."""
+    begin = time.perf_counter()
+    with closing(children.in_a_child(map, time.sleep, [0, 600], patience=200.0)) as said:
+        assert next(said) is None
+    assert time.perf_counter() - begin < 200
 
 
 def test_a_device_is_busy_while_anything_runs_on_it() -> None:

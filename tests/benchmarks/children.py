@@ -17,11 +17,11 @@ def in_a_child(work: Callable[..., Iterator[Any]], *arguments: Any, patience: fl
 
     Tensors do not come through: torch would share their memory, which ends with the process.
 
-    All processes are forks of one that has imported torch and has touched no GPU.
-    Raises ChildFailed if the process dies, or is silent for `patience` seconds (it is killed then).
+    All processes are forks of one that has imported torch and has touched no GPU. One whose words nobody takes any
+    more is killed. Raises ChildFailed if it dies, or is silent for `patience` seconds.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "pretrain.models.zoo"])
+    context.set_forkserver_preload(["torch"])  # and nothing that could ask for a GPU, which a fork cannot have after
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sending, work, arguments))
     process.start()
@@ -39,7 +39,7 @@ def in_a_child(work: Callable[..., Iterator[Any]], *arguments: Any, patience: fl
             raise ChildFailed(f"died with exit code {process.exitcode}")
     finally:
         process.kill()
-        process.join()
+        process.join(30)
         receiving.close()
 
 
