@@ -147,6 +147,9 @@ def test_ours_is_judged_against_the_best_peer() -> None:
     assert "of the matrix product 37.0% (goal 36 %: PASS)" in line
     on_cpu = models.summary(found, "rows", torch.device("cpu"))
     assert all(each["passed"] is None for each in on_cpu["judged"]) and "goal" not in models.verdict(found, on_cpu)
+    mine = [Contender("planar", engine=True), Contender("rows", engine=True), Contender("rows")]
+    assert models.fastest(mine, found) == "planar"  # where what a run would choose is not known
+    assert models.fastest(mine, {each.name: {"failed": "faulty"} for each in mine}) == ""
     failed = models.summary(found | {"ours, rows": {"failed": "misaligned address"}}, "rows", torch.device("cuda"))
     assert not any(each["passed"] for each in failed["judged"])
     assert "ours, rows, not measured" in models.verdict(found | {"ours, rows": {"failed": "faulty"}}, failed)

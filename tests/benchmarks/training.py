@@ -42,7 +42,12 @@ from tests.benchmarks.training_figures import Seen, Window, judged, median, row,
 
 ROOT = Path(__file__).parents[2]
 VIDEOS = ("bikes.mp4", "slackline.mp4", "cup.mp4")
-CACHES = {"XDG_CACHE_HOME": "", "TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}  # by their folder
+CACHES = {
+    "REELSCALE_CACHE": "reelscale",
+    "XDG_CACHE_HOME": "",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+}  # by their folder
 NEVER = 10**9
 
 
