@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import metrics
+from pretrain.engine.capture import Capture, capture_for
 from pretrain.engine.config import EngineSettings, deepspeed_config, refusals_told
+from pretrain.engine.cuda_graph import set_graphed
 from pretrain.engine.parts import Parts
 from pretrain.engine.precision import HALVES, autocast
 from pretrain.engine.scaler import LossScale
@@ -70,8 +72,12 @@ class Engine:
         lane_batch: int,
         together: bool = False,
         rates: Mapping[str, float] | None = None,
+        capture: Capture | None = None,
     ) -> None:
-        """`rates`: factors on the learning rate by part of the network, see `parameter_groups`."""
+        """`rates`: factors on the learning rate by part of the network, see `parameter_groups`.
+
+        `capture`: what captures its passes, in the place of the device's own CUDA graphs.
+        """
         deepspeed = _deepspeed(world)
         self.world, self.model, self.was_skipped = world, model, False
         self._settings, self._zero = settings, settings.zero
@@ -101,10 +107,16 @@ class Engine:
             if settings.clip_gradient:
                 self._optimizer.optimizer.register_step_pre_hook(self._clip)
         self._parts = Parts(model, self._optimizer, self._zero, settings.average)
+        self._graphed = set_graphed(model, settings, world, capture or capture_for(world.device))
 
     def forward(self, video: Tensor) -> Tensor:
         """Logits [N, classes] in fp32 of normalised clips [N, C, T, H, W]."""
         return self._engine(video).float()
+
+    @property
+    def input_buffer(self) -> Tensor | None:
+        """Clips that lie here `forward` need not copy first, see `GraphedFeatures`; None without a graph."""
+        return self._graphed.input_buffer if self._graphed else None
 
     def predict(self, video: Tensor, averaged: bool = False) -> Tensor:
         """Logits [N, classes] in fp32, in the training's precision and without gradients.

@@ -42,7 +42,7 @@ class LaneBatchNorm(nn.BatchNorm3d):
         self.relu = relu
         self.register_buffer("pending", torch.zeros(2, channels), persistent=False)
         self.lanes = 0  # how many are pending
-        self.fused = False  # by the network's path
+        self.rows = False  # by the network's path: normalised, added and passed through the ReLU at once (`normalise`)
         self.frozen = False  # in evaluation for good
         self.gather: Gather | None = None  # where the batch is spread over ranks (`synchronise`)
 
@@ -58,13 +58,13 @@ class LaneBatchNorm(nn.BatchNorm3d):
         """
         self._check_input_dim(input)
         precision = self.pending.dtype
-        weight, bias = self._padded(self.weight.to(precision), zeros), self._padded(self.bias.to(precision), zeros)
-        if self.training and self.gather is None and input.numel() == len(weight):
+        if self.training and self.gather is None and input.numel() == input.shape[1]:
             raise ValueError(f"one value a channel cannot be normalised: {tuple(input.shape)}")
-        if self.training and (self.fused or self.gather is not None):
-            output, batch = normalise(input, weight, bias, self.eps, added, self.relu, self.gather, self.fused)
-            self._keep(batch)
-            return output
+        weight, bias = self.weight.to(precision), self.bias.to(precision)
+        if self.training and (self.rows or self.gather is not None):
+            pending = self._counted()
+            return normalise(input, weight, bias, self.eps, added, self.relu, self.gather, pending)
+        weight, bias = self._padded(weight, zeros), self._padded(bias, zeros)
         order = _order(input) if 1 in input.shape else None
         if order is not None:
             input = _in_order(input, order)
@@ -84,14 +84,17 @@ class LaneBatchNorm(nn.BatchNorm3d):
         # Momentum 1 makes the kernel write the batch's own statistics.
         batch = torch.zeros(2, len(weight), dtype=weight.dtype, device=input.device)
         output = F.batch_norm(input, batch[0], batch[1], weight, bias, training=True, momentum=1.0, eps=self.eps)
-        self._keep(batch)
+        pending = self._counted()
+        if pending is not None:
+            pending += batch[:, : self.num_features]
         return output
 
-    @torch.no_grad()
-    def _keep(self, batch: Tensor) -> None:
-        if not _holding:
-            self.lanes += 1
-            self.pending += batch[:, : self.num_features]
+    def _counted(self) -> Tensor | None:
+        """Where a lane's statistics are to be added, which is counted then; None where it was seen before."""
+        if _holding:
+            return None
+        self.lanes += 1
+        return self.pending
 
     def _padded(self, values: Tensor, zeros: int) -> Tensor:
         return F.pad(values, (0, zeros)) if zeros else values

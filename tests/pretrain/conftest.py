@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
 import yaml
 from numpy.typing import NDArray
 
@@ -22,6 +23,11 @@ from sharding.shard import ShardSettings
 from sharding.store import open_store
 from tests.demo.corpora import FOOTAGE, read_footage, write_video
 from tests.sharding.making import shard
+
+# Triton's kernels run on the CPU where there is no GPU, in all processes of the tests: it must be said before Triton is
+# imported for the first time, by whomever.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # The machine may be busy: no time limit for an example.
 hypothesis.settings.register_profile("unhurried", deadline=None, max_examples=40)

@@ -255,10 +255,10 @@ def test_padding_channels_stay_zero_and_leave_no_trace() -> None:
     assert torch.equal(padded.eval()(wide, zeros=2)[:, :6], ours.eval()(batch))
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_one_value_a_channel_is_no_batch(fused: bool) -> None:
+@pytest.mark.parametrize("rows", [False, True])
+def test_one_value_a_channel_is_no_batch(rows: bool) -> None:
     ours, _ = pair()
-    ours.fused = fused
+    ours.rows = rows
     with pytest.raises(ValueError, match="one value a channel"):
         ours(torch.ones(1, 6, 1, 1, 1))
     synchronise(ours, lambda row: torch.stack([row, row]))

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from pretrain.models.paths import PATHS
 from tests.gpu import needs_gpu
-from tests.pretrain.models.test_paths import EAGER, assert_bf16_errors, clips, network, taken_step
+from tests.pretrain.models.test_paths import assert_bf16_errors, clips, network, taken_step
 
 KINDS = ["basic", "bottleneck", "whole"]  # all kinds of layers, strides and joins
 
@@ -18,9 +18,9 @@ KINDS = ["basic", "bottleneck", "whole"]  # all kinds of layers, strides and joi
 @needs_gpu("test_a_path_is_the_plain_network_in_double_precision")
 @pytest.mark.parametrize("name", KINDS)
 def test_on_a_gpu_a_path_is_the_plain_network(name: str) -> None:
-    """In double precision, for which there are no kernels of ours."""
+    """In double precision, which torch computes."""
     plain, batch = network(name).cuda(), clips(name).double().cuda()
-    others = {path: copy.deepcopy(plain) for path in EAGER if path != "plain"}
+    others = {path: copy.deepcopy(plain) for path in PATHS if path != "plain"}
     plain.use(PATHS["plain"])
     expected = taken_step(plain, batch)
     for path, other in others.items():
