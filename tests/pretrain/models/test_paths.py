@@ -80,26 +80,6 @@ def test_a_path_may_be_planar_in_some_layers_alone() -> None:
         assert_close(found[key], expected[key], rtol=1e-9, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU; on the CPU the tests above and below say the same")
-@pytest.mark.parametrize("path", [name for name in PATHS if name != "plain"])
-@pytest.mark.parametrize("name", ["basic", "bottleneck", "whole"])
-def test_on_a_gpu_a_path_is_the_plain_network(name: str, path: str) -> None:
-    plain = network(name).cuda()
-    other = copy.deepcopy(plain)
-    plain.use(PATHS["plain"])
-    other.use(PATHS[path])
-    batch = clips(name).double().cuda()
-    expected, found = taken_step(plain, batch), taken_step(other, batch)
-    for key in expected:
-        assert_close(found[key], expected[key], rtol=1e-9, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU; on the CPU the test below says the same")
-@pytest.mark.parametrize("name", ["basic", "bottleneck", "whole"])
-def test_on_a_gpu_in_bf16_a_path_errs_no_more_than_the_plain_network(name: str) -> None:
-    assert_bf16_errors(name, 4, list(PATHS), torch.device("cuda"))
-
-
 @pytest.mark.parametrize("frames", [2, 4])
 @pytest.mark.parametrize("name", ["basic", "whole", "mixed"])
 def test_in_bf16_a_path_errs_no_more_than_the_plain_network(name: str, frames: int) -> None:
