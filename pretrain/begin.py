@@ -15,7 +15,8 @@ from torch import Tensor
 from pretrain.checkpoint import has_checkpoint, load_run
 from pretrain.data.sources import Sources, open_sources, order_of
 from pretrain.data.views import Normalisation
-from pretrain.engine.path import fits, run_path
+from pretrain.engine.aside import Recipe
+from pretrain.engine.path import run_path
 from pretrain.engine.precision import Pass
 from pretrain.engine.world import World
 from pretrain.models.count import parameters
@@ -92,7 +93,7 @@ def network(
 ) -> VideoNetwork:
     """The network on its device, by its path: of these weights, else of the run to start from, else new.
 
-    A dry batch goes through it: raises UserError for clips that do not fit into memory.
+    Raises UserError for clips that do not fit into memory, as far as that is measured.
     """
     torch.manual_seed(settings.seed)
     clip = settings.data.clip
@@ -102,13 +103,23 @@ def network(
     elif settings.init:
         start_from(model, settings, Path(settings.init.run), classes)
     freeze(model, settings.schedule.rates)
-    shape = (settings.model.in_channels, clip.frames, clip.crop, clip.crop)
-    batch = settings.lane_batch * (settings.lanes // world.size if settings.together else 1)
-    held = held_bytes(settings, parameters(model), world.size)
-    training = Pass(shape, batch, settings.engine.precision, held, settings.together)
-    model.to(world.device).use(_path(settings, folder, model, world, training))
-    fits(model, training, world.device)
+    model.to(world.device).use(_path(settings, folder, model, world, classes))
     return model
+
+
+def training_pass(settings: TrainSettings, parameters: int, ranks: int) -> Pass:
+    """What a rank computes at once in training, with a network of so many parameters."""
+    clip = settings.data.clip
+    shape = (settings.model.in_channels, clip.frames, clip.crop, clip.crop)
+    batch = settings.lane_batch * (settings.lanes // ranks if settings.together else 1)
+    held = held_bytes(settings, parameters, ranks)
+    graph = settings.engine.cuda_graph and settings.engine.zero < 3 and not settings.together
+    return Pass(shape, batch, settings.engine.precision, held, settings.together, graph)
+
+
+def path_is_measured(settings: TrainSettings, world: World) -> bool:
+    """Whether the run takes the path that is the fastest here: none was asked for, or is the same in every run."""
+    return settings.engine.path == "auto" and not is_deterministic(settings, world.device)
 
 
 def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, classes: list[str]) -> None:
@@ -129,14 +140,17 @@ def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, class
     log.info("starting from %s, step %d, classifier %s", source, checkpoint.step, how)
 
 
-def _path(settings: TrainSettings, folder: Path, model: VideoNetwork, world: World, training: Pass) -> ComputePath:
+def _path(settings: TrainSettings, folder: Path, model: VideoNetwork, world: World, classes: list[str]) -> ComputePath:
     """The path the run computes by: the one asked for, or the fastest here, or one that is the same in every run."""
     recomputed = None if settings.engine.recomputed == "auto" else settings.engine.recomputed
     if settings.engine.path != "auto":
         return replace(PATHS[settings.engine.path], recomputed=recomputed or 0)
-    if is_deterministic(settings, world.device):
+    if not path_is_measured(settings, world):
         return replace(PATHS["planar"], recomputed=recomputed or 0)
-    return run_path(folder, model, training, world, recomputed)
+    training = training_pass(settings, parameters(model), world.size)
+    rates, engine = settings.schedule.rates, settings.engine
+    recipe = Recipe(model=settings.model, classes=len(classes), rates=dict(rates), engine=engine, ranks=world.size)
+    return run_path(folder, model, training, world, recomputed, recipe)
 
 
 def _same(field: str, theirs: object, ours: object, source: Path) -> None:

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from pretrain.begin import keep_threads, network
+from pretrain.begin import keep_threads
 from pretrain.checkpoint import begin_attempt
 from pretrain.data.loader import Loader
 from pretrain.data.sources import Sources, described, order_of
 from pretrain.engine.engine import Engine
 from pretrain.engine.world import World
+from pretrain.first_step import FirstStepHook, seconds_since_start
 from pretrain.health import LossWatch
 from pretrain.hooks import CheckpointHook, Hook, LogHook, StatisticsHook, ValidationHook
-from pretrain.models.count import macs
-from pretrain.restore import newest, restore
+from pretrain.ready import ready_engine
+from pretrain.restore import newest
 from pretrain.run import Run
 from pretrain.saver import Saver
 from pretrain.settings import TrainSettings
@@ -49,16 +50,13 @@ def open_session(
     Raises UserError for clips that do not fit into memory, and for what is wrong with checkpoints.
     """
     folder, data = run.folder, settings.data
+    log.info("the stores are open, %.1f s after this process began", seconds_since_start())
     keep_threads(settings, world, run)
     attempt = world.broadcast(begin_attempt(folder, settings.checkpoint) if world.rank == 0 else 0)
     checkpoint = newest(folder, settings.checkpoint, world)
-    model = network(settings, folder, sources.classes, world, checkpoint.model if checkpoint else None)
-    cost = macs(model, data.clip.frames, data.clip.crop, data.clip.crop)  # before ZeRO 3 takes the weights apart
-    rates, together = settings.schedule.rates, settings.together
-    engine = Engine(model, settings.engine, world, settings.lanes, settings.lane_batch, together, rates)
     position, watch = Position(), LossWatch(settings.health)
+    engine, cost = ready_engine(settings, folder, sources.classes, world, checkpoint, position, watch)
     if checkpoint:
-        restore(checkpoint, engine, position, watch)
         log.info("going on from the checkpoint at step %d of %d in %s", position.step, settings.steps, folder)
 
     order = order_of(sources, data, settings.seed, settings.lanes, settings.lane_batch)
@@ -85,7 +83,7 @@ def open_session(
         hooks.append(validation)
     else:
         log.info("no validation: the store has no good video in its split 'val'")
-    hooks += [saving, *extra_hooks]
+    hooks += [saving, FirstStepHook(), *extra_hooks]
     watchdog = leaving.enter_context(Watchdog(folder, world.rank, attempt, settings.watchdog.stall_seconds))
     return Session(engine, loader, lanes, position, watch, own_time, saving, hooks, watchdog)
 

@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,15 @@ from pretrain.models.batchnorm import (
 from pretrain.models.groups import parameter_groups
 
 log = logging.getLogger("reelscale")
+
+_NOTED = (
+    "micro_steps",
+    "global_steps",
+    "global_samples",
+    "skipped_steps",
+    "_step_applied",
+    "_is_gradient_accumulation_boundary",
+)
 
 
 @dataclass(frozen=True)
@@ -224,6 +234,30 @@ class Engine:
             scale = f" (loss scale {self._scale.factor:g})" if self._half is torch.float16 else ""
             log.warning("a step was left out: a loss or a gradient is not finite%s", scale)
         self._scale.after_step(finite)
+
+    @contextmanager
+    def unmoved(self) -> Iterator[None]:
+        """Inside, any pass is a step's last one; afterwards all on this rank is as before, to the bit. No collective.
+
+        An error inside leaves an engine that is of no further use.
+        """
+        # What DeepSpeed (0.19) counts and notes of a step; the optimizer has a copy of the boundary, which each
+        # backward pass sets anew.
+        noted = {name: getattr(self._engine, name) for name in _NOTED}
+        numbers = {name: value for name, value in vars(self).items() if isinstance(value, bool | int | float)}
+        scale, buffers = vars(self._scale).copy(), list(self.model.buffers())
+        kept = [buffer.to("cpu", copy=True) for buffer in buffers]
+        device = self.world.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), self._parts.unmoved():
+            self._engine.set_gradient_accumulation_boundary(True)
+            yield
+        for buffer, before in zip(buffers, kept, strict=True):
+            buffer.copy_(before)
+        for name, value in noted.items():
+            setattr(self._engine, name, value)
+        vars(self).update(numbers)
+        vars(self._scale).update(scale)
+        self._copies.clear()
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the rate of the coming step: for every parameter group, times the group's own scale."""

@@ -6,34 +6,38 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from pretrain.engine.capture import capture_for
+from pretrain.engine.cuda_graph import GraphedFeatures
+from pretrain.engine.planar import without_trials
 from pretrain.engine.precision import Precision, autocast
+from pretrain.engine.world import World
 from pretrain.models.network import VideoNetwork, seed_dropout
-from pretrain.models.paths import PATHS, Convolution, Path
+from pretrain.models.paths import PATHS, Path
 
 log = logging.getLogger("reelscale")
 
-_BUDGET = 300.0  # seconds after which no further path is begun on a GPU, where some compile
 _ERROR = 0.02  # relative, of the logits: as much as any sound path may differ, whatever its fellows do
 
 
-def planar_layers(model: VideoNetwork, clips: Tensor, precision: Precision, repeats: int = 4) -> frozenset[str]:
-    """The names of the convolutions that are faster as 2D ones, forward and backward, for such clips, N C T H W."""
-    decided: dict[tuple[object, ...], bool] = {}
-    planar = set()
-    for number, (name, (layer, given)) in enumerate(_inputs(model, clips, precision).items()):
-        if not layer.flat:
-            continue
-        kind = (layer.kernel_size, layer.stride, layer.in_channels, layer.out_channels, given.shape)
-        if kind not in decided:
-            decided[kind] = _faster_planar(layer, given, number > 0, precision, repeats)
-        if decided[kind]:
-            planar.add(name)
-    return frozenset(planar)
+class Watcher:
+    """Told of what is measured, as it comes: to whom that is not kept in memory alone. This one keeps nothing."""
+
+    def begins(self, what: str, path: str | None = None) -> None:
+        """What is under way from now on, and by which path, if it is one's."""
+
+    def decided(self, planar: Sequence[str], recomputed: int) -> None:
+        """The layers that are faster planar, and how many groups are recomputed from here on."""
+
+    def timed(self, name: str, clips_per_second: float) -> None:
+        """A path runs, so fast."""
+
+    def failed(self, name: str, reason: str) -> None:
+        """A path does not run here, or computes wrongly."""
 
 
 def measure(
@@ -43,35 +47,50 @@ def measure(
     paths: Mapping[str, Path],
     repeats: int = 3,
     held: int = 0,
+    watcher: Watcher | None = None,
+    deadline: float | None = None,
+    graph: bool = False,
 ) -> dict[str, float]:
     """Seconds of a training pass over `clips`, N C T H W, by each path: the best of `repeats`.
 
-    `held`: bytes that training holds there, see `Pass`.
+    `held`: bytes that training holds there, see `Pass`. `watcher` is told each path's as it comes. After `deadline`, a
+    time of `time.perf_counter`, no further path is begun once one is timed. `graph`: what is timed is a CUDA graph's
+    replay, where the device and the network can.
 
     A path that does not run here (out of memory, no compiler), or whose logits are far from those of the plain
     network in fp32 (a broken kernel), is left out with a warning. The network stays as it is.
     Raises torch.OutOfMemoryError if no path is left and memory was short for one, RuntimeError for other reasons.
     """
-    # On a busy CPU only what is timed in turn compares; a GPU has no room for several copies.
-    groups = [list(paths)] if clips.device.type == "cpu" else [[name] for name in paths]
+    # On a busy CPU only what is timed in turn compares; a GPU has no room for several copies, and who watches is to
+    # know which path is under way.
+    alone = watcher is not None or clips.device.type != "cpu"
+    groups = [[name] for name in paths] if alone else [list(paths)]
+    watcher = watcher or Watcher()
     reserve = _held(clips.device, held)
     exact = _exact_logits(model, clips)
     short = False
     seconds: dict[str, float] = {}
     errors: dict[str, float] = {}
-    begin = time.perf_counter()
     for group in groups:
-        if seconds and clips.device.type == "cuda" and time.perf_counter() - begin > _BUDGET:
-            log.warning("not measured, for want of time: the path %s", ", ".join(group))
+        if seconds and deadline is not None and time.perf_counter() > deadline:
+            log.info("not measured, for want of time: the path %s", ", ".join(group))
             continue
+        watcher.begins(f"measuring {', '.join(group)}", group[0])
         mine = {name: paths[name] for name in group}
-        short |= _time_in_turn(model, clips, precision, mine, repeats, exact, seconds, errors)
+        with without_trials(clips.device):
+            short |= _time_in_turn(model, clips, precision, mine, repeats, exact, seconds, errors, watcher, graph)
         if clips.device.type == "cuda":
             torch.cuda.empty_cache()
+        for name in group:
+            if name in seconds:
+                log.info("path %s: %.3g clips/s", name, len(clips) / seconds[name])
+                watcher.timed(name, len(clips) / seconds[name])
     bound = max(_ERROR, 4 * min((error for error in errors.values() if math.isfinite(error)), default=0.0))
     for name, error in errors.items():
         if not error <= bound:
-            log.warning("the path %s computes wrongly here: its logits are off by %.2g of their size", name, error)
+            wrong = f"its logits are off by {error:.2g} of their size"
+            log.warning("the path %s computes wrongly here: %s", name, wrong)
+            watcher.failed(name, wrong)
             del seconds[name]
     del reserve
     if not seconds and short:
@@ -81,68 +100,10 @@ def measure(
     return seconds
 
 
-def dry_pass(model: VideoNetwork, clips: Tensor, precision: Precision, held: int = 0) -> None:
-    """Forward and backward of clips, N C T H W, beside the bytes that training holds; gradients stay.
-
-    Raises what `is_out_of_memory` knows where it does not fit.
-    """
-    reserve = _held(clips.device, held)
-    was_training = model.training
-    seed_dropout(model.train(), [0], clips.device)
-    with autocast(clips.device, precision):
-        logits = model(clips)
-    logits.float().square().mean().backward()
-    _wait(clips.device)
-    model.train(was_training)
-    del reserve
-
-
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a device's memory was too small; cuDNN says it in its own words while it tries its algorithms."""
     told = ("unable to find an engine", "ALLOC_FAILED", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
-
-
-def _inputs(model: VideoNetwork, clips: Tensor, precision: Precision) -> dict[str, tuple[Convolution, Tensor]]:
-    """Each convolution, by name and in order, with what it is given (on the meta device)."""
-    found: dict[str, tuple[Convolution, Tensor]] = {}
-    network = copy.deepcopy(model).to(clips.device).eval()
-    network.use(PATHS["channels-last"])
-    hooks = [
-        module.register_forward_pre_hook(
-            lambda module, given, name=name: found.update({name: (module, given[0].to("meta"))})
-        )
-        for name, module in network.named_modules()
-        if isinstance(module, Convolution)
-    ]
-    with torch.no_grad(), autocast(clips.device, precision):
-        network(clips)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def _faster_planar(layer: Convolution, given: Tensor, needs_gradient: bool, precision: Precision, repeats: int) -> bool:
-    device = layer.weight.device
-    layer = copy.deepcopy(layer)
-    x = torch.randn(given.shape, dtype=given.dtype, device=device).contiguous(memory_format=torch.channels_last_3d)
-    x.requires_grad_(needs_gradient)
-    best = {True: float("inf"), False: float("inf")}
-    for number in range(repeats + 1):
-        for planar in best:
-            layer.planar = planar
-            layer.zero_grad(set_to_none=True)
-            _wait(device)
-            begin = time.perf_counter()
-            with autocast(device, precision):
-                y = layer(x)
-            if y.requires_grad:  # not a frozen layer before which none learns
-                y.backward(y.detach())
-            _wait(device)
-            if number:
-                best[planar] = min(best[planar], time.perf_counter() - begin)
-            x.grad = None
-    return best[True] < best[False]
 
 
 def _held(device: torch.device, held: int) -> Tensor | None:
@@ -175,6 +136,8 @@ def _time_in_turn(
     exact: Tensor | None,
     seconds: dict[str, float],
     errors: dict[str, float],
+    watcher: Watcher,
+    graph: bool,
 ) -> bool:
     """Enters what it saw in `seconds` and `errors`; whether memory was short for a path."""
     short = False
@@ -185,16 +148,25 @@ def _time_in_turn(
                 if number == 0:
                     copies[name] = copy.deepcopy(model).to(clips.device).train()
                     copies[name].use(path)
+                    if graph and (capture := capture_for(clips.device)):
+                        copies[name].graphed = GraphedFeatures(copies[name], World(0, 1, clips.device), capture)
                 if name in copies:
                     taken, logits = _pass(copies[name], clips, precision)
                     seconds[name] = min(seconds[name], taken) if number > 1 else taken
                     if number == 0 and exact is not None:
                         errors[name] = float((logits.double() - exact).norm() / exact.norm())
             except Exception as error:
-                log.warning("the path %s does not run here: %s", name, str(error).partition("\n")[0])
+                reason = str(error).partition("\n")[0]
+                log.warning("the path %s does not run here: %s", name, reason)
                 short |= is_out_of_memory(error)
+                if not is_out_of_memory(error):
+                    watcher.failed(name, reason)
                 for known in (copies, seconds, errors):
                     known.pop(name, None)  # type: ignore[attr-defined]
+    for network in copies.values():
+        if isinstance(network.graphed, GraphedFeatures):
+            network.graphed.discard()
+        network.graphed = None
     return short
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,6 +66,29 @@ class Parts:
             for part in self._parts:
                 average = self._state[part][AVERAGE]
                 torch.where(finite, average.lerp(part, 1 - self._decay), average, out=average)
+
+    @contextmanager
+    def unmoved(self) -> Iterator[None]:
+        """Afterwards the weights and what moves with them are on this rank as before, to the bit. No collective.
+
+        But after an error inside, which leaves what the optimizer made of them.
+        """
+        states = [self._state[part] for part in self._parts]
+        moved = [*self._parts, *(value for state in states for value in state.values())]
+        weights = [value for _, value in self._trained]
+        whole = [value for value in weights if not _is_shared_out(value)]
+        moved += [_shared(value) for value in weights] if self._zero == 3 else []
+        kept, values = ([value.detach().to("cpu", copy=True) for value in each] for each in (moved, whole))
+        yield
+        with torch.no_grad():
+            for there, before in zip(moved, kept, strict=True):
+                there.copy_(before)
+            for there, before in zip(whole, values, strict=True):  # ZeRO 3 has gathered them anew, elsewhere
+                there.copy_(before)
+        held = {id(value) for value in whole}
+        for value in weights:
+            if id(value) not in held and not _is_shared_out(value):
+                value.partition()  # type: ignore[attr-defined]
 
     def optimizer(self) -> Iterator[tuple[str, Tensor]]:
         """The optimizer's whole tensors by "<kind>:<parameter>", one after the other."""
@@ -146,6 +170,16 @@ def _shared(weight: Any) -> Tensor:
     """A rank's part of a weight under ZeRO 3, padded to the same size on every rank."""
     part: Tensor = weight.ds_tensor
     return part
+
+
+def _is_shared_out(weight: Any) -> bool:
+    """Whether this rank has but its part of a weight, under ZeRO 3.
+
+    DeepSpeed (0.19) keeps small weights whole between steps from their first fetch on, and says by `ds_status` which
+    are; `partition` lets go of the whole one without asking another rank.
+    """
+    status = getattr(weight, "ds_status", None)
+    return status is not None and status.name == "NOT_AVAILABLE"
 
 
 def _of_kind(kind: str, values: Mapping[str, Tensor], trained: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:

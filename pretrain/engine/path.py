@@ -3,95 +3,79 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
+import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path as FilePath
-from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pretrain.engine.measure import dry_pass, is_out_of_memory, measure, planar_layers
-from pretrain.engine.precision import Pass, Precision
+from pretrain.engine.aside import CannotStart, Recipe, measured_aside
+from pretrain.engine.measure import Watcher, is_out_of_memory, measure
+from pretrain.engine.planar import planar_layers
+from pretrain.engine.precision import Pass
+from pretrain.engine.record import Measured, cached, keep, kept, key_of, libraries
 from pretrain.engine.world import World
-from pretrain.models.batchnorm import discard_statistics, synchronise
+from pretrain.models.batchnorm import synchronise
 from pretrain.models.count import macs
 from pretrain.models.network import VideoNetwork
-from pretrain.models.paths import ON_CPU, PATHS, Path
+from pretrain.models.paths import ON_CPU, ON_GPU, PATHS, Path
 from sharding.errors import UserError
 
 log = logging.getLogger("reelscale")
 
-_FILE = "path.json"
 _MACS_ON_CPU = 2e9  # of the clips measured with: enough to tell paths apart, and over in seconds
-
-
-class Measured(BaseModel):
-    """What was measured, and where."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    path: Annotated[str, Field(description="the fastest")]
-    planar: Annotated[list[str], Field(description="of a planar path, the convolutions that are faster as 2D ones")]
-    recomputed: Annotated[int, Field(description="first groups of layers computed twice, so that the clips fit")]
-    device: str
-    batch: Annotated[int, Field(description="clips that are computed at once")]
-    precision: Precision
-    clips_per_second: dict[str, float]
-
-    def by_name(self, name: str) -> Path:
-        """The path of this name, planar where that was measured to be faster."""
-        path = replace(PATHS[name], recomputed=self.recomputed)
-        return replace(path, planar=frozenset(self.planar)) if path.planar else path
+SECONDS_ON_GPU = 10.0  # that measuring may take there, and a third of it for layers one by one
 
 
 def run_path(
-    folder: FilePath, model: VideoNetwork, training: Pass, world: World, recomputed: int | None = None
+    folder: FilePath,
+    model: VideoNetwork,
+    training: Pass,
+    world: World,
+    recomputed: int | None = None,
+    recipe: Recipe | None = None,
 ) -> Path:
     """The fastest path for a pass of training, the same on every rank of the run.
 
     Rank 0 measures once and keeps what it saw in the run's folder, so that a run that goes on takes the same path
-    on the same kind of device. `recomputed`: as asked for, or as much as needed.
+    on the same kind of device; on a GPU also in the cache folder, for other runs of such a network. `recomputed`: as
+    asked for, or as much as needed. `recipe`: what a child process measures by on a GPU, instead of this one.
     Raises UserError for clips that do not fit into the device's memory.
     """
+    device = world.device
 
     def known() -> str:
-        kept = _kept(folder)
-        wanted = (_device_name(world.device), training.batch, training.precision)
-        if (
-            kept is None
-            or (kept.device, kept.batch, kept.precision) != wanted
-            or kept.path not in worth_trying(world.device)
-            or recomputed not in (None, kept.recomputed)
-        ):
-            kept = measured(model, training, world.device, recomputed=recomputed)
-            (folder / _FILE).write_text(kept.model_dump_json(indent=1))
-            told = ", ".join(f"{name} {rate:.3g}" for name, rate in kept.clips_per_second.items())
-            log.info("path %s, of clips/s by path: %s", kept.path, told)
-        return kept.model_dump_json()
+        found = kept(folder)
+        if found is None or not _still_holds(found, training, device, recomputed):
+            failed = found.failed if found and _same_place(found, device) else []
+            found = _found_anew(model, training, device, recomputed, recipe, failed)
+            keep(folder, found)
+        return found.model_dump_json()
 
     chosen = Measured.model_validate_json(world.share(known))
     return chosen.by_name(chosen.path)
 
 
-def fits(model: VideoNetwork, training: Pass, device: torch.device) -> None:
-    """A dry batch, forward and backward, so that what is compiled is compiled now.
+def leave_out(folder: FilePath, world: World) -> str:
+    """Note that the run's path failed, and the next one's name, which `run_path` then takes; the same on every rank.
 
-    The network is as before. Raises UserError for clips that do not fit into the device's memory.
+    "" where none is known to run: those that were not measured yet are next. Raises RuntimeError if there are none.
     """
-    try:
-        dry_pass(model, _noise(training.batch, training.clip).to(device), training.precision, training.held)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise _too_large(training, model.path.recomputed < len(model.stages)) from None
-    finally:
-        model.zero_grad(set_to_none=True)
-        discard_statistics(model)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+
+    def noted() -> str:
+        found = kept(folder)
+        assert found is not None
+        rest = found.without([found.path])
+        keep(folder, rest)
+        return f"{found.path} {rest.path} {bool(set(worth_trying(world.device)) - set(rest.failed)):d}"
+
+    failed, following, left = world.share(noted).split(" ")
+    if world.rank == 0:
+        log.warning("the path %s is left out: it fails in training; next is %s", failed, following or "none")
+    if left == "0":
+        raise RuntimeError("no path trains this network on this device; the warnings above say why")
+    return following
 
 
 def measured(
@@ -100,79 +84,144 @@ def measured(
     device: torch.device,
     names: Sequence[str] = (),
     recomputed: int | None = None,
+    watcher: Watcher | None = None,
+    planar: Sequence[str] | None = None,
+    fewest: int = 0,
 ) -> Measured:
     """The fastest path on this device for a pass of training (on a CPU for fewer clips, where they take long).
 
-    Of `names`, or of all that are worth a try on such a device. Raises UserError for clips that do not fit.
+    Of `names`, or of all that are worth a try on such a device. `watcher` is told each result as it comes. `planar`:
+    the convolutions that are faster as 2D ones, if that is known. `fewest`: groups that are recomputed at the least.
+    Raises UserError for clips that do not fit.
     """
     batch, precision = training.batch, training.precision
+    names = names or worth_trying(device)
     if training.together:  # as training computes it, with no other rank to wait for
         model = copy.deepcopy(model)
         synchronise(model, lambda row: row[None])
-    tried = batch
+    tried, deadline = batch, None
     if device.type == "cpu":
         tried = max(min(2, batch), min(batch, int(_MACS_ON_CPU / macs(model, *training.clip[1:]))))
-    clips = _noise(tried, training.clip)
-    where = _device_name(device)
-    for groups in range(len(model.stages) + 1) if recomputed is None else [recomputed]:
+    else:
+        deadline = time.perf_counter() + SECONDS_ON_GPU
+    clips = noise(tried, training.clip)
+    multiple = max((PATHS[name].multiple for name in names if PATHS[name].planar), default=1)
+    for groups in range(fewest, len(model.stages) + 1) if recomputed is None else [recomputed]:
         try:
-            planar = sorted(planar_layers(model, clips.to(device), precision))
+            if planar is None:
+                (watcher or Watcher()).begins("timing 2D and 3D convolutions")
+                seconds = None if deadline is None else SECONDS_ON_GPU / 3
+                planar = sorted(planar_layers(model, clips.to(device), precision, multiple, seconds))
+            (watcher or Watcher()).decided(planar, groups)
             found = Measured(
                 path="",
-                planar=planar,
+                planar=list(planar),
                 recomputed=groups,
-                device=where,
+                device=device_name(device),
                 batch=batch,
                 precision=precision,
                 clips_per_second={},
+                made_by=libraries(),
             )
-            paths = {name: found.by_name(name) for name in names or worth_trying(device)}
-            seconds = measure(model, clips.to(device), precision, paths, held=training.held)
+            paths = {name: found.by_name(name) for name in names}
+            taken = measure(
+                model, clips.to(device), precision, paths, held=training.held, watcher=watcher, deadline=deadline,
+                graph=training.graph,
+            )  # fmt: skip
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             log.warning("%d clips do not fit into memory with %d groups of layers computed twice", batch, groups)
             continue
-        rates = {name: tried / taken for name, taken in seconds.items()}
-        return found.model_copy(update={"path": max(rates, key=rates.__getitem__), "clips_per_second": rates})
-    raise _too_large(training, recomputed is not None)
+        rates = {name: tried / seconds for name, seconds in taken.items()}
+        return found.model_copy(update={"clips_per_second": rates}).without([])
+    raise too_large(training, recomputed is not None and recomputed < len(model.stages))
 
 
-def _noise(batch: int, clip: Sequence[int]) -> torch.Tensor:
+def noise(batch: int, clip: Sequence[int]) -> torch.Tensor:
+    """So many clips of shape C T H W, of normally distributed numbers, the same at every call: N C T H W."""
     return torch.randn(batch, *clip, generator=torch.Generator().manual_seed(0))
 
 
-def _too_large(training: Pass, more_could_be_recomputed: bool) -> UserError:
+def too_large(training: Pass, more: bool) -> UserError:
+    """The mistake of clips that do not fit into memory; `more`: of the activations, more could be computed twice."""
     frames, side = training.clip[1], training.clip[2]
     return UserError(
         f"a lane of {training.batch} clips of {frames} frames of {side}² pixels does not fit into this device's memory",
-        "lane_batch, engine.recomputed" if more_could_be_recomputed else "lane_batch",
+        "lane_batch, engine.recomputed" if more else "lane_batch",
         "set fewer clips a lane (and as many more lanes, for the same batch)"
-        + (", or engine.recomputed=5 (activations computed twice)" if more_could_be_recomputed else ""),
+        + (", or engine.recomputed=5 (activations computed twice)" if more else ""),
     )
 
 
 def evaluation_path(folder: FilePath, wanted: str, device: torch.device) -> Path:
     """The path that a run took on such a device, or was told to; the default where it ran on another."""
-    kept = _kept(folder)
+    found = kept(folder)
     if wanted != "auto":
         return PATHS[wanted]
-    if kept is None or kept.device != _device_name(device) or kept.path not in PATHS:
+    if found is None or found.device != device_name(device) or found.path not in PATHS:
         return VideoNetwork.path
-    return kept.by_name(kept.path)
+    return found.by_name(found.path)
 
 
 def worth_trying(device: torch.device) -> list[str]:
     """The names of the paths that are measured on such a device."""
-    return list(ON_CPU if device.type == "cpu" else PATHS)
+    return list(ON_CPU if device.type == "cpu" else ON_GPU)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The GPU's as its driver says it, or cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def _kept(folder: FilePath) -> Measured | None:
-    try:
-        return Measured.model_validate(json.loads((folder / _FILE).read_text()))
-    except (OSError, ValueError, ValidationError):
-        return None
+def _found_anew(
+    model: VideoNetwork,
+    training: Pass,
+    device: torch.device,
+    recomputed: int | None,
+    recipe: Recipe | None,
+    failed: Sequence[str],
+) -> Measured:
+    """Of the cache folder, else as measured now, but for the paths that have failed."""
+    key = ""
+    if device.type != "cpu":  # whose choices hang on what else it computes, and are made in seconds
+        engine = recipe.engine.model_dump_json() if recipe else ""
+        key = key_of(model, training, device_name(device), recomputed, engine)
+        known = cached(key)
+        known = known.without(list(failed)) if known else None
+        if known and _still_holds(known, training, device, recomputed):
+            log.info("path %s, as another run measured it on such a device: %s", known.path, _told(known))
+            return known
+    names = [name for name in worth_trying(device) if name not in failed]
+    if not names:
+        raise RuntimeError("no path trains this network on this device; the run's path.json names those that failed")
+    begin = time.perf_counter()
+    log.info("measuring the paths %s", ", ".join(names))
+    found = None
+    if recipe is not None and device.type != "cpu":
+        try:
+            found = measured_aside(recipe, training, device, names, recomputed)
+        except CannotStart as error:
+            log.info("the paths are measured in this process: none beside it can (%s)", error)
+    if found is None:
+        found = measured(model, training, device, names, recomputed)
+    log.info("path %s, measured in %.1f s: %s", found.path, time.perf_counter() - begin, _told(found))
+    return found.without(list(failed)).model_copy(update={"key": key})
+
+
+def _told(found: Measured) -> str:
+    return ", ".join(f"{name} {rate:.3g}" for name, rate in found.clips_per_second.items()) + " clips/s"
+
+
+def _still_holds(found: Measured, training: Pass, device: torch.device, recomputed: int | None) -> bool:
+    return (
+        _same_place(found, device)
+        and (found.batch, found.precision) == (training.batch, training.precision)
+        and found.path in worth_trying(device)
+        and found.path not in found.failed
+        and recomputed in (None, found.recomputed)
+    )
+
+
+def _same_place(found: Measured, device: torch.device) -> bool:
+    return (found.device, found.made_by) == (device_name(device), libraries())

@@ -58,6 +58,15 @@ def make_store(root: Path, classes: list[str], pictures: NDArray[Any], train: in
     return store
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What runs keep for others lies here, not in the user's home."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REELSCALE_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     """What came out of the engine's cases, by world size."""

@@ -1,0 +1,207 @@
+"""Paths measured by a child process: a kernel that crashes or hangs ends the child, and the run takes another path.
+
+On a GPU a kernel that reads where it must not ends the context of the whole process that sent it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO, Any
+
+import torch
+from pydantic import BaseModel
+
+from pretrain.engine.config import EngineSettings
+from pretrain.engine.precision import Pass
+from pretrain.engine.record import Measured
+from pretrain.engine.world import free_port
+from pretrain.models.zoo import ModelSettings
+from sharding.errors import UserError
+
+log = logging.getLogger("reelscale")
+
+LIMIT = 90.0  # seconds without a word, after which the child is taken to hang
+_TO_START = 180.0  # and until the first one: it loads torch, beside other ranks that do
+_TRIES = 2  # of what is no path, and ends the child
+_CHILD = "import sys; sys.path[:] = {path!r}; from {module} import main; main({fd}, {parent})"
+
+
+class CannotStart(Exception):
+    """There is no child process that measures."""
+
+
+class Recipe(BaseModel):
+    """What a network is built from, and how its engine is: rates as `parameter_groups` takes them."""
+
+    model: ModelSettings
+    classes: int
+    rates: dict[str, float]
+    engine: EngineSettings
+    ranks: int
+
+
+class Task(BaseModel):
+    """What a child is to do, and what those before it found out. As JSON, what it is given.
+
+    names: paths that are to be measured; recomputed: as asked for; planar: once decided, the layers that are faster as
+    2D ones; fewest: groups that are recomputed at the least; rates: clips/s of the paths that were measured.
+    """
+
+    recipe: Recipe
+    training: Pass
+    device: str
+    names: list[str]
+    recomputed: int | None
+    planar: list[str] | None = None
+    fewest: int = 0
+    rates: dict[str, float] = {}
+    failed: list[str] = []
+
+
+def measured_aside(
+    recipe: Recipe,
+    training: Pass,
+    device: torch.device,
+    names: Sequence[str],
+    recomputed: int | None = None,
+    limit: float = LIMIT,
+    module: str = "pretrain.engine.measuring",
+) -> Measured:
+    """The fastest of the paths that measures well and then takes steps of the whole engine, in a process of its own.
+
+    A path on which the child dies, or says nothing for `limit` seconds, is left out with a warning, and another child
+    goes on with the others. Raises CannotStart if none can begin, UserError for clips that do not fit into memory, and
+    RuntimeError if no path is left.
+    """
+    task = Task(recipe=recipe, training=training, device=str(device), names=list(names), recomputed=recomputed)
+    tries = 0
+    while True:
+        progress = _Progress(task)
+        end = _run(task, progress, limit, module)
+        if progress.found is not None:
+            return progress.found.without(task.failed)
+        if not progress.began:
+            raise CannotStart(end)
+        if progress.path is None:
+            tries += 1
+            if tries == _TRIES:
+                raise RuntimeError(f"the process that measures paths ended at {progress.under_way}: {end}")
+            if task.planar is None:
+                task.planar = []
+            continue
+        log.warning("the path %s is left out: %s, its process %s", progress.path, progress.under_way, end)
+        progress.fail(progress.path)
+        if not task.names and not task.rates:
+            raise RuntimeError("no path runs this network on this device; the warnings above say why")
+
+
+class _Progress:
+    """What a child says, entered into its task."""
+
+    def __init__(self, task: Task) -> None:
+        self.began, self.under_way = False, "its start"
+        self.path: str | None = None  # that is under way
+        self.found: Measured | None = None
+        self._task, self._all = task, [*task.names, *task.rates]
+
+    def enter(self, word: str, value: Any) -> None:
+        """Take note of one word of the child's. Raises the error that it tells."""
+        task, self.began = self._task, True
+        if word == "begins":
+            self.under_way, self.path = value["what"], value["path"]
+        elif word == "decided":
+            if value["recomputed"] > task.fewest:  # the former times are of another way to compute
+                task.names, task.rates = [name for name in self._all if name not in task.failed], {}
+            task.planar, task.fewest = value["planar"], value["recomputed"]
+        elif word == "timed":
+            task.rates[value["name"]] = value["rate"]
+            task.names = [name for name in task.names if name != value["name"]]
+        elif word == "failed":
+            self.fail(value)
+        elif word == "found":
+            self.found = Measured.model_validate(value)
+        elif word == "log":
+            log.log(value["level"], "%s", value["message"])
+        elif word == "mistake":
+            raise UserError(*value)
+        elif word == "error":
+            raise RuntimeError(value)
+
+    def fail(self, name: str) -> None:
+        """Leave a path out."""
+        self._task.failed.append(name)
+        self._task.names = [other for other in self._task.names if other != name]
+        self._task.rates.pop(name, None)
+
+
+def _run(task: Task, progress: _Progress, limit: float, module: str) -> str:
+    """One child, until it has ended: how it did, in words."""
+    with tempfile.TemporaryFile() as errors, _started(task, errors, module) as (process, words):
+        text = b""
+        patience = max(limit, _TO_START)
+        deadline = time.monotonic() + patience
+        while True:
+            ready, _, _ = select.select([words], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return f"says nothing for {patience:g} s"
+            more = os.read(words, 1 << 16)
+            if not more:
+                break
+            *lines, text = (text + more).split(b"\n")
+            for line in lines:
+                progress.enter(**json.loads(line))
+            if progress.found is not None:
+                return "is done"
+            patience = limit
+            deadline = time.monotonic() + patience
+        code = process.wait()
+        errors.seek(0)
+        last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+        how = f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+        return f"{how} ({last})" if last else how
+
+
+@contextmanager
+def _started(task: Task, errors: IO[bytes], module: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A child of its own session and where its words come from; it is ended, with all that it started, at the exit."""
+    words, its_end = os.pipe()
+    program = _CHILD.format(path=[*map(str, sys.path)], module=module, fd=its_end, parent=os.getpid())
+    # A world of one on the same device: the launcher's number of this rank on its machine says which.
+    own = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    own |= {"MASTER_PORT": str(free_port()), "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")} | own
+    with tempfile.TemporaryFile() as given:
+        given.write(task.model_dump_json().encode())
+        given.seek(0)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-c", program],
+                env=environment,
+                stdin=given,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=[its_end],
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(words)
+            raise CannotStart(str(error)) from error
+        finally:
+            os.close(its_end)
+    try:
+        yield process, words
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        os.close(words)

@@ -1,0 +1,159 @@
+"""The child process in which paths are measured and tried: a task comes in, words go out as lines of JSON."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pretrain.engine.aside import Recipe, Task
+from pretrain.engine.engine import Engine
+from pretrain.engine.measure import Watcher, is_out_of_memory
+from pretrain.engine.path import device_name, measured, noise, too_large
+from pretrain.engine.record import Measured, libraries
+from pretrain.engine.world import World, leave_world, start_world
+from pretrain.models.groups import freeze
+from pretrain.models.network import VideoNetwork, seed_dropout
+from pretrain.models.zoo import build_model
+from sharding.errors import UserError
+from sharding.lifeline import die_with
+
+log = logging.getLogger("reelscale")
+
+_STEPS = 2  # the second is the first with an optimizer's state, and after weights were moved
+
+
+def main(words: int, parent: int) -> None:
+    """Do the task that stdin gives, and tell all of it through the file descriptor `words`; end with `parent`."""
+    die_with(parent)
+    say = _Words(words)
+    log.addHandler(say)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    task = Task.model_validate_json(sys.stdin.read())
+    say.word("ready", None)
+    try:
+        say.word("found", found_by(task, say).model_dump())
+    except UserError as error:
+        say.word("mistake", [error.what, error.where, error.remedy])
+    except Exception as error:
+        say.word("error", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    leave_world()
+
+
+def found_by(task: Task, watcher: _Words) -> Measured:
+    """The task done: what is left to measure measured, and the fastest path that takes steps of the whole engine.
+
+    Raises UserError for clips that do not fit into memory, RuntimeError if no path is left.
+    """
+    recipe, training = task.recipe, task.training
+    world = start_world()
+    torch.backends.cudnn.benchmark = False  # what it would try out here, the run would try again
+    torch.manual_seed(0)
+    frames, size = training.clip[1:3]
+    model = build_model(recipe.model, recipe.classes, frames, size)
+    freeze(model, recipe.rates)
+    model.to(world.device)
+    rates, names, fewest = task.rates, task.names, task.fewest
+    while True:
+        found = Measured(
+            path="", planar=task.planar or [], recomputed=fewest if task.recomputed is None else task.recomputed,
+            device=device_name(world.device), batch=training.batch, precision=training.precision, clips_per_second={},
+            made_by=libraries(),
+        )  # fmt: skip
+        if names:
+            found = measured(
+                model, training, world.device, names, task.recomputed, watcher, planar=task.planar, fewest=fewest
+            )
+        if names and found.recomputed != fewest:
+            rates = {}
+        rates = {**rates, **found.clips_per_second}
+        found = found.model_copy(update={"clips_per_second": rates}).without(task.failed)
+        chosen = _trains(found, model, task, world, watcher)
+        if chosen is not None:
+            return chosen
+        # Too little memory, which measuring alone had.
+        if task.recomputed is not None or found.recomputed == len(model.stages):
+            raise too_large(training, task.recomputed is not None and task.recomputed < len(model.stages))
+        task.planar, fewest = found.planar, found.recomputed + 1
+        names, rates = [name for name in [*task.names, *found.clips_per_second] if name not in task.failed], {}
+
+
+def _trains(found: Measured, model: VideoNetwork, task: Task, world: World, watcher: _Words) -> Measured | None:
+    """With the fastest path that takes whole steps; None where memory is short, as it is in the run then."""
+    while found.path:
+        watcher.begins(f"training by {found.path}", found.path)
+        try:
+            _take_steps(copy.deepcopy(model), found, task, world)
+            return found
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            if is_out_of_memory(error):
+                if task.recipe.ranks == 1:
+                    return None
+                return found  # of several ranks each holds less than this one
+            log.warning("the path %s does not train here: %s", found.path, reason)
+            watcher.failed(found.path, reason)
+            found = found.without([found.path])
+    raise RuntimeError("no path trains this network on this device; the warnings above say why")
+
+
+def _take_steps(model: VideoNetwork, found: Measured, task: Task, world: World) -> None:
+    training = task.training
+    model.use(found.by_name(found.path))
+    engine = Engine(model, _own(task.recipe), world, 1, training.batch, training.together, task.recipe.rates)
+    engine.set_learning_rate(1e-4)
+    clips = noise(training.batch, training.clip).to(world.device)
+    for _ in range(_STEPS):
+        seed_dropout(model, [0], world.device)
+        engine.backward(engine.forward(clips).square().mean())
+        engine.step()
+        engine.settle(bool(engine.verdict[0]))
+    if world.device.type == "cuda":
+        torch.cuda.synchronize(world.device)
+
+
+def _own(recipe: Recipe) -> Any:
+    """The run's engine settings without what would write or print beside the run."""
+    theirs = {name: value for name, value in recipe.engine.deepspeed.items() if name == "zero_optimization"}
+    return recipe.engine.model_copy(update={"deepspeed": theirs})
+
+
+class _Words(logging.Handler, Watcher):
+    """What is told to the parent: what is under way and found, and the log."""
+
+    def __init__(self, descriptor: int) -> None:
+        logging.Handler.__init__(self)
+        self._descriptor = descriptor
+
+    def word(self, word: str, value: Any) -> None:
+        """One line. A parent that is gone has ended this process."""
+        line = json.dumps({"word": word, "value": value}).encode() + b"\n"
+        while line:
+            line = line[os.write(self._descriptor, line) :]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A line of the log."""
+        self.word("log", {"level": record.levelno, "message": record.getMessage()})
+
+    def begins(self, what: str, path: str | None = None) -> None:
+        """What is under way, and by which path."""
+        self.word("begins", {"what": what, "path": path})
+
+    def decided(self, planar: Sequence[str], recomputed: int) -> None:
+        """See Watcher."""
+        self.word("decided", {"planar": list(planar), "recomputed": recomputed})
+
+    def timed(self, name: str, clips_per_second: float) -> None:
+        """See Watcher."""
+        self.word("timed", {"name": name, "rate": clips_per_second})
+
+    def failed(self, name: str, reason: str) -> None:
+        """See Watcher."""
+        self.word("failed", name)

@@ -1,0 +1,116 @@
+"""Paths measured in a child process: one that crashes or hangs there is left out, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.engine.aside import CannotStart, Recipe, measured_aside
+from pretrain.engine.config import EngineSettings
+from pretrain.engine.precision import Pass
+from pretrain.engine.record import Measured
+from pretrain.models.paths import ON_CPU
+from pretrain.models.zoo import ModelSettings
+from sharding.errors import UserError
+from tests.pretrain.conftest import ROOT
+from tests.pretrain.measuring_standin import PIDS, PLAN
+
+CPU = torch.device("cpu")
+TRAINING = Pass((3, 4, 16, 16), 2, "fp32")
+RECIPE = Recipe(
+    model=ModelSettings(depth=10, width=0.125), classes=3, rates={}, engine=EngineSettings(precision="fp32"), ranks=1
+)
+
+
+@pytest.fixture
+def pids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the children write who they are."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv(PIDS, str(tmp_path / "pids"))
+    return tmp_path / "pids"
+
+
+def children(pids: Path) -> list[int]:
+    """All that have begun, of which none is left."""
+    found = [int(line) for line in pids.read_text().split()]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in found)
+    return found
+
+
+def measured(plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **more: Any) -> Measured:
+    monkeypatch.setenv(PLAN, json.dumps(plan))
+    names = more.pop("names", ON_CPU)
+    return measured_aside(RECIPE, TRAINING, CPU, names, module="tests.pretrain.measuring_standin", **more)
+
+
+def test_paths_that_crash_are_left_out(
+    pids: Path, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
+) -> None:
+    told.set_level(logging.INFO, "reelscale")
+    plan = {"planar": "dies by a signal", "channels-last": "exits in the engine", "plain": "exits in the engine"}
+    with pytest.raises(RuntimeError, match="no path"):
+        measured(plan, monkeypatch, names=["planar"])
+    assert "the path planar is left out: measuring planar, its process ended with SIGKILL" in told.text
+    told.clear()
+    found = measured(plan | {"plain": "well"}, monkeypatch)
+    assert found.path == "plain" and found.failed[0] == "planar" and "plain" in found.clips_per_second
+    # channels-last was tried in training if it measured faster than plain.
+    faster = "channels-last" in found.failed
+    assert ("training by channels-last, its process ended with exit code 3" in told.text) is faster
+    assert len(children(pids)) == 1 + 2 + faster
+    assert "path plain: " in told.text  # the child's own line
+
+
+def test_a_path_that_hangs_is_left_out(
+    pids: Path, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
+) -> None:
+    found = measured({"plain": "hangs", "layers": "dies by a signal", "engine": False}, monkeypatch, limit=15.0)
+    assert found.failed == ["plain"] and set(found.clips_per_second) == {"channels-last", "planar"}
+    assert found.planar == [] and found.path in found.clips_per_second
+    assert "the path plain is left out: measuring plain, its process says nothing for 15 s" in told.text
+    assert len(children(pids)) == 3
+
+
+def test_memory_that_is_short_is_told_apart(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = {**dict.fromkeys(ON_CPU, "needs two groups recomputed"), "engine": False}
+    found = measured(plan, monkeypatch)
+    assert found.recomputed == 2 and found.failed == [] and set(found.clips_per_second) == set(ON_CPU)
+    with pytest.raises(UserError, match=r"(?s)2 clips of 4 frames of 16² .* not fit.*engine.recomputed=5"):
+        measured(plan, monkeypatch, recomputed=1)
+    assert len(children(pids)) == 2
+
+
+def test_a_child_that_does_not_start() -> None:
+    with pytest.raises(CannotStart, match="ModuleNotFoundError"):
+        measured_aside(RECIPE, TRAINING, CPU, ON_CPU, module="tests.pretrain.there_is_none")
+
+
+def test_the_child_dies_with_its_parent(pids: Path) -> None:
+    program = (
+        "from tests.pretrain.test_aside import *\n"
+        "measured_aside(RECIPE, TRAINING, CPU, ON_CPU, module='tests.pretrain.measuring_standin')\n"
+    )
+    environment = {**os.environ, PLAN: json.dumps({"layers": "hangs"})}
+    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not pids.exists() or not pids.read_text().strip():
+            assert parent.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pids.read_text().strip()}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
