@@ -1,10 +1,10 @@
-# demo: the whole road on real video · test: all tests · lint: ruff and mypy · bench: our speed beside others'.
+# demo: the whole road on real video · test: all tests · test-gpu: those that need a GPU · lint: ruff and mypy · bench: our speed beside others'.
 # Each makes .venv when it is missing.
 PYTHON ?= python3
 STORE ?= demo/store
 BIN := .venv/bin
 
-.PHONY: demo test lint bench bench-models bench-encoding bench-sharding bench-flow bench-store bench-loader \
+.PHONY: demo test test-gpu lint bench bench-models bench-encoding bench-sharding bench-flow bench-store bench-loader \
   bench-transforms bench-train bench-scale check-machine
 .DEFAULT_GOAL := demo
 
@@ -13,6 +13,9 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+test-gpu: .venv/installed
+	$(BIN)/python -m pytest -m gpu tests/pretrain
 
 lint: .venv/installed
 	$(BIN)/ruff check .

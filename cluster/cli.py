@@ -424,6 +424,11 @@ def main() -> None:
     except Interrupted:
         print("reelscale: stopped; run the same command again", file=sys.stderr)
         code = STOPPED
+    except Exception:
+        if "RANK" not in os.environ:
+            raise
+        sys.excepthook(*sys.exc_info())  # and then no clean-up, which may hang on what the error has left
+        code = 1
     if "RANK" in os.environ:
         end_process(code)
     sys.exit(code)

@@ -113,7 +113,8 @@ def training_pass(settings: TrainSettings, parameters: int, ranks: int) -> Pass:
     shape = (settings.model.in_channels, clip.frames, clip.crop, clip.crop)
     batch = settings.lane_batch * (settings.lanes // ranks if settings.together else 1)
     held = held_bytes(settings, parameters, ranks)
-    return Pass(shape, batch, settings.engine.precision, held, settings.together)
+    graph = settings.engine.cuda_graph and settings.engine.zero < 3 and not settings.together
+    return Pass(shape, batch, settings.engine.precision, held, settings.together, graph)
 
 
 def path_is_measured(settings: TrainSettings, world: World) -> bool:

@@ -20,17 +20,20 @@ from pretrain.memory import memory_in_use
 from pretrain.run import Run
 from pretrain.saver import Saver
 from pretrain.settings import TrainSettings
-from pretrain.step import OwnTime, Position, StepReport, right_clips
+from pretrain.step import Position, StepReport, right_clips
 from pretrain.stragglers import slow_ranks
 
 log = logging.getLogger("reelscale")
 
 
 class Hook(Protocol):
-    """Something done after steps; every rank calls it at every step."""
+    """Something done after steps; every rank calls it at every step, in order.
+
+    The engine may have been sent the next step by then, but not where a checkpoint or a validation is due.
+    """
 
     def after_step(self, report: StepReport, last: bool) -> None:
-        """`report` of the step just taken; `last` says that the run ends or stops with it."""
+        """`report` of a step, its figures read; `last` says that the run ends or stops with it."""
 
 
 class LogHook:
@@ -39,18 +42,15 @@ class LogHook:
     def __init__(
         self,
         settings: TrainSettings,
-        engine: Engine,
         world: World,
         run: Run,
         loader: Loader,
-        own_time: OwnTime,
         saving: "CheckpointHook",
         validation: "ValidationHook | None",
         cost: int,
     ) -> None:
         """`cost`: multiply-accumulates of a clip's forward pass. What a validation takes is no time of training."""
-        self._settings, self._engine, self._world, self._run = settings, engine, world, run
-        self._loader, self._own_time = loader, own_time
+        self._settings, self._world, self._run, self._loader = settings, world, run, loader
         self._saving, self._validation = saving, validation
         self._macs = cost
         self._peak = peak_flops(world.device, settings.engine.half)
@@ -62,6 +62,7 @@ class LogHook:
         """See `Hook`."""
         self._clips += report.clips
         self._skipped += report.skipped
+        self._own_seconds += report.own_seconds
         if not report.skipped:
             self._loss += report.loss
             self._right += report.right
@@ -72,7 +73,7 @@ class LogHook:
             return
         seconds = time.perf_counter() - self._begin - (self._validating() - self._validated)
         waited = self._loader.told.wait_seconds - self._waited
-        self._tell_slow(self._own_time.take() + waited)
+        self._tell_slow(self._own_seconds + waited)
         rate = self._clips / seconds
         values = {
             "step": report.step,
@@ -81,7 +82,7 @@ class LogHook:
             "loss": self._loss / self._learned if self._learned else math.nan,
             "top1": self._right / self._learned if self._learned else math.nan,
             "lr": report.learning_rate,
-            "grad_norm": self._engine.gradient_norm(),
+            "grad_norm": report.gradient_norm,
             "clips_per_second": rate,
             "mfu": mfu(rate, self._macs, self._peak, self._world.size),
             "data_wait_ratio": waited / seconds,
@@ -94,7 +95,7 @@ class LogHook:
 
     def _begin_interval(self) -> None:
         self._loss = self._right = self._clips = self._learned = 0.0
-        self._skipped = 0
+        self._skipped, self._own_seconds = 0, 0.0
         self._begin = time.perf_counter()
         self._waited, self._saved = self._loader.told.wait_seconds, self._saving.seconds
         self._validated = self._validating()
@@ -255,9 +256,13 @@ class CheckpointHook:
 
     def wait(self) -> None:
         """Wait until what was saved is written, or could not be."""
+        self.written()
+        self._world.barrier()
+
+    def written(self) -> None:
+        """As `wait`, of this rank alone, and without its device."""
         if self._saver:
             self._saver.wait()
-        self._world.barrier()
 
     def finish(self) -> None:
         """As `wait`; raises UserError if the last one could not be."""

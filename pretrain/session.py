@@ -76,7 +76,7 @@ def open_session(
     if not checkpoint:
         saving.save()  # to go back to, should training go wrong at once; and what cannot be written is told now
     validation = ValidationHook(settings, engine, world, run, loader, position) if loader.videos_unseen else None
-    hooks: list[Hook] = [LogHook(settings, engine, world, run, loader, own_time, saving, validation, cost)]
+    hooks: list[Hook] = [LogHook(settings, world, run, loader, saving, validation, cost)]
     if settings.precise_statistics:
         hooks.append(StatisticsHook(settings, engine, position, loader_of))
     if validation:

@@ -127,10 +127,11 @@ def state_bytes(settings: TrainSettings, parameters: int, ranks: int) -> int:
 def held_bytes(settings: TrainSettings, parameters: int, ranks: int) -> int:
     """What a rank holds, at the most, beside a whole network and its gradients, as they are until ZeRO takes over.
 
-    The optimizer's state and averages, the weights that ZeRO has of its own, and a bucket in which gradients travel.
+    The optimizer's state and averages, the weights that ZeRO has of its own, a bucket in which gradients travel, and
+    those that a CUDA graph computes.
     """
-    own = settings.engine.zero > 0
-    return 4 * parameters * (_kept(settings) + own) // _sharing(settings, 1, ranks) + 4 * parameters
+    own, graph = settings.engine.zero > 0, settings.engine.cuda_graph and settings.engine.zero < 3
+    return 4 * parameters * (_kept(settings) + own) // _sharing(settings, 1, ranks) + 4 * parameters * (1 + graph)
 
 
 def _kept(settings: TrainSettings) -> int:

@@ -1,14 +1,18 @@
-"""One step of training: what is summed over its clips, and what all ranks agree on at its end."""
+"""One step of training: what is summed over its clips, and what all ranks agree on, read when it is there."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from pretrain.engine.world import World
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -31,37 +35,59 @@ class Position:
 
 @dataclass
 class StepReport:
-    """A finished step, its figures first of this rank and, once `agree` was called, of all ranks.
+    """A step and its figures: of this rank on the device, then sent to the host, and of all ranks once they are read.
 
-    loss: sum over clips; right: clips whose top class is among their labels; `own_seconds`: what this rank took until
-    the others could have waited for it; `clip1`: of a validation after this step.
+    loss: sum over clips; right: clips whose top class is among their labels; skipped: the optimizer left it out;
+    gradient_norm: before clipping; stopping: a rank was asked to stop; `own_seconds`: what this rank took until the
+    others could have waited for it; `clip1`: of a validation after this step.
     """
 
     step: int
     samples: int
     learning_rate: float
     skipped: bool = False
+    stopping: bool = False
     clips: float = 0.0
     loss: float = 0.0
     right: float = 0.0
+    gradient_norm: float = float("nan")
     own_seconds: float = 0.0
     clip1: float | None = None
     best: bool = False
     _sums: list[Tensor] = field(default_factory=list)
+    _word: Tensor | None = None
+    _there: torch.cuda.Event | None = None
+    _own: Callable[[], float] = float
 
     def add(self, targets: Tensor, logits: Tensor, loss: Tensor) -> None:
         """Add a pass: targets as trained on and logits [N, classes], its mean loss. Nothing waits for the device."""
         count = float(len(logits))
         right = right_clips(logits.detach(), targets)
-        self._sums.append(torch.stack([loss.detach().float() * count, right, right.new_tensor(count)]))
+        self._sums.append(torch.stack([loss.detach().float() * count, right, right.new_full((), count)]))
 
-    def agree(self, world: World, stop: bool) -> bool:
-        """Sum over all ranks; whether any of them is to stop. One collective, and one wait for the device."""
+    def send(self, world: World, stop: bool, verdict: Tensor, own: Callable[[], float] = float) -> None:
+        """Sum over all ranks and send the sums to the host: one collective, and nothing waits for a GPU.
+
+        stop: whether this rank is to stop. verdict: the engine's of this step, the same on every rank. own: what gives
+        `own_seconds` once the device is done.
+        """
         sums = torch.stack(self._sums).sum(0)
-        word = torch.cat([sums, sums.new_tensor([float(stop)])])
+        word = torch.cat([sums, sums.new_full((1,), float(stop))])
         world.sum_(word)
-        self.loss, self.right, self.clips, stops = word.tolist()
-        return stops > 0
+        # From a GPU into pinned memory, which torch takes by itself where a copy is not to block.
+        self._word, self._own = torch.cat([word, verdict]).to("cpu", non_blocking=True), own
+        if word.is_cuda:
+            self._there = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # leaves the core to others
+            self._there.record()
+
+    def read(self) -> None:
+        """The figures, once they have come: the one wait for the device that a step costs, for this step alone."""
+        assert self._word is not None, "not sent"
+        if self._there is not None:
+            self._there.synchronize()
+        self.loss, self.right, self.clips, stops, taken, self.gradient_norm = self._word.tolist()
+        self.stopping, self.skipped = stops > 0, taken == 0
+        self.own_seconds = self._own()
 
     @property
     def mean_loss(self) -> float:
@@ -79,7 +105,7 @@ def right_clips(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class OwnTime:
-    """Seconds that this rank's device and host took by themselves, between `begin` and `end`, summed until `take`.
+    """Seconds that this rank's device and host took by themselves in a step, between each `begin` and `end` of it.
 
     Of each pass up to where it may wait for other ranks: what waits is as slow on all of them.
     """
@@ -106,15 +132,34 @@ class OwnTime:
         else:
             self._seconds += time.perf_counter() - self._begun
 
-    def take(self) -> float:
-        """Seconds so far, and begin at nought. After the device was waited for."""
-        seconds = self._seconds + sum(first.elapsed_time(last) for first, last in self._events) / 1e3
-        self._seconds = 0.0
-        self._events.clear()
-        return seconds
+    def step(self) -> Callable[[], float]:
+        """What gives the seconds of the step that ends here, once the device has done it; the next begins at nought."""
+        seconds, events = self._seconds, self._events
+        self._seconds, self._events = 0.0, []
+        return lambda: seconds + sum(first.elapsed_time(last) for first, last in events) / 1e3
 
 
 def _marked() -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
+
+
+class Repeatable(Generic[T]):
+    """An iterator whose last item comes once more after `again`."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items, self._last, self._again = iter(items), list[T](), False
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if not self._again:
+            self._last = [next(self._items)]
+        self._again = False
+        return self._last[0]
+
+    def again(self) -> None:
+        """Have the last item come again."""
+        self._again = True

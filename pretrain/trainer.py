@@ -1,6 +1,7 @@
 """A training run from top to bottom: settings and a store in, checkpoints, metrics and a trained network out."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,9 @@ from pretrain.checkpoint import prepare_folder
 from pretrain.data.loader import Clips
 from pretrain.data.order import mix
 from pretrain.data.transforms import network_input
+from pretrain.engine.lost import device_is_there
 from pretrain.engine.world import World, leave_world, ranks_are_there, start_world
+from pretrain.health import Verdict
 from pretrain.hooks import Hook
 from pretrain.losses import loss as loss_of
 from pretrain.losses import mixed
@@ -25,7 +28,7 @@ from pretrain.run import Run
 from pretrain.schedule import learning_rate
 from pretrain.session import Session, open_session
 from pretrain.settings import PATIENCE, TrainSettings, check_ranks, derived, longest_wait
-from pretrain.step import StepReport
+from pretrain.step import Repeatable, StepReport
 from pretrain.stop import Stop
 
 log = logging.getLogger("reelscale")
@@ -40,7 +43,7 @@ def train(
 
     Called by every rank; joins their process group. Goes on from the newest checkpoint in the run's folder.
     `on_start(rank)` is called once the run's log is open.
-    Raises UserError for what a user can mend, CannotGoOn where training fails.
+    Raises UserError for what a user can mend, CannotGoOn where training fails. A lost device ends the process.
     """
     world = start_world(longest_wait(settings), deterministic=settings.deterministic is True)
     check_ranks(settings.lanes, world.size)
@@ -57,10 +60,12 @@ def train(
         run.log_to_file()
         if on_start:
             on_start(world.rank)
-        session = open_session(settings, world, run, sources, extra_hooks, leaving)
-        outcome = run_steps(settings, world, folder, session, stop)
-        with session.watchdog.patience(PATIENCE):
-            session.saving.finish()
+        with device_is_there():
+            session = open_session(settings, world, run, sources, extra_hooks, leaving)
+        with device_is_there(session.saving.written):
+            outcome = run_steps(settings, world, folder, session, stop)
+            with session.watchdog.patience(PATIENCE):
+                session.saving.finish()
     if outcome == "stopped":
         log.info("stopped at step %d with everything saved; the same command goes on from here", session.position.step)
     stop.clear()
@@ -70,10 +75,16 @@ def train(
 
 
 def run_steps(settings: TrainSettings, world: World, folder: Path, session: Session, stop: Stop) -> Outcome:
-    """The loop: a step is a batch of every lane, one optimizer step, and what hangs on it."""
+    """The loop: a step is a batch of every lane, one optimizer step, and what hangs on it.
+
+    A GPU is never left idle: a step's figures are read, and what hangs on them is done, when the next step's work has
+    been sent, unless something must see the run right after it (`is_read_at_once`).
+    """
     engine, position, lanes, together = session.engine, session.position, session.lanes, settings.together
     video: torch.Tensor | None = None  # the same memory for every pass
-    for batches in session.loader:
+    steps, first = Repeatable(session.loader), position.step + 1
+    sent = deque[StepReport]()  # whose figures are not read yet: of this step, and of the one before it
+    for batches in steps:
         step = position.step
         report = StepReport(step + 1, (step + 1) * settings.batch, rate := rate_at(settings, step))
         engine.set_learning_rate(rate)
@@ -81,7 +92,8 @@ def run_steps(settings: TrainSettings, world: World, folder: Path, session: Sess
             session.own_time.begin()
             seeds = [seed_of(settings, step, lane) for lane in numbers]
             seed_dropout(engine.model, seeds, world.device)
-            video = network_input(clips.planes, settings.data.clip, out=video)  # N C T H W
+            buffer = video if engine.input_buffer is None else engine.input_buffer
+            video = network_input(clips.planes, settings.data.clip, out=buffer)  # N C T H W
             video, targets = mixed(settings.loss, video, clips.targets, seeds)
             session.own_time.end(engine.forward_waits)
             logits = engine.forward(video)  # N classes
@@ -91,24 +103,48 @@ def run_steps(settings: TrainSettings, world: World, folder: Path, session: Sess
             engine.step()
             report.add(targets, logits, loss)
         position.step += 1
-        stopping = report.agree(world, stop.wanted)
-        report.skipped = engine.was_skipped
-        session.watchdog.beat()
-        with session.watchdog.patience(PATIENCE):
-            verdict = session.watch.step(report.mean_loss, report.skipped and not engine.was_overflow)
-            if verdict == "rollback":
-                session.saving.wait()
-                go_back(folder, settings.checkpoint, engine, position, session.watch, world)
-                session.loader.last = settings.steps + position.passed_over
-                continue
-            if verdict == "spike":
-                metrics.LOSS_SPIKES.inc()
-                log.warning("the loss of step %d, %.3f, is far above those before it", step + 1, report.mean_loss)
-            for hook in session.hooks:
-                hook.after_step(report, last=stopping or position.step == settings.steps)
+        report.send(world, stop.wanted, engine.verdict, session.own_time.step())
+        sent.append(report)
+        at_once, stopping = report.step == first or is_read_at_once(settings, report.step), False
+        while sent and (len(sent) > 1 or at_once or stopping):
+            read = sent.popleft()
+            read.read()
+            stopping |= read.stopping
+            with session.watchdog.patience(PATIENCE):
+                if judge(session, read) == "rollback":
+                    session.saving.wait()
+                    position.step = read.step
+                    if sent:  # a step that was sent meanwhile was none: its samples come next
+                        sent.clear()
+                        steps.again()
+                    go_back(folder, settings.checkpoint, engine, position, session.watch, world)
+                    session.loader.last = settings.steps + position.passed_over
+                    stopping = False
+                    break
+                for hook in session.hooks:
+                    hook.after_step(read, last=not sent and (stopping or read.step == settings.steps))
         if stopping and position.step < settings.steps:
             return "stopped"
     return "finished"
+
+
+def judge(session: Session, report: StepReport) -> Verdict:
+    """What the figures of a step that were read mean for the run. Called once a step, in order."""
+    session.engine.settle(not report.skipped)
+    verdict = session.watch.step(report.mean_loss, report.skipped and not session.engine.was_overflow)
+    if verdict == "spike":
+        metrics.LOSS_SPIKES.inc()
+        log.warning("the loss of step %d, %.3f, is far above those before it", report.step, report.mean_loss)
+    return verdict
+
+
+def is_read_at_once(settings: TrainSettings, step: int) -> bool:
+    """Whether the figures of a step, counted from 1, are read before the next one begins: the same on every rank.
+
+    They are where a checkpoint or a validation is due, at the end, and in fp16, whose loss scale follows from them.
+    """
+    due = any(step % each == 0 for each in (settings.checkpoint.every_steps, settings.validation.every_steps))
+    return due or step == settings.steps or settings.engine.precision == "fp16"
 
 
 def passes(lanes: range, batches: list[Clips], together: bool) -> Iterator[tuple[Sequence[int], Clips]]:

@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import subprocess
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from pretrain.data.sources import DataSettings
+from pretrain.engine.path import worth_trying
+from pretrain.engine.world import leave_world, start_world
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.manifest import Video
 from sharding.source import Source
 from sharding.store import open_store
 from sharding.verify import verify
 from sharding.video import EncodeSettings, VideoSettings, packet_table, transcode
-from tests.benchmarks import encoding, loader, loader_ways, models, tables, training, transforms
+from tests.benchmarks import (
+    busy,
+    children,
+    encoding,
+    loader,
+    loader_ways,
+    models,
+    models_steps,
+    tables,
+    training,
+    transforms,
+)
 from tests.benchmarks.loader_s3 import enlarged
 from tests.benchmarks.loader_stores import segmented
-from tests.benchmarks.models import Case, compare, plain_network
+from tests.benchmarks.models_steps import Case, Contender, plain_network
 
 
 @pytest.mark.parametrize(
@@ -44,14 +61,136 @@ def test_the_plain_network_is_ours_without_our_classes(settings: dict[str, float
 
 
 def test_every_contender_of_a_case_is_timed() -> None:
+    """Ours as the engine takes its step, and as a network alone."""
     case = Case(ModelSettings(depth=10, width=0.125), 8, 16, 2, half=True, threads=1)
-    result = compare(case, torch.device("cpu"), rounds=1, compiling=False)
-    assert set(result["rows"]) == {
-        "plain conv3d", "plain channels last", "ours, plain", "ours, channels-last", "ours, planar"
-    }  # fmt: skip
-    assert result["chosen"] in result["rows"]
-    assert all(row["clips_per_second"] > 0 and row["mfu"] > 0 for row in result["rows"].values())
+    result = models.compare(case, torch.device("cpu"), rounds=2, quick=True)
+    paths = worth_trying(torch.device("cpu"))
+    assert list(result["rows"]) == [
+        "plain conv3d", "plain channels last",
+        *(f"ours, {path}" for path in paths), *(f"ours, {path}, network alone" for path in paths),
+    ]  # fmt: skip
+    assert result["chosen"] in paths and result["summary"]["ours"] == f"ours, {result['chosen']}"
+    for row in result["rows"].values():
+        assert 0 < row["median_clips_per_second"] <= row["clips_per_second"] and row["mfu"] > 0, row
+        assert 0.05 < row["busy_share"] < 1.2, row
     assert all(name in models.table(result) for name in result["rows"])
+
+
+def test_a_step_through_the_engine_is_the_networks() -> None:
+    """Both contenders of a path train alike: what is timed differs by who calls it alone."""
+    case = Case(ModelSettings(depth=10, width=0.125), 8, 16, 2, half=False, threads=1)
+    (found,) = children.in_a_child(weights_after_two_steps, case, patience=100.0)
+    assert found["engine"].keys() == found["alone"].keys()
+    for name, value in found["alone"].items():
+        assert_close(torch.tensor(found["engine"][name]), torch.tensor(value), rtol=1e-4, atol=1e-6)
+    assert found["engine"]["fc.weight"] != found["new"]["fc.weight"]
+
+
+def weights_after_two_steps(case: Case) -> Iterator[dict[str, dict[str, list[Any]]]]:
+    """Of the fresh network, by the engine and without; in a process of its own, which joins a process group."""
+    world = start_world()
+    network = models_steps.fresh_network(case, world.device)
+    found = {"new": {name: value.tolist() for name, value in network.state_dict().items()}}
+    for name, contender in (("engine", Contender("planar", engine=True)), ("alone", Contender("planar"))):
+        network = models_steps.fresh_network(case, world.device)
+        step = models_steps.Step(contender, network, case, world, None)
+        for _ in range(2):
+            step.take()
+        found[name] = {name: value.tolist() for name, value in network.state_dict().items()}
+    yield found
+    leave_world()
+
+
+def test_on_a_gpu_a_contender_of_ours_has_its_own_process() -> None:
+    """So that one whose kernel faults takes no other with it; quick leaves out what is never the best."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    best = Contender(channels_last=True, compiled=True)
+    assert set(models.peers(gpu, quick=False)) - set(models.peers(gpu, quick=True)) == {Contender(compiled=True)}
+    assert best in models.peers(gpu, quick=True) and best not in models.peers(cpu, quick=True)
+    paths = worth_trying(gpu)
+    found = models.ours(gpu, False, paths[-1])
+    assert found == [*(Contender(path, engine=True) for path in paths), Contender(paths[-1])]
+    assert models.ours(gpu, True, paths[-1]) == found[-2:]
+    assert len(models.ours(gpu, True, "")) == len(paths)  # the choice failed: all that may be
+    everyone = [*models.peers(gpu, False), *found]
+    assert models.groups(everyone, gpu) == [everyone[:4], *([each] for each in found)]
+    assert models.groups(everyone, cpu) == [everyone]
+    (judged,) = models.cases(gpu)
+    assert (judged.model.depth, judged.clip, judged.batch, judged.half) == (34, (3, 16, 112, 112), 32, True)
+    assert {case.batch for case in models.cases(gpu, every=True) if case.model.depth == 152} == {32}
+    assert len(models.cases(gpu, every=True)) == 9 and len(models.cases(gpu, depth=18)) == 3
+
+
+def model_row(clips: float, median: float, mfu: float = 0.3) -> dict[str, float]:
+    """A row of the models benchmark, of 32 clips a step."""
+    rates = {"clips_per_second": clips, "median_clips_per_second": median}
+    return {"seconds": 32 / clips, "median_seconds": 32 / median, "mfu": mfu, "busy_share": 0.9, **rates}
+
+
+def test_ours_is_judged_against_the_best_peer() -> None:
+    found = {
+        "plain conv3d": model_row(200, 190), "plain channels last": model_row(300, 290),
+        "plain channels last, compiled": model_row(480, 400), "ours, planar": model_row(900, 900),
+        "ours, rows": model_row(576, 500, 0.37), "ours, rows, network alone": model_row(1000, 1000),
+    }  # fmt: skip
+    told = models.summary(found, "rows", torch.device("cuda"))
+    assert told["best_peer"] == "plain channels last, compiled" and told["ours"] == "ours, rows"
+    values = {each["what"]: (round(each["value"], 3), each["passed"]) for each in told["judged"]}
+    assert values == {
+        "ours / best peer": (1.2, False), "ours / plain": (2.88, False), "of the matrix product": (0.37, True)
+    }  # fmt: skip
+    assert told["ours_over_best_peer_by_medians"] == pytest.approx(1.25)
+    line = models.verdict(found, told)
+    assert "best peer: plain channels last, compiled, 480.0 clips/s" in line
+    assert "ours (a run's choice): ours, rows, 576.0 clips/s" in line
+    assert "ours / best peer = 1.20 (by medians 1.25) (goal 1.25: falls short)" in line
+    assert "of the matrix product 37.0% (goal 36 %: PASS)" in line
+    on_cpu = models.summary(found, "rows", torch.device("cpu"))
+    assert all(each["passed"] is None for each in on_cpu["judged"]) and "goal" not in models.verdict(found, on_cpu)
+    mine = [Contender("planar", engine=True), Contender("rows", engine=True), Contender("rows")]
+    assert models.fastest(mine, found) == "planar"  # where what a run would choose is not known
+    assert models.fastest(mine, {each.name: {"failed": "faulty"} for each in mine}) == ""
+    failed = models.summary(found | {"ours, rows": {"failed": "misaligned address"}}, "rows", torch.device("cuda"))
+    assert not any(each["passed"] for each in failed["judged"])
+    assert "ours, rows, not measured" in models.verdict(found | {"ours, rows": {"failed": "faulty"}}, failed)
+
+
+@pytest.mark.parametrize(
+    ("work", "said"), [((os._exit, [3]), "died with exit code 3"), ((time.sleep, [0, 600]), "silent for 4 s")]
+)
+def test_a_process_that_fails_is_told_of(work: tuple[Any, list[int]], said: str) -> None:
+    assert list(children.in_a_child(map, abs, [-1], patience=200.0)) == [1]  # what starts processes has started
+    heard = []
+    with pytest.raises(children.ChildFailed, match=said):
+        for each in children.in_a_child(map, *work, patience=4.0):
+            heard.append(each)
+    assert heard == [None] * (len(work[1]) - 1)
+
+
+def test_a_process_that_nobody_listens_to_is_ended() -> None:
+    """Also one that does not end by itself, as after a GPU's fault."""
+    begin = time.perf_counter()
+    with closing(children.in_a_child(map, time.sleep, [0, 600], patience=200.0)) as said:
+        assert next(said) is None
+    assert time.perf_counter() - begin < 200
+
+
+def test_a_device_is_busy_while_anything_runs_on_it() -> None:
+    events = [
+        {"cat": "kernel", "ts": 10, "dur": 20}, {"cat": "kernel", "ts": 15, "dur": 5},  # within the first
+        {"cat": "gpu_memcpy", "ts": 25, "dur": 10}, {"cat": "kernel", "ts": 50, "dur": 1},
+        {"cat": "gpu_user_annotation", "ts": 0, "dur": 100}, {"ph": "M", "name": "process_name"},
+    ]  # fmt: skip
+    assert busy.busy_seconds(events) == pytest.approx(26e-6)
+    assert busy.busy_seconds([]) == 0
+
+
+def test_a_trace_of_steps_is_read() -> None:
+    """What the CPU did, here: the reading is a GPU's."""
+    x = torch.randn(300, 300)
+    events = busy.traced(lambda: x @ x, torch.device("cpu"), 3)
+    assert sum(each.get("name") == "aten::mm" for each in events) == 3
+    assert busy.busy_seconds(events, ("cpu_op",)) > 0
 
 
 def test_a_variant_is_encoded_decoded_and_compared() -> None:
@@ -153,12 +292,13 @@ def test_every_contender_of_training_tells_its_windows(
         (windows,) = each.rounds
         assert [window.clips for window in windows] == [2, 2], each
         assert all(window.seconds > 0 for window in windows) and not each.failed
+        assert 0 < each.first_lines[0] < 200
     assert all(0 <= each.told("data_wait_ratio") <= 1 for each in (found[0], found[3]))
 
 
 def test_a_contender_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as failed:
-        training.watched([["nowhere"]], tmp_path, 32)
+        training.watched([["nowhere"]], tmp_path, 32, {})
     assert "No module named nowhere" in failed.value.stderr
 
 
@@ -166,6 +306,12 @@ def seen_training(name: str, ranks: int, ms: float, cpu_ms: float, **told: float
     """Two rounds of three windows of 10 clips at these costs a clip."""
     window = training.Window(10, 0.01 * ms, 0.01 * cpu_ms, told)
     return training.Seen(name, ranks, [[window] * 3] * 2)
+
+
+def test_training_on_a_gpu_is_of_the_size_that_is_judged() -> None:
+    gpu = torch.device("cuda")
+    assert [recipe["model"]["depth"] for recipe in training.cases(gpu, False, [1]).values()] == [34]
+    assert [recipe["model"]["depth"] for recipe in training.cases(gpu, True, [1], every=True).values()] == [34, 152]
 
 
 def test_training_is_judged_by_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,22 +322,30 @@ def test_training_is_judged_by_its_bound(monkeypatch: pytest.MonkeyPatch) -> Non
         seen_training("plain", 1, 15, 30), seen_training("ours", 2, 8, 16), seen_training("model", 2, 6, 12),
         seen_training("loader", 2, 4, 4), training.Seen("plain", 2, failed="out of memory"),
     )}  # fmt: skip
-    result = {"saving": {"share": 0.03}}
+    result = {"saving": {"share": 0.03}, "first_step": {"first": 24.0, "later": 30.0}}
     on_cpu = {line["what"]: line for line in training.judged(result, found, [1, 2], torch.device("cpu"))}
     values = {what: round(line["value"], 3) for what, line in on_cpu.items() if math.isfinite(line["value"])}
     assert values == {
+        "training / network alone (e2e), 1 rank": 0.6,
         "ours / bound, by the clock, 1 rank": 0.8,
         "ours / bound, by CPU seconds, 1 rank": 0.8,
         "ours / plain DDP, 1 rank": 1.5,
+        "training / network alone (e2e), 2 ranks": 0.75,
         "ours / bound, by the clock, 2 ranks": 1.0,
         "ours / bound, by CPU seconds, 2 ranks": 1.0,
         "ours on 2 ranks / on 1": 1.25,
+        "seconds to the first step, first start": 24.0,
+        "seconds to the first step, later start": 30.0,
         "saving, a share of 10 minutes": 0.03,
     }
-    assert [line["passed"] for line in on_cpu.values()] == [False, False, True, True, True, None, True, False]
-    on_gpu = {line["what"]: line["value"] for line in training.judged(result, found, [1, 2], torch.device("cuda"))}
-    assert on_gpu["ours / bound, by the clock, 1 rank"] == pytest.approx(0.6)
-    assert on_gpu["ours on 2 ranks / on 1 / 2"] == pytest.approx(0.625)
+    passed = [line["passed"] for line in on_cpu.values()]
+    assert passed == [None, False, False, True, None, True, True, None, True, None, None, False]
+    on_gpu = {line["what"]: line for line in training.judged(result, found, [1, 2], torch.device("cuda"))}
+    assert on_gpu["ours / bound, by the clock, 1 rank"]["value"] == pytest.approx(0.6)
+    assert on_gpu["ours on 2 ranks / on 1 / 2"]["value"] == pytest.approx(0.625)
+    assert not on_gpu["training / network alone (e2e), 1 rank"]["passed"]
+    starts = [on_gpu[f"seconds to the first step, {name} start"]["passed"] for name in ("first", "later")]
+    assert starts == [True, False]
 
 
 def test_training_pauses_for_a_checkpoint_as_long_as_steps_with_one_take_more() -> None:

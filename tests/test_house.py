@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,7 @@ def test_arrows_go_down(lower: str, upper: str) -> None:
         ("botocore", ("sharding/store.py",)),
         ("aiobotocore", ("sharding/store.py",)),
         ("torch", ("pretrain/",)),
+        ("triton", ("pretrain/models/row_kernels.py",)),
         ("matplotlib", ("pretrain/report",)),
         ("webdataset", ("sharding/",)),
     ],
@@ -147,3 +149,11 @@ except SystemExit as end:
     said = run(program)
     assert said.rstrip().endswith("exit 2") and "Traceback" not in said
     assert "Ray is not installed" in said and "launcher=none" in said and "pip install" in said
+
+
+def test_what_needs_a_gpu_is_marked() -> None:
+    """`pytest -m gpu` is all of it: a file that skips tests for want of a GPU marks them, by `needs_gpu` or itself."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    looking = {name for name, text in texts.items() if re.search(r"skip\w*\((\s*not )?\s*torch\.cuda", text)}
+    assert {name for name in looking if "mark.gpu" not in texts[name]} == set()
+    assert sum("@needs_gpu(" in text for text in texts.values()) > 2

@@ -216,4 +216,6 @@ def _gathered(lines: Tensor, columns: list[Taps], out: Tensor) -> None:
 
 
 def _there(array: NDArray[np.int32] | NDArray[np.float32], beside: Tensor) -> Tensor:
-    return torch.from_numpy(array).to(beside.device)
+    """On the device; the host waits for no copy to a GPU."""
+    there = torch.from_numpy(array)
+    return there.pin_memory().to(beside.device, non_blocking=True) if beside.is_cuda else there.to(beside.device)

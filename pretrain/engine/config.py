@@ -159,7 +159,7 @@ class EngineSettings(Settings):
         Field(gt=0, lt=1, description="decay a step of a moving average of the weights, e.g. 0.9999; null: none"),
     ] = None
     path: Annotated[
-        Literal["auto", "plain", "channels-last", "planar", "planar-padded", "planar-fused", "padded-fused"],
+        Literal["auto", "plain", "channels-last", "planar", "rows"],
         Field(description="how the network computes, the same function; auto: the fastest, measured as a run begins"),
     ] = "auto"
     recomputed: Annotated[
@@ -169,6 +169,13 @@ class EngineSettings(Settings):
             "auto: none, or where path is auto as many as the clips need to fit"
         ),
     ] = "auto"
+    cuda_graph: Annotated[
+        bool,
+        Field(
+            description="send a GPU the network's passes as one CUDA graph, not kernel by kernel; "
+            "it keeps the memory of a pass for itself"
+        ),
+    ] = True
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="more of DeepSpeed's own configuration; what is set above is not set here"
     )
@@ -239,6 +246,8 @@ def _words(settings: EngineSettings, parameters: int) -> dict[str, Any]:
         },
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
+        # By default it waits for the whole device in every forward pass and every step.
+        "timers": {"throughput": {"enabled": False}},
     }
     return _merged(ours, settings.deepspeed)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import os
 import sys
 import warnings
@@ -18,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import metrics
+from pretrain.engine.capture import Capture, capture_for
 from pretrain.engine.config import EngineSettings, deepspeed_config, refusals_told
+from pretrain.engine.cuda_graph import set_graphed
 from pretrain.engine.parts import Parts
 from pretrain.engine.precision import HALVES, autocast
 from pretrain.engine.scaler import LossScale
+from pretrain.engine.verdict import Judge, adamw, gradients_of, sgd
 from pretrain.engine.world import World
 from pretrain.models import count
 from pretrain.models.batchnorm import (
@@ -42,7 +44,6 @@ _NOTED = (
     "_step_applied",
     "_is_gradient_accumulation_boundary",
 )
-_LITTLE = 1e-6  # DeepSpeed's, and torch's: a norm clipped to itself
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class Engine:
     other ranks as one batch.
 
     A step whose loss or gradients are not finite on any rank is left out on all: weights, optimizer state, average
-    and BN statistics stay as they are to the bit. The host waits for the device once a step, for that verdict.
+    and BN statistics stay as they are to the bit. The device does that by itself, and the host waits for nothing
+    here, but under ZeRO 3, whose fetches of weights wait for each other. It reads `verdict` when it likes, and tells
+    it by `settle`; before the next step in fp16, whose loss scale follows from it.
     """
 
     def __init__(
@@ -79,13 +82,17 @@ class Engine:
         lane_batch: int,
         together: bool = False,
         rates: Mapping[str, float] | None = None,
+        capture: Capture | None = None,
     ) -> None:
-        """`rates`: factors on the learning rate by part of the network, see `parameter_groups`."""
+        """`rates`: factors on the learning rate by part of the network, see `parameter_groups`.
+
+        `capture`: what captures its passes, in the place of the device's own CUDA graphs.
+        """
         deepspeed = _deepspeed(world)
         self.world, self.model, self.was_skipped = world, model, False
         self._settings, self._zero = settings, settings.zero
         self._half, self._scale = HALVES[settings.precision], LossScale(settings.precision == "fp16")
-        self._norm = float("nan")
+        self._unsettled = False
         # A network without memory: of the copies that predict where the model's own weights are in parts, or not meant.
         self._blank = copy.deepcopy(model).to("meta") if settings.zero == 3 or settings.average else None
         self._copies: dict[bool, nn.Module] = {}
@@ -95,7 +102,7 @@ class Engine:
         if together:
             synchronise(model, world.gather)
         self._trained = [value for value in model.parameters() if value.requires_grad]
-        optimizer = _optimizer(model, settings, rates or {})
+        optimizer = _optimizer(model, settings, world.device, rates or {})
         with refusals_told(settings):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=model,
@@ -107,13 +114,18 @@ class Engine:
         self._engine.torch_autocast_z0_gradscaler = None
         if self._zero:
             self._optimizer.torch_autocast_gradscaler = None
-            if settings.clip_gradient:
-                self._optimizer.optimizer.register_step_pre_hook(self._clip)
+        self._judge = Judge(self._optimizer, self._zero, world, settings.clip_gradient, self._loss_scale)
         self._parts = Parts(model, self._optimizer, self._zero, settings.average)
+        self._graphed = set_graphed(model, settings, world, capture or capture_for(world.device))
 
     def forward(self, video: Tensor) -> Tensor:
         """Logits [N, classes] in fp32 of normalised clips [N, C, T, H, W]."""
         return self._engine(video).float()
+
+    @property
+    def input_buffer(self) -> Tensor | None:
+        """Clips that lie here `forward` need not copy first, see `GraphedFeatures`; None without a graph."""
+        return self._graphed.input_buffer if self._graphed else None
 
     def predict(self, video: Tensor, averaged: bool = False) -> Tensor:
         """Logits [N, classes] in fp32, in the training's precision and without gradients.
@@ -151,7 +163,7 @@ class Engine:
 
     @property
     def was_overflow(self) -> bool:
-        """Whether the last step was left out at an fp16 loss scale above 1, which is still to be found."""
+        """Whether the step last settled was left out at an fp16 loss scale above 1, which is still to be found."""
         return self.was_skipped and self._half is torch.float16 and self._scale.factor >= 1
 
     def recompute_statistics(self, batches: Iterable[Tensor]) -> None:
@@ -172,6 +184,7 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one pass's mean loss. A loss that is not finite makes them NaN, on all ranks' sum."""
+        assert not (self.must_settle and self._unsettled), "the last step's verdict says what scale comes next"
         scale = self._loss_scale()
         if self._zero and self._half is torch.float16:
             self._optimizer.override_loss_scale(scale)  # by which DeepSpeed then multiplies, and divides in its step
@@ -182,26 +195,45 @@ class Engine:
     def step(self) -> bool:
         """Take the optimizer's step once all passes are in (True then); BN statistics and average move with it.
 
-        `was_skipped` then says whether the step was left out, on all ranks alike.
+        Unless `verdict` says that it was left out, on all ranks alike, which is to be settled.
         """
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
             return False
-        finite = self._prepare() if not self._zero else True
+        if not self._zero:
+            self._judge.judge(gradients_of(self._trained))
         self._engine.step()
-        finite = finite and self._engine.was_step_applied()
-        self.was_skipped = not finite
-        if finite:
-            commit_statistics(self.model, self.world.sum_)
-            self._parts.follow()
-            self._copies.clear()
-        else:
-            discard_statistics(self.model)
+        finite = self.verdict[0] > 0
+        commit_statistics(self.model, self.world.sum_, finite)
+        self._parts.follow(finite)
+        self._copies.clear()
+        self._unsettled = True
+        return True
+
+    @property
+    def verdict(self) -> Tensor:
+        """Of the last step, fp32 on the device: 1 if it was taken, 0 if left out; its gradients' norm before clipping.
+
+        The norm is inf where it was left out, and nan before the first.
+        """
+        return self._judge.verdict
+
+    @property
+    def must_settle(self) -> bool:
+        """Whether a step is to be settled before the next one begins."""
+        return self._half is torch.float16
+
+    def settle(self, finite: bool) -> None:
+        """Take note of a step's verdict on the host: in the loss scale, a metric and the log. Once a step, in order.
+
+        `was_skipped` then says whether that step was left out.
+        """
+        self._unsettled, self.was_skipped = False, not finite
+        if not finite:
             metrics.SKIPPED_STEPS.inc()
             scale = f" (loss scale {self._scale.factor:g})" if self._half is torch.float16 else ""
             log.warning("a step was left out: a loss or a gradient is not finite%s", scale)
         self._scale.after_step(finite)
-        return True
 
     @contextmanager
     def unmoved(self) -> Iterator[None]:
@@ -231,10 +263,6 @@ class Engine:
         """Set the rate of the coming step: for every parameter group, times the group's own scale."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group.get("scale", 1.0)
-
-    def gradient_norm(self) -> float:
-        """Norm of the last step's gradients before clipping; inf where it was left out, nan before the first."""
-        return float(self._engine.get_global_grad_norm()) if self._zero and self._engine.global_steps else self._norm
 
     def state(self) -> EngineState:
         """All that training goes on from, in copies of their own. A collective; the tensors are on rank 0 alone."""
@@ -270,37 +298,6 @@ class Engine:
         weights = {name for name, _ in self.model.named_parameters()}
         return [(name, value) for name, value in self.model.state_dict().items() if name not in weights]
 
-    @torch.no_grad()
-    def _prepare(self) -> bool:
-        """Without ZeRO: whether the gradients, summed over the ranks, are finite. They are unscaled and clipped then.
-
-        Otherwise they are dropped, and an optimizer that is given none does nothing.
-        """
-        gradients = [value.grad for value in self._trained if value.grad is not None]
-        norms = torch.stack(torch._foreach_norm(gradients))
-        scale, clip = self._loss_scale(), self._settings.clip_gradient
-        self._norm = float(torch.linalg.vector_norm(norms)) / scale  # here the host waits for the device
-        if not math.isfinite(self._norm):
-            self._norm = math.inf
-            for value in self._trained:
-                value.grad = None
-            return False
-        factor = scale * max(1.0, (self._norm + _LITTLE) / clip if clip else 1.0)
-        if factor != 1:
-            torch._foreach_mul_(gradients, 1 / factor)
-        return True
-
-    @torch.no_grad()
-    def _clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Under ZeRO: clip what the optimizer is about to take, by the norm as it lies on the device.
-
-        DeepSpeed's own clipping waits for the device once more for every parameter group.
-        """
-        norm, clip = self._optimizer._global_grad_norm, self._settings.clip_gradient
-        for group in optimizer.param_groups:
-            for part in group["params"]:
-                part.grad.div_(((norm + _LITTLE) / clip).clamp(min=1.0))
-
     def _loss_scale(self) -> float:
         """What a pass's loss is multiplied by: DeepSpeed divides it by the passes, of which fp16 is to notice nothing.
 
@@ -309,12 +306,13 @@ class Engine:
         return self._scale.factor * self._passes if self._half is torch.float16 else 1.0
 
 
-def _optimizer(model: nn.Module, settings: EngineSettings, rates: Mapping[str, float]) -> torch.optim.Optimizer:
+def _optimizer(
+    model: nn.Module, settings: EngineSettings, device: torch.device, rates: Mapping[str, float]
+) -> torch.optim.Optimizer:
     groups = parameter_groups(model, settings.weight_decay, rates)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=1.0, betas=settings.betas, eps=settings.eps)
-    nesterov = settings.nesterov and settings.momentum > 0
-    return torch.optim.SGD(groups, lr=1.0, momentum=settings.momentum, nesterov=nesterov)
+        return adamw(groups, device, settings.betas, settings.eps)
+    return sgd(groups, device, settings.momentum, settings.nesterov)
 
 
 def _deepspeed(world: World) -> Any:

@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pretrain.engine.capture import capture_for
+from pretrain.engine.cuda_graph import GraphedFeatures
 from pretrain.engine.planar import without_trials
 from pretrain.engine.precision import Precision, autocast
+from pretrain.engine.world import World
 from pretrain.models.network import VideoNetwork, seed_dropout
 from pretrain.models.paths import PATHS, Path
 
@@ -46,11 +49,13 @@ def measure(
     held: int = 0,
     watcher: Watcher | None = None,
     deadline: float | None = None,
+    graph: bool = False,
 ) -> dict[str, float]:
     """Seconds of a training pass over `clips`, N C T H W, by each path: the best of `repeats`.
 
     `held`: bytes that training holds there, see `Pass`. `watcher` is told each path's as it comes. After `deadline`, a
-    time of `time.perf_counter`, no further path is begun once one is timed.
+    time of `time.perf_counter`, no further path is begun once one is timed. `graph`: what is timed is a CUDA graph's
+    replay, where the device and the network can.
 
     A path that does not run here (out of memory, no compiler), or whose logits are far from those of the plain
     network in fp32 (a broken kernel), is left out with a warning. The network stays as it is.
@@ -73,7 +78,7 @@ def measure(
         watcher.begins(f"measuring {', '.join(group)}", group[0])
         mine = {name: paths[name] for name in group}
         with without_trials(clips.device):
-            short |= _time_in_turn(model, clips, precision, mine, repeats, exact, seconds, errors, watcher)
+            short |= _time_in_turn(model, clips, precision, mine, repeats, exact, seconds, errors, watcher, graph)
         if clips.device.type == "cuda":
             torch.cuda.empty_cache()
         for name in group:
@@ -132,6 +137,7 @@ def _time_in_turn(
     seconds: dict[str, float],
     errors: dict[str, float],
     watcher: Watcher,
+    graph: bool,
 ) -> bool:
     """Enters what it saw in `seconds` and `errors`; whether memory was short for a path."""
     short = False
@@ -142,6 +148,8 @@ def _time_in_turn(
                 if number == 0:
                     copies[name] = copy.deepcopy(model).to(clips.device).train()
                     copies[name].use(path)
+                    if graph and (capture := capture_for(clips.device)):
+                        copies[name].graphed = GraphedFeatures(copies[name], World(0, 1, clips.device), capture)
                 if name in copies:
                     taken, logits = _pass(copies[name], clips, precision)
                     seconds[name] = min(seconds[name], taken) if number > 1 else taken
@@ -155,6 +163,10 @@ def _time_in_turn(
                     watcher.failed(name, reason)
                 for known in (copies, seconds, errors):
                     known.pop(name, None)  # type: ignore[attr-defined]
+    for network in copies.values():
+        if isinstance(network.graphed, GraphedFeatures):
+            network.graphed.discard()
+        network.graphed = None
     return short
 
 

@@ -53,18 +53,19 @@ class Parts:
             for kind in self._kinds:
                 state[kind] = torch.zeros_like(part)
             if self._counts:
-                state[_STEP] = torch.tensor(0.0)
+                state[_STEP] = torch.zeros((), device=part.device)  # where a fused optimizer counts
             if self._decay is not None:
                 state[AVERAGE] = part.detach().clone()
         if self._zero in (1, 2):
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
     @torch.no_grad()
-    def follow(self) -> None:
-        """Move the average one step towards the weights."""
+    def follow(self, finite: Tensor) -> None:
+        """Move the average one step towards the weights where `finite`, a bool on the device, says so."""
         if self._decay is not None:
-            averages = [self._state[part][AVERAGE] for part in self._parts]
-            torch._foreach_lerp_(averages, self._parts, 1 - self._decay)
+            for part in self._parts:
+                average = self._state[part][AVERAGE]
+                torch.where(finite, average.lerp(part, 1 - self._decay), average, out=average)
 
     @contextmanager
     def unmoved(self) -> Iterator[None]:

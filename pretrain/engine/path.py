@@ -20,7 +20,7 @@ from pretrain.engine.world import World
 from pretrain.models.batchnorm import synchronise
 from pretrain.models.count import macs
 from pretrain.models.network import VideoNetwork
-from pretrain.models.paths import ON_CPU, PATHS, Path
+from pretrain.models.paths import ON_CPU, ON_GPU, PATHS, Path
 from sharding.errors import UserError
 
 log = logging.getLogger("reelscale")
@@ -126,8 +126,9 @@ def measured(
             )
             paths = {name: found.by_name(name) for name in names}
             taken = measure(
-                model, clips.to(device), precision, paths, held=training.held, watcher=watcher, deadline=deadline
-            )
+                model, clips.to(device), precision, paths, held=training.held, watcher=watcher, deadline=deadline,
+                graph=training.graph,
+            )  # fmt: skip
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -166,7 +167,7 @@ def evaluation_path(folder: FilePath, wanted: str, device: torch.device) -> Path
 
 def worth_trying(device: torch.device) -> list[str]:
     """The names of the paths that are measured on such a device."""
-    return list(ON_CPU if device.type == "cpu" else PATHS)
+    return list(ON_CPU if device.type == "cpu" else ON_GPU)
 
 
 def device_name(device: torch.device) -> str:

@@ -17,7 +17,7 @@ class Pass:
     """A pass of `batch` clips of shape C T H W.
 
     held: bytes that training holds on the device beside weights, gradients and what the pass makes. together: the
-    clips are normalised with those of other ranks.
+    clips are normalised with those of other ranks. graph: where the device can, it is replayed by a CUDA graph.
     """
 
     clip: Sequence[int]
@@ -25,6 +25,7 @@ class Pass:
     precision: Precision
     held: int = 0
     together: bool = False
+    graph: bool = False
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

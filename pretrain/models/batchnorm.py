@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -42,7 +42,7 @@ class LaneBatchNorm(nn.BatchNorm3d):
         self.relu = relu
         self.register_buffer("pending", torch.zeros(2, channels), persistent=False)
         self.lanes = 0  # how many are pending
-        self.fused = False  # by the network's path
+        self.rows = False  # by the network's path: normalised, added and passed through the ReLU at once (`normalise`)
         self.frozen = False  # in evaluation for good
         self.gather: Gather | None = None  # where the batch is spread over ranks (`synchronise`)
 
@@ -58,13 +58,13 @@ class LaneBatchNorm(nn.BatchNorm3d):
         """
         self._check_input_dim(input)
         precision = self.pending.dtype
-        weight, bias = self._padded(self.weight.to(precision), zeros), self._padded(self.bias.to(precision), zeros)
-        if self.training and self.gather is None and input.numel() == len(weight):
+        if self.training and self.gather is None and input.numel() == input.shape[1]:
             raise ValueError(f"one value a channel cannot be normalised: {tuple(input.shape)}")
-        if self.training and (self.fused or self.gather is not None):
-            output, batch = normalise(input, weight, bias, self.eps, added, self.relu, self.gather, self.fused)
-            self._keep(batch)
-            return output
+        weight, bias = self.weight.to(precision), self.bias.to(precision)
+        if self.training and (self.rows or self.gather is not None):
+            pending = self._counted()
+            return normalise(input, weight, bias, self.eps, added, self.relu, self.gather, pending)
+        weight, bias = self._padded(weight, zeros), self._padded(bias, zeros)
         order = _order(input) if 1 in input.shape else None
         if order is not None:
             input = _in_order(input, order)
@@ -84,14 +84,17 @@ class LaneBatchNorm(nn.BatchNorm3d):
         # Momentum 1 makes the kernel write the batch's own statistics.
         batch = torch.zeros(2, len(weight), dtype=weight.dtype, device=input.device)
         output = F.batch_norm(input, batch[0], batch[1], weight, bias, training=True, momentum=1.0, eps=self.eps)
-        self._keep(batch)
+        pending = self._counted()
+        if pending is not None:
+            pending += batch[:, : self.num_features]
         return output
 
-    @torch.no_grad()
-    def _keep(self, batch: Tensor) -> None:
-        if not _holding:
-            self.lanes += 1
-            self.pending += batch[:, : self.num_features]
+    def _counted(self) -> Tensor | None:
+        """Where a lane's statistics are to be added, which is counted then; None where it was seen before."""
+        if _holding:
+            return None
+        self.lanes += 1
+        return self.pending
 
     def _padded(self, values: Tensor, zeros: int) -> Tensor:
         return F.pad(values, (0, zeros)) if zeros else values
@@ -138,12 +141,15 @@ def synchronise(model: nn.Module, gather: Gather) -> None:
 
 
 @torch.no_grad()
-def commit_statistics(model: nn.Module, all_reduce: Callable[[Tensor], object] | None = None) -> None:
+def commit_statistics(
+    model: nn.Module, all_reduce: Callable[[Tensor], object] | None = None, finite: Tensor | None = None
+) -> None:
     """Move the running statistics of every layer once, by the mean over all lanes since the last commit.
 
     `all_reduce` sums a tensor over the ranks in place, is called once with all layers' statistics, and is None
     where this process runs every lane; every rank has seen as many lanes. Layers that saw no training batch
-    (those in evaluation mode) stay as they are; `num_batches_tracked` of the others grows by one.
+    (those in evaluation mode) stay as they are; `num_batches_tracked` of the others grows by one. Where `finite`, a
+    bool on the layers' device, is false, all stays as it is to the bit; the host does not wait for it.
     """
     layers = [layer for layer in _layers(model) if layer.lanes]
     if not layers:
@@ -157,9 +163,21 @@ def commit_statistics(model: nn.Module, all_reduce: Callable[[Tensor], object] |
     statistics = [part.view(2, -1) for part in (sums / lanes).split([layer.pending.numel() for layer in layers])]
     running = [layer.running_mean for layer in layers] + [layer.running_var for layer in layers]
     moved = [mean for mean, _ in statistics] + [variance for _, variance in statistics]
-    torch._foreach_lerp_(running, moved, [layer.momentum for layer in layers] * 2)
-    torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)
+    counts = [layer.num_batches_tracked for layer in layers]
+    momenta = [layer.momentum for layer in layers] * 2
+    if finite is None:
+        torch._foreach_lerp_(running, moved, momenta)
+        torch._foreach_add_(counts, 1)
+    else:
+        _move_where(finite, running, torch._foreach_lerp(running, moved, momenta))
+        torch._foreach_add_(counts, [finite.to(counts[0].dtype)] * len(counts))
     discard_statistics(model)
+
+
+def _move_where(finite: Tensor, values: list[Tensor], moved: Sequence[Tensor]) -> None:
+    """Copy `moved` to `values` where `finite` is true: many small tensors, by few kernels."""
+    chosen = torch.where(finite, torch.cat(list(moved)), torch.cat(values))
+    torch._foreach_copy_(values, chosen.split([len(value) for value in values]))
 
 
 @torch.no_grad()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.models.batchnorm import statistics_held
 from pretrain.models.paths import PATHS, Path, set_path
+from pretrain.models.weight_cast import cast_at_once
 
 
 class VideoNetwork(nn.Module):
@@ -19,12 +20,16 @@ class VideoNetwork(nn.Module):
 
     `head` is the classifier's name in the state dict. `stages` names the layers before it, group by group; `parts`
     names those that have weights by the part they belong to (`groups`), from the first to the last.
+
+    `graphed` computes what `embedded` does in its place, where it is set (`pretrain.engine.cuda_graph`); it is of this
+    very network, and copies have none.
     """
 
     head: ClassVar[str]
     stages: ClassVar[tuple[tuple[str, ...], ...]]
     parts: ClassVar[Mapping[str, tuple[str, ...]]]
     path: Path = PATHS["channels-last"]
+    graphed: Callable[[Tensor], Tensor] | None = None
 
     def features(self, clips: Tensor) -> Tensor:
         """The network up to its classifier: N C T H W → N D (N D T' for a classifier that is a convolution)."""
@@ -36,8 +41,18 @@ class VideoNetwork(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Logits, N classes, of clips N C T H W."""
+        return self.classify((self.graphed or self.embedded)(clips))
+
+    def embedded(self, clips: Tensor) -> Tensor:
+        """`features` by the network's path: all that is computed before the classifier, of weights as it casts them."""
         order = torch.channels_last_3d if self.path.channels_last else torch.contiguous_format
-        return self.classify(self.features(clips.contiguous(memory_format=order)))
+        # What is recomputed in the backward pass would not find the weights that this pass was cast for.
+        once = self.path.cast_at_once and not self.path.recomputed
+        with cast_at_once(self, clips.device) if once else nullcontext():
+            return self.features(clips.contiguous(memory_format=order))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "graphed"}
 
     def use(self, path: Path) -> None:
         """Compute by `path` from now on: the same function."""
@@ -49,7 +64,8 @@ class VideoNetwork(nn.Module):
         for number, group in enumerate(self.stages):
             layers = [self.get_submodule(name) for name in group]
             if number < self.path.recomputed and torch.is_grad_enabled():
-                x = checkpoint(_chain, layers, x, use_reentrant=False, context_fn=_seen_once)
+                # No layer of the stages draws; asking a GPU's generator for its state could not be captured.
+                x = checkpoint(_chain, layers, x, use_reentrant=False, context_fn=_seen_once, preserve_rng_state=False)
             else:
                 x = _chain(layers, x)
         return x

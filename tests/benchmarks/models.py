@@ -1,180 +1,171 @@
-"""Benchmark: a training step of ours beside the plain conv3d network, in one run.
+"""Benchmark: a training step of ours, as the engine takes it, beside the plain conv3d network, in one run.
 
-python -m tests.benchmarks.models [--quick] [--depth N] [--frames N] [--out FILE]
-On a GPU R(2+1)D-18, -34 and -152 at 8, 16 and 32 frames of 112²; on a CPU the demo's network, on one thread and two.
+python -m tests.benchmarks.models [--quick] [--all] [--depth N] [--frames N] [--rounds N] [--out FILE]
+On a GPU R(2+1)D-34, 32 clips of 16 × 112², bf16, within 8 minutes, or 3 with --quick; --all, --depth, --frames: -18,
+-34 and -152 at 8, 16 and 32 frames. On a CPU the demo's network, on one thread and two.
+
+clips/s and MFU (of the matrix product that was measured in the same run) are of the best step, `median` of the median
+one. busy: the share of the median step in which the device computed; host: in which the host sent it work. On a GPU
+every contender of ours has a process of its own; on a CPU all take their steps in turns. What ours is without the
+engine (`network alone`) compares with what this benchmark measured before it knew the engine.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
+import math
 import platform
+import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo
-import torch.nn.functional as F
-from torch import nn
 
-from pretrain.engine.path import measured, worth_trying
+from pretrain.engine.path import worth_trying
 from pretrain.engine.peak import mfu, product_flops
-from pretrain.engine.precision import Pass
-from pretrain.models.batchnorm import commit_statistics
 from pretrain.models.count import macs
-from pretrain.models.groups import parameter_groups
-from pretrain.models.network import VideoNetwork
-from pretrain.models.paths import PATHS
-from pretrain.models.paths import Path as ComputePath
 from pretrain.models.zoo import ModelSettings, build_model
-from tests.benchmarks.plain import PlainR2Plus1D
+from tests.benchmarks.children import ChildFailed, in_a_child
+from tests.benchmarks.models_steps import CLASSES, Case, Contender, chosen, rows
 
-Maker = Callable[[VideoNetwork], tuple[nn.Module, torch.memory_format]]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One comparison: a network, its clips, precision and threads (0: as many as there are)."""
-
-    model: ModelSettings
-    frames: int
-    size: int
-    batch: int
-    half: bool
-    threads: int = 0
-
-    @property
-    def name(self) -> str:
-        """As the table has it."""
-        precision = "bf16" if self.half else "fp32"
-        threads = f", {self.threads} threads" if self.threads else ""
-        return (
-            f"{self.model.name}-{self.model.depth} ×{self.model.width:g}, {self.batch}×{self.frames}×{self.size}², "
-            f"{precision}{threads}"
-        )
+PLAIN = Contender().name
+GOALS = {"ours / best peer": 1.25, "ours / plain": 3.0, "of the matrix product": 0.36}  # on a GPU
 
 
-def plain_network(model: VideoNetwork, settings: ModelSettings) -> nn.Module:
-    """The same network, with the same weights, as anyone writes it."""
-    assert settings.depth is not None
-    plain = PlainR2Plus1D(settings.depth, model.get_submodule(model.head).out_features, settings.width)  # type: ignore[arg-type]
-    plain.load_state_dict(model.state_dict())
-    return plain.to(next(model.parameters()))
+def peers(device: torch.device, quick: bool) -> list[Contender]:
+    """The plain network in both orders of memory, eager and compiled.
 
-
-def contenders(case: Case, ours: Mapping[str, ComputePath], compiling: bool) -> dict[str, Maker]:
-    """What is compared, by name: makers of (network, memory format of its clips)."""
-    plain = partial(plain_network, settings=case.model)
-    found: dict[str, Maker] = {}
-    for name, order in (("plain conv3d", torch.contiguous_format), ("plain channels last", torch.channels_last_3d)):
-        found[name] = lambda model, order=order: (plain(model).to(memory_format=order), order)
-        if compiling:
-            found[f"{name}, compiled"] = lambda model, order=order: (
-                torch.compile(plain(model).to(memory_format=order)),
-                order,
-            )
-    for name, path in ours.items():
-        found[f"ours, {name}"] = lambda model, path=path: (_ours(model, path), torch.channels_last_3d)
+    Quick: without what compiles long; on a GPU but the one that is the best there.
+    """
+    found = []
+    for channels_last in (False, True):
+        found.append(Contender(channels_last=channels_last))
+        if not quick or (device.type == "cuda" and channels_last):
+            found.append(Contender(channels_last=channels_last, compiled=True))
     return found
 
 
-def _ours(model: VideoNetwork, path: ComputePath) -> VideoNetwork:
-    mine = copy.deepcopy(model)
-    mine.use(path)
-    return mine
+def ours(device: torch.device, quick: bool, choice: str) -> list[Contender]:
+    """By each path through the engine, and without it: on a GPU the run's choice alone, with `quick` no other path."""
+    paths = worth_trying(device)
+    alone = paths if device.type == "cpu" else [path for path in paths if path == choice]
+    if quick and alone:
+        paths = alone
+    return [Contender(path, engine=True) for path in paths] + [Contender(path) for path in alone]
 
 
-class Step:
-    """A training step of one contender: forward, backward, SGD with momentum, running statistics."""
-
-    def __init__(self, network: nn.Module, order: torch.memory_format, case: Case, device: torch.device) -> None:
-        self._network, self._half, self._device = network.train(), case.half, device
-        draw = torch.Generator().manual_seed(0)
-        shape = (case.batch, case.model.in_channels, case.frames, case.size, case.size)
-        self._clips = torch.randn(shape, generator=draw).to(device).contiguous(memory_format=order)
-        self._targets = torch.randint(400, (case.batch,), generator=draw).to(device)
-        self._sgd = torch.optim.SGD(parameter_groups(network, 1e-4, {}), lr=1e-3, momentum=0.9, nesterov=True)
-
-    def seconds(self) -> float:
-        """Of one step."""
-        _wait(self._device)
-        begin = time.perf_counter()
-        self._sgd.zero_grad(set_to_none=True)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
-            logits = self._network(self._clips)
-        F.cross_entropy(logits.float(), self._targets).backward()
-        self._sgd.step()
-        commit_statistics(self._network)
-        _wait(self._device)
-        return time.perf_counter() - begin
+def groups(contenders: Sequence[Contender], device: torch.device) -> list[list[Contender]]:
+    """Those that share a process."""
+    if device.type == "cpu":
+        return [list(contenders)]
+    plain = [each for each in contenders if not each.path]
+    return [plain, *([each] for each in contenders if each.path)]
 
 
-def compare(case: Case, device: torch.device, rounds: int, compiling: bool) -> dict[str, Any]:
-    """One case's figures: each contender's best step of `rounds`, in turn on a CPU, one after the other on a GPU.
+def patience(case: Case) -> float:
+    """Seconds for one contender, compiling and all."""
+    return 240.0 if (case.model.depth or 0) < 100 else 1200.0
+
+
+def compare(case: Case, device: torch.device, rounds: int, quick: bool) -> dict[str, Any]:
+    """One case's figures: each contender's of `rounds` steps.
 
     `chosen` is the path of ours that a run would take, `planar` its convolutions that run as 2D ones.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(case.threads or before)
-    torch.manual_seed(0)
-    model = build_model(case.model, 400, case.frames, case.size).to(device)
-    per_clip = macs(model, case.frames, case.size, case.size)
     limit = product_flops(device, case.half, seconds=1.0)
-    names = [name for name in worth_trying(device) if compiling or not PATHS[name].fused]
-    clip = (case.model.in_channels, case.frames, case.size, case.size)
-    choice = measured(model, Pass(clip, case.batch, "bf16" if case.half else "fp32"), device, names)
-    if compiling and device.type == "cpu":
-        names.append("planar-fused")
-    rows: dict[str, dict[str, Any]] = {}
-    makers = contenders(case, {name: choice.by_name(name) for name in names}, compiling)
-    if device.type == "cuda":
-        for name, maker in makers.items():
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            rows[name] = _timed({name: maker}, model, case, device, rounds)[name]
-            rows[name]["peak_bytes"] = torch.cuda.max_memory_allocated()
-    else:
-        rows = _timed(makers, model, case, device, rounds)
     torch.set_num_threads(before)
-    for row in rows.values():
+    with torch.device("meta"):
+        per_clip = macs(build_model(case.model, CLASSES, case.frames, case.size), case.frames, case.size, case.size)
+    try:
+        with closing(in_a_child(chosen, case, device, patience=patience(case))) as said:
+            choice = next(said)
+    except (ChildFailed, StopIteration) as error:
+        choice = ""
+        _progress(f"what a run would choose is not known: {error}")
+    told = json.loads(choice) if choice else {"path": "", "planar": [], "clips_per_second": {}}
+    contenders = peers(device, quick) + ours(device, quick, told["path"])
+    found = {}
+    for together in groups(contenders, device):
+        found |= _figures(together, case, choice, rounds, device)
+    for row in found.values():
         if "seconds" in row:
             row["clips_per_second"] = case.batch / row["seconds"]
+            row["median_clips_per_second"] = case.batch / row["median_seconds"]
             row["mfu"] = mfu(row["clips_per_second"], per_clip, limit, 1)
     figures = {"case": case.name, "matrix_product_tflops": limit / 1e12, "gflops_per_clip": 6 * per_clip / 1e9}
-    return figures | {"chosen": f"ours, {choice.path}", "planar": choice.planar, "rows": rows}
+    figures |= {"chosen": told["path"], "planar": told["planar"], "run_measured": told["clips_per_second"]}
+    lasting = {each.name: found[each.name] for each in contenders}
+    path = told["path"] or fastest(contenders, found)
+    return figures | {"rows": lasting, "summary": summary(lasting, path, device)}
 
 
-def _timed(
-    makers: Mapping[str, Maker], model: VideoNetwork, case: Case, device: torch.device, rounds: int
+def fastest(contenders: Sequence[Contender], found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The path of ours that is the fastest through the engine; empty where none runs."""
+    seconds = {each.path: found[each.name].get("seconds", math.inf) for each in contenders if each.engine}
+    path = min(seconds, key=lambda each: seconds[each], default="")
+    return path if path and seconds[path] < math.inf else ""
+
+
+def _figures(
+    contenders: Sequence[Contender], case: Case, choice: str, rounds: int, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    steps: dict[str, Step] = {}
-    rows: dict[str, dict[str, Any]] = {}
-    for name, maker in makers.items():
-        try:
-            steps[name] = Step(*maker(model), case, device)
-            for _ in range(2):
-                steps[name].seconds()
-            rows[name] = {"seconds": float("inf")}
-        except Exception as error:  # out of memory, or no compiler: it is told in the table
-            steps.pop(name, None)
-            rows[name] = {"failed": str(error).partition("\n")[0][:100]}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            rows[name]["seconds"] = min(rows[name]["seconds"], step.seconds())
-    return rows
+    found: dict[str, dict[str, Any]] = {}
+    longest = patience(case) * (len(contenders) if device.type == "cpu" else 1)
+    begin = time.perf_counter()
+    try:
+        with closing(in_a_child(rows, contenders, case, choice, rounds, device, patience=longest)) as said:
+            while len(found) < len(contenders):  # and not until it ends: after a fault that may take minutes
+                name, row = next(said)
+                found[name] = row
+                _progress(f"{name}: after {time.perf_counter() - begin:.0f} s")
+    except (ChildFailed, StopIteration) as error:
+        for each in contenders:
+            found.setdefault(each.name, {"failed": str(error) or "ended without a word"})
+    return found
 
 
-def cases(device: torch.device, depth: int | None = None, frames: int | None = None) -> list[Case]:
-    """The papers' sizes on a GPU; the demo's network in both precisions on one thread and two on a CPU."""
+def summary(found: Mapping[str, Mapping[str, Any]], path: str, device: torch.device) -> dict[str, Any]:
+    """Ours by a run's path, through the engine, against the best peer, the plain one and the product."""
+    peer = {name: row for name, row in found.items() if not name.startswith("ours") and "seconds" in row}
+    engine = {name: row for name, row in found.items() if name == Contender(path, engine=True).name and path}
+    mine = next((row for row in engine.values() if "seconds" in row), None)
+    best = max(peer, key=lambda name: peer[name]["clips_per_second"], default=None)
+    result: dict[str, Any] = {"best_peer": best, "ours": next(iter(engine), None)}
+    values = dict.fromkeys(GOALS, math.nan)
+    medians = math.nan
+    if mine and best:
+        values["ours / best peer"] = peer[best]["seconds"] / mine["seconds"]
+        medians = peer[best]["median_seconds"] / mine["median_seconds"]
+    if mine and PLAIN in peer:
+        values["ours / plain"] = peer[PLAIN]["seconds"] / mine["seconds"]
+    if mine:
+        values["of the matrix product"] = mine["mfu"]
+    result["judged"] = [
+        {
+            "what": what,
+            "value": value,
+            "goal": GOALS[what] if device.type == "cuda" else None,
+            "passed": value >= GOALS[what] if device.type == "cuda" else None,
+        }
+        for what, value in values.items()
+    ]
+    return result | {"ours_over_best_peer_by_medians": medians}
+
+
+def cases(device: torch.device, depth: int | None = None, frames: int | None = None, every: bool = False) -> list[Case]:
+    """On a GPU the size that is judged, or the papers' all; on a CPU the demo's network on one thread and two."""
     if device.type == "cpu":
         demo = ModelSettings(depth=10, width=0.25)
         return [Case(demo, 8, 48, 16, half, threads) for half in (False, True) for threads in (1, 2)]
-    batches = {18: {8: 64, 16: 32, 32: 16}, 34: {8: 64, 16: 32, 32: 16}, 152: {8: 16, 16: 8, 32: 4}}
+    if depth is None and frames is None and not every:
+        depth, frames = 34, 16
+    batches = {18: {8: 64, 16: 32, 32: 16}, 34: {8: 64, 16: 32, 32: 16}, 152: {8: 32, 16: 32, 32: 32}}
     return [
         Case(ModelSettings(depth=each), length, 112, batch, True)  # type: ignore[arg-type]
         for each, by_frames in batches.items()
@@ -185,47 +176,75 @@ def cases(device: torch.device, depth: int | None = None, frames: int | None = N
 
 def table(result: dict[str, Any]) -> str:
     """A case's figures as text; the last column compares with the plain network as anyone writes it."""
-    rows = result["rows"]
-    base = rows["plain conv3d"].get("clips_per_second")
+    found, told = result["rows"], result["summary"]
+    base = found[PLAIN].get("clips_per_second")
     lines = [f"\n{result['case']}  (matrix product: {result['matrix_product_tflops']:.2f} TFLOP/s)"]
-    lines.append(f"  {'':40} {'clips/s':>10} {'MFU':>7} {'peak GiB':>9} {'× plain':>8}")
-    for name, row in rows.items():
-        told = f"{name} (a run's choice)" if name == result["chosen"] else name
+    lines.append(
+        f"  {'':40} {'clips/s':>9} {'median':>9} {'MFU':>7} {'busy':>7} {'host':>7} {'peak GiB':>9} {'× plain':>8}"
+    )
+    for name, row in found.items():
+        label = f"{name} (a run's choice)" if name == told["ours"] else name
         if "failed" in row:
-            lines.append(f"  {told:40} does not run: {row['failed']}")
+            lines.append(f"  {label:40} does not run: {row['failed']}")
             continue
         peak = f"{row['peak_bytes'] / 2**30:.1f}" if "peak_bytes" in row else "–"
         ratio = f"{row['clips_per_second'] / base:.2f}" if base else "–"
-        lines.append(f"  {told:40} {row['clips_per_second']:10.1f} {100 * row['mfu']:6.1f}% {peak:>9} {ratio:>8}")
-    return "\n".join(lines)
+        lines.append(
+            f"  {label:40} {row['clips_per_second']:9.1f} {row['median_clips_per_second']:9.1f}"
+            f" {_percent(row['mfu']):>7} {_percent(row['busy_share']):>7}"
+            f" {_percent(row.get('host_share', math.nan)):>7} {peak:>9} {ratio:>8}"
+        )
+    return "\n".join([*lines, f"  {verdict(found, told)}"])
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def verdict(found: Mapping[str, Mapping[str, Any]], told: Mapping[str, Any]) -> str:
+    """The comparison that counts, in one line."""
+    parts = []
+    for key, label in (("best_peer", "best peer"), ("ours", "ours (a run's choice)")):
+        row = found.get(told[key] or "", {})
+        rate = f"{row['clips_per_second']:.1f} clips/s" if "seconds" in row else "not measured"
+        parts.append(f"{label}: {told[key] or 'none'}, {rate}")
+    for each in told["judged"]:
+        value = _percent(each["value"]) if each["what"].startswith("of") else f"= {each['value']:.2f}"
+        said = f"{each['what']} {value}"
+        if each["what"] == "ours / best peer":
+            said += f" (by medians {told['ours_over_best_peer_by_medians']:.2f})"
+        if each["goal"] is not None:
+            goal = f"{100 * each['goal']:g} %" if each["what"].startswith("of") else f"{each['goal']:g}"
+            said += f" (goal {goal}: {'PASS' if each['passed'] else 'falls short'})"
+        parts.append(said)
+    return "; ".join(parts)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%" if share == share else "–"
+
+
+def _progress(line: str) -> None:
+    print(f"  … {line}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
     """Run the cases, print their tables, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few rounds, nothing compiled")
+    parser.add_argument("--quick", action="store_true", help="few rounds, and compiled but what is best on a GPU")
+    parser.add_argument("--all", action="store_true", help="on a GPU, all networks and clips")
     parser.add_argument("--depth", type=int, help="on a GPU, only the network of this depth: 18, 34 or 152")
     parser.add_argument("--frames", type=int, help="on a GPU, only clips of so many frames: 8, 16 or 32")
-    parser.add_argument("--rounds", type=int, default=0, help="timed steps of each (0: 12, or 3 where quick)")
+    parser.add_argument("--rounds", type=int, help="steps of each contender")
     parser.add_argument("--out", type=Path, default=Path("bench/models.json"))
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    torch.backends.cudnn.benchmark = True  # for all alike, as a run has it
-    torch._dynamo.config.recompile_limit = 256
     print(f"{name}, torch {torch.__version__}")
+    begin, results = time.perf_counter(), []
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    results = []
-    for case in cases(device, given.depth, given.frames):
-        results.append(compare(case, device, given.rounds or (3 if given.quick else 12), not given.quick))
+    for case in cases(device, given.depth, given.frames, given.all):
+        most = 12 if device.type == "cpu" else 30
+        results.append(compare(case, device, given.rounds or (most // 4 if given.quick else most), given.quick))
         print(table(results[-1]), flush=True)
         given.out.write_text(json.dumps({"device": name, "torch": torch.__version__, "results": results}, indent=1))
-    print(f"\nfigures: {given.out}")
+    print(f"\nfigures: {given.out}; took {(time.perf_counter() - begin) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

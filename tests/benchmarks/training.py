@@ -1,12 +1,15 @@
 """Benchmark: training as users start it, beside its network alone, its loader alone, and plain DDP with autocast.
 
-python -m tests.benchmarks.training [--quick] [--rounds N] [--ranks N,N] [--out FILE]
+python -m tests.benchmarks.training [--quick] [--all] [--rounds N] [--windows N] [--ranks N,N] [--out FILE]
 
 The same clips of real video by the same recipe, one process tree after the other, in turns; figures are medians over
-the windows of all rounds, ratios those of rounds. On a GPU R(2+1)D-34 at 16 frames and -152 at 32, whose stages are
-computed twice, of 112², 32 clips, bf16; on a CPU the demo's network. The bound of training: on a GPU the slower of
-network and loader; on a CPU, whose cores they share, the sum of their work, 1 / (1 / network + 1 / loader), by the
-clock and by CPU seconds, which other work on the machine disturbs less (of several threads they count waiting, too).
+the windows of all rounds, ratios those of rounds. On a GPU R(2+1)D-34 at 16 frames of 112², 32 clips, bf16, within 8
+minutes, or 3 with --quick; with --all -152 at 32 frames, too, whose stages are computed twice. On a CPU the demo's
+network. e2e: training over its network alone, which takes its steps by the engine as training does, on clips that lie
+ready. The bound of training: on a GPU the slower of network and loader; on a CPU, whose cores they share, the sum of
+their work, 1 / (1 / network + 1 / loader), by the clock and by CPU seconds, which other work on the machine disturbs
+less (of several threads they count waiting, too). The first step's seconds are from the command's start: of a first
+start, which finds no cache of paths or kernels, and of later ones.
 """
 
 from __future__ import annotations
@@ -15,13 +18,11 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,68 +31,28 @@ import yaml
 
 from cluster.jobs.training import TrainingJob
 from cluster.usage import started_by, usage_of
-from pretrain.engine.peak import mfu, peak_flops
+from pretrain.engine.peak import peak_flops
 from pretrain.engine.world import free_port
 from pretrain.models.count import macs
 from pretrain.models.zoo import build_model
 from pretrain.report_runs import read_metrics
 from sharding.settings import validate
 from tests.benchmarks.loader_stores import segmented
+from tests.benchmarks.training_figures import Seen, Window, judged, median, row, saved, table
 
 ROOT = Path(__file__).parents[2]
 VIDEOS = ("bikes.mp4", "slackline.mp4", "cup.mp4")
-BOUND_GOAL, SAVING_GOAL, SAVED_EVERY = 0.95, 0.02, 600.0
+CACHES = {
+    "REELSCALE_CACHE": "reelscale",
+    "XDG_CACHE_HOME": "",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+}  # by their folder
 NEVER = 10**9
 
 
-@dataclass(frozen=True)
-class Window:
-    """What a contender did between two of its lines; nan where it does not tell, or nothing was seen."""
-
-    clips: float
-    seconds: float
-    cpu_seconds: float
-    told: dict[str, float]
-
-
-@dataclass
-class Seen:
-    """A contender's windows, round by round."""
-
-    name: str
-    ranks: int
-    rounds: list[list[Window]] = field(default_factory=list)
-    failed: str = ""
-
-    @property
-    def windows(self) -> list[Window]:
-        """Of all rounds."""
-        return [window for each in self.rounds for window in each]
-
-    def seconds_a_clip(self, number: int | None = None) -> float:
-        """By the clock, the median of one round or of all."""
-        return median([window.seconds / window.clips for window in self._of(number)])
-
-    def cpu_a_clip(self, number: int | None = None) -> float:
-        """CPU seconds of all its processes."""
-        return median([window.cpu_seconds / window.clips for window in self._of(number)])
-
-    def told(self, name: str) -> float:
-        """The median of what a run's own lines say."""
-        return median([window.told.get(name, float("nan")) for window in self.windows])
-
-    def _of(self, number: int | None) -> list[Window]:
-        return self.windows if number is None else self.rounds[number]
-
-
-def median(values: Sequence[float]) -> float:
-    """Of those that are known; nan without any."""
-    known = [value for value in values if value == value]
-    return statistics.median(known) if known else float("nan")
-
-
-def cases(device: torch.device, quick: bool, ranks: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Recipes by name."""
+def cases(device: torch.device, quick: bool, ranks: Sequence[int], every: bool = False) -> dict[str, dict[str, Any]]:
+    """Recipes by name; on a GPU the one that is judged, or `every`."""
     common = {
         "launcher": "none",
         "monitor": {"port": 0},
@@ -111,7 +72,7 @@ def cases(device: torch.device, quick: bool, ranks: Sequence[int]) -> dict[str, 
                 "model": {"depth": depth},
                 "engine": {"precision": "bf16", "recomputed": recomputed},
             }
-            for depth, frames, recomputed in ((34, 16, 0), (152, 32, 5))
+            for depth, frames, recomputed in ((34, 16, 0), (152, 32, 5))[: 2 if every else 1]
         }
     network = {"depth": 10, "width": 0.125 if quick else 0.25}
     clip = {"frames": 8, "resize": [36, 44] if quick else [56, 56], "crop": 32 if quick else 48}
@@ -126,7 +87,7 @@ def cases(device: torch.device, quick: bool, ranks: Sequence[int]) -> dict[str, 
 
 
 class Bench:
-    """A recipe's contenders on a store. `windows` of a run are looked at, after a first one."""
+    """A recipe's contenders on a store, with their own caches. `windows` of a run are looked at, after a first one."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any], store: str, windows: int) -> None:
         self.folder, self.windows = folder, windows
@@ -134,6 +95,7 @@ class Bench:
         self.recipe = {**recipe, "data": {**recipe["data"], "store": store}}
         self.path: Path | None = None
         self._runs = 0
+        self._caches = {name: str(folder / "caches" / inside) for name, inside in CACHES.items()}
 
     @property
     def job(self) -> TrainingJob:
@@ -160,7 +122,9 @@ class Bench:
         else:
             commands = [["tests.benchmarks.training_rank", seen.name, str(file), str(run), str(steps)]] * seen.ranks
         try:
-            seen.rounds.append(watched(commands, run, job.batch * job.log_steps))
+            windows, first = watched(commands, run, job.batch * job.log_steps, self._caches)
+            seen.rounds.append(windows)
+            seen.first_lines.append(first)
         except subprocess.CalledProcessError as error:
             seen.failed = error.stderr.strip().splitlines()[-1][:100] if error.stderr.strip() else str(error)
         measured = run / "path.json"
@@ -170,8 +134,12 @@ class Bench:
         shutil.rmtree(run)
 
 
-def watched(commands: list[list[str]], run: Path, clips: int) -> list[Window]:
+def watched(
+    commands: list[list[str]], run: Path, clips: int, variables: Mapping[str, str]
+) -> tuple[list[Window], float]:
     """Run a contender's processes; a window for each line of its metrics but the first, of so many clips.
+
+    And seconds from their start to the first line; nan without any.
 
     Raises CalledProcessError for one that fails, with what it said.
     """
@@ -179,8 +147,10 @@ def watched(commands: list[list[str]], run: Path, clips: int) -> list[Window]:
     shared = {"WORLD_SIZE": str(len(commands)), "LOCAL_WORLD_SIZE": str(len(commands)), "MASTER_ADDR": "127.0.0.1"}
     shared |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": str(max(1, cores // len(commands)))}
     log, processes = (run.parent / f"{run.name}.log").open("w+"), []
+    begin, first = time.perf_counter(), float("nan")
     for rank, command in enumerate(commands):
         environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+        environment |= variables
         if command[0] != "cluster.cli":
             environment |= shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         processes.append(
@@ -190,6 +160,7 @@ def watched(commands: list[list[str]], run: Path, clips: int) -> list[Window]:
     while all(process.poll() in (None, 0) for process in processes) and any(each.poll() is None for each in processes):
         fresh = len(_lines(run)) - len(spent)
         if fresh:
+            first = first if spent else time.perf_counter() - begin
             spent += [sum(_cpu_seconds(process.pid) for process in processes)] * fresh
         time.sleep(0.02)
     failed = next((process for process in processes if process.poll()), None)
@@ -207,7 +178,7 @@ def watched(commands: list[list[str]], run: Path, clips: int) -> list[Window]:
         cpu = spent[number] - spent[number - 1] if seen else float("nan")
         numbers = {name: float(value) for name, value in told[number].items() if isinstance(value, int | float)}
         windows.append(Window(clips, clips / told[number]["clips_per_second"], cpu, numbers))
-    return windows
+    return windows, first
 
 
 def _lines(run: Path) -> list[dict[str, Any]]:
@@ -241,9 +212,10 @@ def compare(bench: Bench, ranks: Sequence[int], rounds: int, device: torch.devic
     saving = Seen("ours, saving every second step", max(ranks))
     for _ in range(rounds):
         peak = max(peak, peak_flops(device, job.engine.precision == "bf16"))  # a busy CPU shows less of it
+        # The first of all that starts, a line a step: its first line is the first step of a first start.
+        bench.run(saving, times=4, log_steps=1, checkpoint={"every_steps": 2})
         for seen in found.values():
             bench.run(seen)
-        bench.run(saving, times=4, log_steps=1, checkpoint={"every_steps": 2})
     devices = max(ranks) if device.type == "cuda" else 1
     rows = [row(seen, found, per_clip, peak, seen.ranks if devices > 1 else 1) for seen in found.values()]
     result = {
@@ -252,138 +224,38 @@ def compare(bench: Bench, ranks: Sequence[int], rounds: int, device: torch.devic
         "load": os.getloadavg()[0],
         "rows": rows,
         "saving": saved(saving, found["ours", max(ranks)]),
+        "first_step": {"first": median(saving.first_lines[:1]), "later": median(saving.first_lines[1:])},
     }
     return result | {"judged": judged(result, found, ranks, device)}
-
-
-def row(seen: Seen, found: dict[tuple[str, int], Seen], per_clip: float, peak: float, devices: int) -> dict[str, Any]:
-    """A contender's figures."""
-    if seen.failed or not seen.rounds:
-        return {"name": seen.name, "ranks": seen.ranks, "failed": seen.failed}
-    rate = 1 / seen.seconds_a_clip()
-    figures: dict[str, Any] = {
-        "name": seen.name,
-        "ranks": seen.ranks,
-        "clips_per_second": rate,
-        "clips_per_second_by_round": [1 / seen.seconds_a_clip(number) for number in range(len(seen.rounds))],
-        "cpu_ms_per_clip": 1e3 * seen.cpu_a_clip(),
-        "data_wait_ratio": seen.told("data_wait_ratio") if seen.name in ("ours", "plain") else float("nan"),
-        "mfu": mfu(rate, per_clip, peak, devices) if seen.name in ("ours", "plain", "model") else float("nan"),
-    }
-    if seen.name == "ours":
-        figures["told"] = {name: seen.told(name) for name in ("mfu", "memory_bytes", "saving_ratio")}
-        exchange = found.get(("exchange", seen.ranks))
-        if exchange and exchange.rounds:
-            figures["exchange_ratio"] = exchange.seconds_a_clip() * rate
-    return figures
-
-
-def saved(saving: Seen, ours: Seen) -> dict[str, float]:
-    """Seconds that training pauses for a checkpoint: steps after (or with) one against the steps between."""
-    pauses = []
-    for windows in saving.rounds:
-        halves = [median([window.seconds for window in windows[begin::2]]) for begin in (0, 1)]
-        pauses.append(abs(halves[0] - halves[1]))
-    seconds = median(pauses)
-    return {"seconds": seconds, "share": seconds / SAVED_EVERY, "told_share": ours.told("saving_ratio")}
-
-
-def share_of_bound(ours: Seen, model: Seen, loader: Seen, number: int, device: torch.device) -> float:
-    """How near a round of training came to the bound that the module's head tells of, by the clock."""
-    network, clips = model.seconds_a_clip(number), loader.seconds_a_clip(number)
-    if device.type == "cuda":
-        return max(network, clips) / ours.seconds_a_clip(number)
-    return (network + loader.cpu_a_clip(number) / (os.cpu_count() or 1)) / ours.seconds_a_clip(number)
-
-
-def judged(
-    result: dict[str, Any], found: dict[tuple[str, int], Seen], ranks: Sequence[int], device: torch.device
-) -> list[dict[str, Any]]:
-    """Ours against its bound and the plain loop, more ranks against the fewest, and saving."""
-    lines: list[dict[str, Any]] = []
-
-    def add(what: str, values: Sequence[float], goal: float, most: bool = False) -> None:
-        value = median(values)
-        passed = value <= goal if most else value >= goal
-        lines.append({"what": what, "value": value, "goal": goal, "passed": passed if value == value else None})
-
-    for count in ranks:
-        ours, model, loader, plain = (found[name, count] for name in ("ours", "model", "loader", "plain"))
-        told = f"{count} rank{'s' * (count > 1)}"
-        rounds = range(min(len(each.rounds) for each in (ours, model, loader)))
-        shares = [share_of_bound(ours, model, loader, n, device) for n in rounds]
-        add(f"ours / bound, by the clock, {told}", shares, BOUND_GOAL)
-        if device.type == "cpu":
-            shares = [(model.cpu_a_clip(n) + loader.cpu_a_clip(n)) / ours.cpu_a_clip(n) for n in rounds]
-            add(f"ours / bound, by CPU seconds, {told}", shares, BOUND_GOAL)
-        both = range(min(len(ours.rounds), len(plain.rounds)))
-        add(f"ours / plain DDP, {told}", [plain.seconds_a_clip(n) / ours.seconds_a_clip(n) for n in both], 1.0)
-    for count in ranks[1:]:
-        few, many = found["ours", ranks[0]], found["ours", count]
-        rounds = range(min(len(few.rounds), len(many.rounds)))
-        times = count // ranks[0] if device.type == "cuda" else 1  # ranks of a CPU share its cores
-        shares = [few.seconds_a_clip(n) / many.seconds_a_clip(n) / times for n in rounds]
-        add(f"ours on {count} ranks / on {ranks[0]}" + (f" / {times}" if times > 1 else ""), shares, BOUND_GOAL)
-    add("saving, a share of 10 minutes", [result["saving"]["share"]], SAVING_GOAL, most=True)
-    return lines
-
-
-def table(name: str, result: dict[str, Any]) -> str:
-    """A case's figures as text."""
-    lines = [
-        f"\n{name}  ({result['gmacs_per_clip']:.2f} GMACs a clip, peak {result['peak_tflops']:.3g} TFLOP/s, "
-        f"load {result['load']:.1f})",
-        f"  {'':10} {'ranks':>5} {'clips/s':>9} {'CPU ms':>8} {'MFU':>7} {'waits':>7} {'exchange':>9}  by round",
-    ]
-    for each in result["rows"]:
-        if "clips_per_second" not in each:
-            lines.append(f"  {each['name']:10} {each['ranks']:>5}  does not run: {each['failed']}")
-            continue
-        rounds = " ".join(f"{value:.4g}" for value in each["clips_per_second_by_round"])
-        lines.append(
-            f"  {each['name']:10} {each['ranks']:>5} {each['clips_per_second']:>9.1f} {each['cpu_ms_per_clip']:>8.2f}"
-            f" {_percent(each['mfu']):>7} {_percent(each['data_wait_ratio']):>7}"
-            f" {_percent(each.get('exchange_ratio', float('nan'))):>9}  {rounds}"
-        )
-    saving = result["saving"]
-    for each in result["rows"]:
-        told = {name: value for name, value in each.get("told", {}).items() if value == value}
-        if told:
-            lines.append(f"  a run on {each['ranks']} tells {', '.join(f'{n} {v:.4g}' for n, v in told.items())}")
-    lines.append(f"  saving: training pauses {1e3 * saving['seconds']:.0f} ms a checkpoint")
-    for each in result["judged"]:
-        said = {True: "pass", False: "MISS", None: "not seen"}[each["passed"]]
-        lines.append(f"  {each['what']:<44} {each['value']:>8.4g}  (goal {each['goal']:g}) {said}")
-    return "\n".join(lines)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%" if share == share else "–"
 
 
 def main() -> None:
     """Make a store, run the cases, print their tables, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round of a few steps of a tiny network")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round of a few steps, on a CPU of a tiny network")
+    parser.add_argument("--all", action="store_true", help="on a GPU, R(2+1)D-152, too")
+    parser.add_argument("--rounds", type=int, help="3 unless given, on a GPU 2")
     parser.add_argument("--windows", type=int, default=6, help="of each run that are looked at")
     parser.add_argument("--ranks", help="numbers of processes, the fewest first; unless given 1,2, or 1 to all GPUs")
     parser.add_argument("--out", type=Path, default=Path("bench/training.json"))
     given = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    begin, device = time.perf_counter(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     most = torch.cuda.device_count() if device.type == "cuda" else 2
     ranks = [int(each) for each in given.ranks.split(",")] if given.ranks else [n for n in (1, 2, 4) if n <= most]
-    rounds, windows = (1, 2) if given.quick else (given.rounds, given.windows)
+    tiny = given.quick and device.type == "cpu"
+    rounds, windows = given.rounds or (3 if device.type == "cpu" else 2), given.windows
+    if given.quick:
+        rounds, windows = 1, 2 if tiny else 3
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-train-") as name:
-        store, _ = segmented(Path(name), VIDEOS[:1] if given.quick else VIDEOS, 1 if given.quick else 6, plain=False)
-        for number, (case, recipe) in enumerate(cases(device, given.quick, ranks).items()):
+        store, _ = segmented(Path(name), VIDEOS[:1] if tiny else VIDEOS, 1 if given.quick else 6, plain=False)
+        for number, (case, recipe) in enumerate(cases(device, given.quick, ranks, given.all).items()):
             bench = Bench(Path(name) / f"case{number}", recipe, store, windows)
             results[case] = compare(bench, ranks, rounds, device)
             print(table(case, results[case]), flush=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps({"torch": torch.__version__, "device": str(device), "cases": results}, indent=1))
-    print(f"\nfigures: {given.out}")
+    print(f"\nfigures: {given.out}; took {(time.perf_counter() - begin) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

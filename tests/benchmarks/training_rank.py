@@ -1,8 +1,9 @@
 """Part of the training benchmark: a rank of what training is compared with, told as a run tells itself.
 
 python -m tests.benchmarks.training_rank MODE RECIPE FOLDER STEPS, started as torchrun starts a rank. The modes:
-model: our network's training step on clips that lie ready; loader: clips and nothing else; plain: DDP and autocast
-around R(2+1)D as anyone writes it, with our loader; exchange: the sum over the ranks of a step's gradients.
+model: our network's training step, by the engine, on clips that lie ready; loader: clips and nothing else;
+plain: DDP and autocast around R(2+1)D as anyone writes it, with our loader; exchange: the sum over the ranks of a
+step's gradients.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,11 +27,13 @@ from cluster.output import end_process
 from pretrain.data.loader import Clips, Loader
 from pretrain.data.sources import Sources, open_sources, order_of
 from pretrain.data.transforms import network_input
+from pretrain.engine.engine import Engine
 from pretrain.engine.path import evaluation_path
 from pretrain.engine.world import World, leave_world, start_world
-from pretrain.models.batchnorm import commit_statistics
+from pretrain.losses import loss as loss_of
 from pretrain.models.count import parameters
 from pretrain.models.groups import parameter_groups
+from pretrain.models.network import seed_dropout
 from pretrain.models.zoo import build_model
 from pretrain.session import lanes_of
 from sharding.settings import load_settings
@@ -67,22 +71,25 @@ class Contender:
 
 
 def model_step(found: Contender) -> Step:
-    """Our network on clips that lie ready: each lane's pass, the optimizer's step, the statistics."""
-    job, clip, device = found.job, found.job.data.clip, found.world.device
-    network = build_model(job.model, found.classes, clip.frames, clip.crop).to(device).train()
-    network.use(evaluation_path(found.folder, job.engine.path, device))
-    video = torch.randn(job.lane_batch, job.model.in_channels, clip.frames, clip.crop, clip.crop, device=device)
-    targets = torch.randint(found.classes, (job.lane_batch,), device=device)
-    optimizer = found.optimizer(network)
+    """Our network on clips that lie ready, by the engine as the trainer drives it, with every pass of a step."""
+    job, clip, world = found.job, found.job.data.clip, found.world
+    network = build_model(job.model, found.classes, clip.frames, clip.crop).to(world.device).train()
+    path = evaluation_path(found.folder, job.engine.path, world.device)
+    if job.engine.recomputed != "auto":
+        path = replace(path, recomputed=job.engine.recomputed)
+    network.use(path)
+    engine = Engine(network, job.engine, world, job.lanes, job.lane_batch, job.together, job.schedule.rates)
+    numbers = [found.lanes] if job.together else [[lane] for lane in found.lanes]
+    clips = job.lane_batch * len(numbers[0])
+    video = torch.randn(clips, job.model.in_channels, clip.frames, clip.crop, clip.crop, device=world.device)
+    targets = torch.eye(found.classes, device=world.device)[torch.arange(clips) % found.classes]
 
     def step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        for _ in found.lanes:
-            with found.autocast():
-                logits = network(video)
-            (F.cross_entropy(logits.float(), targets) / len(found.lanes)).backward()
-        optimizer.step()
-        commit_statistics(network)
+        engine.set_learning_rate(1e-3)
+        for lanes in numbers:
+            seed_dropout(engine.model, lanes, world.device)
+            engine.backward(loss_of(job.loss, engine.forward(video), targets))
+            engine.step()
         return 0.0
 
     return step

@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import torch
 import yaml
 from numpy.typing import NDArray
 
@@ -22,6 +23,11 @@ from sharding.shard import ShardSettings
 from sharding.store import open_store
 from tests.demo.corpora import FOOTAGE, read_footage, write_video
 from tests.sharding.making import shard
+
+# Triton's kernels run on the CPU where there is no GPU, in all processes of the tests: it must be said before Triton is
+# imported for the first time, by whomever.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # The machine may be busy: no time limit for an example.
 hypothesis.settings.register_profile("unhurried", deadline=None, max_examples=40)
@@ -117,16 +123,23 @@ def write_recipe(folder: Path, store: str, **changes: Any) -> Path:
 
 
 def start(
-    recipe: Path, run: Path, log: Path, *overrides: str, command: str = "pretrain", alone: bool = False
+    recipe: Path,
+    run: Path,
+    log: Path,
+    *overrides: str,
+    command: str = "pretrain",
+    alone: bool = False,
+    gpu: bool = False,
 ) -> subprocess.Popen[bytes]:
     """`reelscale COMMAND RECIPE run=RUN …` in a session of its own, its output appended to `log`.
 
-    `alone`: the process is the one rank, as torchrun would start it; it has no launcher above it.
+    `alone`: the process is the one rank, as torchrun would start it; it has no launcher above it. `gpu`: it may see
+    the machine's GPUs.
     """
     arguments = [sys.executable, "-m", "cluster.cli", command, str(recipe), f"run={run}", *overrides]
     outside = {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
     environment = {name: value for name, value in os.environ.items() if name not in outside}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    environment |= {"OMP_NUM_THREADS": "1"} | ({} if gpu else {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"})
     if alone:
         environment |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

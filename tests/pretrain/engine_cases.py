@@ -41,10 +41,15 @@ def _cases() -> dict[str, dict[str, Any]]:
         "together3": {"last": 1, "together": True, "settings": settings(3), "sizes": [2]},
         "whole3": {"last": 3, "resumed": "sgd", "first": 2, "settings": settings(3, deepspeed={}), "sizes": [2]},
         "padded3": {
-            "last": 1, "path": "planar-padded", "relu": True, "settings": settings(3, weight_decay=0.0), "sizes": [2],
+            "last": 1, "path": "rows", "relu": True, "settings": settings(3, weight_decay=0.0), "sizes": [2],
         },
     }  # fmt: skip
+    one_lane = {"last": 1, "lanes": 1, "small": True, "recomputed_groups": 0, "relu": True, "sizes": [1]}
     for zero in ZERO:
+        for path in PATHS:
+            cases[f"{path} path{zero}"] = one_lane | {
+                "path": path, "kernels": path == "rows", "settings": settings(zero, weight_decay=0.0),
+            }  # fmt: skip
         bare = settings(zero, weight_decay=0.0)
         cases |= {
             f"gradients{zero}": {"last": 1, "recomputed": True, "settings": bare, "sizes": [1, 2, 4]},

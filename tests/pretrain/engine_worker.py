@@ -11,6 +11,7 @@ import traceback
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pretrain.engine.config import EngineSettings
 from pretrain.engine.engine import Engine, EngineState
 from pretrain.engine.world import World, free_port, leave_world, start_world
+from pretrain.models import normalise
 from pretrain.models.batchnorm import LaneBatchNorm
 from pretrain.models.groups import parameter_groups
 from pretrain.models.network import VideoNetwork
@@ -51,32 +53,76 @@ def lane_clips(step: int, lane: int) -> tuple[Tensor, Tensor]:
 
 
 class Waits(TorchDispatchMode):
-    """Counts the values that the host asks a tensor for, each of which is a wait on a GPU."""
+    """Counts what is a wait of the host on a GPU: values asked of a tensor, tensors of numbers, whole devices' ends."""
 
     count = 0
+    waiting = (
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.lift_fresh.default,  # torch.tensor(number): a copy out of memory that is not pinned
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten.masked_select.default,
+    )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._local_scalar_dense.default
+        self.count += func in self.waiting
         return func(*args, **(kwargs or {}))
+
+    def __enter__(self) -> Any:
+        from deepspeed.accelerator import get_accelerator
+
+        self.device = get_accelerator()
+        self.device.synchronize = self._synchronize
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        del self.device.synchronize
+
+    def _synchronize(self, device: Any = None) -> None:
+        self.count += 1
 
 
 def run_case(case: dict[str, Any], world: World, folder: Path) -> dict[str, Any]:
     """Steps first..last of the case; the states after those in `kept`, and after the last."""
     first, last, lanes = case.get("first", 0), case["last"], case.get("lanes", LANES)
-    together = case.get("together", False)
     start = torch.load(folder / "references.pt")[case["resumed"]][first] if "resumed" in case else None
     model = network(relu=case.get("relu", False), seed=12 if start else 11)
     if "path" in case:
-        model.use(replace(PATHS[case["path"]], recomputed=2))
-    engine = Engine(model, EngineSettings(**case["settings"]), world, lanes, LANE_BATCH, together)
+        model.use(replace(PATHS[case["path"]], recomputed=case.get("recomputed_groups", 2)))
+    with mock.patch.object(normalise, "has_kernels", lambda device: case.get("kernels", False)):
+        return run_steps(case, model, world, start, first, last, lanes)
+
+
+def run_steps(
+    case: dict[str, Any],
+    model: VideoNetwork,
+    world: World,
+    start: dict[str, Any] | None,
+    first: int,
+    last: int,
+    lanes: int,
+) -> dict[str, Any]:
+    """What `run_case` says, of a network that is ready."""
+    together = case.get("together", False)
+    batch = 2 if case.get("small") else LANE_BATCH
+    engine = Engine(model, EngineSettings(**case["settings"]), world, lanes, batch, together)
     if start:
         engine.load(EngineState(**start))
-    found: dict[str, Any] = {"norm": [], "taken": [], "dtypes": set(), "skipped": [], "waits": []}
+    found: dict[str, Any] = {
+        "offsets": {value.data_ptr() % 16 for value in model.parameters()},
+        "norm": [],
+        "taken": [],
+        "dtypes": set(),
+        "skipped": [],
+        "waits": [],
+    }
     found["states"] = {first: asdict(engine.state())}
     share = lanes // world.size
     for step in range(first, last):
         engine.set_learning_rate(RATE)
         clips = [lane_clips(step, lane) for lane in range(world.rank * share, (world.rank + 1) * share)]
+        if case.get("small"):
+            clips = [(video[:2, :, :, :16, :16].contiguous(), labels[:2]) for video, labels in clips]
         if step in case.get("pixels", []) and world.rank == world.size - 1:
             clips[-1][0][0, 0, 0, 0, 0] = torch.inf
         if together:
@@ -92,7 +138,9 @@ def run_case(case: dict[str, Any], world: World, folder: Path) -> dict[str, Any]
                 found["dtypes"].add(str(logits.dtype))
         if waits:
             found["waits"].append(waits.count)
-        found["norm"].append(engine.gradient_norm())
+        finite, norm = engine.verdict.tolist()
+        engine.settle(finite == 1)
+        found["norm"].append(norm)
         found["skipped"].append(engine.was_skipped)
         if step + 1 in [*case.get("kept", []), last]:
             found["states"][step + 1] = asdict(engine.state())

@@ -51,7 +51,8 @@ class Nursery:
         pids, port = [], free_port()
         for rank in range(ranks):
             given = {"config": config, "rank": rank, "ranks": ranks, "port": port, "shown": shown and str(shown)}
-            given |= {"threads": threads, "poisoned": [], "hangs": [-1, -1], "slow": 0.0, "save": 0.0} | hooks
+            given |= {"threads": threads, "poisoned": [], "hangs": [-1, -1], "slow": 0.0, "save": 0.0}
+            given |= {"lost": [-1, -1, ""]} | hooks
             assert self.process.stdin
             print(json.dumps(given), file=self.process.stdin, flush=True)
             pids.append(self._pids.get(timeout=120))
@@ -193,8 +194,30 @@ def be_rank(given: dict[str, Any]) -> int:
         return save(*arguments, **named)
 
     trainer.passes, trainer.network_input, saver.save_checkpoint = looked_at, spoilt, saved
+    rank, step, call = given["lost"]
+    if rank == given["rank"]:
+        lose_device(step, call)
     settings = TrainSettings.model_validate(given["config"])
     return 75 if trainer.train(settings) == "stopped" else 0
+
+
+def lose_device(step: int, call: str) -> None:
+    """Have a call of the engine fail at a step as a GPU's does, and whatever leaves in order hang from then on."""
+    import torch.distributed as dist
+
+    from pretrain.data.loader import Loader
+    from pretrain.engine.engine import Engine
+    from pretrain.watchdog import Watchdog
+
+    calls, plain = itertools.count(), getattr(Engine, call)
+
+    def failing(self: Any, *arguments: Any) -> Any:
+        if next(calls) == step:
+            dist.destroy_process_group = Loader.close = Watchdog.__exit__ = lambda *_: time.sleep(3600)
+            raise RuntimeError("CUDA error: misaligned address\nCUDA kernel errors might be asynchronously reported")
+        return plain(self, *arguments)
+
+    setattr(Engine, call, failing)
 
 
 if __name__ == "__main__":

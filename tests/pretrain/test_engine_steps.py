@@ -35,10 +35,11 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(engines: Runs, si
 
 @pytest.mark.parametrize(("name", "size"), [("left-out", 1), ("left-out", 2), ("clipped", 2)])
 @pytest.mark.parametrize("zero", ZERO)
-def test_the_host_waits_for_the_device_once_a_step(engines: Runs, name: str, size: int, zero: int) -> None:
+def test_the_host_sends_a_step_without_waiting_for_the_device(engines: Runs, name: str, size: int, zero: int) -> None:
     waits = engines[size][f"{name}{zero}"]["waits"]
     begun = 2 if zero == 3 else 0  # steps in which ZeRO 3 finds out the order of the layers
-    assert waits[begun:] == [1] * len(waits[begun:])
+    # ZeRO 3 makes a tensor, in host memory, of the number that it is handed for the norm, and asks for its value.
+    assert waits[begun:] == [2 if zero == 3 else 0] * len(waits[begun:])
 
 
 @pytest.mark.parametrize("zero", ZERO)

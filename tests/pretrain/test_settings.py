@@ -33,9 +33,10 @@ def test_what_a_rank_holds(engine: dict[str, Any], tensors: float) -> None:
 @pytest.mark.parametrize(
     ("engine", "tensors"),
     [
-        ({"zero": 0}, 1 + 1),  # momentum, a bucket
-        ({"zero": 0, "optimizer": "adamw", "average": 0.9}, 3 + 1),
-        ({"zero": 1}, (1 + 1) / 4 + 1),  # with ZeRO's own weights, shared out
+        ({"zero": 0}, 1 + 1 + 1),  # momentum, a bucket, the CUDA graph's
+        ({"zero": 0, "cuda_graph": False}, 1 + 1),
+        ({"zero": 0, "optimizer": "adamw", "average": 0.9}, 3 + 1 + 1),
+        ({"zero": 1}, (1 + 1) / 4 + 1 + 1),  # with ZeRO's own weights, shared out
         ({"zero": 3, "optimizer": "adamw"}, (2 + 1) / 4 + 1),
     ],
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
 from pretrain.engine.world import World
-from pretrain.step import OwnTime, Position, StepReport, right_clips
+from pretrain.step import OwnTime, Position, Repeatable, StepReport, right_clips
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -19,6 +21,9 @@ class Two(World):
         tensor[-1] += 1
 
 
+TAKEN = torch.tensor([1.0, 2.5])  # an engine's verdict
+
+
 def logits(*tops: int) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.tensor(tops), 4).float()
 
@@ -27,15 +32,43 @@ def test_passes_are_summed() -> None:
     report = StepReport(7, 700, 0.1)
     report.add(torch.eye(4)[:2], logits(0, 2), torch.tensor(1.5))
     report.add(torch.tensor([[0.0, 0.5, 0.5, 0.0]]), logits(2), torch.tensor(3.0, dtype=torch.bfloat16))
-    assert not report.agree(ALONE, stop=False)
+    report.send(ALONE, False, TAKEN)
+    report.read()
     assert (report.clips, report.right, report.loss, report.mean_loss) == (3, 2, 6.0, 2.0)
+    assert (report.skipped, report.gradient_norm, report.stopping) == (False, 2.5, False)
+
+
+def test_a_step_left_out_is_told_as_such_by_all_ranks() -> None:
+    report = StepReport(1, 4, 0.1)
+    report.add(torch.eye(4), logits(0, 1, 2, 0), torch.tensor(float("nan")))
+    report.send(Two(0, 2, torch.device("cpu")), False, torch.tensor([0.0, float("inf")]))
+    report.read()
+    assert report.skipped and report.gradient_norm == float("inf")
+
+
+def test_figures_are_those_of_the_moment_they_were_sent() -> None:
+    """They are read when the next step has been sent, and its verdict is there."""
+    verdict, own = TAKEN.clone(), OwnTime(torch.device("cpu"))
+    report = StepReport(1, 4, 0.1)
+    report.add(torch.eye(4), logits(0, 1, 2, 0), torch.tensor(2.0))
+    own.begin()
+    own.end()
+    report.send(ALONE, False, verdict, own.step())
+    verdict.zero_()
+    own.begin()
+    time.sleep(0.05)
+    own.end()
+    report.read()
+    assert not report.skipped and report.own_seconds < 0.05 <= own.step()()
 
 
 @pytest.mark.parametrize("stop", [True, False])
 def test_one_rank_that_is_to_stop_stops_all(stop: bool) -> None:
     report = StepReport(1, 4, 0.1)
     report.add(torch.eye(4), logits(0, 1, 2, 0), torch.tensor(2.0))
-    assert report.agree(Two(0, 2, torch.device("cpu")), stop)
+    report.send(Two(0, 2, torch.device("cpu")), stop, TAKEN)
+    report.read()
+    assert report.stopping
     assert (report.clips, report.right, report.mean_loss) == (8, 6, 2.0)
 
 
@@ -57,10 +90,19 @@ def test_own_seconds_leave_out_what_is_waited_for(monkeypatch: pytest.MonkeyPatc
         own.begin()
         own.end(False)
         own.end()
-    assert own.take() == 3.0
+    step = own.step()
     own.begin()
     own.end()
-    assert own.take() == 4.0
+    assert own.step()() == 4.0 and step() == 3.0
+
+
+def test_the_last_item_comes_again_where_it_is_asked_for() -> None:
+    found, items = [], Repeatable(iter(range(4)))
+    for number, item in enumerate(items):
+        found.append(item)
+        if number in (1, 2, 4):
+            items.again()
+    assert found == [0, 1, 1, 1, 2, 2, 3]
 
 
 def test_a_position_passes_samples_over() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,3 +132,30 @@ def test_ranks_that_hang_say_where_and_end(ranks: Nursery, store: str, tmp_path:
     assert "looked_at" in stacks[1]
     assert ranks.ended(ranks.start(settings, 2)) == [0, 0]
     assert checkpoint(run, 9).step == 9
+
+
+@pytest.mark.parametrize(("lost", "save", "asked"), [("forward", 0.0, False), ("step", 3600.0, True)])
+def test_a_rank_whose_device_is_lost_ends_with_one_message(
+    ranks: Nursery, store: str, tmp_path: Path, log: Path, lost: str, save: float, asked: bool
+) -> None:
+    """Also where what it leaves behind would hang, a save among it, and a signal comes meanwhile."""
+    run, before = tmp_path / "run", len(log.read_text())
+    settings = short(store, run, 9)
+    settings["checkpoint"] = {"every_steps": 4, "keep": 9}
+    pids = ranks.start(settings, 1, save=save, lost=[0, 3, lost])
+    begun = time.monotonic()
+    while "the device is lost" not in log.read_text()[before:]:
+        assert time.monotonic() < begun + 200
+        time.sleep(0.05)
+    begun = time.monotonic()
+    if asked:  # it waits for the save just then
+        os.kill(pids[0], signal.SIGTERM)
+    assert ranks.ended(pids) == [1]
+    assert time.monotonic() - begun < 60
+    said = log.read_text()[before:]
+    assert said.count("misaligned address") == said.count("goes on from the last checkpoint") == 1
+    assert "Traceback" not in said
+    assert "training failed: the device is lost (CUDA error: misaligned address, in nursery.py, line " in said
+    if not save:
+        assert ranks.ended(ranks.start(settings, 1)) == [0]
+        assert checkpoint(run, 9).step == 9

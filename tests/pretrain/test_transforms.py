@@ -22,6 +22,7 @@ from pretrain.data.transforms import network_input, pictures
 from pretrain.data.views import FLOW, ClipSettings, Normalisation, View, centre_view, train_view
 from sharding.flow import dequantised, quantised
 from tests.demo.corpora import FOOTAGE
+from tests.gpu import needs_gpu
 
 LEVELS = Normalisation(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))  # leaves a clip in levels, 0 to 255
 MATRICES = {"bt601": 5, "bt709": 1}  # swscale's numbers
@@ -126,7 +127,7 @@ def test_real_footage_at_full_size_within_a_hundredth_of_a_level() -> None:
         assert np.abs((found * std + mean) * 255 - exact(planes, view, clip.crop)).max() < 0.01
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU; on the CPU the test above says the same")
+@needs_gpu("the test above")
 def test_a_gpus_input_is_the_cpus() -> None:
     planes, _ = footage("carphone.mp4", 8)
     clip = ClipSettings(frames=8, normalisation=LEVELS)

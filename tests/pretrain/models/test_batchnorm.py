@@ -147,6 +147,25 @@ def test_a_commit_may_come_before_the_backward_pass() -> None:
     assert torch.equal(x.grad, y.grad)
 
 
+def test_a_step_that_the_device_finds_unsound_leaves_no_trace() -> None:
+    network = nn.Sequential(LaneBatchNorm(6), nn.Conv3d(6, 4, 1), LaneBatchNorm(4, momentum=0.3))
+    plain = copy.deepcopy(network)
+    network(lane(0))
+    commit_statistics(network, finite=torch.tensor(True))
+    plain(lane(0))
+    commit_statistics(plain)
+    before = copy.deepcopy(network.state_dict())
+    assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())
+    network(torch.full((2, 6, 1, 2, 2), float("inf")))
+    commit_statistics(network, finite=torch.tensor(False))
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    network(lane(1))
+    commit_statistics(network, finite=torch.tensor(True))
+    plain(lane(1))
+    commit_statistics(plain)
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in plain.state_dict().items())
+
+
 def test_a_skipped_step_leaves_no_trace() -> None:
     ours, _ = pair()
     before = copy.deepcopy(ours.state_dict())
@@ -255,10 +274,10 @@ def test_padding_channels_stay_zero_and_leave_no_trace() -> None:
     assert torch.equal(padded.eval()(wide, zeros=2)[:, :6], ours.eval()(batch))
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_one_value_a_channel_is_no_batch(fused: bool) -> None:
+@pytest.mark.parametrize("rows", [False, True])
+def test_one_value_a_channel_is_no_batch(rows: bool) -> None:
     ours, _ = pair()
-    ours.fused = fused
+    ours.rows = rows
     with pytest.raises(ValueError, match="one value a channel"):
         ours(torch.ones(1, 6, 1, 1, 1))
     synchronise(ours, lambda row: torch.stack([row, row]))

@@ -153,7 +153,7 @@ def test_classifier_only_leaves_all_before_it_as_it_was(name: str) -> None:
     assert changed and {each.split(".")[0] for each in changed} == {model.head}
 
 
-@pytest.mark.parametrize("path", ["plain", "channels-last", "planar-padded"])
+@pytest.mark.parametrize("path", ["plain", "channels-last", "rows"])
 @pytest.mark.parametrize("recomputed", [0, 3])
 def test_gradients_stop_at_the_first_part_that_learns(path: str, recomputed: int) -> None:
     model = network()

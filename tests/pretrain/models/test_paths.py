@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from pretrain.models import normalise
-from pretrain.models.batchnorm import LaneBatchNorm, commit_statistics
+from pretrain.models.batchnorm import commit_statistics
 from pretrain.models.count import macs
 from pretrain.models.network import LaneDropout, VideoNetwork, seed_dropout
 from pretrain.models.paths import PATHS, Convolution
 from pretrain.models.zoo import ModelSettings, build_model
 
-EAGER = [name for name, path in PATHS.items() if not path.fused]
 NETWORKS: dict[str, dict[str, Any]] = {
     "basic": {"name": "r2plus1d", "depth": 10, "width": 0.125},
     "bottleneck": {"name": "r2plus1d", "depth": 50, "width": 0.0625, "pool1": True},
@@ -56,7 +54,7 @@ def taken_step(model: VideoNetwork, batch: Tensor, half: bool = False) -> dict[s
     return {"logits": logits.detach(), "evaluated": evaluated, **gradients, **model.state_dict()}
 
 
-@pytest.mark.parametrize("path", [name for name in EAGER if name != "plain"])
+@pytest.mark.parametrize("path", [name for name in PATHS if name != "plain"])
 @pytest.mark.parametrize(("name", "frames"), [*((name, 6) for name in NETWORKS), ("whole", 8), ("mixed", 8)])
 def test_a_path_is_the_plain_network_in_double_precision(name: str, frames: int, path: str) -> None:
     plain, batch = network(name, frames), clips(name, frames).double()
@@ -67,19 +65,6 @@ def test_a_path_is_the_plain_network_in_double_precision(name: str, frames: int,
     assert expected.keys() == found.keys()
     for key in expected:
         assert_close(found[key], expected[key], rtol=1e-9, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
-
-
-@pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would be compiled runs as it is written; test_normalise.py compiles it."""
-    monkeypatch.setattr(normalise, "_compiled", lambda function, kind: function)
-
-
-@pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("path", ["planar-fused", "padded-fused"])
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_fused_path_is_the_plain_network_in_double_precision(name: str, path: str) -> None:
-    test_a_path_is_the_plain_network_in_double_precision(name, 6, path)
 
 
 def test_a_path_may_be_planar_in_some_layers_alone() -> None:
@@ -95,27 +80,6 @@ def test_a_path_may_be_planar_in_some_layers_alone() -> None:
         assert_close(found[key], expected[key], rtol=1e-9, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU; on the CPU the tests above and below say the same")
-@pytest.mark.parametrize("path", [name for name in PATHS if name != "plain"])
-@pytest.mark.parametrize("name", ["basic", "bottleneck", "whole"])
-def test_on_a_gpu_a_path_is_the_plain_network(name: str, path: str) -> None:
-    plain = network(name).cuda()
-    other = copy.deepcopy(plain)
-    plain.use(PATHS["plain"])
-    other.use(PATHS[path])
-    batch = clips(name).double().cuda()
-    expected, found = taken_step(plain, batch), taken_step(other, batch)
-    for key in expected:
-        assert_close(found[key], expected[key], rtol=1e-9, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU; on the CPU the test below says the same")
-@pytest.mark.parametrize("name", ["basic", "bottleneck", "whole"])
-def test_on_a_gpu_in_bf16_a_path_errs_no_more_than_the_plain_network(name: str) -> None:
-    assert_bf16_errors(name, 4, list(PATHS), torch.device("cuda"))
-
-
-@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("frames", [2, 4])
 @pytest.mark.parametrize("name", ["basic", "whole", "mixed"])
 def test_in_bf16_a_path_errs_no_more_than_the_plain_network(name: str, frames: int) -> None:
@@ -144,7 +108,7 @@ def assert_bf16_errors(name: str, frames: int, paths: list[str], device: torch.d
 
 
 @pytest.mark.parametrize("junk", range(3))
-@pytest.mark.parametrize("path", EAGER)
+@pytest.mark.parametrize("path", list(PATHS))
 def test_gradients_of_bf16_over_two_frames_are_finite(path: str, junk: int) -> None:
     model = network("basic", 2, dtype=torch.float32)
     model.use(PATHS[path])
@@ -156,39 +120,11 @@ def test_gradients_of_bf16_over_two_frames_are_finite(path: str, junk: int) -> N
     assert all(value.grad is not None and value.grad.isfinite().all() for value in model.parameters())
 
 
-def test_each_kind_of_layer_is_compiled_once_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a break in the graph, in a network that computes its first stages twice, however often it runs."""
-    graphs = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor], **options: Any) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    compiled = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda own, **how: compiled(own, **how, backend=backend, fullgraph=True))
-    normalise._compiled.cache_clear()
-    plain = network("bottleneck")
-    other = copy.deepcopy(plain)
-    plain.use(PATHS["plain"])
-    other.use(replace(PATHS["padded-fused"], recomputed=2))
-    numbers = []
-    try:
-        for _ in range(2):
-            expected = taken_step(plain, clips("bottleneck").double())
-            found = taken_step(other, clips("bottleneck").double())
-            for key in expected:
-                assert_close(found[key], expected[key], rtol=1e-9, atol=1e-9)
-            numbers.append(len(graphs))
-    finally:
-        normalise._compiled.cache_clear()
-    norms = sum(isinstance(module, LaneBatchNorm) for module in other.modules())
-    assert numbers[0] == numbers[1] and 0 < numbers[0] < norms
-    assert list(other.state_dict()) == list(plain.state_dict())
-
-
 @pytest.mark.parametrize("name", ["basic", "whole", "i3d", "c3d"])
-def test_recomputing_changes_nothing(name: str) -> None:
+@pytest.mark.parametrize("path", ["planar", "rows"])
+def test_recomputing_changes_nothing(name: str, path: str) -> None:
     kept = network(name)
+    kept.use(PATHS[path])
     again = copy.deepcopy(kept)
     again.use(replace(kept.path, recomputed=2))
     expected, found = taken_step(kept, clips(name).double()), taken_step(again, clips(name).double())
@@ -217,13 +153,13 @@ def test_recomputing_keeps_less() -> None:
 def test_padding_is_no_part_of_what_is_counted() -> None:
     model = network("basic")
     before = macs(model, 6, 20, 20)
-    model.use(PATHS["planar-padded"])
+    model.use(PATHS["rows"])
     assert macs(model, 6, 20, 20) == before
 
 
 def test_convolutions_keep_the_published_shape_of_their_weights() -> None:
     model = network("basic")
-    model.use(PATHS["planar-padded"])
+    model.use(PATHS["rows"])
     assert all(module.weight.dim() == 5 for module in model.modules() if isinstance(module, nn.Conv3d))
     assert all(type(module) is Convolution for module in model.modules() if isinstance(module, nn.Conv3d))
 
