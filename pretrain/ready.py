@@ -11,6 +11,7 @@ import torch
 from pretrain.begin import network, path_is_measured, training_pass
 from pretrain.checkpoint import Checkpoint
 from pretrain.engine.engine import Engine
+from pretrain.engine.lost import DeviceLost
 from pretrain.engine.path import leave_out
 from pretrain.engine.trial import Outcome, trial
 from pretrain.engine.world import World
@@ -20,7 +21,7 @@ from pretrain.models.count import macs, parameters
 from pretrain.restore import restore
 from pretrain.settings import TrainSettings
 from pretrain.step import Position
-from sharding.errors import CannotGoOn, UserError
+from sharding.errors import UserError
 
 log = logging.getLogger("reelscale")
 
@@ -38,7 +39,7 @@ def ready_engine(
 
     A path that was chosen by measuring and fails on trial is left out, with a warning, and the next one is tried by an
     engine that is built anew. Raises UserError for clips that do not fit into memory and for a path that was asked for
-    and fails; CannotGoOn where the device is lost, after which the same command goes on with another path; RuntimeError
+    and fails; DeviceLost where the device is lost, after which the same command goes on with another path; RuntimeError
     if no path is left.
     """
     while True:
@@ -74,7 +75,7 @@ def _give_up(settings: TrainSettings, folder: Path, world: World, outcome: Outco
         )
     leave_out(folder, world)
     if outcome == Outcome.DEVICE_LOST:
-        raise CannotGoOn(
+        raise DeviceLost(
             "training failed: a step on trial ended all computing on a rank's device, as the warning above says; "
             "the same command goes on by another path"
         )

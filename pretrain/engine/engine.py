@@ -245,7 +245,7 @@ class Engine:
         # backward pass sets anew.
         noted = {name: getattr(self._engine, name) for name in _NOTED}
         numbers = {name: value for name, value in vars(self).items() if isinstance(value, bool | int | float)}
-        scale, buffers = vars(self._scale).copy(), list(self.model.buffers())
+        scale, buffers, verdict = vars(self._scale).copy(), list(self.model.buffers()), self._judge.verdict
         kept = [buffer.to("cpu", copy=True) for buffer in buffers]
         device = self.world.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), self._parts.unmoved():
@@ -257,6 +257,7 @@ class Engine:
             setattr(self._engine, name, value)
         vars(self).update(numbers)
         vars(self._scale).update(scale)
+        self._judge.verdict = verdict
         self._copies.clear()
 
     def set_learning_rate(self, rate: float) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from sharding.errors import CannotGoOn
+
 log = logging.getLogger("reelscale")
 
 _LOST = (  # in the messages of torch, Triton, cuBLAS, cuDNN and NCCL; after such an error every later call fails, too
@@ -31,10 +33,14 @@ _TELLING = 10.0  # seconds for the message, which may hang on the disk
 _FINISHING = 20.0  # seconds for what is done without the device
 
 
+class DeviceLost(CannotGoOn):
+    """The device computes no more in this process, and the message says how it goes on."""
+
+
 def is_device_lost(error: BaseException) -> bool:
     """Whether an error says that the device computes no more in this process."""
     text = str(error)
-    return (
+    return isinstance(error, DeviceLost) or (
         isinstance(error, RuntimeError)
         and any(words in text for words in _LOST)
         and not any(words in text for words in _NOT_LOST)
@@ -71,11 +77,14 @@ def _quietly(act: Callable[[], object]) -> None:
 
 def _tell(error: BaseException) -> None:
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    log.error(
-        "training failed: the device is lost (%s, in %s, line %d); the same command goes on from the last checkpoint, "
-        "and with CUDA_LAUNCH_BLOCKING=1 it tells the very line that is at fault",
-        str(error).partition("\n")[0], Path(frame.filename).name, frame.lineno or 0,
-    )  # fmt: skip
+    if isinstance(error, DeviceLost):
+        log.error("%s", error)
+    else:
+        log.error(
+            "training failed: the device is lost (%s, in %s, line %d); the same command goes on from the last "
+            "checkpoint, and with CUDA_LAUNCH_BLOCKING=1 it tells the very line that is at fault",
+            str(error).partition("\n")[0], Path(frame.filename).name, frame.lineno or 0,
+        )  # fmt: skip
     for handler in log.handlers:
         handler.flush()
     sys.stdout.flush()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pretrain.engine.capture import capture_for
 from pretrain.engine.cuda_graph import GraphedFeatures
+from pretrain.engine.lost import is_device_lost
 from pretrain.engine.planar import without_trials
 from pretrain.engine.precision import Precision, autocast
 from pretrain.engine.world import World
@@ -59,7 +60,8 @@ def measure(
 
     A path that does not run here (out of memory, no compiler), or whose logits are far from those of the plain
     network in fp32 (a broken kernel), is left out with a warning. The network stays as it is.
-    Raises torch.OutOfMemoryError if no path is left and memory was short for one, RuntimeError for other reasons.
+    Raises torch.OutOfMemoryError if no path is left and memory was short for one, RuntimeError for other reasons, and
+    what `is_device_lost` knows as it comes.
     """
     # On a busy CPU only what is timed in turn compares; a GPU has no room for several copies, and who watches is to
     # know which path is under way.
@@ -156,6 +158,8 @@ def _time_in_turn(
                     if number == 0 and exact is not None:
                         errors[name] = float((logits.double() - exact).norm() / exact.norm())
             except Exception as error:
+                if is_device_lost(error):  # no other path computes here, either
+                    raise
                 reason = str(error).partition("\n")[0]
                 log.warning("the path %s does not run here: %s", name, reason)
                 short |= is_out_of_memory(error)

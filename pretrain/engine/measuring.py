@@ -14,6 +14,7 @@ import torch
 
 from pretrain.engine.aside import Recipe, Task
 from pretrain.engine.engine import Engine
+from pretrain.engine.lost import is_device_lost
 from pretrain.engine.measure import Watcher, is_out_of_memory
 from pretrain.engine.path import device_name, measured, noise, too_large
 from pretrain.engine.record import Measured, libraries
@@ -47,6 +48,9 @@ def main(words: int, parent: int) -> None:
     except UserError as error:
         say.word("mistake", [error.what, error.where, error.remedy])
     except Exception as error:
+        if is_device_lost(error):  # another child goes on; leaving in order would ask the device
+            print(error, file=sys.stderr, flush=True)
+            os._exit(1)
         say.word("error", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
     leave_world()
 
@@ -98,6 +102,8 @@ def _trains(found: Measured, model: VideoNetwork, task: Task, world: World, watc
             return found
         except Exception as error:
             reason = str(error).partition("\n")[0]
+            if is_device_lost(error):
+                raise
             if is_out_of_memory(error):
                 if task.recipe.ranks == 1:
                     return None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pretrain.engine.engine import Engine
+from pretrain.engine.lost import is_device_lost
 from pretrain.engine.measure import is_out_of_memory
 from pretrain.engine.path import noise, too_large
 from pretrain.engine.precision import Pass, autocast
@@ -93,6 +94,8 @@ def _outcome(attempt: Callable[[], None], device: torch.device) -> Outcome:
         if is_out_of_memory(error):
             return Outcome.TOO_LARGE
         log.warning("a step on trial failed: %s: %s", type(error).__name__, str(error).partition("\n")[0])
+        if is_device_lost(error):
+            return Outcome.DEVICE_LOST
     try:
         _wait(device)
     except Exception:  # what a kernel does where it must not ends the whole context

@@ -56,6 +56,8 @@ def misbehave(how: str, network: VideoNetwork | None) -> None:
         time.sleep(1000)
     elif how == "needs two groups recomputed" and network is not None and network.path.recomputed < 2:
         raise torch.OutOfMemoryError("short")
+    elif how == "loses the device":
+        raise RuntimeError("CUDA error: misaligned address\nmore of it")
     elif how == "exits in the engine" and network is not None:
         weight = next(network.parameters())
         if weight.untyped_storage().nbytes() > weight.nbytes:  # a view into DeepSpeed's buffer

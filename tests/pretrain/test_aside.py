@@ -76,11 +76,13 @@ def test_paths_that_crash_are_left_out(
 def test_a_path_that_hangs_is_left_out(
     pids: Path, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
 ) -> None:
-    found = measured({"plain": "hangs", "layers": "dies by a signal", "engine": False}, monkeypatch, limit=15.0)
-    assert found.failed == ["plain"] and set(found.clips_per_second) == {"channels-last", "planar"}
+    plan = {"plain": "hangs", "layers": "dies by a signal", "planar": "loses the device", "engine": False}
+    found = measured(plan, monkeypatch, limit=15.0)
+    assert found.failed == ["plain", "planar"] and set(found.clips_per_second) == {"channels-last"}
+    assert "the path planar is left out: measuring planar, its process ended with exit code 1" in told.text
     assert found.planar == [] and found.path in found.clips_per_second
     assert "the path plain is left out: measuring plain, its process says nothing for 15 s" in told.text
-    assert len(children(pids)) == 3
+    assert len(children(pids)) == 4
 
 
 def test_memory_that_is_short_is_told_apart(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -59,6 +60,7 @@ def test_a_trial_leaves_all_as_it_was_to_the_bit(found: dict[int, dict[str, Any]
     assert result["outcome"] == ["FINE"] * STEPS
     lanes = 4 // size
     assert result["counts"] == [(step, step * lanes, 0) for step in range(STEPS)]
+    assert math.isnan(result["verdicts"][0][1]) and result["verdicts"][1][1] > 0  # of real steps
     for kind in ("with", "after a trial"):
         for step, ((state, drawn), (plain, plainly)) in enumerate(zip(result[kind], result["without"], strict=False)):
             assert torch.equal(drawn, plainly)

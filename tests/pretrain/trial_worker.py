@@ -50,11 +50,19 @@ def take_step(engine: Engine, step: int) -> None:
         video, labels = lane_clips(step, lane)
         engine.backward(functional.cross_entropy(engine.forward(video + torch.rand(1)), labels))
         engine.step()
+    engine.settle(bool(engine.verdict[0]))
 
 
 def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
     """The states of two engines that took the same steps, of which the second had trials before and between them."""
-    states: dict[str, list[Any]] = {"without": [], "with": [], "after a trial": [], "outcome": [], "counts": []}
+    states: dict[str, list[Any]] = {
+        "without": [],
+        "with": [],
+        "after a trial": [],
+        "outcome": [],
+        "counts": [],
+        "verdicts": [],
+    }
     for kind in ("without", "with"):
         torch.manual_seed(3)
         engine = fresh(case, world)
@@ -64,6 +72,7 @@ def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
                 states["after a trial"].append((asdict(engine.state()), torch.get_rng_state()))
                 inner = engine._engine
                 states["counts"].append((inner.global_steps, inner.micro_steps, inner.skipped_steps))
+                states["verdicts"].append(engine.verdict.tolist())
             states[kind].append((asdict(engine.state()), torch.get_rng_state()))
             take_step(engine, step)
         states[kind].append((asdict(engine.state()), torch.get_rng_state()))
@@ -74,7 +83,7 @@ def failures(world: World) -> dict[str, Any]:
     """What becomes of a trial where the last rank's convolutions fail, forward or backward, or are short of memory."""
     found: dict[str, Any] = {}
     compute = Convolution.compute
-    for name, error in (("forward", RuntimeError("misaligned address")), ("memory", torch.OutOfMemoryError("short"))):
+    for name, error in (("forward", RuntimeError("an odd address")), ("memory", torch.OutOfMemoryError("short"))):
 
         def failing(self: Convolution, x: torch.Tensor, weight: torch.Tensor, error: Exception = error) -> torch.Tensor:
             if world.rank == world.size - 1 and self.out_channels == 64:
