@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
@@ -36,8 +36,12 @@ _TRIES = 2  # of what is no path, and ends the child
 _CHILD = "import sys; sys.path[:] = {path!r}; from {module} import main; main({fd}, {parent})"
 
 
+def _nothing() -> None:
+    pass
+
+
 class CannotStart(Exception):
-    """There is no child process that measures."""
+    """There is no child process that measures, or none that lasts for reasons that are no path's."""
 
 
 class Recipe(BaseModel):
@@ -76,18 +80,21 @@ def measured_aside(
     recomputed: int | None = None,
     limit: float = LIMIT,
     module: str = "pretrain.engine.measuring",
+    meanwhile: Callable[[], object] = _nothing,
 ) -> Measured:
     """The fastest of the paths that measures well and then takes steps of the whole engine, in a process of its own.
 
     A path on which the child dies, or says nothing for `limit` seconds, is left out with a warning, and another child
-    goes on with the others. Raises CannotStart if none can begin, UserError for clips that do not fit into memory, and
-    RuntimeError if no path is left.
+    goes on with the others. `meanwhile` is called once, while the first one works.
+    Raises CannotStart if none can begin or last, UserError for clips that do not fit into memory, and RuntimeError if
+    no path is left.
     """
     task = Task(recipe=recipe, training=training, device=str(device), names=list(names), recomputed=recomputed)
     tries = 0
     while True:
         progress = _Progress(task)
-        end = _run(task, progress, limit, module)
+        end = _run(task, progress, limit, module, meanwhile)
+        meanwhile = _nothing
         if progress.found is not None:
             return progress.found.without(task.failed)
         if not progress.began:
@@ -95,7 +102,7 @@ def measured_aside(
         if progress.path is None:
             tries += 1
             if tries == _TRIES:
-                raise RuntimeError(f"the process that measures paths ended at {progress.under_way}: {end}")
+                raise CannotStart(f"it {end}, at {progress.under_way}, twice")
             if task.planar is None:
                 task.planar = []
             continue
@@ -116,8 +123,10 @@ class _Progress:
 
     def enter(self, word: str, value: Any) -> None:
         """Take note of one word of the child's. Raises the error that it tells."""
-        task, self.began = self._task, True
-        if word == "begins":
+        task = self._task
+        if word == "ready":
+            self.began = True
+        elif word == "begins":
             self.under_way, self.path = value["what"], value["path"]
         elif word == "decided":
             if value["recomputed"] > task.fewest:  # the former times are of another way to compute
@@ -144,9 +153,10 @@ class _Progress:
         self._task.rates.pop(name, None)
 
 
-def _run(task: Task, progress: _Progress, limit: float, module: str) -> str:
+def _run(task: Task, progress: _Progress, limit: float, module: str, meanwhile: Callable[[], object]) -> str:
     """One child, until it has ended: how it did, in words."""
     with tempfile.TemporaryFile() as errors, _started(task, errors, module) as (process, words):
+        meanwhile()
         text = b""
         patience = max(limit, _TO_START)
         deadline = time.monotonic() + patience
@@ -162,7 +172,7 @@ def _run(task: Task, progress: _Progress, limit: float, module: str) -> str:
                 progress.enter(**json.loads(line))
             if progress.found is not None:
                 return "is done"
-            patience = limit
+            patience = limit if progress.began else patience
             deadline = time.monotonic() + patience
         code = process.wait()
         errors.seek(0)

@@ -316,8 +316,15 @@ def _optimizer(
 
 
 def _deepspeed(world: World) -> Any:
-    """Import DeepSpeed, quiet, on the CPU where there is no GPU."""
-    if world.device.type == "cpu":
+    """DeepSpeed, in the process group of this world."""
+    deepspeed = import_deepspeed(world.device)
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
+    return deepspeed
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed, quiet, on the CPU where there is no GPU; it takes seconds, and the GPU is not touched."""
+    if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # DeepSpeed calls ninja by name; an environment that is not activated keeps it beside its Python.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -329,5 +336,4 @@ def _deepspeed(world: World) -> Any:
     # An operation for inference that DeepSpeed compiles at the first start on a CPU: a start killed while compiling
     # leaves a lock on which every later one waits for ever, and training never calls it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_init_required=False, verbose=False)
     return deepspeed

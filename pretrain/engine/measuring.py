@@ -37,9 +37,13 @@ def main(words: int, parent: int) -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     task = Task.model_validate_json(sys.stdin.read())
+    world = start_world()
+    if str(world.device) != task.device:
+        raise RuntimeError(f"it is to compute on {task.device}, and finds {world.device}")
+    torch.zeros(1, device=world.device)  # fails where one process alone may have the GPU, which the parent does
     say.word("ready", None)
     try:
-        say.word("found", found_by(task, say).model_dump())
+        say.word("found", found_by(task, world, say).model_dump())
     except UserError as error:
         say.word("mistake", [error.what, error.where, error.remedy])
     except Exception as error:
@@ -47,13 +51,13 @@ def main(words: int, parent: int) -> None:
     leave_world()
 
 
-def found_by(task: Task, watcher: _Words) -> Measured:
+def found_by(task: Task, world: World, watcher: _Words) -> Measured:
     """The task done: what is left to measure measured, and the fastest path that takes steps of the whole engine.
 
     Raises UserError for clips that do not fit into memory, RuntimeError if no path is left.
     """
     recipe, training = task.recipe, task.training
-    world = start_world()
+    watcher.begins("building")
     torch.backends.cudnn.benchmark = False  # what it would try out here, the run would try again
     torch.manual_seed(0)
     frames, size = training.clip[1:3]

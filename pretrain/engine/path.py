@@ -11,10 +11,11 @@ from pathlib import Path as FilePath
 import torch
 
 from pretrain.engine.aside import CannotStart, Recipe, measured_aside
+from pretrain.engine.engine import import_deepspeed
 from pretrain.engine.measure import Watcher, is_out_of_memory, measure
 from pretrain.engine.planar import planar_layers
 from pretrain.engine.precision import Pass
-from pretrain.engine.record import Measured, cached, keep, kept, key_of, libraries
+from pretrain.engine.record import Measured, cache_folder, cached, keep, kept, key_of, libraries
 from pretrain.engine.world import World
 from pretrain.models.batchnorm import synchronise
 from pretrain.models.count import macs
@@ -190,7 +191,9 @@ def _found_anew(
         known = cached(key)
         known = known.without(list(failed)) if known else None
         if known and _still_holds(known, training, device, recomputed):
-            log.info("path %s, as another run measured it on such a device: %s", known.path, _told(known))
+            failed_there = f"; {', '.join(known.failed)} failed" if known.failed else ""
+            where = cache_folder() / f"{key}.json"
+            log.info("path %s, as measured on such a device (%s): %s%s", known.path, where, _told(known), failed_there)
             return known
     names = [name for name in worth_trying(device) if name not in failed]
     if not names:
@@ -200,7 +203,9 @@ def _found_anew(
     found = None
     if recipe is not None and device.type != "cpu":
         try:
-            found = measured_aside(recipe, training, device, names, recomputed)
+            found = measured_aside(
+                recipe, training, device, names, recomputed, meanwhile=lambda: import_deepspeed(device)
+            )
         except CannotStart as error:
             log.info("the paths are measured in this process: none beside it can (%s)", error)
     if found is None:

@@ -34,6 +34,8 @@ def main(words: int, parent: int) -> None:
     VideoNetwork.forward = misbehaving  # type: ignore[method-assign]
     if "layers" in plan:
         path.planar_layers = lambda *_: misbehave(plan["layers"], None)  # type: ignore[assignment]
+    if "build" in plan:
+        measuring.build_model = lambda *_: misbehave(plan["build"], None)  # type: ignore[assignment]
     if not plan.get("engine", True):
         measuring._trains = lambda found, *_: found
     measuring.main(words, parent)

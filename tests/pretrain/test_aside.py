@@ -17,10 +17,12 @@ import torch
 
 from pretrain.engine.aside import CannotStart, Recipe, measured_aside
 from pretrain.engine.config import EngineSettings
+from pretrain.engine.path import SECONDS_ON_GPU, device_name, worth_trying
+from pretrain.engine.planar import planar_layers
 from pretrain.engine.precision import Pass
 from pretrain.engine.record import Measured
 from pretrain.models.paths import ON_CPU
-from pretrain.models.zoo import ModelSettings
+from pretrain.models.zoo import ModelSettings, build_model
 from sharding.errors import UserError
 from tests.pretrain.conftest import ROOT
 from tests.pretrain.measuring_standin import PIDS, PLAN
@@ -93,6 +95,35 @@ def test_memory_that_is_short_is_told_apart(pids: Path, monkeypatch: pytest.Monk
 def test_a_child_that_does_not_start() -> None:
     with pytest.raises(CannotStart, match="ModuleNotFoundError"):
         measured_aside(RECIPE, TRAINING, CPU, ON_CPU, module="tests.pretrain.there_is_none")
+
+
+def test_a_child_that_dies_for_another_reason_than_a_path(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does that the kernel ends for want of memory: the caller may measure by itself."""
+    with pytest.raises(CannotStart, match=r"ended with SIGKILL.*, at building, twice"):
+        measured({"build": "dies by a signal"}, monkeypatch)
+    assert len(children(pids)) == 2
+
+
+def test_a_child_on_another_device(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PLAN, "{}")
+    with pytest.raises(CannotStart, match="it is to compute on cuda:7, and finds cpu"):
+        measured_aside(RECIPE, TRAINING, torch.device("cuda", 7), ON_CPU, module="tests.pretrain.measuring_standin")
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU; on the CPU the tests above say the same of the child"
+)
+def test_on_a_gpu_the_paths_are_measured_in_time() -> None:
+    device = torch.device("cuda", 0)
+    training, begin = Pass((3, 8, 112, 112), 8, "bf16"), time.monotonic()
+    recipe = RECIPE.model_copy(update={"model": ModelSettings(depth=18), "engine": EngineSettings()})
+    found = measured_aside(recipe, training, device, worth_trying(device))
+    assert found.path in found.clips_per_second and found.failed == [] and found.device == device_name(device)
+    assert time.monotonic() - begin < 45  # of which measuring is 10, the rest is to load and to start
+    model = build_model(ModelSettings(depth=18), 3, 8).to(device)
+    begin = time.monotonic()
+    planar_layers(model, torch.randn(8, 3, 8, 112, 112, device=device), "bf16", 8, SECONDS_ON_GPU / 3)
+    assert time.monotonic() - begin < SECONDS_ON_GPU
 
 
 def test_the_child_dies_with_its_parent(pids: Path) -> None:

@@ -40,7 +40,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     asked: list[list[str]] = []
 
     def measured_aside(
-        recipe: object, training: Pass, device: object, names: list[str], recomputed: object
+        recipe: object, training: Pass, device: object, names: list[str], recomputed: object, **_: object
     ) -> Measured:
         asked.append(names)
         rates = {name: 100.0 - number for number, name in enumerate(names)}
@@ -69,19 +69,23 @@ def test_another_run_takes_what_one_measured(
 ) -> None:
     told.set_level(logging.INFO, "reelscale")
     assert begin(tmp_path / "one") == BEST and len(runs) == 1
-    assert "as another run measured it" not in told.text
+    assert "as measured on such a device" not in told.text
     assert begin(tmp_path / "two") == BEST and len(runs) == 1
-    assert f"path {BEST}, as another run measured it on such a device" in told.text
+    assert f"path {BEST}, as measured on such a device ({tmp_path / 'cache'}/" in told.text
     assert (tmp_path / "one" / "path.json").read_text() == (tmp_path / "two" / "path.json").read_text()
     assert begin(tmp_path / "three", training=replace(TRAINING, batch=4)) == BEST and len(runs) == 2
     assert begin(tmp_path / "one") == BEST and len(runs) == 2  # of its own folder
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".json"] * 2
 
 
-def test_a_path_that_failed_is_left_out_by_other_runs(runs: list[list[str]], tmp_path: Path) -> None:
+def test_a_path_that_failed_is_left_out_by_other_runs(
+    runs: list[list[str]], tmp_path: Path, told: pytest.LogCaptureFixture
+) -> None:
+    told.set_level(logging.INFO, "reelscale")
     begin(tmp_path / "one")
     assert leave_out(tmp_path / "one", GPU) == NEXT
     assert begin(tmp_path / "one") == begin(tmp_path / "two") == NEXT and len(runs) == 1
+    assert f"path {NEXT}, as measured" in told.text and f"clips/s; {BEST} failed" in told.text
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"path": "none such"}', "\0\xff"])
@@ -127,7 +131,7 @@ def test_without_a_child_this_process_measures(
     told.set_level(logging.INFO, "reelscale")
     here = paths.measured_aside
 
-    def none(*_: object) -> Measured:
+    def none(*_: object, **__: object) -> Measured:
         raise CannotStart("all GPUs are taken")
 
     monkeypatch.setattr(paths, "measured_aside", none)
