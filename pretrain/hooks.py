@@ -104,6 +104,8 @@ class LogHook:
         return self._validation.seconds if self._validation else 0.0
 
     def _tell_slow(self, own_seconds: float) -> None:
+        if self._world.size == 1:
+            return
         rows = self._world.gather(torch.tensor([own_seconds], device=self._world.device))
         for rank, host, times in slow_ranks(rows[:, 0].tolist(), self._hosts):
             log.warning("rank %d on %s is slow: its own work takes %.1f times the ranks' median", rank, host, times)

@@ -83,12 +83,14 @@ class _Normalise(torch.autograd.Function):
         rows, output, statistics = ctx.saved_tensors
         gradient = _rows(gradients[0])
         compute = _computing(rows, statistics, gradient)
-        of_bias, of_weight, both = compute.slopes(gradient, rows, output, statistics, ctx.relu, ctx.channels)
-        count = len(rows)
+        of_bias, of_weight, both, passed = compute.slopes(gradient, rows, output, statistics, ctx.relu, ctx.channels)
+        count, relu = len(rows), ctx.relu
+        if passed is not None:
+            gradient, relu = passed, False
         if ctx.gather is not None:
             both, count = ctx.gather(both.flatten()).sum(0).view(2, -1) / ctx.count, 1
-        inner, passed = compute.inner(gradient, rows, output, statistics, both, count, ctx.relu, ctx.adds)
-        of_added = None if passed is None else _clips(passed, gradients[0])
+        inner = compute.inner(gradient, rows, statistics, both, count, relu)
+        of_added = _clips(gradient, gradients[0]) if ctx.adds else None
         return _clips(inner, gradients[0]), of_added, of_weight, of_bias, None, None, None, None
 
 

@@ -52,30 +52,21 @@ def apply(rows: Tensor, statistics: Tensor, added: Tensor | None, relu: bool) ->
 
 def slopes(
     gradient: Tensor, rows: Tensor, output: Tensor | None, statistics: Tensor, relu: bool, channels: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of bias and weight, [channels] each, and both for all C channels, [2, C]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The gradients of bias and weight, [channels] each, both for all C channels, [2, C], and what passed the ReLU."""
     passed = _through_relu(gradient, rows, output, statistics, relu)
     mean, rate = statistics[:2]
     both = torch.stack([passed.sum(0), (passed * (rows - mean) * rate).sum(0)])
-    return both[0, :channels].clone(), both[1, :channels].clone(), both
+    of_added = None if output is None else passed.to(gradient.dtype)
+    return both[0, :channels].clone(), both[1, :channels].clone(), both, of_added
 
 
-def inner(
-    gradient: Tensor,
-    rows: Tensor,
-    output: Tensor | None,
-    statistics: Tensor,
-    slopes: Tensor,
-    count: int,
-    relu: bool,
-    adds: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """The gradients of the rows and, where something was added, of the addend; both M C, in the rows' type."""
-    passed = _through_relu(gradient, rows, output, statistics, relu)
+def inner(gradient: Tensor, rows: Tensor, statistics: Tensor, slopes: Tensor, count: int, relu: bool) -> Tensor:
+    """The gradient of the rows, M C in their type."""
+    passed = _through_relu(gradient, rows, None, statistics, relu)
     mean, rate, scale = statistics[:3]
     level, tilt = slopes / count
-    of_rows = (passed - level - (rows - mean) * (rate * tilt)) * scale
-    return of_rows.to(rows.dtype), passed.to(gradient.dtype) if adds else None
+    return ((passed - level - (rows - mean) * (rate * tilt)) * scale).to(rows.dtype)
 
 
 def _through_relu(gradient: Tensor, rows: Tensor, output: Tensor | None, statistics: Tensor, relu: bool) -> Tensor:

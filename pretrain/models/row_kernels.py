@@ -1,8 +1,9 @@
 """Triton kernels for training's batch normalisation, addition and ReLU over rows, M C: each streams its memory once.
 
-Forward: moments, then apply. Backward: slopes (the sums of the gradients of bias and weight), then inner (the gradients
-of rows and addend). Sums are float32, taken about the first row so that a mean far from zero costs no precision, and
-added in an order that is a function of the shape alone: no atomics, the same bits every time.
+Forward: moments, then apply. Backward: slopes (the sums of the gradients of bias and weight, and the gradient of what
+was added), then inner (the gradient of the rows). Sums are float32, taken about the first row so that a mean far from
+zero costs no precision, and added in an order that is a function of the shape alone: no atomics, the same bits every
+time.
 
 Rows are read as a flat array in blocks whose columns repeat after lcm(BLOCK, C) places: every load is a whole block
 of neighbours though C is no power of two, and as a program's channels never change, their scales stay in registers.
@@ -117,17 +118,19 @@ def apply(rows: Tensor, statistics: Tensor, added: Tensor | None, relu: bool) ->
 
 def slopes(
     gradient: Tensor, rows: Tensor, output: Tensor | None, statistics: Tensor, relu: bool, channels: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of bias and weight, float32 [channels] each, and both for all C channels, [2, C].
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The gradients of bias and weight, float32 [channels] each, both for all C channels, [2, C], and what passed.
 
     gradient, rows: M C. output: what `apply` gave, where something was added before the ReLU: its sign is not to be
-    had from the rows alone.
+    had from the rows alone. What then passed the ReLU, M C, is the gradient of what was added; None without an output.
     """
     how = _launch(rows, "slopes")
     sums = torch.empty(2, how.partial, rows.shape[1], device=rows.device)
+    passed = None if output is None else torch.empty_like(gradient)
     _slopes[(how.columns, how.groups)](
-        gradient, rows, rows if output is None else output, statistics, sums, rows.numel(), rows.shape[1], how.columns,
-        how.rows, ADD=output is not None, RELU=relu, UNROLLED=how.unrolled, BLOCK=how.block, num_warps=how.warps,
+        gradient, rows, rows if output is None else output, statistics, sums, gradient if passed is None else passed,
+        rows.numel(), rows.shape[1], how.columns, how.rows,
+        ADDED=output is not None, RELU=relu, UNROLLED=how.unrolled, BLOCK=how.block, num_warps=how.warps,
     )  # fmt: skip
     sums = _folded(sums)
     of_bias, of_weight = (torch.empty(channels, device=rows.device) for _ in range(2))
@@ -136,33 +139,22 @@ def slopes(
         sums, of_bias, of_weight, both, sums.shape[1], rows.shape[1], channels,
         TILE=64, CHANNELS=_CHANNELS, num_warps=4,
     )  # fmt: skip
-    return of_bias, of_weight, both
+    return of_bias, of_weight, both, passed
 
 
-def inner(
-    gradient: Tensor,
-    rows: Tensor,
-    output: Tensor | None,
-    statistics: Tensor,
-    slopes: Tensor,
-    count: int,
-    relu: bool,
-    adds: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """The gradients of the rows and, where something was added, of the addend; both M C, in the rows' type.
+def inner(gradient: Tensor, rows: Tensor, statistics: Tensor, slopes: Tensor, count: int, relu: bool) -> Tensor:
+    """The gradient of the rows, M C in their type.
 
-    slopes: the gradients of bias and weight, float32 [2, C], summed over `count` rows; output as for `slopes`.
+    gradient: M C, still to pass the `relu`, by the sign of the normalised rows. slopes: the gradients of bias and
+    weight, float32 [2, C], summed over `count` rows.
     """
-    of_rows = torch.empty_like(rows)
-    passed = torch.empty_like(rows) if adds and relu else None  # without a ReLU the gradient passes as it is
+    found = torch.empty_like(rows)
     how = _launch(rows, "inner")
     _inner[(how.columns, how.groups)](
-        gradient, rows, rows if output is None else output, statistics, slopes, of_rows,
-        of_rows if passed is None else passed, 1.0 / count, rows.numel(), rows.shape[1], how.columns, how.rows,
-        ADD=output is not None, PASSED=passed is not None, RELU=relu, UNROLLED=how.unrolled, BLOCK=how.block,
-        num_warps=how.warps,
+        gradient, rows, statistics, slopes, found, 1.0 / count, rows.numel(), rows.shape[1], how.columns, how.rows,
+        RELU=relu, UNROLLED=how.unrolled, BLOCK=how.block, num_warps=how.warps,
     )  # fmt: skip
-    return of_rows, gradient if adds and passed is None else passed
+    return found
 
 
 def _launch(rows: Tensor, kernel: str) -> Launch:
@@ -220,10 +212,13 @@ def _moments(rows, sums, total, channels, columns, each, UNROLLED: tl.constexpr,
 
 @triton.jit(do_not_specialize=["channels", "columns", "each"])
 def _slopes(  # type: ignore[no-untyped-def]
-    gradient, rows, output, statistics, sums, total, channels, columns, each,
-    ADD: tl.constexpr, RELU: tl.constexpr, UNROLLED: tl.constexpr, BLOCK: tl.constexpr,
+    gradient, rows, output, statistics, sums, passed, total, channels, columns, each,
+    ADDED: tl.constexpr, RELU: tl.constexpr, UNROLLED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums of the gradient behind the ReLU, and of it times the normalised x: [2, groups, columns × BLOCK]."""
+    """Sums of the gradient behind the ReLU, and of it times the normalised x: [2, groups, columns × BLOCK].
+
+    Where something was added the gradient behind the ReLU is kept in `passed`: `_inner` then reads it alone.
+    """
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     group = tl.program_id(1).to(tl.int64)
     width = (columns * BLOCK).to(tl.int64)
@@ -241,11 +236,13 @@ def _slopes(  # type: ignore[no-untyped-def]
         slope = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
         apart = tl.load(rows + place, mask=inside, other=0.0).to(tl.float32) - mean
         if RELU:
-            if ADD:  # noqa: SIM108
-                passed = tl.load(output + place, mask=inside, other=0.0).to(tl.float32)
+            if ADDED:  # noqa: SIM108
+                before = tl.load(output + place, mask=inside, other=0.0).to(tl.float32)
             else:
-                passed = apart * scale + bias
-            slope = tl.where(passed <= 0, 0.0, slope)
+                before = apart * scale + bias
+            slope = tl.where(before <= 0, 0.0, slope)
+        if ADDED:
+            tl.store(passed + place, slope.to(passed.dtype.element_ty), mask=inside)
         product = slope * (apart * rate)
         one += slope
         two += tl.where(inside, product, 0.0)  # beyond the end apart is no number where the mean is none
@@ -353,8 +350,8 @@ def _apply(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["share", "channels", "columns", "each"])
 def _inner(  # type: ignore[no-untyped-def]
-    gradient, rows, output, statistics, slopes, of_rows, of_added, share, total, channels, columns, each,
-    ADD: tl.constexpr, PASSED: tl.constexpr, RELU: tl.constexpr, UNROLLED: tl.constexpr, BLOCK: tl.constexpr,
+    gradient, rows, statistics, slopes, of_rows, share, total, channels, columns, each,
+    RELU: tl.constexpr, UNROLLED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """`share`: what one row is of all those that the slopes were summed over."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -373,13 +370,7 @@ def _inner(  # type: ignore[no-untyped-def]
         slope = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
         apart = tl.load(rows + place, mask=inside, other=0.0).to(tl.float32) - mean
         if RELU:
-            if ADD:  # noqa: SIM108
-                passed = tl.load(output + place, mask=inside, other=0.0).to(tl.float32)
-            else:
-                passed = apart * scale + bias
-            slope = tl.where(passed <= 0, 0.0, slope)
-        if PASSED:
-            tl.store(of_added + place, slope.to(of_added.dtype.element_ty), mask=inside)
+            slope = tl.where(apart * scale + bias <= 0, 0.0, slope)
         value = (slope - level - apart * tilt) * scale
         tl.store(of_rows + place, value.to(of_rows.dtype.element_ty), mask=inside)
         row += UNROLLED
