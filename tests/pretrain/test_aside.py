@@ -24,6 +24,7 @@ from pretrain.engine.record import Measured
 from pretrain.models.paths import ON_CPU
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.errors import UserError
+from tests.gpu import needs_gpu
 from tests.pretrain.conftest import ROOT
 from tests.pretrain.measuring_standin import PIDS, PLAN
 
@@ -112,9 +113,7 @@ def test_a_child_on_another_device(pids: Path, monkeypatch: pytest.MonkeyPatch) 
         measured_aside(RECIPE, TRAINING, torch.device("cuda", 7), ON_CPU, module="tests.pretrain.measuring_standin")
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no GPU; on the CPU the tests above say the same of the child"
-)
+@needs_gpu("the tests above, of the child")
 def test_on_a_gpu_the_paths_are_measured_in_time() -> None:
     device = torch.device("cuda", 0)
     training, begin = Pass((3, 8, 112, 112), 8, "bf16"), time.monotonic()
