@@ -58,6 +58,7 @@ def ready_engine(
             log.info("a step on trial went well, %.1f s after this process began", seconds_since_start())
             return engine, cost
         _give_up(settings, folder, world, outcome)
+        engine.close()
         del engine, model
         gc.collect()  # DeepSpeed's objects hold each other
         if world.device.type == "cuda":

@@ -32,6 +32,7 @@ log = logging.getLogger("reelscale")
 
 LIMIT = 90.0  # seconds without a word, after which the child is taken to hang
 _TO_START = 180.0  # and until the first one: it loads torch, beside other ranks that do
+_TO_END = 30.0  # and after it was ended
 _TRIES = 2  # of what is no path, and ends the child
 _CHILD = "import sys; sys.path[:] = {path!r}; from {module} import main; main({fd}, {parent})"
 
@@ -213,5 +214,6 @@ def _started(task: Task, errors: IO[bytes], module: str) -> Iterator[tuple[subpr
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with suppress(subprocess.TimeoutExpired):  # a call into a driver that does not return outlives the signal
+            process.wait(_TO_END)
         os.close(words)

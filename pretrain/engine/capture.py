@@ -123,16 +123,18 @@ def _clean_up(graph: torch.cuda.CUDAGraph, pool: Any, device: int) -> None:
     must live. The calls are those that `torch.cuda.use_mem_pool` makes at its end; one too many raises RuntimeError.
     Nor is the default generator told, which then refuses to draw; a copy of its state was never told of a capture.
     """
-    _BROKEN.append(graph)
     generator = torch.cuda.default_generators[device]
     generator.graphsafe_set_state(generator.clone_state())
     try:
-        graph.pool()  # it raises unless the capture ended well, and then the graph gives back the pool itself
+        graph.pool()  # it raises unless the capture ended well, as it does where what is captured ran out of memory
+        graph.reset()
     except RuntimeError:
+        _BROKEN.append(graph)
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(device, pool)
         with suppress(RuntimeError):
             torch._C._cuda_releasePool(device, pool)
+    torch.cuda.empty_cache()
 
 
 def _laid_out(gradient: Tensor | None, weight: Tensor) -> Tensor | None:

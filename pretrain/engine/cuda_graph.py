@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,11 +14,14 @@ from torch.autograd.function import once_differentiable
 
 from pretrain.engine.capture import Capture
 from pretrain.engine.config import EngineSettings
+from pretrain.engine.lost import is_device_lost
 from pretrain.engine.world import World
 from pretrain.models.batchnorm import LaneBatchNorm
 from pretrain.models.network import LaneDropout, VideoNetwork
 
 log = logging.getLogger("reelscale")
+
+_TO_CAPTURE = timedelta(minutes=10)  # one rank's kernels, and what a library tries out, later than another's
 
 
 class GraphedFeatures:
@@ -73,6 +77,8 @@ class GraphedFeatures:
         except _CannotCapture as error:
             reason = str(error)
         except Exception as error:
+            if is_device_lost(error):
+                raise
             reason, level = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", logging.WARNING
         if self._on_all_ranks(graph is not None):
             if self._world.rank == 0:
@@ -85,9 +91,9 @@ class GraphedFeatures:
         return None
 
     def _on_all_ranks(self, well: bool) -> bool:
-        word = torch.tensor(float(not well), device=self._world.device)
-        self._world.sum_(word)
-        return not word.item()
+        """Agreed by the hosts: a device on which the capture failed may compute no more."""
+        with self._world.by_host(_TO_CAPTURE) as highest:
+            return highest(int(not well)) == 0
 
 
 def set_graphed(

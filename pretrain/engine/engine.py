@@ -33,6 +33,7 @@ from pretrain.models.batchnorm import (
     synchronise,
 )
 from pretrain.models.groups import parameter_groups
+from pretrain.models.network import VideoNetwork
 
 log = logging.getLogger("reelscale")
 
@@ -258,6 +259,18 @@ class Engine:
         vars(self).update(numbers)
         vars(self._scale).update(scale)
         self._judge.verdict = verdict
+        self._copies.clear()
+
+    def close(self) -> None:
+        """Give the memory back: of the graph, and of what DeepSpeed hangs on the weights. The engine is of no use then.
+
+        DeepSpeed's (0.19) hooks on weights hold its optimizer, which holds the weights: no collector sees that circle.
+        """
+        if self._graphed:
+            self._graphed.discard()
+        if isinstance(self.model, VideoNetwork):
+            self.model.graphed = None
+        self._engine.destroy()
         self._copies.clear()
 
     def set_learning_rate(self, rate: float) -> None:

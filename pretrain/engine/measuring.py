@@ -120,13 +120,18 @@ def _take_steps(model: VideoNetwork, found: Measured, task: Task, world: World) 
     engine = Engine(model, _own(task.recipe), world, 1, training.batch, training.together, task.recipe.rates)
     engine.set_learning_rate(1e-4)
     clips = noise(training.batch, training.clip).to(world.device)
-    for _ in range(_STEPS):
-        seed_dropout(model, [0], world.device)
-        engine.backward(engine.forward(clips).square().mean())
-        engine.step()
-        engine.settle(bool(engine.verdict[0]))
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
+    try:
+        for _ in range(_STEPS):
+            seed_dropout(model, [0], world.device)
+            engine.backward(engine.forward(clips).square().mean())
+            engine.step()
+            engine.settle(bool(engine.verdict[0]))
+        if world.device.type == "cuda":
+            torch.cuda.synchronize(world.device)
+    except Exception as error:
+        if not is_device_lost(error):  # which is then asked for nothing any more
+            engine.close()
+        raise
 
 
 def _own(recipe: Recipe) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.models.batchnorm import statistics_held
-from pretrain.models.paths import PATHS, Path, set_path
+from pretrain.models.paths import PATHS, Convolution, Path, set_path
 from pretrain.models.weight_cast import cast_at_once
 
 
@@ -46,10 +46,17 @@ class VideoNetwork(nn.Module):
     def embedded(self, clips: Tensor) -> Tensor:
         """`features` by the network's path: all that is computed before the classifier, of weights as it casts them."""
         order = torch.channels_last_3d if self.path.channels_last else torch.contiguous_format
+        if not self._reads_blocks(clips):
+            clips = clips.contiguous(memory_format=order)
         # What is recomputed in the backward pass would not find the weights that this pass was cast for.
         once = self.path.cast_at_once and not self.path.recomputed
         with cast_at_once(self, clips.device) if once else nullcontext():
-            return self.features(clips.contiguous(memory_format=order))
+            return self.features(clips)
+
+    def _reads_blocks(self, clips: Tensor) -> bool:
+        """Whether the first layer makes blocks of the pixels, in whatever order they lie."""
+        first = next((layer for layer in self.modules() if isinstance(layer, Convolution)), None)
+        return first is not None and first.makes_blocks_of(clips)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "graphed"}

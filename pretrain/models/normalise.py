@@ -124,7 +124,8 @@ def _over_ranks(parts: Tensor) -> tuple[Tensor, Tensor]:  # W (2 C + 1) → 2 C,
 
 
 def _rows(x: Tensor) -> Tensor:  # N C T H W → M C
-    return x.permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1])  # a view of N T H W C memory, else a copy
+    # A view of N T H W C memory, else a copy: also of a slice of wider rows, which reshape alone would leave as it is.
+    return x.permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1]).contiguous()
 
 
 def _clips(rows: Tensor, like: Tensor) -> Tensor:  # M C → N C T H W

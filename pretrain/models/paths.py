@@ -71,6 +71,10 @@ class Convolution(nn.Conv3d):
         """The convolution."""
         return self.compute(input, self.used_weight)
 
+    def makes_blocks_of(self, pictures: Tensor) -> bool:
+        """Whether the network's path has it compute over blocks of these pictures' pixels."""
+        return self.blocks and fits_blocks(self) and not pictures.requires_grad
+
     @property
     def used_weight(self) -> Tensor:
         """The weight as this pass computes with it, of the weight's own shape."""
@@ -78,7 +82,7 @@ class Convolution(nn.Conv3d):
 
     def compute(self, x: Tensor, weight: Tensor) -> Tensor:
         """The convolution with another weight of the same kernel."""
-        if self.blocks and fits_blocks(self) and not x.requires_grad:
+        if self.makes_blocks_of(x):
             return self._over_blocks(x, weight)
         if self.planar and self._is_of_pictures:
             return self._over_pictures(x, weight)

@@ -19,10 +19,11 @@ def cast_at_once(model: nn.Module, device: torch.device) -> Iterator[None]:
 
     Nothing is cast outside of autocast, nor where a weight is not here whole, as under ZeRO 3.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, Convolution)]
-    weights = [layer.weight for layer in layers]
-    whole = all(weight.dim() == 5 and weight.dtype == torch.float32 for weight in weights)
     half = autocast_type(device)
+    layers = [layer for layer in model.modules() if isinstance(layer, Convolution)]
+    # By name, since a layer that is asked for its weight gathers it under ZeRO 3.
+    weights = [dict(layer.named_parameters(recurse=False))["weight"] for layer in layers]
+    whole = all(weight.dim() == 5 and weight.dtype == torch.float32 for weight in weights)
     if half is None or not whole:
         yield
         return
@@ -35,28 +36,38 @@ def cast_at_once(model: nn.Module, device: torch.device) -> Iterator[None]:
             layer.cast = None
 
 
-def cast(weights: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The weights, float32 of any shapes, in half precision; gradients come back in float32."""
-    found: tuple[Tensor, ...] = _Cast.apply(dtype, *weights)  # type: ignore[no-untyped-call]
-    return found
+def cast(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The weights, float32 O I T H W, in half precision and, where it makes a difference, in O T H W I memory.
+
+    That is what a convolution over N T H W C memory reads. Gradients come back in float32, in the weights' own order
+    of memory; weights that want none have none.
+    """
+    learning = [weight for weight in weights if weight.requires_grad]
+    trained = iter(_Cast.apply(dtype, *learning) if learning else ())  # type: ignore[no-untyped-call]
+    frozen = iter(_laid_out([weight for weight in weights if not weight.requires_grad], dtype))
+    return [next(trained if weight.requires_grad else frozen) for weight in weights]
 
 
 class _Cast(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        return tuple(_copied(weights, dtype))
+        return tuple(_laid_out(weights, dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        known = iter(_copied([gradient for gradient in gradients if gradient is not None], torch.float32))
-        return None, *(None if gradient is None else next(known) for gradient in gradients)
+        known = [gradient for gradient in gradients if gradient is not None]
+        copies = [torch.empty(gradient.shape, device=gradient.device) for gradient in known]
+        if copies:
+            torch._foreach_copy_(copies, known)
+        found = iter(copies)
+        return None, *(None if gradient is None else next(found) for gradient in gradients)
 
 
-def _copied(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Copies of their own, each where the allocator begins one, in the same order of memory."""
-    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+@torch.no_grad()
+def _laid_out(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    copies = [torch.empty_like(weight, dtype=dtype, memory_format=torch.channels_last_3d) for weight in weights]
     if copies:
-        torch._foreach_copy_(copies, list(tensors))
+        torch._foreach_copy_(copies, list(weights))
     return copies

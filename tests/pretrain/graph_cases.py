@@ -138,8 +138,10 @@ def run(case: dict[str, Any], world: World, capture: Callable[[VideoNetwork], Ca
             engine.backward(loss * float("inf") if broken else loss)
             engine.step()
             found["logits"].append(logits.detach().cpu())
+        taken, norm = engine.verdict.tolist()
+        engine.settle(taken > 0)
         found["skipped"].append(engine.was_skipped)
-        found["norms"].append(engine.gradient_norm())
+        found["norms"].append(norm)
         found["states"].append(asdict(engine.state()))
 
     def validate() -> None:

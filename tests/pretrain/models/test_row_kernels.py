@@ -279,6 +279,40 @@ def test_synchronised_ranks_are_one_batch(kernels: ModuleType, shares: list[int]
             assert_close(x.grad.double().cpu(), exact.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("lie", ["slice of wider rows", "one clip", "one clip in the order of torch", "expanded"])
+def test_clips_may_lie_in_any_way(lie: str) -> None:
+    """As the backward pass of a concatenation, of pooling, and a lane of one clip hand them on."""
+    torch.manual_seed(0)
+    values = {name: torch.randn(2, 6, 2, 3, 4, device=DEVICE) for name in ("x", "added", "gradient")}
+    weight, bias = torch.rand(6, device=DEVICE) + 0.5, torch.randn(6, device=DEVICE)
+
+    def laid(value: Tensor) -> Tensor:
+        rows = value.permute(0, 2, 3, 4, 1)
+        if lie == "slice of wider rows":
+            return torch.cat([rows, rows, rows], -1)[..., 6:12].permute(0, 4, 1, 2, 3)
+        if lie == "expanded":
+            return value[:, :, :, :1, :1].expand(value.shape)
+        return value[:1] if lie.endswith("torch") else rows[:1].contiguous().permute(0, 4, 1, 2, 3)
+
+    placed = {name: laid(value) for name, value in values.items()}
+    found = []
+    for own in (
+        {name: value.detach() for name, value in placed.items()},
+        {name: value.double() for name, value in placed.items()},
+    ):
+        x, added = own["x"].requires_grad_(), own["added"].requires_grad_()
+        scale, shift = (value.to(x.dtype).requires_grad_() for value in (weight.clone(), bias.clone()))
+        y = normalise(x, scale, shift, 1e-3, added, relu=True)
+        (y * 1).backward(own["gradient"])
+        inner = normalise(x, scale, shift, 1e-3, relu=True)
+        inner.backward(own["gradient"])
+        found.append(
+            [value.detach().double() for value in (y, inner)] + [v.grad.double() for v in (x, added, scale, shift)]
+        )  # type: ignore[union-attr]
+    for ours, exact in zip(*found, strict=True):
+        assert_close(ours, exact, rtol=1e-4, atol=1e-4)
+
+
 def test_a_layer_uses_them_on_its_own_device_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = LaneBatchNorm(4, relu=True).to(DEVICE)
     layer.rows = True

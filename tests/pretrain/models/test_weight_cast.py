@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.models import weight_cast
 from pretrain.models.network import VideoNetwork
 from pretrain.models.paths import Convolution, Path
 from pretrain.models.weight_cast import cast
@@ -43,24 +42,30 @@ def test_it_is_what_autocast_makes(model: VideoNetwork, half: bool) -> None:
 
 def test_it_is_one_call_a_direction(model: VideoNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    copied = weight_cast._copied
+    copy = torch._foreach_copy_
 
-    def counted(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        calls.append((len(tensors), dtype))
-        return copied(tensors, dtype)
+    def counted(copies: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        calls.append((len(tensors), copies[0].dtype))
+        copy(copies, tensors)
 
-    monkeypatch.setattr(weight_cast, "_copied", counted)
+    monkeypatch.setattr(torch, "_foreach_copy_", counted)
     model.use(Path(cast_at_once=True))
     passed(model)
     layers = sum(isinstance(layer, Convolution) for layer in model.modules())
     assert calls == [(layers, torch.bfloat16), (layers, torch.float32)]
 
 
-def test_frozen_weights_have_no_gradient(model: VideoNetwork) -> None:
+def test_frozen_weights_have_no_gradient_and_nothing_is_kept_for_one(model: VideoNetwork) -> None:
     model.use(Path(cast_at_once=True))
     model.get_submodule("stem").requires_grad_(False)
+    learning = []
+    hook = model.get_submodule("stem").register_forward_hook(lambda *call: learning.append(call[-1].requires_grad))
     found = passed(model)
-    assert not any(name.startswith("stem") for name in found) and len(found) > 10
+    hook.remove()
+    assert not any(name.startswith("stem") for name in found) and len(found) > 10 and learning == [False]
+    model.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not model(torch.randn(2, 3, 4, 16, 16)).requires_grad
 
 
 def test_what_is_recomputed_is_cast_as_it_comes(model: VideoNetwork) -> None:
@@ -70,10 +75,12 @@ def test_what_is_recomputed_is_cast_as_it_comes(model: VideoNetwork) -> None:
 
 
 def test_gradients_are_of_the_weights_type_and_begin_where_memory_does() -> None:
-    weights = [torch.randn(size).requires_grad_() for size in (3, 5, 7)]
+    weights = [torch.randn(size, 3, 1, 3, 3).requires_grad_() for size in (3, 5, 7)]
     halves = cast(weights, torch.bfloat16)
     (halves[0].sum() + halves[2].square().sum()).backward()
     assert [half.dtype for half in halves] == [torch.bfloat16] * 3
     assert weights[1].grad is None
     for weight in (weights[0], weights[2]):
         assert weight.grad is not None and weight.grad.dtype == torch.float32 and weight.grad.data_ptr() % 16 == 0
+        assert weight.grad.stride() == weight.stride()
+    assert all(half.is_contiguous(memory_format=torch.channels_last_3d) for half in halves)
