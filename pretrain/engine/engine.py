@@ -265,6 +265,7 @@ class Engine:
         """Give the memory back: of the graph, and of what DeepSpeed hangs on the weights. The engine is of no use then.
 
         DeepSpeed's (0.19) hooks on weights hold its optimizer, which holds the weights: no collector sees that circle.
+        Under ZeRO 3 what it hangs on modules stays, and with it a rank's part of the weights.
         """
         if self._graphed:
             self._graphed.discard()
