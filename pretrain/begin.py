@@ -15,8 +15,8 @@ from torch import Tensor
 from pretrain.checkpoint import has_checkpoint, load_run
 from pretrain.data.sources import Sources, open_sources, order_of
 from pretrain.data.views import Normalisation
-from pretrain.engine.aside import Recipe
-from pretrain.engine.path import run_path
+from pretrain.engine.autotune.choose import run_path
+from pretrain.engine.autotune.isolated import Recipe
 from pretrain.engine.precision import Pass
 from pretrain.engine.world import World
 from pretrain.models.count import parameters

@@ -24,7 +24,7 @@ from pretrain.data.tensors import made_batch, plane_batch
 from pretrain.data.transforms import network_input, pictures
 from pretrain.data.views import ClipSettings, centre_view
 from pretrain.data.worker import Work
-from pretrain.engine.path import evaluation_path
+from pretrain.engine.autotune.choose import evaluation_path
 from pretrain.fusion import FuseSettings, best_rank, fuse_evaluation
 from pretrain.models.network import VideoNetwork
 from pretrain.models.weights import load_weights

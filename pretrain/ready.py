@@ -10,9 +10,9 @@ import torch
 
 from pretrain.begin import network, path_is_measured, training_pass
 from pretrain.checkpoint import Checkpoint
+from pretrain.engine.autotune.choose import leave_out
 from pretrain.engine.engine import Engine
 from pretrain.engine.lost import DeviceLost
-from pretrain.engine.path import leave_out
 from pretrain.engine.trial import Outcome, trial
 from pretrain.engine.world import World
 from pretrain.first_step import seconds_since_start

@@ -18,7 +18,7 @@ import torch
 from torch.testing import assert_close
 
 from pretrain.data.sources import DataSettings
-from pretrain.engine.path import worth_trying
+from pretrain.engine.autotune.choose import worth_trying
 from pretrain.engine.world import leave_world, start_world
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.manifest import Video

@@ -10,10 +10,10 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from pretrain.engine.autotune.choose import noise, too_large
+from pretrain.engine.autotune.measure import is_out_of_memory
 from pretrain.engine.engine import Engine
 from pretrain.engine.lost import is_device_lost
-from pretrain.engine.measure import is_out_of_memory
-from pretrain.engine.path import noise, too_large
 from pretrain.engine.precision import Pass, autocast
 from pretrain.models.batchnorm import discard_statistics
 from pretrain.models.network import VideoNetwork, seed_dropout

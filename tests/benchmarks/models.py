@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from pretrain.engine.path import worth_trying
+from pretrain.engine.autotune.choose import worth_trying
 from pretrain.engine.peak import mfu, product_flops
 from pretrain.models.count import macs
 from pretrain.models.zoo import ModelSettings, build_model

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pretrain.engine.autotune.choose import Measured, measured, worth_trying
 from pretrain.engine.config import EngineSettings
 from pretrain.engine.engine import Engine
-from pretrain.engine.path import Measured, measured, worth_trying
 from pretrain.engine.precision import Pass, Precision, autocast
 from pretrain.engine.world import World, leave_world, start_world
 from pretrain.models.batchnorm import commit_statistics

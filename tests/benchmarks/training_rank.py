@@ -27,8 +27,8 @@ from cluster.output import end_process
 from pretrain.data.loader import Clips, Loader
 from pretrain.data.sources import Sources, open_sources, order_of
 from pretrain.data.transforms import network_input
+from pretrain.engine.autotune.choose import evaluation_path
 from pretrain.engine.engine import Engine
-from pretrain.engine.path import evaluation_path
 from pretrain.engine.world import World, leave_world, start_world
 from pretrain.losses import loss as loss_of
 from pretrain.models.count import parameters

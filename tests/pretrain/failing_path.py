@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cluster.cli import main
-from pretrain.engine import path
+from pretrain.engine.autotune import choose
 from pretrain.models.paths import Convolution
 
 _SECONDS = {"planar": 1.0, "channels-last": 2.0, "plain": 3.0}
@@ -34,6 +34,6 @@ def failing(compute: Any) -> Any:
 
 if __name__ == "__main__":
     Convolution.compute = failing(Convolution.compute)  # type: ignore[method-assign]
-    path.measure = lambda model, clips, precision, paths, **_: {name: _SECONDS[name] for name in paths}
-    path.planar_layers = lambda *_: frozenset({"stem.0", "layer1.0.conv1.0.3"})
+    choose.measure = lambda model, clips, precision, paths, **_: {name: _SECONDS[name] for name in paths}
+    choose.planar_layers = lambda *_: frozenset({"stem.0", "layer1.0.conv1.0.3"})
     main()

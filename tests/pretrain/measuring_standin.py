@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.engine import measuring, path
+from pretrain.engine.autotune import child, choose
 from pretrain.models.network import VideoNetwork
 
 PLAN, PIDS = "REELSCALE_TEST_CHILD", "REELSCALE_TEST_PIDS"
@@ -33,12 +33,12 @@ def main(words: int, parent: int) -> None:
 
     VideoNetwork.forward = misbehaving  # type: ignore[method-assign]
     if "layers" in plan:
-        path.planar_layers = lambda *_: misbehave(plan["layers"], None)  # type: ignore[assignment]
+        choose.planar_layers = lambda *_: misbehave(plan["layers"], None)  # type: ignore[assignment]
     if "build" in plan:
-        measuring.build_model = lambda *_: misbehave(plan["build"], None)  # type: ignore[assignment]
+        child.build_model = lambda *_: misbehave(plan["build"], None)  # type: ignore[assignment]
     if not plan.get("engine", True):
-        measuring._trains = lambda found, *_: found
-    measuring.main(words, parent)
+        child._trains = lambda found, *_: found
+    child.main(words, parent)
 
 
 def name_of(network: VideoNetwork) -> str:

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.engine import planar as planar_module
-from pretrain.engine.measure import measure
-from pretrain.engine.path import evaluation_path, leave_out, run_path
-from pretrain.engine.planar import Kind, planar_layers
+from pretrain.engine.autotune import conv_form as planar_module
+from pretrain.engine.autotune.choose import evaluation_path, leave_out, run_path
+from pretrain.engine.autotune.conv_form import Kind, planar_layers
+from pretrain.engine.autotune.measure import measure
 from pretrain.engine.precision import Pass, Precision
 from pretrain.engine.world import World
 from pretrain.models.batchnorm import LaneBatchNorm
@@ -256,7 +256,7 @@ def test_lanes_normalised_together_are_measured_so(
         seen.append(all(layer.gather for layer in network.modules() if isinstance(layer, LaneBatchNorm)))
         return {"plain": 1.0}
 
-    monkeypatch.setattr("pretrain.engine.path.measure", noted)
+    monkeypatch.setattr("pretrain.engine.autotune.choose.measure", noted)
     for together in (False, True):
         run_path(tmp_path, model, Pass(CLIP, 2, "fp32", together=together), ALONE)
         (tmp_path / "path.json").unlink()
@@ -300,6 +300,6 @@ def test_a_layer_that_does_not_fit_is_a_mistake_of_the_settings(
     def short(*given: object) -> frozenset[str]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("pretrain.engine.path.planar_layers", short)
+    monkeypatch.setattr("pretrain.engine.autotune.choose.planar_layers", short)
     with pytest.raises(UserError, match=r"(?s)does not fit.*fewer clips a lane"):
         run_path(tmp_path, model, FP32, ALONE)

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pretrain.engine.autotune.conv_form import without_trials
 from pretrain.engine.capture import capture_for
 from pretrain.engine.cuda_graph import GraphedFeatures
 from pretrain.engine.lost import is_device_lost
-from pretrain.engine.planar import without_trials
 from pretrain.engine.precision import Precision, autocast
 from pretrain.engine.world import World
 from pretrain.models.network import VideoNetwork, seed_dropout

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.engine import path as paths
-from pretrain.engine import record
-from pretrain.engine.aside import CannotStart, Recipe
+from pretrain.engine.autotune import choose as paths
+from pretrain.engine.autotune import record
+from pretrain.engine.autotune.choose import leave_out, run_path, worth_trying
+from pretrain.engine.autotune.isolated import CannotStart, Recipe
+from pretrain.engine.autotune.record import Measured, cache_folder, cached, keep, kept, key_of, libraries
 from pretrain.engine.config import EngineSettings
-from pretrain.engine.path import leave_out, run_path, worth_trying
 from pretrain.engine.precision import Pass
-from pretrain.engine.record import Measured, cache_folder, cached, keep, kept, key_of, libraries
 from pretrain.engine.world import World
 from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork
@@ -39,7 +39,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """Every measuring's paths, of which the first is the fastest. The cache folder is this test's own."""
     asked: list[list[str]] = []
 
-    def measured_aside(
+    def measured_in_child(
         recipe: object, training: Pass, device: object, names: list[str], recomputed: object, **_: object
     ) -> Measured:
         asked.append(names)
@@ -50,7 +50,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
         )  # fmt: skip
         return found.without([])
 
-    monkeypatch.setattr(paths, "measured_aside", measured_aside)
+    monkeypatch.setattr(paths, "measured_in_child", measured_in_child)
     monkeypatch.setenv("REELSCALE_CACHE", str(tmp_path / "cache"))
     return asked
 
@@ -129,12 +129,12 @@ def test_without_a_child_this_process_measures(
     runs: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
 ) -> None:
     told.set_level(logging.INFO, "reelscale")
-    here = paths.measured_aside
+    here = paths.measured_in_child
 
     def none(*_: object, **__: object) -> Measured:
         raise CannotStart("all GPUs are taken")
 
-    monkeypatch.setattr(paths, "measured_aside", none)
+    monkeypatch.setattr(paths, "measured_in_child", none)
     monkeypatch.setattr(paths, "measured", lambda model, *given: here(RECIPE, *given))
     assert begin(tmp_path / "one") == BEST and len(runs) == 1
     assert "measured in this process: none beside it can (all GPUs are taken)" in told.text

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from pretrain.engine.aside import Recipe, Task
+from pretrain.engine.autotune.choose import device_name, measured, noise, too_large
+from pretrain.engine.autotune.isolated import Recipe, Task
+from pretrain.engine.autotune.measure import Watcher, is_out_of_memory
+from pretrain.engine.autotune.record import Measured, libraries
 from pretrain.engine.engine import Engine
 from pretrain.engine.lost import is_device_lost
-from pretrain.engine.measure import Watcher, is_out_of_memory
-from pretrain.engine.path import device_name, measured, noise, too_large
-from pretrain.engine.record import Measured, libraries
 from pretrain.engine.world import World, leave_world, start_world
 from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork, seed_dropout

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.engine.aside import CannotStart, Recipe, measured_aside
+from pretrain.engine.autotune.choose import SECONDS_ON_GPU, device_name, worth_trying
+from pretrain.engine.autotune.conv_form import planar_layers
+from pretrain.engine.autotune.isolated import CannotStart, Recipe, measured_in_child
+from pretrain.engine.autotune.record import Measured
 from pretrain.engine.config import EngineSettings
-from pretrain.engine.path import SECONDS_ON_GPU, device_name, worth_trying
-from pretrain.engine.planar import planar_layers
 from pretrain.engine.precision import Pass
-from pretrain.engine.record import Measured
 from pretrain.models.paths import ON_CPU
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.errors import UserError
@@ -53,7 +53,7 @@ def children(pids: Path) -> list[int]:
 def measured(plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **more: Any) -> Measured:
     monkeypatch.setenv(PLAN, json.dumps(plan))
     names = more.pop("names", ON_CPU)
-    return measured_aside(RECIPE, TRAINING, CPU, names, module="tests.pretrain.measuring_standin", **more)
+    return measured_in_child(RECIPE, TRAINING, CPU, names, module="tests.pretrain.measuring_standin", **more)
 
 
 def test_paths_that_crash_are_left_out(
@@ -97,7 +97,7 @@ def test_memory_that_is_short_is_told_apart(pids: Path, monkeypatch: pytest.Monk
 
 def test_a_child_that_does_not_start() -> None:
     with pytest.raises(CannotStart, match="ModuleNotFoundError"):
-        measured_aside(RECIPE, TRAINING, CPU, ON_CPU, module="tests.pretrain.there_is_none")
+        measured_in_child(RECIPE, TRAINING, CPU, ON_CPU, module="tests.pretrain.there_is_none")
 
 
 def test_a_child_that_dies_for_another_reason_than_a_path(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_a_child_that_dies_for_another_reason_than_a_path(pids: Path, monkeypatc
 def test_a_child_on_another_device(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PLAN, "{}")
     with pytest.raises(CannotStart, match="it is to compute on cuda:7, and finds cpu"):
-        measured_aside(RECIPE, TRAINING, torch.device("cuda", 7), ON_CPU, module="tests.pretrain.measuring_standin")
+        measured_in_child(RECIPE, TRAINING, torch.device("cuda", 7), ON_CPU, module="tests.pretrain.measuring_standin")
 
 
 @needs_gpu("the tests above, of the child")
@@ -118,7 +118,7 @@ def test_on_a_gpu_the_paths_are_measured_in_time() -> None:
     device = torch.device("cuda", 0)
     training, begin = Pass((3, 8, 112, 112), 8, "bf16"), time.monotonic()
     recipe = RECIPE.model_copy(update={"model": ModelSettings(depth=18), "engine": EngineSettings()})
-    found = measured_aside(recipe, training, device, worth_trying(device))
+    found = measured_in_child(recipe, training, device, worth_trying(device))
     assert found.path in found.clips_per_second and found.failed == [] and found.device == device_name(device)
     assert time.monotonic() - begin < 45  # of which measuring is 10, the rest is to load and to start
     model = build_model(ModelSettings(depth=18), 3, 8).to(device)
@@ -129,8 +129,8 @@ def test_on_a_gpu_the_paths_are_measured_in_time() -> None:
 
 def test_the_child_dies_with_its_parent(pids: Path) -> None:
     program = (
-        "from tests.pretrain.test_aside import *\n"
-        "measured_aside(RECIPE, TRAINING, CPU, ON_CPU, module='tests.pretrain.measuring_standin')\n"
+        "from tests.pretrain.test_autotune_isolated import *\n"
+        "measured_in_child(RECIPE, TRAINING, CPU, ON_CPU, module='tests.pretrain.measuring_standin')\n"
     )
     environment = {**os.environ, PLAN: json.dumps({"layers": "hangs"})}
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment, start_new_session=True)

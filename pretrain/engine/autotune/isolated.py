@@ -21,9 +21,9 @@ from typing import IO, Any
 import torch
 from pydantic import BaseModel
 
+from pretrain.engine.autotune.record import Measured
 from pretrain.engine.config import EngineSettings
 from pretrain.engine.precision import Pass
-from pretrain.engine.record import Measured
 from pretrain.engine.world import free_port
 from pretrain.models.zoo import ModelSettings
 from sharding.errors import UserError
@@ -73,14 +73,14 @@ class Task(BaseModel):
     failed: list[str] = []
 
 
-def measured_aside(
+def measured_in_child(
     recipe: Recipe,
     training: Pass,
     device: torch.device,
     names: Sequence[str],
     recomputed: int | None = None,
     limit: float = LIMIT,
-    module: str = "pretrain.engine.measuring",
+    module: str = "pretrain.engine.autotune.child",
     meanwhile: Callable[[], object] = _nothing,
 ) -> Measured:
     """The fastest of the paths that measures well and then takes steps of the whole engine, in a process of its own.

@@ -10,12 +10,12 @@ from pathlib import Path as FilePath
 
 import torch
 
-from pretrain.engine.aside import CannotStart, Recipe, measured_aside
+from pretrain.engine.autotune.conv_form import planar_layers
+from pretrain.engine.autotune.isolated import CannotStart, Recipe, measured_in_child
+from pretrain.engine.autotune.measure import Watcher, is_out_of_memory, measure
+from pretrain.engine.autotune.record import Measured, cache_folder, cached, keep, kept, key_of, libraries
 from pretrain.engine.engine import import_deepspeed
-from pretrain.engine.measure import Watcher, is_out_of_memory, measure
-from pretrain.engine.planar import planar_layers
 from pretrain.engine.precision import Pass
-from pretrain.engine.record import Measured, cache_folder, cached, keep, kept, key_of, libraries
 from pretrain.engine.world import World
 from pretrain.models.batchnorm import synchronise
 from pretrain.models.count import macs
@@ -203,7 +203,7 @@ def _found_anew(
     found = None
     if recipe is not None and device.type != "cpu":
         try:
-            found = measured_aside(
+            found = measured_in_child(
                 recipe, training, device, names, recomputed, meanwhile=lambda: import_deepspeed(device)
             )
         except CannotStart as error:
