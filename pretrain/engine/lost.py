@@ -28,7 +28,7 @@ _LOST = (  # in the messages of torch, Triton, cuBLAS, cuDNN and NCCL; after suc
     "CUBLAS_STATUS_EXECUTION_FAILED",
     "CUDNN_STATUS_EXECUTION_FAILED",
 )
-_NOT_LOST = ("out of memory", "no kernel image")
+_NOT_LOST = ("out of memory", "no kernel image", "captur")  # what a CUDA graph's capture allows not: it alone ends
 _TELLING = 10.0  # seconds for the message, which may hang on the disk
 _FINISHING = 20.0  # seconds for what is done without the device
 

@@ -26,6 +26,12 @@ ROOT = Path(__file__).parents[2]
         (RuntimeError("NCCL error in: Utils.cpp:1, unhandled cuda error (run with NCCL_DEBUG=INFO"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
         (RuntimeError("CUDA error: out of memory"), False),
+        (torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing"), False),
+        (RuntimeError("CUDA error: operation failed due to a previous error during capture"), False),
+        (
+            RuntimeError("CUDA error: operation would result in a merge of separate capture sequences"),
+            False,
+        ),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), False),
         (RuntimeError("NCCL error: remote process exited or there was a network error"), False),
         (RuntimeError("Connection closed by peer"), False),
