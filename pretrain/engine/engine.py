@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,9 @@ class Engine:
         self._settings, self._zero = settings, settings.zero
         self._half, self._scale = HALVES[settings.precision], LossScale(settings.precision == "fp16")
         self._unsettled = False
+        if settings.zero == 3 and isinstance(model, VideoNetwork):
+            # Its weights come layer by layer, and are gone again when gradients come: none is cast before its layer.
+            model.use(replace(model.path, cast_at_once=False))
         # A network without memory: of the copies that predict where the model's own weights are in parts, or not meant.
         self._blank = copy.deepcopy(model).to("meta") if settings.zero == 3 or settings.average else None
         self._copies: dict[bool, nn.Module] = {}

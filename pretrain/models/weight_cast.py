@@ -17,14 +17,12 @@ from pretrain.models.paths import Convolution, autocast_type
 def cast_at_once(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Inside the `with`, the model's convolutions compute with weights that were cast together, as autocast says.
 
-    Nothing is cast outside of autocast, nor where a weight is not here whole, as under ZeRO 3.
+    Nothing is cast outside of autocast, nor in a network that is cast itself. All weights are to be here whole.
     """
     half = autocast_type(device)
     layers = [layer for layer in model.modules() if isinstance(layer, Convolution)]
-    # By name, since a layer that is asked for its weight gathers it under ZeRO 3.
-    weights = [dict(layer.named_parameters(recurse=False))["weight"] for layer in layers]
-    whole = all(weight.dim() == 5 and weight.dtype == torch.float32 for weight in weights)
-    if half is None or not whole:
+    weights = [layer.weight for layer in layers]
+    if half is None or any(weight.dtype != torch.float32 for weight in weights):
         yield
         return
     for layer, weight in zip(layers, cast(weights, half), strict=True):

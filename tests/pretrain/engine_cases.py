@@ -45,6 +45,9 @@ def _cases() -> dict[str, dict[str, Any]]:
         },
     }  # fmt: skip
     one_lane = {"last": 1, "lanes": 1, "small": True, "recomputed_groups": 0, "relu": True, "sizes": [1]}
+    for zero in (0, 3):
+        half = settings(zero, precision="bf16")
+        cases[f"half rows{zero}"] = one_lane | {"last": 3, "kept": [1, 2], "path": "rows", "settings": half}
     for zero in ZERO:
         for path in PATHS:
             cases[f"{path} path{zero}"] = one_lane | {

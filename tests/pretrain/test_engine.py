@@ -148,6 +148,13 @@ def test_a_path_computes_the_same_by_weights_at_odd_places(engines: Runs, zero: 
     assert off(running(case["states"][1]), running(plain)) < 1e-4  # of few values, rounded otherwise
 
 
+def test_zero_3_casts_weights_as_they_come(engines: Runs) -> None:
+    """All at once they would have to be here at once, and be here still when their gradients come."""
+    alone, shared = (engines[1][f"half rows{zero}"]["states"] for zero in (0, 3))
+    for step in (1, 2, 3):
+        assert differing(shared[step], alone[step]) == []
+
+
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("zero", ZERO)
 def test_bf16_computes_in_half_and_keeps_the_weights_whole(engines: Runs, size: int, zero: int) -> None:
