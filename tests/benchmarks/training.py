@@ -139,7 +139,7 @@ def watched(
 ) -> tuple[list[Window], float]:
     """Run a contender's processes; a window for each line of its metrics but the first, of so many clips.
 
-    And seconds from their start to the first line; nan without any.
+    And seconds from their start until the first line was seen; nan without any.
 
     Raises CalledProcessError for one that fails, with what it said.
     """
@@ -163,6 +163,8 @@ def watched(
             first = first if spent else time.perf_counter() - begin
             spent += [sum(_cpu_seconds(process.pid) for process in processes)] * fresh
         time.sleep(0.02)
+    if not spent and _lines(run):  # all written since the last look, on a busy machine
+        first = time.perf_counter() - begin
     failed = next((process for process in processes if process.poll()), None)
     for process in processes:
         if failed:
