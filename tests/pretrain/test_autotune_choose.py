@@ -231,6 +231,8 @@ def test_a_path_that_computes_wrongly_is_left_out(
     with caplog.at_level(logging.WARNING, "reelscale"):
         assert set(measure(model, torch.randn(8, 3, 4, 32, 32), "bf16", paths, 1)) == {"plain", "channels-last"}
     assert "the path planar computes wrongly here" in caplog.text
+    with pytest.raises(RuntimeError, match="no path runs"):  # nor is it the measure of itself where it is alone
+        measure(model, torch.randn(8, 3, 4, 32, 32), "bf16", {"planar": PATHS["planar"]}, 1)
 
 
 @pytest.mark.parametrize("rates", [{"stem": 0}, {"stem": 0, "stages": 0}, {"conv3": 0}])
