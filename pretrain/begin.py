@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from pretrain.data.sources import Sources, open_sources, order_of
 from pretrain.data.views import Normalisation
 from pretrain.engine.autotune.choose import run_path
 from pretrain.engine.autotune.isolated import Recipe
+from pretrain.engine.autotune.process import SPARE
+from pretrain.engine.autotune.record import kept
 from pretrain.engine.precision import Pass
 from pretrain.engine.world import World
 from pretrain.models.count import parameters
@@ -117,9 +120,19 @@ def training_pass(settings: TrainSettings, parameters: int, ranks: int) -> Pass:
     return Pass(shape, batch, settings.engine.precision, held, settings.together, graph)
 
 
-def path_is_measured(settings: TrainSettings, world: World) -> bool:
+def path_is_measured(settings: TrainSettings, device: torch.device) -> bool:
     """Whether the run takes the path that is the fastest here: none was asked for, or is the same in every run."""
-    return settings.engine.path == "auto" and not is_deterministic(settings, world.device)
+    return settings.engine.path == "auto" and not is_deterministic(settings, device)
+
+
+def begin_measuring(settings: TrainSettings, folder: Path) -> None:
+    """Have the process that measures paths load what it needs, if this rank is going to need one.
+
+    It then does so while ranks meet and stores are opened. `run_path` takes it, or lets go of it.
+    """
+    needed = torch.cuda.is_available() and path_is_measured(settings, torch.device("cuda")) and kept(folder) is None
+    if needed and os.environ.get("RANK", "0") == "0":
+        SPARE.begin()
 
 
 def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, classes: list[str]) -> None:
@@ -145,7 +158,7 @@ def _path(settings: TrainSettings, folder: Path, model: VideoNetwork, world: Wor
     recomputed = None if settings.engine.recomputed == "auto" else settings.engine.recomputed
     if settings.engine.path != "auto":
         return replace(PATHS[settings.engine.path], recomputed=recomputed or 0)
-    if not path_is_measured(settings, world):
+    if not path_is_measured(settings, world.device):
         return replace(PATHS["planar"], recomputed=recomputed or 0)
     training = training_pass(settings, parameters(model), world.size)
     rates, engine = settings.schedule.rates, settings.engine

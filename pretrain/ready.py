@@ -67,7 +67,7 @@ def ready_engine(
 
 def _give_up(settings: TrainSettings, folder: Path, world: World, outcome: Outcome) -> None:
     """Leave the run's path out. Raises what ends the run where that is in vain."""
-    if not path_is_measured(settings, world):
+    if not path_is_measured(settings, world.device):
         asked = settings.engine.path != "auto"
         raise UserError(
             "a step of training fails by this path, as the warning above says",

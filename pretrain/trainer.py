@@ -10,11 +10,12 @@ from typing import Literal
 import torch
 
 from pretrain import metrics
-from pretrain.begin import sources_of
+from pretrain.begin import begin_measuring, sources_of
 from pretrain.checkpoint import prepare_folder
 from pretrain.data.loader import Clips
 from pretrain.data.order import mix
 from pretrain.data.transforms import network_input
+from pretrain.engine.autotune.process import SPARE
 from pretrain.engine.lost import device_is_there
 from pretrain.engine.world import World, leave_world, ranks_are_there, start_world
 from pretrain.health import Verdict
@@ -45,11 +46,13 @@ def train(
     `on_start(rank)` is called once the run's log is open.
     Raises UserError for what a user can mend, CannotGoOn where training fails. A lost device ends the process.
     """
-    world = start_world(longest_wait(settings), deterministic=settings.deterministic is True)
-    check_ranks(settings.lanes, world.size)
     folder = Path(settings.run or "run")
-    stop = Stop(folder, looks=world.rank == 0)
     with ExitStack() as leaving:
+        leaving.callback(SPARE.end)
+        begin_measuring(settings, folder)
+        world = start_world(longest_wait(settings), deterministic=settings.deterministic is True)
+        check_ranks(settings.lanes, world.size)
+        stop = Stop(folder, looks=world.rank == 0)
         leaving.enter_context(Pulse(world, settings.pulse))
         leaving.enter_context(ranks_are_there())
         prepare_folder(folder, settings.checkpoint)

@@ -15,14 +15,18 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.engine.autotune.choose import SECONDS_ON_GPU, device_name, worth_trying
+from pretrain.begin import begin_measuring
+from pretrain.engine.autotune.choose import SECONDS_ON_GPU, device_name, run_path, worth_trying
 from pretrain.engine.autotune.conv_form import planar_layers
-from pretrain.engine.autotune.isolated import CannotStart, Recipe, measured_in_child
-from pretrain.engine.autotune.record import Measured
+from pretrain.engine.autotune.isolated import Recipe, measured_in_child
+from pretrain.engine.autotune.process import SPARE, CannotStart
+from pretrain.engine.autotune.record import Measured, keep, libraries
 from pretrain.engine.config import EngineSettings
 from pretrain.engine.precision import Pass
+from pretrain.engine.world import World
 from pretrain.models.paths import ON_CPU
 from pretrain.models.zoo import ModelSettings, build_model
+from pretrain.settings import TrainSettings
 from sharding.errors import UserError
 from tests.gpu import needs_gpu
 from tests.pretrain.conftest import ROOT
@@ -33,6 +37,10 @@ TRAINING = Pass((3, 4, 16, 16), 2, "fp32")
 RECIPE = Recipe(
     model=ModelSettings(depth=10, width=0.125), classes=3, rates={}, engine=EngineSettings(precision="fp32"), ranks=1
 )
+MEASURED = Measured(
+    path="planar", planar=[], recomputed=0, device="cpu", batch=TRAINING.batch, precision=TRAINING.precision,
+    clips_per_second={"planar": 1.0}, made_by=libraries(),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -146,3 +154,59 @@ def test_the_child_dies_with_its_parent(pids: Path) -> None:
     while Path(f"/proc/{pids.read_text().strip()}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def test_a_child_that_began_before_its_task_is_taken_once(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PLAN, json.dumps({"engine": False}))
+    SPARE.begin("tests.pretrain.measuring_standin")
+    SPARE.begin("tests.pretrain.measuring_standin")
+    began = wait_for_a_child(pids)
+    assert measured({"engine": False}, monkeypatch, names=["plain"]).path == "plain"
+    assert children(pids) == [began]
+    assert measured({"engine": False}, monkeypatch, names=["plain"]).path == "plain"
+    assert len(children(pids)) == 2
+
+
+def test_a_child_that_died_before_its_task_is_told_of(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PLAN, "{}")
+    SPARE.begin("tests.pretrain.measuring_standin")
+    os.kill(wait_for_a_child(pids), signal.SIGKILL)
+    with pytest.raises(CannotStart, match="SIGKILL"):
+        measured({}, monkeypatch)
+
+
+def test_a_run_ends_the_child_that_it_does_not_need(
+    pids: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(PLAN, "{}")
+    SPARE.begin("tests.pretrain.measuring_standin")
+    wait_for_a_child(pids)
+    keep(tmp_path, MEASURED)
+    model = build_model(ModelSettings(depth=10, width=0.125), 3, 4)
+    assert run_path(tmp_path, model, TRAINING, World(0, 1, CPU)) == MEASURED.by_name("planar")
+    assert len(children(pids)) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "begins"), [({}, 1), ({"rank": "1"}, 0), ({"kept": True}, 0), ({"path": "rows"}, 0)]
+)
+def test_the_child_begins_early_where_a_run_will_need_it(
+    change: dict[str, Any], begins: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(SPARE, "begin", lambda: begun.append(1))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("RANK", change.get("rank", "0"))
+    settings = TrainSettings.model_validate({"data": {"store": "s"}, "engine": {"path": change.get("path", "auto")}})
+    if change.get("kept"):
+        keep(tmp_path, MEASURED)
+    begin_measuring(settings, tmp_path)
+    assert len(begun) == begins
+
+
+def wait_for_a_child(pids: Path) -> int:
+    deadline = time.monotonic() + 120
+    while not pids.exists() or not pids.read_text().strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return int(pids.read_text().split()[0])

@@ -15,7 +15,8 @@ import torch
 from pretrain.engine.autotune import choose as paths
 from pretrain.engine.autotune import record
 from pretrain.engine.autotune.choose import leave_out, run_path, worth_trying
-from pretrain.engine.autotune.isolated import CannotStart, Recipe
+from pretrain.engine.autotune.isolated import Recipe
+from pretrain.engine.autotune.process import CannotStart
 from pretrain.engine.autotune.record import Measured, cache_folder, cached, keep, kept, key_of, libraries
 from pretrain.engine.config import EngineSettings
 from pretrain.engine.precision import Pass

@@ -16,7 +16,7 @@ from pretrain.engine.autotune.choose import device_name, measured, noise, too_la
 from pretrain.engine.autotune.isolated import Recipe, Task
 from pretrain.engine.autotune.measure import Watcher, is_out_of_memory
 from pretrain.engine.autotune.record import Measured, libraries
-from pretrain.engine.engine import Engine
+from pretrain.engine.engine import Engine, import_deepspeed
 from pretrain.engine.lost import is_device_lost
 from pretrain.engine.world import World, leave_world, start_world
 from pretrain.models.groups import freeze
@@ -31,17 +31,21 @@ _STEPS = 2  # the second is the first with an optimizer's state, and after weigh
 
 
 def main(words: int, parent: int) -> None:
-    """Do the task that stdin gives, and tell all of it through the file descriptor `words`; end with `parent`."""
+    """Load all, then do the task that stdin gives, and tell of it through the file descriptor `words`.
+
+    Ends with `parent`, and without a task where there comes none.
+    """
     die_with(parent)
     say = _Words(words)
     log.addHandler(say)
     log.setLevel(logging.INFO)
     log.propagate = False
-    task = Task.model_validate_json(sys.stdin.read())
     world = start_world()
+    torch.zeros(1, device=world.device)  # fails where one process alone may have the GPU, which the parent does
+    import_deepspeed(world.device)
+    task = Task.model_validate_json(sys.stdin.read())
     if str(world.device) != task.device:
         raise RuntimeError(f"it is to compute on {task.device}, and finds {world.device}")
-    torch.zeros(1, device=world.device)  # fails where one process alone may have the GPU, which the parent does
     say.word("ready", None)
     try:
         say.word("found", found_by(task, world, say).model_dump())

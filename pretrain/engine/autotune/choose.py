@@ -11,8 +11,9 @@ from pathlib import Path as FilePath
 import torch
 
 from pretrain.engine.autotune.conv_form import planar_layers
-from pretrain.engine.autotune.isolated import CannotStart, Recipe, measured_in_child
+from pretrain.engine.autotune.isolated import Recipe, measured_in_child
 from pretrain.engine.autotune.measure import Watcher, is_out_of_memory, measure
+from pretrain.engine.autotune.process import SPARE, CannotStart
 from pretrain.engine.autotune.record import Measured, cache_folder, cached, keep, kept, key_of, libraries
 from pretrain.engine.engine import import_deepspeed
 from pretrain.engine.precision import Pass
@@ -55,6 +56,7 @@ def run_path(
         return found.model_dump_json()
 
     chosen = Measured.model_validate_json(world.share(known))
+    SPARE.end()
     return chosen.by_name(chosen.path)
 
 

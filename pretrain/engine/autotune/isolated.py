@@ -9,22 +9,17 @@ import json
 import logging
 import os
 import select
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import IO, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from pydantic import BaseModel
 
+from pretrain.engine.autotune.process import MODULE, SPARE, CannotStart
 from pretrain.engine.autotune.record import Measured
 from pretrain.engine.config import EngineSettings
 from pretrain.engine.precision import Pass
-from pretrain.engine.world import free_port
 from pretrain.models.zoo import ModelSettings
 from sharding.errors import UserError
 
@@ -32,17 +27,11 @@ log = logging.getLogger("reelscale")
 
 LIMIT = 90.0  # seconds without a word, after which the child is taken to hang
 _TO_START = 180.0  # and until the first one: it loads torch, beside other ranks that do
-_TO_END = 30.0  # and after it was ended
 _TRIES = 2  # of what is no path, and ends the child
-_CHILD = "import sys; sys.path[:] = {path!r}; from {module} import main; main({fd}, {parent})"
 
 
 def _nothing() -> None:
     pass
-
-
-class CannotStart(Exception):
-    """There is no child process that measures, or none that lasts for reasons that are no path's."""
 
 
 class Recipe(BaseModel):
@@ -80,7 +69,7 @@ def measured_in_child(
     names: Sequence[str],
     recomputed: int | None = None,
     limit: float = LIMIT,
-    module: str = "pretrain.engine.autotune.child",
+    module: str = MODULE,
     meanwhile: Callable[[], object] = _nothing,
 ) -> Measured:
     """The fastest of the paths that measures well and then takes steps of the whole engine, in a process of its own.
@@ -156,18 +145,20 @@ class _Progress:
 
 def _run(task: Task, progress: _Progress, limit: float, module: str, meanwhile: Callable[[], object]) -> str:
     """One child, until it has ended: how it did, in words."""
-    with tempfile.TemporaryFile() as errors, _started(task, errors, module) as (process, words):
+    child = SPARE.take(module)
+    try:
+        child.give(task)
         meanwhile()
         text = b""
         patience = max(limit, _TO_START)
         deadline = time.monotonic() + patience
         while True:
-            ready, _, _ = select.select([words], [], [], max(0.0, deadline - time.monotonic()))
+            ready, _, _ = select.select([child.words], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 return f"says nothing for {patience:g} s"
-            more = os.read(words, 1 << 16)
+            more = os.read(child.words, 1 << 16)
             if not more:
-                break
+                return child.ended()
             *lines, text = (text + more).split(b"\n")
             for line in lines:
                 progress.enter(**json.loads(line))
@@ -175,45 +166,5 @@ def _run(task: Task, progress: _Progress, limit: float, module: str, meanwhile: 
                 return "is done"
             patience = limit if progress.began else patience
             deadline = time.monotonic() + patience
-        code = process.wait()
-        errors.seek(0)
-        last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-        how = f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
-        return f"{how} ({last})" if last else how
-
-
-@contextmanager
-def _started(task: Task, errors: IO[bytes], module: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A child of its own session and where its words come from; it is ended, with all that it started, at the exit."""
-    words, its_end = os.pipe()
-    program = _CHILD.format(path=[*map(str, sys.path)], module=module, fd=its_end, parent=os.getpid())
-    # A world of one on the same device: the launcher's number of this rank on its machine says which.
-    own = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    own |= {"MASTER_PORT": str(free_port()), "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")} | own
-    with tempfile.TemporaryFile() as given:
-        given.write(task.model_dump_json().encode())
-        given.seek(0)
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-c", program],
-                env=environment,
-                stdin=given,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                pass_fds=[its_end],
-                start_new_session=True,
-            )
-        except OSError as error:
-            os.close(words)
-            raise CannotStart(str(error)) from error
-        finally:
-            os.close(its_end)
-    try:
-        yield process, words
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # a call into a driver that does not return outlives the signal
-            process.wait(_TO_END)
-        os.close(words)
+        child.end()
