@@ -392,8 +392,9 @@ def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_js
 
         job = load_job(config, overrides, needs_init=command == "finetune")
         with stdout_to_stderr() if as_json else nullcontext():
-            quantities = plan_training(job)
-            tells = os.environ.get("RANK", "0") == "0" and not started_by_run_ranks()  # the command has told already
+            checked = started_by_run_ranks()  # by the command, which has told what it found, too
+            quantities = {} if checked else plan_training(job)
+            tells = os.environ.get("RANK", "0") == "0" and not checked
             if tells and not (as_json and dry_run):
                 print_table(command, readable(quantities))
             code = 0 if dry_run else run_training(job, [command, config, *overrides])
