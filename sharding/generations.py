@@ -28,6 +28,7 @@ from sharding.manifest import Video
 from sharding.plan import SPLITS, ShardJob, job_id
 from sharding.scratch import scratch
 from sharding.store import Store
+from sharding.text import nfc
 
 Kind = Literal["corpus", "retry"]
 _BATCH = 2**14  # rows
@@ -80,7 +81,7 @@ def generations(store: Store) -> list[Generation]:
         path = f"plan/g{number}.json"
         try:
             tree = json.loads(store.get(path))
-            found.append(Generation(**{**tree, "classes": tuple(tree["classes"])}))
+            found.append(Generation(**{**tree, "classes": tuple(map(nfc, tree["classes"]))}))
         except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
             remedy = "shard into a new STORE; the shards that are there can still be read"
             raise UserError(

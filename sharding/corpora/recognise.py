@@ -6,13 +6,14 @@ import contextlib
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from sharding.corpora.csv_table import csv_table
 from sharding.corpora.datasets import (
+    UcfNames,
     hmdb51_rows,
     id_in_class,
-    id_of_file,
+    ids_of_file,
     is_kinetics_header,
     kinetics_rows,
     sports1m_json_rows,
@@ -23,11 +24,14 @@ from sharding.corpora.datasets import (
 )
 from sharding.corpora.jsonlist import json_entries
 from sharding.corpora.labels import Meaning, read_names
-from sharding.corpora.lists import Found, csv_rows, csv_table, json_lines, json_rows, opened, parquet_rows, text_lines
-from sharding.corpora.roots import local_copy, tellable
-from sharding.corpora.rows import Listing
+from sharding.corpora.list_file import ListFile, list_file
+from sharding.corpora.lists import Found, LabelCells, columns, csv_rows, json_lines, json_rows, parquet_rows, text_lines
+from sharding.corpora.roots import tellable
+from sharding.corpora.rows import Ids, Listing
+from sharding.corpora.settings import CorpusSettings
 from sharding.corpora.splits import SPLITS
 from sharding.errors import UserError
+from sharding.text import WrongEncoding
 
 Kind = Literal["folder", "csv", "jsonl", "parquet", "sports1m", "kinetics", "ucf101", "hmdb51"]
 
@@ -58,7 +62,7 @@ MOST_LISTS = 1000
 class Shape:
     """A corpus as recognised. `meaning` of its labels; `names` of its classes, where it has a list of them.
 
-    `key`: the id by which a file is meant; None where rows name files by path. `beside`: places to look for the
+    `ids`: those by which a file is meant; None where rows name files by path. `beside`: places to look for the
     media in, if the lists' own folder holds none.
     """
 
@@ -66,7 +70,7 @@ class Shape:
     lists: tuple[Listing, ...]
     meaning: Meaning = "names"
     names: tuple[str, ...] | None = None
-    key: Callable[[str], str] | None = None
+    ids: Ids | None = None
     beside: tuple[str, ...] = ()
 
 
@@ -81,40 +85,44 @@ def is_list_name(path: str) -> bool:
     return _end(name) != "" and ("/" not in path or split_of_name(name) != "")
 
 
-def shape_of_file(place: str, kind: str, labels: str | None) -> Shape:
+def shape_of_file(place: str, settings: CorpusSettings) -> Shape:
     """A corpus that is one list. Raises UserError if it is of no known kind."""
     folder, _, name = place.rpartition("/")
+    kind = settings.kind
     try:
-        found = _kind_of_file(place, name.lower()) if kind == "auto" else kind
+        found = _kind_of_file(place, name.lower(), settings.encoding) if kind == "auto" else kind
     except FileNotFoundError:
         raise UserError("there is no such list", tellable(place), "check the path") from None
     if found in ("folder", "ucf101", "hmdb51", None):
         wanted = "" if kind == "auto" else f", but {kind} was asked for"
         remedy = f"give the folder that holds the videos or their lists{wanted}. Known are: {LOOKED_FOR}"
         raise UserError("the corpus is a file, not a folder, and no list that is known", tellable(place), remedy)
-    return _shape(found, folder, [place], labels)  # type: ignore[arg-type]
+    return _shape(found, folder, [place], settings)  # type: ignore[arg-type]
 
 
-def shape_of_folder(root: str, names: Sequence[str], kind: str, fold: int, labels: str | None) -> Shape | None:
+def shape_of_folder(root: str, names: Sequence[str], settings: CorpusSettings) -> Shape | None:
     """A corpus that is a folder, by the names in it that are like lists' names; None if it holds no list to go by.
 
     Raises UserError if `kind` was asked for and its lists are not there.
     """
+    kind, fold, encoding = settings.kind, settings.fold, settings.encoding
     lists = {
         "sports1m": lambda: _sports1m(names, fold),
         "ucf101": lambda: _of_fold(names, _UCF, fold),
         "hmdb51": lambda: _of_fold(names, _HMDB, fold),
-        "kinetics": lambda: [name for name in names if _end(name) == "csv" and _is_kinetics(f"{root}/{name}")],
-        "csv": lambda: _tables(root, names, "csv", kind != "auto"),
-        "jsonl": lambda: _tables(root, names, "jsonl", kind != "auto"),
-        "parquet": lambda: _tables(root, names, "parquet", kind != "auto"),
+        "kinetics": lambda: [
+            name for name in names if _end(name) == "csv" and _is_kinetics(f"{root}/{name}", encoding)
+        ],
+        "csv": lambda: _tables(root, names, "csv", settings),
+        "jsonl": lambda: _tables(root, names, "jsonl", settings),
+        "parquet": lambda: _tables(root, names, "parquet", settings),
     }
     for candidate, find in lists.items():
         if kind not in ("auto", candidate):
             continue
         found = sorted(find())
         if found:
-            return _shape(candidate, root, [f"{root}/{name}" for name in found], labels)  # type: ignore[arg-type]
+            return _shape(candidate, root, [f"{root}/{name}" for name in found], settings)  # type: ignore[arg-type]
         if kind == candidate:
             what = f"there is no list of {kind} in this folder (fold {fold})"
             raise UserError(
@@ -123,76 +131,77 @@ def shape_of_folder(root: str, names: Sequence[str], kind: str, fold: int, label
     return None
 
 
-def class_names(place: str) -> tuple[str, ...]:
+def class_names(place: str, encoding: str | None = None) -> tuple[str, ...]:
     """Names of a file with one class a line. Raises UserError if it is not there, or is not such a file."""
     try:
-        with local_copy(place) as path, opened(path, place) as file:
-            return read_names(file.read(2**26), tellable(place))
+        with list_file(place, encoding) as file, file.opened() as text:
+            return read_names(text.read(2**26), file.where)
     except FileNotFoundError:
         remedy = "check the path; write one class name a line, line 1 being class 0"
         raise UserError("there is no such file of class names", tellable(place), remedy) from None
 
 
-def _shape(kind: Kind, folder: str, places: list[str], labels: str | None) -> Shape:
-    names = class_names(labels) if labels is not None else None
+def _shape(kind: Kind, folder: str, places: list[str], settings: CorpusSettings) -> Shape:
+    encoding = settings.encoding
+    names = class_names(settings.labels, encoding) if settings.labels is not None else None
     if kind == "sports1m":
-        names = names or _names_beside(folder, places)
-        lists = [_listing(place, _sports1m_list) for place in places]
-        return Shape(kind, tuple(lists), "numbers", names, id_of_file)
+        names = names or _names_beside(folder, places, encoding)
+        return Shape(kind, _listings(places, _sports1m_list, encoding), "numbers", names, ids_of_file)
     if kind == "kinetics":
-        return Shape(kind, tuple(_listing(place, kinetics_rows) for place in places), "names", names, id_of_file)
+        return Shape(kind, _listings(places, kinetics_rows, encoding), "names", names, ids_of_file)
     if kind in ("ucf101", "hmdb51"):
-        return _split_lists(kind, folder, places, names)
+        return _split_lists(kind, places, names, encoding)
+    labels = LabelCells(settings.labels_separator, names or ())
 
-    def rows(path: Path, where: str, split: str) -> Iterator[Found]:
-        name = where.lower().removesuffix(".gz")
+    def rows(file: ListFile, split: str) -> Iterator[Found]:
         if kind == "parquet":
-            return parquet_rows(path, where, split)
+            return parquet_rows(file, split, labels)
         if kind == "csv":
-            return csv_rows(path, where, split, names or ())
-        if name.endswith(".json"):
-            return json_rows(((number, entry) for number, _, entry in json_entries(path, where)), split)
-        return json_rows(json_lines(path, where), split)
+            return csv_rows(file, split, labels)
+        if _plain_name(file.place).endswith(".json"):
+            return json_rows(((number, entry) for number, _, entry in json_entries(file)), split, labels)
+        return json_rows(json_lines(file), split, labels)
 
-    unit = {"csv": "line", "jsonl": "line", "parquet": "row"}[kind]
-    return Shape(kind, tuple(_listing(place, rows, unit) for place in places), "either", names)
+    unit = "row" if kind == "parquet" else "line"
+    return Shape(kind, _listings(places, rows, encoding, unit), "either", names)
 
 
-def _split_lists(kind: Kind, folder: str, places: list[str], names: tuple[str, ...] | None) -> Shape:
+def _split_lists(kind: Kind, places: list[str], names: tuple[str, ...] | None, encoding: str | None) -> Shape:
     """UCF101's and HMDB51's lists, which name files by class folder."""
     home = places[0].rpartition("/")[0]
     parent = home.rpartition("/")[0]
-    if kind == "ucf101":
-        if names is None:
-            try:
-                with local_copy(f"{home}/classInd.txt") as path:
-                    names = ucf101_names(path, f"{home}/classInd.txt")
-            except FileNotFoundError:
-                names = None
-        classes = names or tuple(sorted(_ucf101_classes(places)))
-
-        def rows(path: Path, where: str, split: str) -> Iterator[Found]:
-            return ucf101_rows(path, where, split, classes)
-    else:
+    beside = tuple(f"{above}/{name}" for above in dict.fromkeys((home, parent)) for name in _BESIDE[kind])
+    if kind == "hmdb51":
         classes = names or tuple(sorted({_hmdb_class(place) for place in places}))
 
-        def rows(path: Path, where: str, split: str) -> Iterator[Found]:
-            return hmdb51_rows(path, where, _hmdb_class(where))
+        def by_class(file: ListFile, split: str) -> Iterator[Found]:
+            return hmdb51_rows(file, _hmdb_class(file.place))
 
-    beside = tuple(f"{above}/{name}" for above in dict.fromkeys((home, parent)) for name in _BESIDE[kind])
-    return Shape(kind, tuple(_listing(place, rows) for place in places), "names", names, id_in_class(classes), beside)
+        return Shape(kind, _listings(places, by_class, encoding), "names", names, id_in_class(classes), beside)
+    if names is None:
+        with contextlib.suppress(FileNotFoundError), list_file(f"{home}/classInd.txt", encoding) as file:
+            names = ucf101_names(file)
+    classes = names or tuple(sorted(_ucf101_classes(places, encoding)))
+    spelled = UcfNames(classes)
+
+    def rows(file: ListFile, split: str) -> Iterator[Found]:
+        return ucf101_rows(file, split, spelled)
+
+    ids = id_in_class(classes, spelled.name)
+    return Shape(kind, _listings(places, rows, encoding), "names", names, ids, beside)
 
 
-def _listing(place: str, rows: Callable[[Path, str, str], Iterator[Found]], unit: str = "line") -> Listing:
-    """A list that is fetched when it is read; the split that its name tells goes for rows that tell none."""
+def _listings(
+    places: Sequence[str], rows: Callable[[ListFile, str], Iterator[Found]], encoding: str | None, unit: str = "line"
+) -> tuple[Listing, ...]:
+    """Lists that are fetched when they are read; the split that a list's name tells goes for rows that tell none."""
 
-    def read() -> Iterator[Found]:
-        with local_copy(place) as path:
-            yield from rows(path, place, split_of_name(place))
+    def read(place: str) -> Iterator[Found]:
+        with list_file(place, encoding) as file:
+            yield from rows(file, split_of_name(place))
 
-    if place.lower().removesuffix(".gz").endswith(".json"):
-        unit = "entry"
-    return Listing(tellable(place), unit, read())
+    units = ["entry" if _plain_name(place).endswith(".json") else unit for place in places]
+    return tuple(Listing(tellable(place), unit, read(place)) for place, unit in zip(places, units, strict=True))
 
 
 def split_of_name(place: str) -> str:
@@ -202,39 +211,41 @@ def split_of_name(place: str) -> str:
     return SPLITS[words.pop()] if len(words) == 1 else ""
 
 
-def _kind_of_file(place: str, name: str) -> Kind | None:
+def _kind_of_file(place: str, name: str, encoding: str | None) -> Kind | None:
     if _PARTITION.fullmatch(name) or _FOLDS.fullmatch(name) or _JSON.fullmatch(name):
         return "sports1m"
     end = _end(name)
     if end == "csv":
-        return "kinetics" if _is_kinetics(place) else "csv"
+        return "kinetics" if _is_kinetics(place, encoding) else "csv"
     if end == "jsonl":
-        return "sports1m" if "label487" in _beginning(place) else "jsonl"
+        return "sports1m" if "label487" in _beginning(place, encoding) else "jsonl"
     if end == "parquet":
         return "parquet"
-    return "sports1m" if name.endswith((".txt", ".txt.gz")) and _YOUTUBE.match(_beginning(place)) else None
+    return "sports1m" if name.endswith((".txt", ".txt.gz")) and _YOUTUBE.match(_beginning(place, encoding)) else None
+
+
+def _plain_name(place: str) -> str:
+    """A list's name or place in lower case, as it is called where it is not packed."""
+    return place.lower().removesuffix(".gz")
 
 
 def _end(name: str) -> str:
     """The table format that a file's name says; "" for none."""
-    name = name.lower().removesuffix(".gz")
+    name = _plain_name(name)
     return next((kind for end, kind in _ENDS.items() if name.endswith(end)), "")
 
 
-def _beginning(place: str) -> str:
+def _beginning(place: str, encoding: str | None) -> str:
     """The first characters of a list's first lines."""
-    with local_copy(place) as path:
-        return "\n".join(
-            text[:2000]
-            for (_, text), _ in zip(text_lines(path, place), range(20), strict=False)
-            if isinstance(text, str)
-        )
+    with list_file(place, encoding) as file:
+        lines = zip(text_lines(file, strict=False), range(20), strict=False)
+        return "\n".join(text[:2000] for (_, text), _ in lines if isinstance(text, str))
 
 
-def _is_kinetics(place: str) -> bool:
+def _is_kinetics(place: str, encoding: str | None) -> bool:
     try:
-        with local_copy(place) as path:
-            return is_kinetics_header(csv_table(path, place)[0])
+        with list_file(place, encoding) as file:
+            return is_kinetics_header(csv_table(file)[0])
     except UserError:
         return False
 
@@ -263,61 +274,62 @@ def _of_fold(names: Sequence[str], pattern: re.Pattern[str], fold: int) -> list[
     ]
 
 
-def _tables(root: str, names: Sequence[str], kind: str, all_of_them: bool) -> list[str]:
+def _tables(root: str, names: Sequence[str], kind: str, settings: CorpusSettings) -> list[str]:
     """Lists at the folder's top: all of the format, or those that are called train, val, test and have the columns."""
     found = [name for name in names if "/" not in name and _end(name) == kind]
-    if all_of_them:
+    if settings.kind != "auto":
         return found
     found = [name for name in found if stem_of_list(name) in SPLITS]
-    return found if found and all(_has_columns(f"{root}/{name}", kind) for name in found) else []
+    return found if found and all(_has_columns(f"{root}/{name}", kind, settings.encoding) for name in found) else []
 
 
 def stem_of_list(name: str) -> str:
     """A list's name in lower case without what says its format."""
-    return name.lower().removesuffix(".gz").rpartition(".")[0]
+    return _plain_name(name).rpartition(".")[0]
 
 
-def _has_columns(place: str, kind: str) -> bool:
-    from sharding.corpora.lists import columns
-
+def _has_columns(place: str, kind: str, encoding: str | None) -> bool:
+    """Whether a list has columns of ours. Raises WrongEncoding where that cannot be seen."""
     try:
-        with local_copy(place) as path:
+        with list_file(place, encoding) as file:
             if kind == "csv":
-                columns(csv_table(path, place)[0], place)
+                columns(csv_table(file)[0], place)
             elif kind == "jsonl":
-                first = next(iter(json_lines(path, place)), (0, None))[1]
+                first = next(iter(json_lines(file)), (0, None))[1]
                 columns(list(first) if isinstance(first, dict) else [], place)
             else:
-                next(parquet_rows(path, place), None)
+                next(parquet_rows(file), None)
+    except WrongEncoding:
+        raise
     except UserError:
         return False
     return True
 
 
-def _names_beside(folder: str, places: list[str]) -> tuple[str, ...] | None:
+def _names_beside(folder: str, places: list[str], encoding: str | None) -> tuple[str, ...] | None:
     """Sports-1M's labels.txt: beside its lists, or one folder above."""
     home = places[0].rpartition("/")[0]
     for above in dict.fromkeys((home, home.rpartition("/")[0], folder)):
         place = f"{above}/labels.txt"
-        with contextlib.suppress(FileNotFoundError), local_copy(place) as path, opened(path, place) as file:
-            return read_names(file.read(2**26), tellable(place))
+        with contextlib.suppress(FileNotFoundError), list_file(place, encoding) as file, file.opened() as text:
+            return read_names(text.read(2**26), file.where)
     return None
 
 
-def _sports1m_list(path: Path, where: str, split: str) -> Iterator[Found]:
-    name = where.lower().removesuffix(".gz")
+def _sports1m_list(file: ListFile, split: str) -> Iterator[Found]:
+    name = _plain_name(file.place)
     if name.endswith((".jsonl", ".ndjson")):
-        return sports1m_json_rows(((line, "", entry) for line, entry in json_lines(path, where)), split)
+        return sports1m_json_rows(((line, "", entry) for line, entry in json_lines(file)), split)
     if name.endswith(".json"):
-        return sports1m_json_rows(json_entries(path, where), split)
-    return sports1m_rows(path, where, split)
+        return sports1m_json_rows(json_entries(file), split)
+    return sports1m_rows(file, split)
 
 
-def _ucf101_classes(places: Sequence[str]) -> Collection[str]:
+def _ucf101_classes(places: Sequence[str], encoding: str | None) -> Collection[str]:
     found = set()
     for place in places:
-        with local_copy(place) as path:
-            found |= {text.partition("/")[0] for _, text in text_lines(path, place) if isinstance(text, str)}
+        with list_file(place, encoding) as file:
+            found |= {text.partition("/")[0] for _, text in text_lines(file) if isinstance(text, str)}
     return found
 
 
