@@ -65,7 +65,7 @@ def differences(there: Any, here: Any, path: str = "") -> list[tuple[str, Any, A
             for key in keys
             for found in differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
         ]
-    return [] if _canonical(there) == _canonical(here) else [(path, there, here)]
+    return [] if there == here or _canonical(there) == _canonical(here) else [(path, there, here)]
 
 
 def _canonical(value: Any) -> str:
