@@ -11,15 +11,7 @@ from pathlib import Path, PurePosixPath
 from sharding.corpora.folders import folder_rows
 from sharding.corpora.gather import Gather, told
 from sharding.corpora.labels import LabelBook
-from sharding.corpora.recognise import (
-    LOOKED_FOR,
-    MOST_LISTS,
-    Shape,
-    class_names,
-    is_list_name,
-    shape_of_file,
-    shape_of_folder,
-)
+from sharding.corpora.recognise import LOOKED_FOR, MOST_LISTS, is_list_name, shape_of_file, shape_of_folder
 from sharding.corpora.remarks import EXAMPLES, PLANNED, difference, label_notes, left_out_notes, missing_notes
 from sharding.corpora.resolve import Finder
 from sharding.corpora.roots import (
@@ -35,6 +27,7 @@ from sharding.corpora.roots import (
 from sharding.corpora.rows import Listing, Refusal, decoded, encoded
 from sharding.corpora.settings import CorpusSettings
 from sharding.corpora.settle import identity_digest
+from sharding.corpora.shapes import Shape, class_names
 from sharding.errors import UserError
 from sharding.source import local_root
 

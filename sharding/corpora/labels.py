@@ -33,8 +33,8 @@ class LabelBook:
     a name of `names` is that class, a number an index; without `names`, numbers are indices if all labels are numbers.
     Whole floats (`3.0`, as tables write a column of numbers with an empty cell) are numbers.
 
-    Once it is settled, `listed` holds the indices of the classes that the corpus itself speaks of, `lowest` the lowest
-    label where they are indices.
+    Once it is settled, `listed` holds the indices of the classes that the corpus itself speaks of, `from_one`
+    whether the labels are indices and seem to count from 1.
     """
 
     def __init__(self, meaning: Meaning, names: Sequence[str] | None, where: str) -> None:
@@ -46,7 +46,7 @@ class LabelBook:
         self._classes: tuple[str, ...] = ()
         self._index: list[int | None] = []
         self.listed: tuple[int, ...] = ()
-        self.lowest: int | None = None
+        self.from_one = False
 
     def code(self, labels: Labels) -> str:
         """The labels of a row in a short form, which `indices` reads. Raises UserError past `MOST` labels."""
@@ -76,7 +76,8 @@ class LabelBook:
             self._index = [_index(label, place, len(names), self.meaning) for label in self._seen]
             named = self.names is not None and any(class_name(str(label)) in place for label in self._seen)
             if self.meaning == "numbers" or (self.meaning == "either" and not named):
-                self.lowest = min(numbers, default=None)
+                past = self.names is None or max(numbers, default=0) == len(names)
+                self.from_one = min(numbers, default=0) == 1 and past
         else:
             texts = [class_name(str(label)) for label in self._seen]
             names = listed = tuple(sorted(set(texts)))

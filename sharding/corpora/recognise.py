@@ -1,41 +1,21 @@
-"""What kind of corpus a path or address is, by its lists' names and first lines; and those lists, ready to read."""
+"""What kind of corpus a path or address is, by its lists' names and first lines."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
 
 from sharding.corpora.csv_table import csv_table
-from sharding.corpora.datasets import (
-    UcfNames,
-    hmdb51_rows,
-    id_in_class,
-    ids_of_file,
-    is_kinetics_header,
-    kinetics_rows,
-    sports1m_json_rows,
-    sports1m_rows,
-    stem,
-    ucf101_names,
-    ucf101_rows,
-)
-from sharding.corpora.jsonlist import json_entries
-from sharding.corpora.labels import Meaning, read_names
-from sharding.corpora.list_file import ListFile, list_file
-from sharding.corpora.lists import Found, LabelCells, columns, csv_rows, json_lines, json_rows, parquet_rows, text_lines
+from sharding.corpora.datasets import is_kinetics_header
+from sharding.corpora.list_file import list_file
+from sharding.corpora.lists import columns, json_lines, parquet_rows, text_lines
 from sharding.corpora.roots import tellable
-from sharding.corpora.rows import Ids, Listing
 from sharding.corpora.settings import CorpusSettings
+from sharding.corpora.shapes import HMDB, Kind, Shape, plain_name, shape_of_lists, split_of_name
 from sharding.corpora.splits import SPLITS
 from sharding.errors import UserError
 from sharding.text import WrongEncoding
 
-Kind = Literal["folder", "csv", "jsonl", "parquet", "sports1m", "kinetics", "ucf101", "hmdb51"]
-
-_SPLIT = re.compile(r"(?:^|[_.-])(train|training|val|valid|validate|validation|test)(?:[_.-]|$)")
 _ENDS: dict[str, Kind] = {
     ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
     ".parquet": "parquet", ".pq": "parquet",
@@ -44,12 +24,7 @@ _PARTITION = re.compile(r"(train|test)_partition\.txt(\.gz)?")
 _FOLDS = re.compile(r"sports(\d)_(train|test)\.txt(\.gz)?")
 _JSON = re.compile(r"sports-?_?1m.*(train|test).*\.json(\.gz)?")
 _UCF = re.compile(r"(train|test)list(\d+)\.txt")
-_HMDB = re.compile(r"(.+)_test_split(\d)\.txt")
 _YOUTUBE = re.compile(r"https?://\S*youtu\S*\s+\d+(,\d+)*")
-_BESIDE = {
-    "ucf101": ("UCF-101", "UCF101", "ucf101", "videos"),
-    "hmdb51": ("hmdb51", "HMDB51", "hmdb51_org", "videos"),
-}
 LOOKED_FOR = (
     "a folder of class folders; a .csv, .jsonl or .parquet list with the columns uri and labels; Sports-1M's "
     "train_partition.txt, its cross-validation's sportsN_train.txt or its JSON; Kinetics' CSV (label, youtube_id, "
@@ -58,28 +33,12 @@ LOOKED_FOR = (
 MOST_LISTS = 1000
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A corpus as recognised. `meaning` of its labels; `names` of its classes, where it has a list of them.
-
-    `ids`: those by which a file is meant; None where rows name files by path. `beside`: places to look for the
-    media in, if the lists' own folder holds none.
-    """
-
-    kind: Kind
-    lists: tuple[Listing, ...]
-    meaning: Meaning = "names"
-    names: tuple[str, ...] | None = None
-    ids: Ids | None = None
-    beside: tuple[str, ...] = ()
-
-
 def is_list_name(path: str) -> bool:
     """Whether a file of a corpus' folder may be one of its lists: not too deep, not hidden, of a name like theirs."""
     name = path.rpartition("/")[2].lower()
     if path.count("/") > 1 or name.startswith(".") or path.startswith("."):
         return False
-    if any(pattern.fullmatch(name) for pattern in (_PARTITION, _FOLDS, _JSON, _UCF, _HMDB)):
+    if any(pattern.fullmatch(name) for pattern in (_PARTITION, _FOLDS, _JSON, _UCF, HMDB)):
         return True
     # Below the top, a table without a split's name is rather a note beside some video, of which there may be a million.
     return _end(name) != "" and ("/" not in path or split_of_name(name) != "")
@@ -97,7 +56,7 @@ def shape_of_file(place: str, settings: CorpusSettings) -> Shape:
         wanted = "" if kind == "auto" else f", but {kind} was asked for"
         remedy = f"give the folder that holds the videos or their lists{wanted}. Known are: {LOOKED_FOR}"
         raise UserError("the corpus is a file, not a folder, and no list that is known", tellable(place), remedy)
-    return _shape(found, folder, [place], settings)  # type: ignore[arg-type]
+    return shape_of_lists(found, folder, [place], settings)  # type: ignore[arg-type]
 
 
 def shape_of_folder(root: str, names: Sequence[str], settings: CorpusSettings) -> Shape | None:
@@ -109,7 +68,7 @@ def shape_of_folder(root: str, names: Sequence[str], settings: CorpusSettings) -
     lists = {
         "sports1m": lambda: _sports1m(names, fold),
         "ucf101": lambda: _of_fold(names, _UCF, fold),
-        "hmdb51": lambda: _of_fold(names, _HMDB, fold),
+        "hmdb51": lambda: _of_fold(names, HMDB, fold),
         "kinetics": lambda: [
             name for name in names if _end(name) == "csv" and _is_kinetics(f"{root}/{name}", encoding)
         ],
@@ -122,93 +81,13 @@ def shape_of_folder(root: str, names: Sequence[str], settings: CorpusSettings) -
             continue
         found = sorted(find())
         if found:
-            return _shape(candidate, root, [f"{root}/{name}" for name in found], settings)  # type: ignore[arg-type]
+            return shape_of_lists(candidate, root, [f"{root}/{name}" for name in found], settings)  # type: ignore[arg-type]
         if kind == candidate:
             what = f"there is no list of {kind} in this folder (fold {fold})"
             raise UserError(
                 what, tellable(root), f"give the folder that holds it, or another fold. Known are: {LOOKED_FOR}"
             )
     return None
-
-
-def class_names(place: str, encoding: str | None = None) -> tuple[str, ...]:
-    """Names of a file with one class a line. Raises UserError if it is not there, or is not such a file."""
-    try:
-        with list_file(place, encoding) as file, file.opened() as text:
-            return read_names(text.read(2**26), file.where)
-    except FileNotFoundError:
-        remedy = "check the path; write one class name a line, line 1 being class 0"
-        raise UserError("there is no such file of class names", tellable(place), remedy) from None
-
-
-def _shape(kind: Kind, folder: str, places: list[str], settings: CorpusSettings) -> Shape:
-    encoding = settings.encoding
-    names = class_names(settings.labels, encoding) if settings.labels is not None else None
-    if kind == "sports1m":
-        names = names or _names_beside(folder, places, encoding)
-        return Shape(kind, _listings(places, _sports1m_list, encoding), "numbers", names, ids_of_file)
-    if kind == "kinetics":
-        return Shape(kind, _listings(places, kinetics_rows, encoding), "names", names, ids_of_file)
-    if kind in ("ucf101", "hmdb51"):
-        return _split_lists(kind, places, names, encoding)
-    labels = LabelCells(settings.labels_separator, names or ())
-
-    def rows(file: ListFile, split: str) -> Iterator[Found]:
-        if kind == "parquet":
-            return parquet_rows(file, split, labels)
-        if kind == "csv":
-            return csv_rows(file, split, labels)
-        if _plain_name(file.place).endswith(".json"):
-            return json_rows(((number, entry) for number, _, entry in json_entries(file)), split, labels)
-        return json_rows(json_lines(file), split, labels)
-
-    unit = "row" if kind == "parquet" else "line"
-    return Shape(kind, _listings(places, rows, encoding, unit), "either", names)
-
-
-def _split_lists(kind: Kind, places: list[str], names: tuple[str, ...] | None, encoding: str | None) -> Shape:
-    """UCF101's and HMDB51's lists, which name files by class folder."""
-    home = places[0].rpartition("/")[0]
-    parent = home.rpartition("/")[0]
-    beside = tuple(f"{above}/{name}" for above in dict.fromkeys((home, parent)) for name in _BESIDE[kind])
-    if kind == "hmdb51":
-        classes = names or tuple(sorted({_hmdb_class(place) for place in places}))
-
-        def by_class(file: ListFile, split: str) -> Iterator[Found]:
-            return hmdb51_rows(file, _hmdb_class(file.place))
-
-        return Shape(kind, _listings(places, by_class, encoding), "names", names, id_in_class(classes), beside)
-    if names is None:
-        with contextlib.suppress(FileNotFoundError), list_file(f"{home}/classInd.txt", encoding) as file:
-            names = ucf101_names(file)
-    classes = names or tuple(sorted(_ucf101_classes(places, encoding)))
-    spelled = UcfNames(classes)
-
-    def rows(file: ListFile, split: str) -> Iterator[Found]:
-        return ucf101_rows(file, split, spelled)
-
-    ids = id_in_class(classes, spelled.name)
-    return Shape(kind, _listings(places, rows, encoding), "names", names, ids, beside)
-
-
-def _listings(
-    places: Sequence[str], rows: Callable[[ListFile, str], Iterator[Found]], encoding: str | None, unit: str = "line"
-) -> tuple[Listing, ...]:
-    """Lists that are fetched when they are read; the split that a list's name tells goes for rows that tell none."""
-
-    def read(place: str) -> Iterator[Found]:
-        with list_file(place, encoding) as file:
-            yield from rows(file, split_of_name(place))
-
-    units = ["entry" if _plain_name(place).endswith(".json") else unit for place in places]
-    return tuple(Listing(tellable(place), unit, read(place)) for place, unit in zip(places, units, strict=True))
-
-
-def split_of_name(place: str) -> str:
-    """The split that a list's name tells: "train", "val", "test"; "" if it tells none."""
-    name = place.rpartition("/")[2].lower()
-    words = set(_SPLIT.findall(name)) | set(re.findall(r"^(train|test)(?=list\d)", name))
-    return SPLITS[words.pop()] if len(words) == 1 else ""
 
 
 def _kind_of_file(place: str, name: str, encoding: str | None) -> Kind | None:
@@ -224,14 +103,9 @@ def _kind_of_file(place: str, name: str, encoding: str | None) -> Kind | None:
     return "sports1m" if name.endswith((".txt", ".txt.gz")) and _YOUTUBE.match(_beginning(place, encoding)) else None
 
 
-def _plain_name(place: str) -> str:
-    """A list's name or place in lower case, as it is called where it is not packed."""
-    return place.lower().removesuffix(".gz")
-
-
 def _end(name: str) -> str:
     """The table format that a file's name says; "" for none."""
-    name = _plain_name(name)
+    name = plain_name(name)
     return next((kind for end, kind in _ENDS.items() if name.endswith(end)), "")
 
 
@@ -285,7 +159,7 @@ def _tables(root: str, names: Sequence[str], kind: str, settings: CorpusSettings
 
 def stem_of_list(name: str) -> str:
     """A list's name in lower case without what says its format."""
-    return _plain_name(name).rpartition(".")[0]
+    return plain_name(name).rpartition(".")[0]
 
 
 def _has_columns(place: str, kind: str, encoding: str | None) -> bool:
@@ -304,38 +178,6 @@ def _has_columns(place: str, kind: str, encoding: str | None) -> bool:
     except UserError:
         return False
     return True
-
-
-def _names_beside(folder: str, places: list[str], encoding: str | None) -> tuple[str, ...] | None:
-    """Sports-1M's labels.txt: beside its lists, or one folder above."""
-    home = places[0].rpartition("/")[0]
-    for above in dict.fromkeys((home, home.rpartition("/")[0], folder)):
-        place = f"{above}/labels.txt"
-        with contextlib.suppress(FileNotFoundError), list_file(place, encoding) as file, file.opened() as text:
-            return read_names(text.read(2**26), file.where)
-    return None
-
-
-def _sports1m_list(file: ListFile, split: str) -> Iterator[Found]:
-    name = _plain_name(file.place)
-    if name.endswith((".jsonl", ".ndjson")):
-        return sports1m_json_rows(((line, "", entry) for line, entry in json_lines(file)), split)
-    if name.endswith(".json"):
-        return sports1m_json_rows(json_entries(file), split)
-    return sports1m_rows(file, split)
-
-
-def _ucf101_classes(places: Sequence[str], encoding: str | None) -> Collection[str]:
-    found = set()
-    for place in places:
-        with list_file(place, encoding) as file:
-            found |= {text.partition("/")[0] for _, text in text_lines(file) if isinstance(text, str)}
-    return found
-
-
-def _hmdb_class(place: str) -> str:
-    match = _HMDB.fullmatch(place.rpartition("/")[2])
-    return match.group(1) if match else stem(place)
 
 
 def _base(name: str) -> str:

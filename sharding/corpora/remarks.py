@@ -66,9 +66,9 @@ def label_notes(gather: Gather, book: LabelBook, classes: Sequence[str], separat
     counts = gather.label_counts()
     listed = len(book.listed)
     empty = [classes[index] for index in book.listed if not any(videos[index] for videos in counts.values())]
-    if empty and book.lowest:
+    if empty and book.from_one:
         advice = "if yours count from 1, list them one lower, or list names"
-        yield f"labels are indices that count from 0, and the lowest listed is {book.lowest}: {advice}"
+        yield f"labels are indices that count from 0, and the lowest listed is 1: {advice}"
     if empty:
         yield f"{len(empty)} of {listed} classes have no video: {_some(empty)}"
     untrained = [classes[index] for index in book.listed if counts["val"][index] and not counts["train"][index]]

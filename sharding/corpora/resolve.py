@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import unicodedata
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from sharding.corpora.roots import Roots, size_of
@@ -38,13 +37,14 @@ class Finder:
     def find(self, name: str) -> Named | None:
         """What a name means; None where it lies below none of the roots."""
         bare = name.strip()
-        if is_absolute(bare):
-            name = name.lstrip()
         meant = self.roots.place(bare)
+        places = [meant]
+        if name != bare:
+            name = name.lstrip() if is_absolute(bare) else name
+            places = [self.roots.place(name), meant]
         if meant is not None and self.roots.is_remote(meant[0]):
             return self._object(name, meant)
-        for spelled in dict.fromkeys((name, bare)):
-            place = self.roots.place(spelled)
+        for place in places:
             if place is not None and not self.roots.is_remote(place[0]):
                 found = self._file(self.roots.places[place[0]], place[1])
                 if found is not None:
@@ -65,36 +65,39 @@ class Finder:
             spelled = decoded(name.encode(self._encoding))
             place = self.roots.place(spelled)
             if place is not None and not self.roots.is_remote(place[0]):
-                with contextlib.suppress(FileNotFoundError):
-                    size = size_of(self.roots.places[place[0]], place[1])
-                    return Named(self.roots.uri(*place), UNKNOWN if size is None else size)
+                found = _sized(self.roots.places[place[0]], place[1])
+                return None if found is None else Named(self.roots.uri(place[0], found[0]), found[1])
         return None
 
     def _file(self, root: str, path: str) -> tuple[str, int] | None:
         """(path, bytes) of a file of this machine, whose name's letters may be composed otherwise."""
-        for spelled in _forms(path):
-            with contextlib.suppress(FileNotFoundError):
-                size = size_of(root, spelled)
-                return spelled, UNKNOWN if size is None else size
-        return None if path.isascii() else self._by_folder(root, "", path.split("/"))
+        if path.isascii():
+            return _sized(root, path)
+        found = (_sized(root, spelled) for spelled in _forms(path))
+        return next(filter(None, found), None) or self._by_folder(root, "", path.split("/"))
 
     def _by_folder(self, root: str, above: str, parts: list[str]) -> tuple[str, int] | None:
         """As `_file`, where folders and file are composed differently."""
         for name in dict.fromkeys((*_forms(parts[0]), *self._decomposed(f"{root}/{above}").get(nfc(parts[0]), ()))):
-            if len(parts) > 1:
-                found = self._by_folder(root, f"{above}{name}/", parts[1:])
-                if found is not None:
-                    return found
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                size = size_of(root, above + name)
-                return above + name, UNKNOWN if size is None else size
+            last = len(parts) == 1
+            found = _sized(root, above + name) if last else self._by_folder(root, f"{above}{name}/", parts[1:])
+            if found is not None:
+                return found
         return None
 
 
-def _forms(path: str) -> Iterator[str]:
-    """A path as it is, then wholly composed, then wholly decomposed; each once."""
-    yield from [path] if path.isascii() else dict.fromkeys((path, nfc(path), unicodedata.normalize("NFD", path)))
+def _sized(root: str, path: str) -> tuple[str, int] | None:
+    """(path, bytes) of a file of this machine; None if there is none."""
+    try:
+        size = size_of(root, path)
+    except FileNotFoundError:
+        return None
+    return path, UNKNOWN if size is None else size
+
+
+def _forms(path: str) -> tuple[str, str, str]:
+    """A path as it is, wholly composed, and wholly decomposed."""
+    return path, nfc(path), unicodedata.normalize("NFD", path)
 
 
 def _decomposed(folder: str) -> dict[str, list[str]]:

@@ -147,6 +147,9 @@ def test_labels_that_count_from_one_are_remarked(tmp_path: Path) -> None:
     named = of_lines(tmp_path, "uri,label", *[f"{n}.mp4,{n}" for n in range(1, 4)], labels=str(names))
     assert named.left_out == {"label_out_of_range": 1} and "the lowest listed is 1" in notes(named)
     assert "1 of 3 classes have no video: a" in notes(named)
+    for first in (1, -1):  # with names, a label past the last shows that they count from 1
+        some = of_lines(tmp_path, "uri,label", f"0.mp4,{first}", "1.mp4,2", labels=str(names))
+        assert "count from" not in notes(some) and "classes have no video: a" in notes(some)
     zero = of_lines(tmp_path, "uri,label", "0.mp4,0", "1.mp4,3")
     assert "count from" not in notes(zero) and "2 of 4 classes have no video: 1, 2" in notes(zero)
     assert not any("class" in note for note in of_lines(tmp_path, "uri,label", "0.mp4,0", "1.mp4,1").notes)
@@ -330,6 +333,21 @@ def test_a_mark_of_byte_order_is_no_part_of_a_text(tmp_path: Path, name: str) ->
     assert found(read(tmp_path / name, encoding="utf-16")) == {"AAAAAAAAAA1.mp4": ["0"]}
     (tmp_path / name).write_bytes(b"\xff\xfe" + text.encode("utf-16-le"))
     assert found(read(tmp_path / name, encoding="utf-16-le")) == {"AAAAAAAAAA1.mp4": ["0"]}
+
+
+def test_split_files_of_windows(tmp_path: Path) -> None:
+    make(tmp_path / "ucf", "A/v_A_g01_c01.avi", "B/v_B_g01_c01.avi")
+    make(tmp_path / "hmdb", "a/x.avi", "b/y.avi")
+    for name, text in (
+        ("ucf/classInd.txt", "1 A\r\n2 B\r\n"), ("ucf/trainlist01.txt", "A/v_A_g01_c01.avi 1\r\n"),
+        ("ucf/testlist01.txt", "B/v_B_g01_c01.avi\r\n"), ("hmdb/a_test_split1.txt", "x.avi 1\r\n"),
+        ("hmdb/b_test_split1.txt", "y.avi 2\r\n"),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    for folder, classes in (("ucf", ("A", "B")), ("hmdb", ("a", "b"))):
+        manifest = read(tmp_path / folder)
+        assert manifest.kind.startswith(folder) and manifest.classes == classes
+        assert manifest.counts == {"train": 1, "val": 1} and manifest.left_out == {}
 
 
 def test_a_settings_file_of_windows(tmp_path: Path) -> None:
