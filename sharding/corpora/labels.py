@@ -90,6 +90,13 @@ class LabelBook:
         self.listed = tuple(dict.fromkeys(final[name] for name in listed))
         return self._classes
 
+    def odd(self) -> list[str]:
+        """The labels for which all are names, though others are numbers."""
+        if self.meaning != "either" or self.names is not None or self._all_numbers():
+            return []
+        others = [str(label) for label in self._seen if _number(label) is None]
+        return others if len(others) < len(self._seen) else []
+
     def compounds(self) -> list[tuple[str, str]]:
         """(label, separator) of the labels that are several others, as it seems, with something between them."""
         texts = [label for label in self._seen if isinstance(label, str)]

@@ -75,6 +75,9 @@ def label_notes(gather: Gather, book: LabelBook, classes: Sequence[str], separat
     if untrained and counts["train"]:
         only = f"{len(untrained)} of {listed} classes have videos in validation alone, none to train on"
         yield f"{only}: {_some(untrained)}"
+    odd = book.odd()
+    if odd:
+        yield f"labels are taken as names, not as indices, because not all are whole numbers: {_some(odd)}"
     compounds = book.compounds() if separator is None and book.meaning == "either" else []
     if compounds:
         label, mark = compounds[0]

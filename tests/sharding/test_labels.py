@@ -137,6 +137,16 @@ def test_a_float_that_is_missing_and_floats_that_are_names(tmp_path: Path) -> No
     assert found(named) == {"0.mp4": ["c"], "1.mp4": ["a"]} and named.left_out == {"label_out_of_range": 1}
 
 
+def test_one_label_that_makes_names_of_numbers_is_remarked(tmp_path: Path) -> None:
+    for odd in ("label", "2.5", '"1,0"'):  # as where two lists were put together with their headers
+        manifest = of_lines(tmp_path, "uri,label", "0.mp4,0", "1.mp4,10", f"2.mp4,{odd}")
+        name = odd.strip('"')
+        assert set(manifest.classes) == {"0", "10", name}
+        assert f"names, not as indices, because not all are whole numbers: {name}" in notes(manifest)
+    for lines in (["0.mp4,0", "1.mp4,1"], ["0.mp4,a", "1.mp4,b"], ["0.mp4,0.0", "1.mp4,nan"]):
+        assert "not as indices" not in notes(of_lines(tmp_path, "uri,label", *lines))
+
+
 def test_labels_that_count_from_one_are_remarked(tmp_path: Path) -> None:
     manifest = of_lines(tmp_path, "uri,label", *[f"{n}.mp4,{n}" for n in range(1, 5)])
     assert manifest.classes == ("0", "1", "2", "3", "4")
