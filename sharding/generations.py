@@ -64,6 +64,10 @@ class Generation:
     file: str
     digest: str
 
+    def __post_init__(self) -> None:
+        # Plans of before may hold decomposed names, which are those of new lists and folders.
+        object.__setattr__(self, "classes", tuple(map(nfc, self.classes)))
+
     @property
     def ids(self) -> Iterator[tuple[str, str]]:
         """(split, id) of each job, in order."""
@@ -81,7 +85,7 @@ def generations(store: Store) -> list[Generation]:
         path = f"plan/g{number}.json"
         try:
             tree = json.loads(store.get(path))
-            found.append(Generation(**{**tree, "classes": tuple(map(nfc, tree["classes"]))}))
+            found.append(Generation(**{**tree, "classes": tuple(tree["classes"])}))
         except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
             remedy = "shard into a new STORE; the shards that are there can still be read"
             raise UserError(
