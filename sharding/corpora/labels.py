@@ -23,7 +23,7 @@ _FLOAT = re.compile(r"[+-]?\d{1,18}(\.\d{0,30})?([eE][+-]?\d{1,2})?")
 
 def class_name(label: str) -> str:
     """The name of the class that a label is: without blanks around it, in Unicode's composed form, printable."""
-    return nfc(printable(label.strip()))
+    return nfc(printable(label.strip() or label))
 
 
 class LabelBook:

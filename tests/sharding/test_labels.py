@@ -178,8 +178,9 @@ def test_classes_without_videos_or_in_validation_alone_are_remarked(tmp_path: Pa
 
 
 def test_folders_and_lists_name_classes_in_one_form(tmp_path: Path) -> None:
-    folders = read(make(tmp_path / "folders", f"train/{COMPOSED}/a.mp4", f"val/{DECOMPOSED}/b.mp4"))
+    folders = read(make(tmp_path / "folders", f"train/{COMPOSED}/a.mp4", f"val/{DECOMPOSED} /b.mp4"))
     assert folders.classes == (COMPOSED,) and folders.counts == {"train": 1, "val": 1}
+    assert read(make(tmp_path / "blank", " /a.mp4")).classes == (" ",)
     lists = of_lines(tmp_path, "uri,label", f"0.mp4,{COMPOSED}", f"1.mp4, {DECOMPOSED} ", "2.mp4,x")
     assert lists.classes == (COMPOSED, "x")
     names = tmp_path / "names.txt"
