@@ -83,6 +83,8 @@ def shard(
 
       reelscale shard list.csv ./store --media ~/videos segments.seconds=10 segments.per_video=3
 
+      reelscale shard list.csv ./store labels_separator=';' encoding=cp1252
+
       reelscale shard sports-1m-dataset s3://bucket/sports1m --media s3://bucket/raw segments.seconds=10
 
       reelscale shard ucfTrainTestlist ./ucf --media UCF-101 fold=2

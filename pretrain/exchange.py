@@ -18,7 +18,9 @@ from pretrain.models.weights import check_weights, some
 from pretrain.models.zoo import ModelSettings
 from pretrain.run import Run, read_settings
 from pretrain.settings import DataSettings, TrainSettings
+from sharding.corpora.labels import class_name
 from sharding.errors import UserError
+from sharding.text import read_text
 
 NO_STORE = "(imported weights have no store: give store=STORE)"
 _PROVENANCE = "provenance.json"
@@ -86,8 +88,8 @@ def import_run(
 def read_classes(file: Path, count: int) -> list[str]:
     """The class names of a file, one a line, in the network's order. Raises UserError unless they are `count`."""
     try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        names = [class_name(line) for line in read_text(file, str(file), "file of class names").split("\n")]
+    except FileNotFoundError as error:
         raise UserError(f"the class names cannot be read: {error}", str(file), "give a text file") from error
     names = [name for name in names if name]
     twice = sorted({name for name in names if names.count(name) > 1})

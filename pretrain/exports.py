@@ -18,6 +18,7 @@ from pretrain.models.published import read_safetensors
 from pretrain.models.zoo import ModelSettings
 from sharding.errors import UserError
 from sharding.settings import validate
+from sharding.text import nfc
 
 FORMAT = "1"
 _MARK = "reelscale"  # the metadata's key that holds the format's version
@@ -99,7 +100,7 @@ def read_export(file: Path) -> Export:
         clip = {key: value for key, value in described["input"].items() if key != "shape"}
         return Export(
             validate(ModelSettings, described["model"], str(file)),
-            [str(name) for name in described["classes"]],
+            [nfc(str(name)) for name in described["classes"]],
             validate(ClipSettings, clip, str(file)),
             dict(described["provenance"]),
             read_safetensors(file),

@@ -14,6 +14,7 @@ from pretrain.data.sources import DataSettings
 from pretrain.settings import TrainSettings
 from sharding.errors import UserError
 from sharding.settings import differences
+from sharding.text import nfc
 
 log = logging.getLogger("reelscale")
 
@@ -120,7 +121,7 @@ def read_settings(folder: Path) -> tuple[TrainSettings, list[str]]:
             str(folder),
             "give the folder that `reelscale pretrain` or `finetune` printed",
         ) from error
-    return TrainSettings.model_validate(whole["settings"]), classes
+    return TrainSettings.model_validate(whole["settings"]), [nfc(name) for name in classes]
 
 
 def _check_identity(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from sharding.manifest import Video
 from sharding.plan import SPLITS, ShardJob, job_id
 from sharding.scratch import scratch
 from sharding.store import Store
+from sharding.text import nfc
 
 Kind = Literal["corpus", "retry"]
 _BATCH = 2**14  # rows
@@ -62,6 +63,10 @@ class Generation:
     left_out: dict[str, int]
     file: str
     digest: str
+
+    def __post_init__(self) -> None:
+        # Plans of before may hold decomposed names, which are those of new lists and folders.
+        object.__setattr__(self, "classes", tuple(map(nfc, self.classes)))
 
     @property
     def ids(self) -> Iterator[tuple[str, str]]:

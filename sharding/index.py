@@ -18,6 +18,7 @@ from sharding.errors import UserError
 from sharding.generations import generations
 from sharding.record import FORMAT, from_parquet, list_records, read_meta, record_meta, to_parquet, with_meta, zip_ahead
 from sharding.store import Store
+from sharding.text import nfc
 
 HEAD = "reelscale.json"
 WRITER = "use the version of Reelscale that wrote it, or another STORE"  # a remedy
@@ -197,7 +198,7 @@ def read_index(store: Store, version: str) -> Index:
     return Index(
         version=meta["version"],
         digest=meta["digest"],
-        classes=meta["classes"],
+        classes=[nfc(name) for name in meta["classes"]],
         parts=parts,
         splits={name: SplitSummary(**summary) for name, summary in meta["splits"].items()},
         failures=meta["failures"],

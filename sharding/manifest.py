@@ -7,23 +7,13 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
-
-import pydantic
 
 from sharding.corpora.folders import folder_rows
 from sharding.corpora.gather import Gather, told
 from sharding.corpora.labels import LabelBook
-from sharding.corpora.recognise import (
-    LOOKED_FOR,
-    MOST_LISTS,
-    Shape,
-    class_names,
-    is_list_name,
-    shape_of_file,
-    shape_of_folder,
-)
-from sharding.corpora.remarks import EXAMPLES, PLANNED, difference, left_out_notes, missing_notes
+from sharding.corpora.recognise import LOOKED_FOR, MOST_LISTS, is_list_name, shape_of_file, shape_of_folder
+from sharding.corpora.remarks import EXAMPLES, PLANNED, difference, label_notes, left_out_notes, missing_notes
+from sharding.corpora.resolve import Finder
 from sharding.corpora.roots import (
     Roots,
     files_below,
@@ -35,25 +25,15 @@ from sharding.corpora.roots import (
     tellable,
 )
 from sharding.corpora.rows import Listing, Refusal, decoded, encoded
+from sharding.corpora.settings import CorpusSettings
 from sharding.corpora.settle import identity_digest
+from sharding.corpora.shapes import Shape, class_names
 from sharding.errors import UserError
-from sharding.settings import Settings
 from sharding.source import local_root
 
 __all__ = ["Compared", "CorpusSettings", "Manifest", "Video", "is_video_name", "printable", "read_manifest"]
 
 Files = Callable[[str], Iterable[tuple[str, int | None]]]
-
-
-class CorpusSettings(Settings):
-    """What a corpus is and where its files are."""
-
-    kind: Literal["auto", "folder", "csv", "jsonl", "parquet", "sports1m", "kinetics", "ucf101", "hmdb51"] = "auto"
-    media: str | None = None  # the folder or prefix that holds the videos; None: the list's own
-    labels: str | None = None  # a file of class names, one a line, line 1 being class 0
-    fold: int = pydantic.Field(1, ge=0, le=9)  # of UCF101, HMDB51 (1 to 3), Sports-1M's cross-validation (0 to 9)
-    roots: tuple[str, ...] = ()  # further folders or prefixes that a list may name files of
-    validation: float = pydantic.Field(0.1, ge=0, lt=1)  # share of the source videos, where the corpus gives no split
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,13 +194,14 @@ def _read(
 ) -> Manifest:
     place = normal_root(corpus)
     if kind_of_place(place) == "file":
-        shape: Shape | None = shape_of_file(place, settings.kind, settings.labels)
+        shape: Shape | None = shape_of_file(place, settings)
         place = place.rpartition("/")[0] or "/"
     else:
         root = gather.look(place, files(place))
         names = (name for name, _ in gather.files(root, video=False) if is_list_name(name))
         lists = list(itertools.islice(names, MOST_LISTS))
-        shape = shape_of_folder(place, lists, settings.kind, settings.fold, settings.labels)
+        shape = shape_of_folder(place, lists, settings)
+    _require_table(shape, settings, corpus)
     if shape is None:
         return _read_folder(corpus, place, settings, classes, gather)
     base = place
@@ -230,26 +211,43 @@ def _read(
             remedy = "give the folder or prefix that holds the videos as media=…"
             raise UserError("media is a file, not a folder", tellable(base), remedy)
     book = LabelBook(shape.meaning, shape.names, tellable(corpus))
-    if shape.key is not None:
+    if shape.ids is not None:
         if settings.media is None:
             base = _media_of(place, shape, files, gather)
         for listing in shape.lists:
             gather.read(listing, book, None)
-        gather.match(gather.look(base, files(base), shape.key), shape.key)
+        gather.match(gather.look(base, files(base), shape.ids), shape.ids)
         absent = f"no video below {tellable(base)} has this id"
     else:
-        roots = Roots(base, settings.roots)
+        finder = Finder(Roots(base, settings.roots), settings.encoding)
         for listing in shape.lists:
-            gather.read(listing, book, roots)
-        for number, root_place in enumerate(roots.places):
-            if roots.is_remote(number):
-                gather.match_uris(gather.look(root_place, files(root_place)), functools.partial(roots.uri, number))
+            gather.read(listing, book, finder)
+        _match_objects(gather, finder.roots, files)
         absent = "there is no such file"
     named = book.settle(classes)
     gather.settle(book, settings.validation, absent)
-    manifest = Manifest(corpus, base, named, gather, missing_notes(gather, named), shape.kind)
+    remarks = [*missing_notes(gather, named), *label_notes(gather, book, named, settings.labels_separator)]
+    manifest = Manifest(corpus, base, named, gather, remarks, shape.kind)
     _require_videos(manifest, gather)
     return manifest
+
+
+def _match_objects(gather: Gather, roots: Roots, files: Files) -> None:
+    """Find what rows mean in the roots that are stores, by listing these."""
+    remote = [number for number in range(len(roots.places)) if roots.is_remote(number)]
+    for number in remote:
+        place = roots.places[number]
+        gather.match_uris(gather.look(place, files(place)), functools.partial(roots.uri, number))
+    if remote:
+        gather.match_loosely()
+
+
+def _require_table(shape: Shape | None, settings: CorpusSettings, corpus: str) -> None:
+    """Raises UserError for a separator of labels where labels do not stand in a table's cells."""
+    kind = "folder" if shape is None else shape.kind
+    if settings.labels_separator is not None and kind not in ("csv", "jsonl", "parquet"):
+        what = f"labels_separator is for the cells of tables (csv, jsonl, parquet), and this corpus is of kind {kind}"
+        raise UserError(what, tellable(corpus), "leave it out")
 
 
 def _read_folder(
@@ -263,7 +261,7 @@ def _read_folder(
         remedy = "put videos (mp4, avi, mkv, webm, mov, …) into class folders: CORPUS/class/video.mp4"
         what = f"no video in the corpus; {found}, and no list that is known"
         raise UserError(what, tellable(corpus), f"{remedy}. Known are: {LOOKED_FOR}")
-    names = class_names(settings.labels) if settings.labels is not None else None
+    names = class_names(settings.labels, settings.encoding) if settings.labels is not None else None
     book = LabelBook("names", names, tellable(corpus))
     folder = PurePosixPath(Path(corpus).absolute().as_posix()).name or "all"
     rows = folder_rows(lambda: gather.files(0, video=True), printable(folder))
@@ -275,6 +273,7 @@ def _read_folder(
         ignored = [tellable(uri) for uri, _ in itertools.islice(gather.files(0, video=False), EXAMPLES)]
         more = ", …" if others > EXAMPLES else ""
         remarks.append(f"ignored {others} files that are not videos by their name: {', '.join(ignored)}{more}")
+    remarks += label_notes(gather, book, named, None)
     manifest = Manifest(corpus, place, named, gather, remarks, "folder")
     _require_videos(manifest, gather)
     return manifest

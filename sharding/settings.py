@@ -14,6 +14,7 @@ import pydantic
 import yaml
 
 from sharding.errors import UserError
+from sharding.text import nfc, read_text
 
 
 class Settings(pydantic.BaseModel):
@@ -64,16 +65,19 @@ def differences(there: Any, here: Any, path: str = "") -> list[tuple[str, Any, A
             for key in keys
             for found in differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
         ]
-    return [] if there == here else [(path, there, here)]
+    return [] if there == here or _canonical(there) == _canonical(here) else [(path, there, here)]
+
+
+def _canonical(value: Any) -> str:
+    """A JSON value as a text in which names of one spelling are one, however their letters are composed."""
+    return nfc(json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = yaml.safe_load(read_text(Path(path), path, "settings file"))
     except FileNotFoundError:
         raise UserError("there is no such settings file", path, "check the path; recipes are in configs/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the settings file cannot be read: {error}", path, "give a readable YAML file") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else path
@@ -94,7 +98,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise UserError(f"not a setting: {override!r}", "the command line", "write it as key.path=value, e.g. seed=7")
     try:
-        value = yaml.safe_load(text)
+        # A mark alone (labels_separator=,) is itself: to YAML it begins something; only ~ is a value.
+        value = text if len(text) == 1 and not text.isalnum() and text != "~" else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(
             f"{key}: the value {text!r} is not valid YAML", "the command line", "put the value in quotes"

@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
+from sharding.corpora.csv_table import csv_table
+from sharding.corpora.labels import class_name
+from sharding.corpora.list_file import ListFile
 from sharding.corpora.lists import (
     Found,
     Malformed,
-    csv_table,
     labels_of_value,
     seconds,
     shown,
@@ -22,7 +23,7 @@ from sharding.corpora.lists import (
     text_lines,
 )
 from sharding.corpora.roots import EXTENSIONS, tellable
-from sharding.corpora.rows import Refusal, Row
+from sharding.corpora.rows import Ids, Refusal, Row
 from sharding.errors import UserError
 
 WATCH = "https://www.youtube.com/watch?v="
@@ -32,6 +33,8 @@ SPLIT_FIELDS = ("source487", "split")
 
 _IN_URL = re.compile(r"(?:[?&]v=|youtu\.be/|/(?:embed|shorts|v|live)/)([\w-]+)")
 _IN_NAME = re.compile(r"\[([\w-]{11})\]$")
+_AT_END = re.compile(r"-([A-Za-z0-9_-]{11})$")
+_UCF_NAME = re.compile(r"v_(.+)(_g\d+_c\d+)")
 _INDICES = re.compile(r"\d+(,\d+)*,?")
 
 
@@ -51,27 +54,56 @@ def stem(path: str) -> str:
     return before if before and extension.lower() in EXTENSIONS else name
 
 
-def id_of_file(path: str) -> str:
-    """The id by which a file holds a video: its name without the extension, or the id in its name's last [brackets]."""
+def ids_of_file(path: str) -> tuple[str, ...]:
+    """The ids by which a file holds a video: its name without the extension, or the id in its name's last [brackets].
+
+    A name `Title-ID`, as youtube-dl wrote them, has a second: the eleven characters at its end.
+    """
     name = stem(path)
     found = _IN_NAME.search(name) if name.endswith("]") else None
-    return found.group(1) if found else name
+    if found is not None:
+        return (found.group(1),)
+    found = _AT_END.search(name)
+    return (name, found.group(1)) if found is not None else (name,)
 
 
-def id_in_class(classes: Collection[str]) -> Callable[[str], str]:
-    """The id of a file by class folder and name where it lies in a folder of `classes`, else by its name alone."""
-    folded = {name.casefold() for name in classes}
+def id_in_class(classes: Collection[str], canonical: Callable[[str], str] = str) -> Ids:
+    """The id of a file by class folder and name where it lies in a folder of `classes`, else by its name alone.
 
-    def key(path: str) -> str:
-        folder = path.rpartition("/")[0].rpartition("/")[2].casefold()
-        return f"{folder}/{stem(path)}" if folder in folded else stem(path)
+    `canonical`: of a name, how lists write it.
+    """
+    folded = {class_name(name).casefold() for name in classes}
 
-    return key
+    def ids(path: str) -> tuple[str]:
+        folder = class_name(path.rpartition("/")[0].rpartition("/")[2]).casefold()
+        name = canonical(stem(path))
+        return (f"{folder}/{name}" if folder in folded else name,)
+
+    return ids
 
 
-def sports1m_rows(path: Path, where: str, split: str) -> Iterator[Found]:
+class UcfNames:
+    """UCF101's names `v_Class_g01_c01` with their class written as in `classes`: lists and files differ in its case.
+
+    (`HandstandPushups` is the class, `v_HandStandPushups_g01_c01` are its files, in some copies and lists.)
+    """
+
+    def __init__(self, classes: Collection[str]) -> None:
+        self._spelled = {class_name(name).casefold(): name for name in classes}
+
+    def name(self, name: str) -> str:
+        """A file's name without its extension, the class written as it should be."""
+        made = _UCF_NAME.fullmatch(name)
+        return name if made is None else f"v_{self.label(made.group(1))}{made.group(2)}"
+
+    def label(self, label: str) -> str:
+        """A class as it should be written."""
+        return self._spelled.get(class_name(label).casefold(), label)
+
+
+def sports1m_rows(file: ListFile, split: str) -> Iterator[Found]:
     """Rows of lines `URL 12,305`: the labels are 0-based indices."""
-    for line, text in text_lines(path, where):
+    for line, text in text_lines(file):
         if isinstance(text, Refusal):
             yield text
             continue
@@ -115,17 +147,17 @@ def is_kinetics_header(header: Iterable[str]) -> bool:
     return {"youtube_id", "time_start"} <= {name.strip().lower() for name in header}
 
 
-def kinetics_rows(path: Path, where: str, split: str) -> Iterator[Found]:
+def kinetics_rows(file: ListFile, split: str) -> Iterator[Found]:
     """Rows of a Kinetics CSV. Raises UserError if its header is another.
 
     The file of a row is `ID_SSSSSS_EEEEEE`, which holds its stretch alone, or else `ID`, the whole video.
     """
-    header, lines = csv_table(path, where)
+    header, lines = csv_table(file)
     names = [name.strip().lower() for name in header]
     if not is_kinetics_header(header):
         what = f"this is no Kinetics list; its first line is: {tellable(', '.join(header[:8]))}"
         remedy = "give the CSV with the header label,youtube_id,time_start,time_end,split"
-        raise UserError(what, tellable(where), remedy)
+        raise UserError(what, file.where, remedy)
     for line, cells in lines:
         if isinstance(cells, Refusal):
             yield cells
@@ -149,39 +181,39 @@ def kinetics_rows(path: Path, where: str, split: str) -> Iterator[Found]:
             yield Refusal(shown(name), "malformed", str(error), line)
 
 
-def ucf101_names(path: Path, where: str) -> tuple[str, ...]:
+def ucf101_names(file: ListFile) -> tuple[str, ...]:
     """Class names of `classInd.txt`, lines `1 ApplyEyeMakeup`, in its order."""
     names = {}
-    for line, text in text_lines(path, where):
+    for line, text in text_lines(file):
         number, _, name = text.partition(" ") if isinstance(text, str) else ("", "", "")
         if not number.isdecimal() or not name.strip() or int(number) in names:
             remedy = "write lines like: 1 ApplyEyeMakeup"
-            raise UserError("this is no line of class indices", f"{tellable(where)}, line {line}", remedy)
+            raise UserError("this is no line of class indices", f"{file.where}, line {line}", remedy)
         names[int(number)] = name.strip()
     return tuple(names[number] for number in sorted(names))
 
 
-def ucf101_rows(path: Path, where: str, split: str, classes: Collection[str]) -> Iterator[Found]:
+def ucf101_rows(file: ListFile, split: str, names: UcfNames) -> Iterator[Found]:
     """Rows of lines `Class/v_Class_g01_c01.avi 1`; the class is the folder's, the number repeats it."""
-    spelled = {name.casefold(): name for name in classes}
-    for line, text in text_lines(path, where):
+    for line, text in text_lines(file):
         if isinstance(text, Refusal):
             yield text
             continue
-        name = re.sub(r"\s+\d+$", "", text)
-        folder = name.rpartition("/")[0].rpartition("/")[2]
-        made = re.fullmatch(r"v_(.+)_g\d+_c\d+", stem(name))
+        path = re.sub(r"\s+\d+$", "", text)
+        folder = path.rpartition("/")[0].rpartition("/")[2]
+        made = _UCF_NAME.fullmatch(stem(path))
         label = folder or (made.group(1) if made else "")
         if not label:
             yield Refusal(shown(text), "malformed", "it is not Class/v_Class_gNN_cNN.avi", line)
             continue
-        label = spelled.get(label.casefold(), label)
-        yield Row(f"{label.casefold()}/{stem(name)}", (label,), split, line=line, whole=stem(name))
+        label, name = names.label(label), names.name(stem(path))
+        yield Row(f"{class_name(label).casefold()}/{name}", (label,), split, line=line, whole=name)
 
 
-def hmdb51_rows(path: Path, where: str, label: str) -> Iterator[Found]:
+def hmdb51_rows(file: ListFile, label: str) -> Iterator[Found]:
     """Rows of lines `file.avi 1` of a class' list: 1 is training, 2 is testing, 0 is in neither."""
-    for line, text in text_lines(path, where):
+    folder = class_name(label).casefold()
+    for line, text in text_lines(file):
         if isinstance(text, Refusal):
             yield text
             continue
@@ -193,4 +225,4 @@ def hmdb51_rows(path: Path, where: str, label: str) -> Iterator[Found]:
             yield Refusal(f"{label}/{name}", "unused", "this fold does not use it", line)
         else:
             split = "train" if tag == "1" else "test"
-            yield Row(f"{label.casefold()}/{stem(name)}", (label,), split, line=line, whole=stem(name))
+            yield Row(f"{folder}/{stem(name)}", (label,), split, line=line, whole=stem(name))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from sharding.corpora.lists import Found
-from sharding.corpora.roots import printable
 from sharding.corpora.rows import Refusal, Row
 from sharding.corpora.splits import SPLITS
 
@@ -35,4 +34,4 @@ def folder_rows(files: Files, folder: str) -> Iterator[Found]:
             continue
         name = parts[depth - 1] if classed else folder
         split = SPLITS[parts[0].lower()] if split_above else ""
-        yield Row(uri, (printable(name),), split, bytes=size)
+        yield Row(uri, (name,), split, bytes=size)

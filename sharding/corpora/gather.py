@@ -11,17 +11,20 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sharding.corpora.labels import LabelBook
-from sharding.corpora.roots import Roots, is_video_name, printable, size_of, tellable
-from sharding.corpora.rows import Listing, Refusal, Row, decoded, encoded
-from sharding.corpora.settle import ABSENT, UNKNOWN, settled_videos
+from sharding.corpora.resolve import Finder
+from sharding.corpora.roots import is_video_name, printable, tellable
+from sharding.corpora.rows import Ids, Listing, Refusal, Row, decoded, encoded
+from sharding.corpora.settle import UNKNOWN, settled_videos
 from sharding.corpora.splits import Shares
 from sharding.errors import UserError
+from sharding.text import nfc
 
 _TABLES = """
-CREATE TABLE files (root INT, uri BLOB, bytes INT, video INT, key BLOB);
+CREATE TABLE files (root INT, uri BLOB, bytes INT, video INT, key BLOB, alias BLOB);
 CREATE TABLE listed (source BLOB, split TEXT, key BLOB, whole BLOB, start REAL, end REAL, labels TEXT, bytes INT,
-                     file INT, line INT);
+                     loose BLOB, file INT, line INT);
 CREATE TABLE media (key BLOB PRIMARY KEY, uri BLOB, bytes INT, copies INT) WITHOUT ROWID;
+CREATE TABLE forms (key BLOB PRIMARY KEY, uri BLOB) WITHOUT ROWID;
 CREATE TABLE refused (uri BLOB, kind TEXT, reason TEXT, file INT, line INT);
 CREATE TABLE videos (split TEXT, ord BLOB, uri BLOB, start REAL, end REAL, labels TEXT, bytes INT, file INT, line INT,
                      source BLOB);
@@ -54,8 +57,8 @@ class Gather:
         """Give the disk space back."""
         self.db.close()
 
-    def look(self, root: str, files: Iterable[tuple[str, int | None]], key: Callable[[str], str] | None = None) -> int:
-        """Keep a root's listing, with the `key` to match by if that is known; returns the number that it has here."""
+    def look(self, root: str, files: Iterable[tuple[str, int | None]], ids: Ids | None = None) -> int:
+        """Keep a root's listing, with the `ids` to match by if these are known; returns the number that it has here."""
         for number, seen in self._looked.items():
             if seen == root:
                 return number
@@ -64,10 +67,11 @@ class Gather:
         def rows() -> Iterator[tuple[Any, ...]]:
             for uri, size in files:
                 video = is_video_name(uri)
-                yield number, encoded(uri), size, video, encoded(key(uri)) if video and key is not None else None
+                known = _ids(ids, uri) if video and ids is not None else (None, None)
+                yield number, encoded(uri), size, video, *known
 
         with told():
-            self.db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?)", rows())
+            self.db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", rows())
         self._looked[number] = root
         return number
 
@@ -80,8 +84,8 @@ class Gather:
         """How many such files there are."""
         return int(self._one("SELECT COUNT(*) FROM files WHERE root=? AND video=?", root, video))
 
-    def read(self, listing: Listing, book: LabelBook, roots: Roots | None, listed: bool = False) -> None:
-        """Take in a list. `roots`: its names are paths below these; None: they are ids.
+    def read(self, listing: Listing, book: LabelBook, finder: Finder | None, listed: bool = False) -> None:
+        """Take in a list. `finder`: its names are paths, which it finds; None: they are ids.
 
         `listed`: its rows come from a listing of files, so that these are known to be there.
         """
@@ -91,7 +95,7 @@ class Gather:
         def accepted() -> Iterator[tuple[Any, ...]]:
             for row in listing.rows:
                 self.rows += 1
-                found = row if isinstance(row, Refusal) else _values(row, book, roots, listed)
+                found = row if isinstance(row, Refusal) else _values(row, book, finder, listed)
                 if isinstance(found, Refusal):
                     self.refuse(file, found)
                 else:
@@ -99,21 +103,43 @@ class Gather:
                     yield (*found, file, row.line)
 
         with told():
-            self.db.executemany("INSERT INTO listed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", accepted())
+            self.db.executemany("INSERT INTO listed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", accepted())
 
-    def match(self, root: int, key: Callable[[str], str]) -> None:
-        """Say by what id rows mean the videos of a root: of several of one id, the first by name is taken."""
-        self.db.create_function("file_key", 1, lambda uri: encoded(key(decoded(uri))), deterministic=True)
-        query = "INSERT INTO media SELECT key, MIN(uri), bytes, COUNT(*) FROM files WHERE root=? AND video GROUP BY key"
+    def match(self, root: int, ids: Ids) -> None:
+        """Say by what ids rows mean the videos of a root: of several of one id, the first by name is taken.
+
+        A file's second id, its alias, counts less than another's first.
+        """
+        self.db.create_function("file_key", 1, lambda uri: _ids(ids, decoded(uri))[0], deterministic=True)
+        self.db.create_function("file_alias", 1, lambda uri: _ids(ids, decoded(uri))[1], deterministic=True)
+        unknown = "UPDATE files SET key=file_key(uri), alias=file_alias(uri) WHERE root=? AND video AND key IS NULL"
+        first = "INSERT INTO media SELECT key, MIN(uri), bytes, COUNT(*) FROM files WHERE root=? AND video GROUP BY key"
+        second = """INSERT INTO media SELECT alias, MIN(uri), bytes, COUNT(*) FROM files
+                    WHERE root=? AND video AND alias IS NOT NULL GROUP BY alias
+                    ON CONFLICT (key) DO UPDATE SET copies=copies + excluded.copies"""
         with told():
-            self.db.execute("UPDATE files SET key=file_key(uri) WHERE root=? AND video AND key IS NULL", (root,))
-            self.db.execute(query, (root,))
+            for query in (unknown, first, second):
+                self.db.execute(query, (root,))
 
     def match_uris(self, root: int, uri: Callable[[str], str]) -> None:
         """Say that rows mean the files of a root by uri, whatever they are called."""
         rows = ((encoded(uri(decoded(path))), size) for path, size in self._paths(root))
         with told():
             self.db.executemany("INSERT OR IGNORE INTO media VALUES (?1, ?1, ?2, 1)", rows)
+            others = ((encoded(form), encoded(name)) for name, form in self._forms(root, uri) if form != name)
+            keep = "INSERT INTO forms VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET uri=MIN(uri, excluded.uri)"
+            self.db.executemany(keep, others)
+
+    def match_loosely(self) -> None:
+        """Let rows that mean no file of a store exactly mean it in another Unicode form, or without blanks."""
+        exact = "(SELECT uri FROM media WHERE media.key=listed.{})"
+        form = "(SELECT uri FROM forms WHERE forms.key=listed.loose)"
+        with told():
+            self.db.execute(
+                f"""UPDATE listed SET key=COALESCE({exact.format("key")}, {exact.format("loose")}, {form}, loose)
+                    WHERE loose IS NOT NULL"""
+            )
+            self.db.execute("UPDATE listed SET source=key WHERE loose IS NOT NULL")
 
     def settle(self, book: LabelBook, validation: float, absent: str) -> None:
         """Rows → `videos`, each once and on one side only, in order; what is left out → `refused`.
@@ -197,6 +223,22 @@ class Gather:
         where, unit = self.lists[file]
         return f"{where}, {unit} {line}" if line else where
 
+    def label_counts(self) -> dict[str, Counter[int]]:
+        """Videos of each class, by split."""
+        found: dict[str, Counter[int]] = {"train": Counter(), "val": Counter()}
+        for split, labels, count in self.db.execute(
+            "SELECT split, labels, COUNT(*) FROM videos GROUP BY split, labels"
+        ):
+            for label in labels.split(","):
+                found[split][int(label)] += count
+        return found
+
+    def _forms(self, root: int, uri: Callable[[str], str]) -> Iterator[tuple[str, str]]:
+        """(uri, its composed form) of a root's files."""
+        for path, _ in self._paths(root):
+            name = uri(decoded(path))
+            yield name, nfc(name)
+
     def _paths(self, root: int) -> Iterator[tuple[bytes, int | None]]:
         yield from self.db.execute("SELECT uri, bytes FROM files WHERE root=?", (root,))
 
@@ -222,33 +264,40 @@ def told() -> Iterator[None]:
         raise UserError(what, tempfile.gettempdir(), remedy) from error
 
 
-def _values(row: Row, book: LabelBook, roots: Roots | None, listed: bool) -> tuple[Any, ...] | Refusal:
+def _ids(ids: Ids, uri: str) -> tuple[bytes, bytes | None]:
+    """A file's id and its alias, as they are kept."""
+    first, *more = ids(uri)
+    return encoded(nfc(first)), encoded(nfc(more[0])) if more else None
+
+
+def _values(row: Row, book: LabelBook, finder: Finder | None, listed: bool) -> tuple[Any, ...] | Refusal:
     """Values of the table `listed` but for the last two, or why the row is refused."""
     name, labels, split, start, end, line, whole, size = row
+    loose: str | None = None
     if not labels:
         return Refusal(name, "unlabelled", "it has no label", line)
     if start is not None or end is not None:
         first = start or 0.0
         if not (0 <= first < math.inf and (end is None or first < end < math.inf)):
             return Refusal(name, "malformed", f"the times {start} to {end} are not a stretch of a video", line)
-    if roots is not None and not listed:
-        place = roots.place(name)
-        if place is None:
-            return Refusal(name, "outside_roots", "it does not lie below the media's folder or one of the roots", line)
-        name = roots.uri(*place)
-        if not roots.is_remote(place[0]):
-            try:
-                size = size_of(roots.places[place[0]], place[1])
-            except FileNotFoundError:
-                size = ABSENT
-            size = UNKNOWN if size is None else size
-    elif listed and size is None:
-        size = UNKNOWN
     try:
+        if listed:
+            size = UNKNOWN if size is None else size
+        elif finder is None:
+            name, whole = nfc(name.strip()), nfc(whole)
+        else:
+            found = finder.find(name)
+            if found is None:
+                reason = "it does not lie below the media's folder or one of the roots"
+                return Refusal(name, "outside_roots", reason, line)
+            name, size, loose = found
         key = encoded(name)
         other = encoded(whole) if whole else None
         code = book.code(labels)
+        return (
+            other if other is not None and start is not None else key,
+            *(split, key, other, start, end, code, size),
+            None if loose is None else encoded(loose),
+        )
     except UnicodeEncodeError:
         return Refusal(printable(name), "malformed", "its name cannot be a file's: it holds half a character", line)
-    source = other if other is not None and start is not None else key
-    return source, split, key, other, start, end, code, size

@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from sharding.corpora.lists import opened
-from sharding.corpora.roots import tellable
+from sharding.corpora.list_file import ListFile
 from sharding.errors import UserError
 
 CHUNK = 2**18  # characters read at once
@@ -17,14 +15,14 @@ LONGEST = 16 * 2**20  # characters of one entry
 _SPACE = " \t\r\n"
 
 
-def json_entries(path: Path, where: str) -> Iterator[tuple[int, str, Any]]:
+def json_entries(file: ListFile) -> Iterator[tuple[int, str, Any]]:
     """(number from 1, key, entry) of a JSON array, of objects one after the other, or of one object of objects.
 
     `key` is the entry's own name in an object of objects, the list's in an object of arrays (of objects), else "".
     Raises UserError, with the entry's number, where the file is no JSON.
     """
-    with opened(path, where) as file:
-        scanner = _Scanner(file, where)
+    with file.opened() as text:
+        scanner = _Scanner(text, file.where)
         first = scanner.peek()
         if first == "[":
             yield from scanner.array("")
@@ -49,7 +47,7 @@ class _Scanner:
     def fail(self, problem: str) -> None:
         """Raises UserError."""
         remedy = "correct the file there, or get it again"
-        raise UserError(f"not valid JSON: {problem}", f"{tellable(self._where)}, entry {self._number + 1}", remedy)
+        raise UserError(f"not valid JSON: {problem}", f"{self._where}, entry {self._number + 1}", remedy)
 
     def peek(self) -> str:
         """The next character that is no space; "" at the end."""

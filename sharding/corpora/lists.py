@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import gzip
-import io
 import itertools
 import json
 import math
-import re
-import zlib
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from sharding.corpora.labels import Labels
+from sharding.corpora.csv_table import csv_table
+from sharding.corpora.labels import Labels, class_name
+from sharding.corpora.list_file import LONGEST_LINE, ListFile
 from sharding.corpora.roots import tellable
 from sharding.corpora.rows import Refusal, Row
 from sharding.corpora.splits import SPLITS
@@ -30,7 +24,6 @@ COLUMNS = {
     "start": ("start", "time_start"),
     "end": ("end", "time_end"),
 }
-LONGEST_LINE = 2**20  # characters
 Found = Row | Refusal
 
 
@@ -38,15 +31,47 @@ class Malformed(ValueError):
     """A value that cannot be read, in words."""
 
 
-def csv_rows(path: Path, where: str, split: str = "", names: Collection[str] = ()) -> Iterator[Found]:
+class LabelCells:
+    """What a table's label column means: a text is one label, or several with `separator` between them.
+
+    `names`: the classes that are known, which are never cut apart.
+    """
+
+    def __init__(self, separator: str | None = None, names: Collection[str] = ()) -> None:
+        self._separator = separator
+        self._names = frozenset(names)
+
+    def of_text(self, text: str) -> Labels:
+        """The labels in a text."""
+        text = text.strip()
+        if self._separator is None or class_name(text) in self._names:
+            return (text,) if text else ()
+        return tuple(dict.fromkeys(part for cut in text.split(self._separator) if (part := cut.strip())))
+
+    def of_cell(self, text: str) -> Labels:
+        """The labels in a CSV's cell, which may also be a JSON list. Raises Malformed for a list that is none."""
+        text = text.strip()
+        if text.startswith("[") and text.endswith("]") and class_name(text) not in self._names:
+            try:
+                return labels_of_value(json.loads(text))
+            except (json.JSONDecodeError, RecursionError):
+                if text[1:].lstrip().startswith(("'", '"')):  # else it may be [Something] colliding with [something]
+                    raise Malformed(f"its labels are not a JSON list: {shown(text)}") from None
+        return self.of_text(text)
+
+    def of_value(self, value: Any) -> Labels:
+        """The labels of a JSON or Parquet value; the texts in a list are a label each. Raises as `labels_of_value`."""
+        return self.of_text(value) if isinstance(value, str) else labels_of_value(value)
+
+
+def csv_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) -> Iterator[Found]:
     """Rows of a CSV with a header line; separated by commas, tabs or semicolons.
 
-    `split`: of rows where the list has no such column. `names`: the classes that are known, which a cell is never
-    cut apart into several labels. Raises UserError for a list without a header.
+    `split`: of rows where the list has no such column. Raises UserError for a list without a header.
     """
-    header, lines = csv_table(path, where)
-    column = columns(header, where)
-    cell_labels = functools.lru_cache(65536)(functools.partial(labels_of_cell, names=frozenset(names)))
+    header, lines = csv_table(file)
+    column = columns(header, file.where)
+    cell_labels = functools.lru_cache(65536)((labels or LabelCells()).of_cell)
     for line, cells in lines:
         if isinstance(cells, Refusal):
             yield cells
@@ -55,27 +80,29 @@ def csv_rows(path: Path, where: str, split: str = "", names: Collection[str] = (
             yield table_row(value, cell_labels, split, line)
 
 
-def json_rows(entries: Iterable[tuple[int, Any]], split: str = "") -> Iterator[Found]:
+def json_rows(entries: Iterable[tuple[int, Any]], split: str = "", labels: LabelCells | None = None) -> Iterator[Found]:
     """Rows of JSON objects, each with its line or number."""
+    value_labels = (labels or LabelCells()).of_value
     for line, entry in entries:
         if isinstance(entry, Refusal):
             yield entry
         elif not isinstance(entry, dict):
             yield Refusal(shown(entry), "malformed", "it is not a JSON object with uri and labels", line)
         else:
-            yield table_row(_by_name(entry), labels_of_value, split, line)
+            yield table_row(_by_name(entry), value_labels, split, line)
 
 
-def parquet_rows(path: Path, where: str, split: str = "") -> Iterator[Found]:
+def parquet_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) -> Iterator[Found]:
     """Rows of a Parquet file, a row group's columns at a time."""
     import pyarrow
     from pyarrow import parquet
 
+    value_labels = (labels or LabelCells()).of_value
     try:
-        with parquet.ParquetFile(path) as file:
-            header = file.schema_arrow.names
-            column = columns(header, where)
-            batches = file.iter_batches(
+        with parquet.ParquetFile(file.path) as table:
+            header = table.schema_arrow.names
+            column = columns(header, file.where)
+            batches = table.iter_batches(
                 batch_size=8192, columns=[header[at] for at in column.values()], use_threads=False
             )
             line = 0
@@ -83,15 +110,15 @@ def parquet_rows(path: Path, where: str, split: str = "") -> Iterator[Found]:
                 read = {name: batch.column(header[at]).to_pylist() for name, at in column.items()}
                 for values in zip(*read.values(), strict=True):
                     line += 1
-                    yield table_row(dict(zip(read, values, strict=True)), labels_of_value, split, line)
+                    yield table_row(dict(zip(read, values, strict=True)), value_labels, split, line)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:  # also a column twice
         what = f"the Parquet list cannot be read: {str(error).splitlines()[0]}"
-        raise UserError(what, tellable(where), "write it anew; it seems to be cut off or no Parquet file") from error
+        raise UserError(what, file.where, "write it anew; it seems to be cut off or no Parquet file") from error
 
 
-def json_lines(path: Path, where: str) -> Iterator[tuple[int, Any]]:
+def json_lines(file: ListFile) -> Iterator[tuple[int, Any]]:
     """(line, object) of a file with a JSON object a line; a line that is none is a Refusal."""
-    for line, text in text_lines(path, where):
+    for line, text in text_lines(file):
         if isinstance(text, Refusal):
             yield line, text
             continue
@@ -114,7 +141,7 @@ def columns(header: Sequence[str], where: str) -> dict[str, int]:
             columns_here = ", ".join(tellable(str(name)) for name in header[:8])
             wanted = f"{word} ({' or '.join(COLUMNS[word])})"
             what = f"the list has no column for {wanted}; its first line holds: {columns_here}"
-            raise UserError(what, tellable(where), "write the columns' names as the first line, e.g. uri,label,split")
+            raise UserError(what, where, "write the columns' names as the first line, e.g. uri,label,split")
     return found
 
 
@@ -132,25 +159,15 @@ def table_row(value: dict[str, Any], labels: Callable[[Any], Labels], split: str
         return Refusal(shown(name), "malformed", str(error), line)
 
 
-def labels_of_cell(text: Any, names: frozenset[str]) -> Labels:
-    """The labels in a cell: one, a JSON list, or several separated by ; , or |."""
-    text = (text or "").strip()
-    if text in names:
-        return (text,)
-    if text.startswith("["):
-        try:
-            return labels_of_value(json.loads(text))
-        except (json.JSONDecodeError, RecursionError):
-            raise Malformed(f"its labels are not a JSON list: {shown(text)}") from None
-    return tuple(part for cut in re.split(r"[;,|]", text) if (part := cut.strip()))
-
-
 def labels_of_value(value: Any) -> Labels:
     """The labels that a JSON or Parquet value holds: a name, an index, or a list of these."""
     if value is None:
         return ()
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "surrogateescape")
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise Malformed(f"its labels are bytes that are not UTF-8: {value[:99]!r}") from None
     if isinstance(value, str):
         return (value.strip(),) if value.strip() else ()
     if isinstance(value, float) and math.isnan(value):
@@ -195,33 +212,10 @@ def shown(value: Any) -> str:
     return tellable(value if isinstance(value, str) else repr(value)[:300])
 
 
-@contextmanager
-def opened(path: Path, where: str, newline: str | None = None) -> Iterator[io.TextIOBase]:
-    """A list's text, unpacked where it is gzip; bytes that are not UTF-8 come through as they are.
-
-    Raises UserError for UTF-16, which a spreadsheet may write, and, while it is read, for a damaged file.
-    """
-    try:
-        with path.open("rb") as raw:
-            head = raw.read(2)
-            raw.seek(0)
-            if head in (b"\xff\xfe", b"\xfe\xff"):
-                raise UserError("the list is in UTF-16", tellable(where), "save it as UTF-8")
-            data = gzip.GzipFile(fileobj=raw) if head == b"\x1f\x8b" else raw
-            with io.TextIOWrapper(data, "utf-8-sig", "surrogateescape", newline) as text:  # type: ignore[arg-type]
-                yield text
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        what = f"the gzip file is damaged: {error}"
-        raise UserError(what, tellable(where), "get it again; it may have been cut off on its way") from error
-    except OSError as error:
-        what = f"the list cannot be read: {error.strerror or error}"
-        raise UserError(what, tellable(where), "give a readable file") from error
-
-
-def text_lines(path: Path, where: str) -> Iterator[tuple[int, str | Refusal]]:
+def text_lines(file: ListFile, strict: bool = True) -> Iterator[tuple[int, str | Refusal]]:
     """(number, text) of each line that is not empty; a Refusal for one that no list has."""
-    with opened(path, where) as file:
-        read = functools.partial(file.readline, LONGEST_LINE)
+    with file.opened(strict=strict) as opened:
+        read = functools.partial(opened.readline, LONGEST_LINE)
         for number in itertools.count(1):
             text = read()
             if not text:
@@ -234,62 +228,6 @@ def text_lines(path: Path, where: str) -> Iterator[tuple[int, str | Refusal]]:
             text = text.strip()
             if text:
                 yield number, text
-
-
-def csv_table(path: Path, where: str) -> tuple[list[str], Iterator[tuple[int, list[str] | Refusal]]]:
-    """A CSV's header, and (line, cells) of what follows. Raises UserError for an empty file."""
-    with opened(path, where) as file:
-        first = file.readline(LONGEST_LINE)
-    if not first.strip():
-        raise UserError("the list is empty", tellable(where), "write a header line, then a line a video")
-    separator = max(",\t;", key=first.count)
-    return next(csv.reader([first], delimiter=separator)), _csv_lines(path, where, separator)
-
-
-def _csv_lines(path: Path, where: str, separator: str) -> Iterator[tuple[int, list[str] | Refusal]]:
-    with opened(path, where, newline="") as file:
-        lines = _Lines(file)
-        reader = csv.reader(lines, delimiter=separator)
-        next(reader)
-        line = 1
-        while True:
-            line += len(lines.taken)
-            lines.taken.clear()
-            try:
-                cells = next(reader, None)
-                if len(lines.taken) > 1:  # a quote that is never closed takes in all that follows, which is lenient
-                    next(csv.reader(lines.taken, delimiter=separator, strict=True))
-            except csv.Error as error:
-                lines.give_back()
-                yield line, Refusal(lines.taken[0][:300], "malformed", f"it is no line of CSV: {error}", line)
-                continue
-            if cells is None:
-                return
-            if any(cells):
-                yield line, cells
-
-
-class _Lines:
-    """A file's lines, of which all but the first that were `taken` can be given back."""
-
-    def __init__(self, file: io.TextIOBase) -> None:
-        self.taken: list[str] = []
-        self._file = file
-        self._waiting: deque[str] = deque()
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        text = self._waiting.popleft() if self._waiting else self._file.readline()
-        if not text:
-            raise StopIteration
-        self.taken.append(text)
-        return text
-
-    def give_back(self) -> None:
-        self._waiting.extendleft(reversed(self.taken[1:]))
-        del self.taken[1:]
 
 
 def _by_name(entry: dict[str, Any]) -> dict[str, Any]:

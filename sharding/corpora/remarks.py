@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sharding.corpora.gather import Gather
+from sharding.corpora.labels import LabelBook
+from sharding.corpora.roots import tellable
 
 EXAMPLES = 3
 REMARKS = {  # kind → what a note says of so many rows
@@ -57,6 +59,35 @@ def missing_notes(gather: Gather, classes: Sequence[str]) -> list[str]:
     if not counts["val"] and (gather.given["val"] or gather.given["test"]):
         remarks.append("there is no video to validate on, as none of the validation list remains")
     return remarks
+
+
+def label_notes(gather: Gather, book: LabelBook, classes: Sequence[str], separator: str | None) -> Iterator[str]:
+    """What labels make of the classes and nobody may have meant: empty ones, ones without training, several in one."""
+    counts = gather.label_counts()
+    listed = len(book.listed)
+    empty = [classes[index] for index in book.listed if not any(videos[index] for videos in counts.values())]
+    if empty and book.from_one:
+        advice = "if yours count from 1, list them one lower, or list names"
+        yield f"labels are indices that count from 0, and the lowest listed is 1: {advice}"
+    if empty:
+        yield f"{len(empty)} of {listed} classes have no video: {_some(empty)}"
+    untrained = [classes[index] for index in book.listed if counts["val"][index] and not counts["train"][index]]
+    if untrained and counts["train"]:
+        only = f"{len(untrained)} of {listed} classes have videos in validation alone, none to train on"
+        yield f"{only}: {_some(untrained)}"
+    odd = book.odd()
+    if odd:
+        yield f"labels are taken as names, not as indices, because not all are whole numbers: {_some(odd)}"
+    compounds = book.compounds() if separator is None and book.meaning == "either" else []
+    if compounds:
+        label, mark = compounds[0]
+        one = f"labels such as {tellable(label)!r} are a class each, though they look like several"
+        yield f"{one}; to make them several, give labels_separator='{mark}'"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of several names."""
+    return ", ".join(tellable(name) for name in names[:EXAMPLES]) + (", …" if len(names) > EXAMPLES else "")
 
 
 def difference(values: Sequence[Any], by_share: bool) -> str:

@@ -16,6 +16,7 @@ from sharding.redact import require_no_password
 from sharding.scratch import scratch
 from sharding.source import is_absolute, local_root
 from sharding.store import Store, open_store
+from sharding.text import nfc
 
 EXTENSIONS = frozenset(
     [
@@ -133,8 +134,11 @@ class Roots:
     def _below(self, name: str, remote: bool) -> tuple[int, str] | None:
         for number, (place, there) in enumerate(zip(self.places, self._remote, strict=True)):
             prefix = place.rstrip("/") + "/"
-            if there == remote and name.startswith(prefix) and len(name) > len(prefix):
-                below = name[len(prefix) :]
+            spelled = name
+            if not name.startswith(prefix):
+                spelled, prefix = nfc(name), nfc(prefix)
+            if there == remote and spelled.startswith(prefix) and len(spelled) > len(prefix):
+                below = spelled[len(prefix) :]
                 return None if number == 0 and is_absolute(below) else (number, below)  # see is_video_name
         return None
 

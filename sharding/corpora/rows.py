@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from sharding.corpora.labels import Labels
+
+Ids = Callable[[str], Sequence[str]]  # of a file's path: the id by which lists mean it, and maybe an alias
 
 
 class Row(NamedTuple):

@@ -237,6 +237,20 @@ def test_class_names_that_do_not_fit(r3d: Path, tmp_path: Path, names: list[str]
     assert not [path for path in tmp_path.iterdir() if "run" in path.name]
 
 
+def test_class_names_as_windows_and_macos_write_them(r3d: Path, tmp_path: Path) -> None:
+    names = ["jump", "cafe\u0301", "noël", " run ", "張", "c6"]
+    file = tmp_path / "names.txt"
+    file.write_bytes(("\ufeff" + "\r\n".join(names) + "\r\n").encode())
+    import_run(r3d, tmp_path / "run", file)
+    assert read_settings(tmp_path / "run")[1] == ["jump", "café", "noël", "run", "張", "c6"]
+    (tmp_path / "run" / "classes.json").write_text(json.dumps(names))  # as before names had one form
+    assert read_settings(tmp_path / "run")[1][1] == "café"
+    for encoding, words in (("latin-1", "not UTF-8"), ("utf-16", "UTF-16"), ("utf-16-le", "NUL bytes")):
+        file.write_bytes("a\nb\nc\nd\nété\nf\n".encode(encoding))
+        with pytest.raises(UserError, match=rf"{words}(.|\n)*names.txt(.|\n)*save it as UTF-8"):
+            read_classes(file, 6)
+
+
 def test_imports_that_are_refused_leave_nothing(r3d: Path, trained: Path, tmp_path: Path) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
     for run, file, what in (

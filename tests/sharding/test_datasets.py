@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sharding.corpora.datasets import id_of_file, video_id
+from sharding.corpora.datasets import ids_of_file, video_id
 from sharding.errors import UserError
 from sharding.manifest import CorpusSettings, Manifest, read_manifest
 from sharding.store import open_store
@@ -265,11 +265,56 @@ def test_hmdb51(tmp_path: Path) -> None:
     assert manifest.left_out == {"malformed": 1, "missing": 1, "unused": 1}
 
 
+def test_files_by_the_old_names_of_youtube_dl(tmp_path: Path) -> None:
+    ids = ["AAAAAAAAAA1", "-BBBBBBBB-2", "CCCCC-CCC_3", "--_DDDDDDD4", "EEEEEEEEEE5", "FFFFFFFFFF6", "GGGGGGGGGG7"]
+    names = [f"A title - of two-{one}" for one in ids[:4]]
+    media = make(
+        tmp_path / "media", *[f"{name}.mp4" for name in names], "EEEEEEEEEE5.mp4", "A title-EEEEEEEEEE5.mp4",
+        "x/One-FFFFFFFFFF6.mkv", "Two-FFFFFFFFFF6.mkv", "a-clip-GGGGGGGGGG7.mp4", "Wrong-HHHHHHHHHH.mp4",
+    )  # fmt: skip
+    listed = [f"{WATCH}{one} {n},{n + 1}" for n, one in enumerate([*ids, "HHHHHHHHHH8", "a-clip-GGGGGGGGGG7"])]
+    manifest = read(write(tmp_path / "train_partition.txt", *listed[:-1]), media=media)
+    assert found(manifest) == {
+        **{f"{name}.mp4": ((n, n + 1), "train") for n, name in enumerate(names)},
+        "EEEEEEEEEE5.mp4": ((4, 5), "train"),
+        "Two-FFFFFFFFFF6.mkv": ((5, 6), "train"),
+        "a-clip-GGGGGGGGGG7.mp4": ((6, 7), "train"),
+    }
+    assert manifest.left_out == {"ambiguous": 2, "missing": 1}
+    kinetics = write(tmp_path / "kinetics.csv", KINETICS, f"run,{ids[1]},1,11,train", f"run,{ids[2]},3,13,val")
+    stretches = {(v.uri, v.start, v.end) for v in read(kinetics, media=media).videos()}
+    assert stretches == {(f"{names[1]}.mp4", 1.0, 11.0), (f"{names[2]}.mp4", 3.0, 13.0)}
+    by_name = write(tmp_path / "sports1m.json", json.dumps([{"id": "a-clip-GGGGGGGGGG7", "label487": [0]}]))
+    assert set(found(read(by_name, media=media, kind="sports1m"))) == {"a-clip-GGGGGGGGGG7.mp4"}
+
+
+@pytest.mark.parametrize("in_list", ["HandStandPushups", "HandstandPushups"])
+@pytest.mark.parametrize("on_disk", ["HandStandPushups", "HandstandPushups", "handstandpushups"])
+@pytest.mark.parametrize("folder", ["HandStandPushups/", "HandstandPushups/", ""])
+def test_ucf101_names_whose_class_is_written_otherwise(tmp_path: Path, in_list: str, on_disk: str, folder: str) -> None:
+    make(tmp_path / "UCF-101", f"{folder}v_{on_disk}_g01_c01.avi", f"{folder}v_{on_disk}_g02_c01.avi")
+    lists = tmp_path / "ucfTrainTestlist"
+    write(lists / "trainlist01.txt", f"{in_list}/v_{in_list}_g01_c01.avi 1")
+    write(lists / "testlist01.txt", f"HandstandPushups/v_{in_list}_g02_c01.avi", "HandstandPushups/v_X_g02_c01.avi")
+    for classes in ("1 HandstandPushups", "1 HandStandPushups"):
+        write(lists / "classInd.txt", classes)
+        manifest = read(lists)
+        assert manifest.classes == (classes[2:],) and manifest.left_out == {"missing": 1}
+        assert found(manifest) == {
+            f"{folder}v_{on_disk}_g01_c01.avi": ((0,), "train"),
+            f"{folder}v_{on_disk}_g02_c01.avi": ((0,), "val"),
+        }
+
+
 def test_ids_of_addresses_and_files() -> None:
     for text in (
         f"{WATCH}a-b_c1", f"{WATCH}a-b_c1&t=3", f"{WATCH}a-b_c1#x", "http://youtube.com/watch?list=x&v=a-b_c1", "https://youtu.be/a-b_c1?t=1",
         "https://www.youtube.com/embed/a-b_c1", "folder/a-b_c1.mp4", "a-b_c1",
     ):  # fmt: skip
         assert video_id(text) == "a-b_c1"
-    assert id_of_file("x/Title [0123456789-].f1.mp4") == "Title [0123456789-].f1"
-    assert id_of_file("x/Title [0123456789-].mp4") == "0123456789-" and id_of_file("x/v1.2.mp4") == "v1.2"
+    assert ids_of_file("x/Title [0123456789-].f1.mp4") == ("Title [0123456789-].f1",)
+    assert ids_of_file("x/Title [0123456789-].mp4") == ("0123456789-",) and ids_of_file("x/v1.2.mp4") == ("v1.2",)
+    assert ids_of_file("x/A title-0123456789-.mp4") == ("A title-0123456789-", "0123456789-")
+    assert ids_of_file("x/Title--_23456789-.mp4") == ("Title--_23456789-", "-_23456789-")
+    for name in ("0123-567_9-", "_-234567890", "A title-0123456789-0", "ID3456789-1_000001_000011", "x-0123456789é"):
+        assert ids_of_file(f"x/{name}.mp4") == (name,)

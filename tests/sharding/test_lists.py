@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from sharding.corpora import jsonlist, lists
+from sharding.corpora import jsonlist, list_file, lists
 from sharding.corpora.jsonlist import json_entries
+from sharding.corpora.list_file import ListFile
 from sharding.corpora.roots import Roots, local_copy, tellable
 from sharding.corpora.rows import Refusal
 from sharding.errors import UserError
@@ -58,7 +59,7 @@ def test_a_csv_with_every_column(tmp_path: Path) -> None:
     text = (
         'uri,label,split,start,end\na.mp4,run;jump,train,1.5,3\n"deep/b, c.mp4",run,val,,\nd.mp4,"[""jump""]",test,2,\n'
     )
-    manifest = read(write(tmp_path / "list.csv", text))
+    manifest = read(write(tmp_path / "list.csv", text), labels_separator=";")
     assert manifest.classes == ("jump", "run") and manifest.root == str(tmp_path) and manifest.kind == "csv"
     videos = {v.uri: (v.labels, v.split, v.start, v.end, v.bytes) for v in manifest.videos()}
     assert videos == {
@@ -154,7 +155,7 @@ def test_media_that_are_not_there(tmp_path: Path) -> None:
 
 def test_labels_are_indices_if_all_are_numbers_and_names_otherwise(tmp_path: Path) -> None:
     make(tmp_path, "a.mp4", "b.mp4")
-    indices = read(write(tmp_path / "list.csv", 'uri,label\na.mp4,"3,1"\nb.mp4,0\n'))
+    indices = read(write(tmp_path / "list.csv", 'uri,label\na.mp4,"3,1"\nb.mp4,0\n'), labels_separator=",")
     assert indices.classes == ("0", "1", "2", "3")
     assert {v.uri: v.labels for v in indices.videos()} == {"a.mp4": (1, 3), "b.mp4": (0,)}
     assert read(write(tmp_path / "list.csv", "uri,label\na.mp4,3\nb.mp4,x\n")).classes == ("3", "x")
@@ -165,8 +166,8 @@ def test_labels_are_indices_if_all_are_numbers_and_names_otherwise(tmp_path: Pat
 def test_a_file_of_class_names(tmp_path: Path) -> None:
     make(tmp_path, *[f"{n}.mp4" for n in range(6)])
     labels = write(tmp_path / "names.txt", "run\njump, high\nswim\n")
-    lines = ["uri,label", "0.mp4,0", '1.mp4,"jump, high"', "2.mp4,swim|run", "3.mp4,3", "4.mp4,fly", '5.mp4,"2;-1"']
-    manifest = read(write(tmp_path / "list.csv", "\n".join(lines)), labels=labels)
+    lines = ["uri,label", "0.mp4,0", '1.mp4,"jump, high"', '2.mp4,"swim,run"', "3.mp4,3", "4.mp4,fly", '5.mp4,"2,-1"']
+    manifest = read(write(tmp_path / "list.csv", "\n".join(lines)), labels=labels, labels_separator=",")
     assert manifest.classes == ("run", "jump, high", "swim")
     assert {v.uri: v.labels for v in manifest.videos()} == {
         "0.mp4": (0,), "1.mp4": (1,), "2.mp4": (0, 2), "5.mp4": (2,)
@@ -250,7 +251,7 @@ def test_lines_without_end_and_quotes_without_end_do_not_fill_memory(tmp_path: P
     text = 'uri,label\na.mp4,x\n"' + "y" * 300_000 + "\nb.mp4,z\n"
     manifest = read(write(tmp_path / "list.csv", text))
     assert found(manifest)["a.mp4"] == ["x"] and manifest.left_out["malformed"] >= 1
-    lines = '{"uri": "a.mp4", "label": "x"}\n' + "z" * 3 * lists.LONGEST_LINE + '\n{"uri": "b.mp4", "label": "y"}\n'
+    lines = '{"uri": "a.mp4", "label": "x"}\n' + "z" * 3 * list_file.LONGEST_LINE + '\n{"uri": "b.mp4", "label": "y"}\n'
     manifest = read(write(tmp_path / "list.jsonl", lines))
     assert found(manifest) == {"a.mp4": ["x"], "b.mp4": ["y"]}
     assert [one["where"].rpartition(", ")[2] for one in manifest.refusals()] == ["line 2"]
@@ -259,8 +260,10 @@ def test_lines_without_end_and_quotes_without_end_do_not_fill_memory(tmp_path: P
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     strange = os.fsdecode(b"caf\xe9.mp4")
     make(tmp_path, strange, "a.mp4")
-    manifest = read(write(tmp_path / "list.csv", f"uri,label\n{strange},x\na.mp4,{strange}\n"))
-    assert found(manifest) == {strange: ["x"], "a.mp4": ["caf\\udce9.mp4"]}
+    (tmp_path / "list.csv").write_bytes(b"uri,label\ncaf\xe9.mp4,x\na.mp4,caf\xe9\n")
+    with pytest.raises(UserError, match=r"not UTF-8(.|\n)*list.csv, line 2(.|\n)*encoding="):
+        read(tmp_path / "list.csv")
+    assert found(read(tmp_path / "list.csv", encoding="latin-1")) == {strange: ["x"], "a.mp4": ["café"]}
 
 
 def test_a_damaged_gzip(tmp_path: Path) -> None:
@@ -355,17 +358,17 @@ def test_json_is_read_the_same_whole_or_in_pieces(values: list[Any], indent: int
         patch.setattr(jsonlist, "CHUNK", chunk)
         path = Path(folder) / "list.json"
         path.write_text(json.dumps(values, indent=indent))
-        assert [entry for _, _, entry in json_entries(path, "x")] == values
+        assert [entry for _, _, entry in json_entries(ListFile(path, "x"))] == values
         path.write_text("\n".join(json.dumps(value, indent=indent) for value in values))
-        assert [entry for _, _, entry in json_entries(path, "x")] == values
+        assert [entry for _, _, entry in json_entries(ListFile(path, "x"))] == values
         named = {str(n): {"v": value} for n, value in enumerate(values)}
         path.write_text(json.dumps(named, indent=indent))
-        assert {key: entry for _, key, entry in json_entries(path, "x")} == (named or {"": {}})
+        assert {key: entry for _, key, entry in json_entries(ListFile(path, "x"))} == (named or {"": {}})
         two = {"train": [{"v": value} for value in values], "test": [{"w": 1}]}
         path.write_text(json.dumps(two, indent=indent))
         expected = [("train", {"v": value}) for value in values] + [("test", {"w": 1})]
         if values:
-            assert [(key, entry) for _, key, entry in json_entries(path, "x")] == expected
+            assert [(key, entry) for _, key, entry in json_entries(ListFile(path, "x"))] == expected
 
 
 def test_json_that_breaks_off_says_where(tmp_path: Path) -> None:
@@ -378,7 +381,7 @@ def test_json_that_breaks_off_says_where(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=match):
-            list(json_entries(path, str(path)))
+            list(json_entries(ListFile(path, str(path))))
 
 
 @pytest.mark.parametrize(
@@ -387,7 +390,7 @@ def test_json_that_breaks_off_says_where(tmp_path: Path) -> None:
 def test_a_quote_that_is_never_closed_swallows_no_other_line(tmp_path: Path, rest: str) -> None:
     text = 'uri,label,note\n"a.mp4,run\n' + rest + 'd.mp4,run,"two\nlines"\ne.mp4,run\n'
     (tmp_path / "list.csv").write_text(text)
-    found = list(lists.csv_rows(tmp_path / "list.csv", "list.csv"))
+    found = list(lists.csv_rows(ListFile(tmp_path / "list.csv", "list.csv")))
     refused = [row for row in found if isinstance(row, Refusal)]
     assert [(row.name.strip(), row.kind, row.line) for row in refused] == [('"a.mp4,run', "malformed", 2)]
     rows = [(row.name, row.line) for row in found if not isinstance(row, Refusal)]

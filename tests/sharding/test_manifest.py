@@ -151,7 +151,7 @@ def test_one_class_alone_is_remarked(tmp_path: Path) -> None:
         notes = read(corpus).notes
         assert "there is one class, skating, so there is nothing to tell apart" in notes[0]
         assert "CORPUS/class/video.mp4" in notes[0]
-    assert read(make(tmp_path / "two", "x/a.mp4", "y/b.mp4")).notes == ()
+    assert read(make(tmp_path / "two", *[f"{name}/{n}.mp4" for name in "xy" for n in range(9)])).notes == ()
 
 
 def test_validation_alone_is_remarked(tmp_path: Path) -> None:

@@ -317,3 +317,26 @@ def test_a_damaged_plan_is_told(corpus: Path, store: Store) -> None:
     store.delete(plan.file)
     with pytest.raises(UserError, match="plan is missing"):
         list(planned_videos(store, plan))
+
+
+def test_a_store_whose_names_were_decomposed_goes_on_with_composed_ones(
+    store: Store, tmp_path: Path, pieces: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    corpus = tmp_path / "corpus"
+    for name, piece in zip((f"{decomposed}/a", f"{decomposed}/b", "tea/a", "tea/b"), pieces, strict=False):
+        (corpus / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(piece, corpus / f"{name}.mp4")
+    with monkeypatch.context() as before:  # as it was when names were kept as they came
+        for module in ("corpora.labels", "generations", "index"):
+            before.setattr(f"sharding.{module}.nfc", str)
+        shard(corpus, store)
+        assert index.current_index(store).classes == [decomposed, "tea"]
+    assert index.current_index(store).classes == [composed, "tea"]
+    (corpus / composed).mkdir()
+    shutil.copyfile(pieces[4], corpus / composed / "new.mp4")
+    prepared = shard(corpus, store)
+    assert any("1 new videos: generation 1" in note for note in prepared.notes)
+    assert index.current_index(store).classes == [composed, "tea"] == index.require_head(store)["classes"]
+    rows = [row for shard in record.list_records(store) for row in record.read_record(store, *shard).to_pylist()]
+    assert {row["uri"]: row["labels"] for row in rows}[f"{composed}/new.mp4"] == [0]

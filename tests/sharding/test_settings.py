@@ -91,6 +91,8 @@ def test_user_error_survives_a_process_boundary() -> None:
 
 def test_differences_name_the_leaf() -> None:
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == [("a.c", 2, 3)]
+    assert differences({"classes": ["caf\u00e9"]}, {"classes": ["cafe\u0301"]}) == []
+    assert differences({"a": 1.0, "b": "1"}, {"a": 1, "b": 1}) == [("b", "1", 1)]
 
 
 def test_importing_errors_and_settings_stays_light() -> None:
