@@ -26,12 +26,14 @@ class Concealment:
     to the next frame that is none, and where B frames are no references, only itself.
 
     What no decoder tells is not noticed: damage inside a packet of HEVC, VP8, VP9, AV1 or MJPEG that leaves its syntax
-    whole. `codec`: FFmpeg's canonical name; `lag`: packets by which a decoder's error may come late (threads - 1).
+    whole. `codec`: FFmpeg's canonical name, as `container`'s; `threads` of the decoder.
     """
 
-    def __init__(self, codec: str, lag: int = 0) -> None:
+    def __init__(self, codec: str, container: str, threads: int = 1) -> None:
         self.codec = codec
-        self.lag = lag
+        # FFmpeg's parser gives a packet out when it meets the next one, and with that one's flags.
+        self._flagged_early = container == "mpegts"
+        self._refused_late = threads - 1
         self._fed = -1  # number of the last packet, in decode order
         self._key = False  # whether it is a key frame
         self._by_pts: dict[int, tuple[int, bool]] = {}  # these two of the last packets
@@ -49,12 +51,14 @@ class Concealment:
             self._by_pts[packet.pts] = self._fed, self._key
             if len(self._by_pts) > REMEMBERED:
                 del self._by_pts[next(iter(self._by_pts))]
-        if packet.is_corrupt or (self.codec in SILENT and has_hole(bytes(packet))):
+        if packet.is_corrupt:
+            self._signs.append(self._fed + self._flagged_early)
+        if self.codec in SILENT and has_hole(bytes(packet)):
             self._signs.append(self._fed)
 
     def refused(self) -> None:
         """The decoder gave an error."""
-        self._signs.append(max(0, self._fed - self.lag))
+        self._signs.append(max(0, self._fed - self._refused_late))
 
     def shown(self, frame: VideoFrame) -> int:
         """The next frame in the order shown: how many are concealed of it and, as it alone tells, just before it.
@@ -78,9 +82,7 @@ class Concealment:
             before = sum(other > number and not concealed for other, concealed in self._b_shown)
             self._b_shown = [(other, concealed or other > number) for other, concealed in self._b_shown]
         concealed = (
-            frame.is_corrupt
-            or (bool(self._signs) and min(self._signs) <= number)
-            or (is_b and self._b_sign is not None and self._b_sign <= number)
+            frame.is_corrupt or self._signed(number) or (is_b and self._b_sign is not None and self._b_sign <= number)
         )
         if is_b:
             self._b_shown.append((number, concealed))
@@ -91,11 +93,19 @@ class Concealment:
     def copied(self, packet: Packet[VideoStream]) -> bool:
         """The next of the packets that are not decoded: whether its frame is concealed, as far as packets tell."""
         if packet.is_keyframe:
-            self._leading = packet.pts or 0, bool(self._signs)
-            self._signs = []
+            self._leading = packet.pts or 0, self._signed(self._fed)
+            self._signs = [sign for sign in self._signs if sign > self._fed]
         self.feed(packet)
         key_pts, before = self._leading
-        return bool(self._signs) or (before and packet.pts is not None and packet.pts < key_pts)
+        return self._signed(self._fed) or (before and packet.pts is not None and packet.pts < key_pts)
+
+    @property
+    def damaged(self) -> bool:
+        """Whether the last packet is a sign itself."""
+        return self._fed in self._signs
+
+    def _signed(self, number: int) -> bool:
+        return any(sign <= number for sign in self._signs)
 
 
 def has_hole(data: bytes) -> bool:

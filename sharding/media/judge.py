@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from av.packet import Packet
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 if TYPE_CHECKING:
@@ -38,7 +36,7 @@ class Decoded:
     step: float  # nominal time between frames
     frames: int = 0
     concealed: int = 0  # of the frames, those that show concealed damage; see media/concealment.py
-    corrupt: int = 0  # packets that are said to be damaged and were not copied
+    corrupt: int = 0  # damaged packets that are not copied
     errors: int = 0
     errors_in_row: int = 0
     first_time: float | None = None
@@ -62,22 +60,19 @@ class Decoded:
             seconds = stream.frames * step  # of a file cut off, the demuxer's duration is that of the rest
         return cls(declared, seconds, step)
 
-    def took(self, frame: VideoFrame | Packet[VideoStream], time: float | None, concealed: int = 0) -> bool:
-        """Count a frame, or an undecoded one's packet, shown at `time`; False for a packet that is said to be damaged.
+    def took(self, time: float | None, concealed: int = 0, stored: bool = True) -> None:
+        """Count a frame shown at `time`, or the packet of one that is not decoded.
 
         `concealed`: how many frames it adds to those that show concealed damage; it may tell of frames before it.
+        `stored`: False for a damaged packet that is not copied.
         """
         self.errors_in_row = 0
-        refused = isinstance(frame, Packet) and frame.is_corrupt
-        self.corrupt += refused
-        self.frames += not refused
+        self.corrupt += not stored
+        self.frames += stored
         self.concealed = min(self.concealed + concealed, self.frames + self.corrupt)
-        if refused:
-            return False
         if time is not None:
             self.first_time = time if self.first_time is None else min(self.first_time, time)
             self.last_time = time if self.last_time is None else max(self.last_time, time)
-        return True
 
     def of_stretch(self, seconds: float) -> Decoded:
         """What the header says of so many seconds of the stream."""

@@ -142,8 +142,8 @@ class Reader:
         """Every frame that decodes, with its time; what does not is counted, never raised."""
         self.counting = decoded
         for frame, time in self._decode(self.packets()):
-            if decoded.took(frame, time, self._concealed):
-                yield frame, time
+            decoded.took(time, self._concealed)
+            yield frame, time
 
     def from_key_frame(self, target: float) -> tuple[Iterator[Packet[VideoStream]], float | None]:
         """The packets from the last key frame at or before `target` on, and its time; None: it is not known.
@@ -194,8 +194,8 @@ class Reader:
             if time >= end - TOLERANCE:
                 self._waiting = found
                 return
-            if decoded.took(frame, time, self._concealed):
-                yield frame, time
+            decoded.took(time, self._concealed)
+            yield frame, time
 
     def _last_key_frame(
         self, packets: Iterator[Packet[VideoStream]], target: float
@@ -236,7 +236,8 @@ class Reader:
 
     def concealment(self) -> Concealment:
         """What notices concealed damage from where the container stands."""
-        return Concealment(self.stream.codec_context.codec.canonical_name, self.threads - 1)
+        codec = self.stream.codec_context.codec.canonical_name
+        return Concealment(codec, self._opened.format.name, self.threads)
 
     @property
     def _opened(self) -> InputContainer:

@@ -97,7 +97,8 @@ def _until(
             continue  # pictures shown before the key frame need the group before it
         if time is not None and time >= end - TOLERANCE:
             return
-        if decoded.took(packet, time, concealed):
+        decoded.took(time, concealed, stored=not concealment.damaged)
+        if not concealment.damaged:
             yield packet
 
 
