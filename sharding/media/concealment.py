@@ -35,8 +35,7 @@ class Concealment:
         self._flagged_early = container == "mpegts"
         self._refused_late = threads - 1
         self._fed = -1  # number of the last packet, in decode order
-        self._key = False  # whether it is a key frame
-        self._by_pts: dict[int, tuple[int, bool]] = {}  # these two of the last packets
+        self._by_pts: dict[int, tuple[int, bool]] = {}  # the last packets: number, key frame
         self._signs = [-1] if codec in BEGIN_ANYWHERE else []  # numbers of packets, since the last key frame
         self._b_sign: int | None = None  # of a damaged B frame, since the last frame that is none
         self._b_shown: list[tuple[int, bool]] = []  # the B frames since then: number, concealed
@@ -46,9 +45,8 @@ class Concealment:
     def feed(self, packet: Packet[VideoStream]) -> None:
         """The next packet, before it is decoded."""
         self._fed += 1
-        self._key = packet.is_keyframe
         if packet.pts is not None:
-            self._by_pts[packet.pts] = self._fed, self._key
+            self._by_pts[packet.pts] = self._fed, packet.is_keyframe
             if len(self._by_pts) > REMEMBERED:
                 del self._by_pts[next(iter(self._by_pts))]
         if packet.is_corrupt:
@@ -65,14 +63,14 @@ class Concealment:
 
         Those are B frames, shown before the damaged frame that they were predicted from.
         """
-        last = self._fed, self._key
+        last = self._fed, frame.key_frame
         number, key = last if frame.pts is None else self._by_pts.pop(frame.pts, last)
         is_b = frame.pict_type == PictureType.B
-        if frame.key_frame or (key and (frame.pict_type == PictureType.I or self._recovering)):
+        if key and (frame.key_frame or frame.pict_type == PictureType.I or self._recovering):
             self._signs = [sign for sign in self._signs if sign >= number]
             self._recovering = False
-        elif key and self._signs:
-            self._recovering = True
+        elif key:
+            self._recovering = any(sign < number for sign in self._signs)
         before = 0
         if frame.is_corrupt and not (is_b and self.codec in B_IS_NO_REFERENCE):
             if not is_b:
