@@ -6,6 +6,8 @@ from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
+from sharding.media.clusters import Clusters
+
 # Their decoders begin anywhere, on grey; the others show nothing before a key frame.
 BEGIN_ANYWHERE = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "h263p", "flv1", "wmv1", "wmv2")
 B_IS_NO_REFERENCE = ("mpeg1video", "mpeg2video", *BEGIN_ANYWHERE)
@@ -19,18 +21,21 @@ class Concealment:
     """Counts the frames of a stream, from where its decoding begins, that show concealed damage.
 
     A *sign* of damage is a packet that the demuxer says is damaged (mpeg-ts: packets are missing; any container: the
-    file ends inside it), one with a hole (`has_hole`), one that the decoder refuses, a frame that the decoder says is
-    damaged (slices concealed, references missing), and a beginning without a key frame where the decoder shows that.
+    file ends inside it), one that the decoder refuses, a frame that the decoder says is damaged (slices concealed,
+    references missing), and a beginning without a key frame where the decoder shows that; where decoders are silent,
+    also a packet with a hole (`has_hole`), and all of a Matroska cluster whose checksum is wrong.
     Concealed is the frame of that packet, if it is shown, and every frame decoded after it until a key frame is shown
     (in a stream that is refreshed bit by bit, until its second recovery point). A damaged B frame alone reaches only
     to the next frame that is none, and where B frames are no references, only itself.
 
-    What no decoder tells is not noticed: damage inside a packet of HEVC, VP8, VP9, AV1 or MJPEG that leaves its syntax
-    whole. `codec`: FFmpeg's canonical name, as `container`'s; `threads` of the decoder.
+    What nothing tells is not noticed: other damage inside a packet of HEVC, VP8, VP9, AV1 or MJPEG that leaves its
+    syntax whole. `codec`: FFmpeg's canonical name, as `container`'s; `threads` of the decoder; `clusters`: those of a
+    Matroska file.
     """
 
-    def __init__(self, codec: str, container: str, threads: int = 1) -> None:
+    def __init__(self, codec: str, container: str, threads: int = 1, clusters: Clusters | None = None) -> None:
         self.codec = codec
+        self.clusters = clusters
         # FFmpeg's parser gives a packet out when it meets the next one, and with that one's flags.
         self._flagged_early = container == "mpegts"
         self._refused_late = threads - 1
@@ -51,7 +56,7 @@ class Concealment:
                 del self._by_pts[next(iter(self._by_pts))]
         if packet.is_corrupt:
             self._signs.append(self._fed + self._flagged_early)
-        if self.codec in SILENT and has_hole(bytes(packet)):
+        if self.codec in SILENT and (has_hole(bytes(packet)) or self._in_damaged_cluster(packet)):
             self._signs.append(self._fed)
 
     def refused(self) -> None:
@@ -101,6 +106,9 @@ class Concealment:
     def damaged(self) -> bool:
         """Whether the last packet is a sign itself."""
         return self._fed in self._signs
+
+    def _in_damaged_cluster(self, packet: Packet[VideoStream]) -> bool:
+        return self.clusters is not None and packet.size > 0 and self.clusters.damaged(packet.pos)
 
     def _signed(self, number: int) -> bool:
         return any(sign <= number for sign in self._signs)

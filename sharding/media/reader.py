@@ -14,6 +14,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from sharding.media.clusters import Clusters
 from sharding.media.concealment import Concealment
 from sharding.media.judge import BadVideo, Decoded, judge_unopenable
 from sharding.media.segments import TOLERANCE
@@ -236,8 +237,9 @@ class Reader:
 
     def concealment(self) -> Concealment:
         """What notices concealed damage from where the container stands."""
-        codec = self.stream.codec_context.codec.canonical_name
-        return Concealment(codec, self._opened.format.name, self.threads)
+        container = self._opened.format.name
+        clusters = Clusters(self.file) if "matroska" in container else None
+        return Concealment(self.stream.codec_context.codec.canonical_name, container, self.threads, clusters)
 
     @property
     def _opened(self) -> InputContainer:

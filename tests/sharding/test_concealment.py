@@ -39,6 +39,7 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "open.mkv": ("libx264", {**X264, "x264-params": "open-gop=1"}),
     "b.ts": ("libx264", X264),
     "refreshed.ts": ("libx264", {**X264, "x264-params": "intra-refresh=1"}),
+    "hevc.mkv": ("libx265", {"x265-params": f"{X265}:open-gop=0"}),
     "hevc.mp4": ("libx265", {"x265-params": f"{X265}:open-gop=0"}),
     "hevc.ts": ("libx265", {"x265-params": f"{X265}:open-gop=1"}),
     "mpeg4.avi": ("mpeg4", {"g": f"{GOP}"}),
@@ -47,6 +48,7 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "mpeg2.mkv": ("mpeg2video", {"g": "12", "bf": "2"}),
     "flash.flv": ("flv", {"g": f"{GOP}"}),
     "vp9.webm": ("libvpx-vp9", {"g": f"{GOP}", "deadline": "realtime", "cpu-used": "8"}),
+    "vp9.mkv": ("libvpx-vp9", {"g": f"{GOP}", "deadline": "realtime", "cpu-used": "8"}),
     "vp8.webm": ("libvpx", {"g": f"{GOP}", "deadline": "realtime", "cpu-used": "8"}),
     "av1.mp4": ("libsvtav1", {"g": f"{GOP}", "preset": "12", "svtav1-params": "lp=1"}),
 }
@@ -171,6 +173,36 @@ def test_a_hole_of_zeros_where_no_decoder_tells(sound: Callable[[str], Path], tm
     hurt = overwritten(tmp_path / kind, sound(kind), GOP, length=600, filler=b"\0")
     truly = smeared(hurt, sound(kind))
     assert 0 < truly <= counted(hurt)[1].concealed <= GOP
+
+
+@pytest.mark.parametrize("kind", ["hevc.mkv", "vp9.mkv"])
+def test_a_wrong_checksum_where_no_decoder_tells(sound: Callable[[str], Path], tmp_path: Path, kind: str) -> None:
+    """All of the cluster, which is a group of pictures, is counted."""
+    hurt = overwritten(tmp_path / kind, sound(kind), 30)
+    truly = smeared(hurt, sound(kind))
+    frames, decoded = counted(hurt)
+    assert len(frames) == FRAMES and decoded.errors == 0
+    assert 0 < truly <= decoded.concealed == GOP
+    source = Source(str(tmp_path), kind)
+    with source.opened(sequential=False) as file, Reader(source, file, file.read(4096)) as reader:
+        for start, expected in ((48 / 25, 0), (24 / 25, GOP), (72 / 25, 0)):  # wherever reading begins
+            stretch = reader.declared.of_stretch(24 / 25)
+            list(reader.until(reader.seek(start, 0.0), start + 24 / 25, stretch))
+            assert (stretch.frames, stretch.concealed) == (24, expected)
+
+
+def test_wrong_checksums_of_every_cluster_are_the_muxers(sound: Callable[[str], Path], tmp_path: Path) -> None:
+    data = bytearray(sound("hevc.mkv").read_bytes())
+    at = data.find(b"\x1f\x43\xb6\x75")
+    clusters = 0
+    while at >= 0:
+        crc = data.index(b"\xbf\x84", at)
+        data[crc + 2] ^= 0xFF
+        clusters += 1
+        at = data.find(b"\x1f\x43\xb6\x75", crc)
+    assert clusters > 3
+    (tmp_path / "odd.mkv").write_bytes(data)
+    assert counted(tmp_path / "odd.mkv")[1].concealed == 0
 
 
 def test_what_a_hole_is() -> None:
