@@ -36,6 +36,7 @@ class Concealment:
     def __init__(self, codec: str, container: str, threads: int = 1, clusters: Clusters | None = None) -> None:
         self.codec = codec
         self.clusters = clusters
+        self.damaged = False  # whether the last packet is itself; in a damaged cluster, nobody knows which are
         # FFmpeg's parser gives a packet out when it meets the next one, and with that one's flags.
         self._flagged_early = container == "mpegts"
         self._refused_late = threads - 1
@@ -56,7 +57,9 @@ class Concealment:
                 del self._by_pts[next(iter(self._by_pts))]
         if packet.is_corrupt:
             self._signs.append(self._fed + self._flagged_early)
-        if self.codec in SILENT and (has_hole(bytes(packet)) or self._in_damaged_cluster(packet)):
+        silent = self.codec in SILENT
+        self.damaged = self._fed in self._signs or (silent and has_hole(bytes(packet)))
+        if self.damaged or (silent and self._in_damaged_cluster(packet)):
             self._signs.append(self._fed)
 
     def refused(self) -> None:
@@ -71,7 +74,10 @@ class Concealment:
         last = self._fed, frame.key_frame
         number, key = last if frame.pts is None else self._by_pts.pop(frame.pts, last)
         is_b = frame.pict_type == PictureType.B
-        if key and (frame.key_frame or frame.pict_type == PictureType.I or self._recovering):
+        # After an error, all frames that come from libdav1d say that they are key frames.
+        if (frame.key_frame and self.codec != "av1") or (
+            key and (frame.key_frame or frame.pict_type == PictureType.I or self._recovering)
+        ):
             self._signs = [sign for sign in self._signs if sign >= number]
             self._recovering = False
         elif key:
@@ -101,11 +107,6 @@ class Concealment:
         self.feed(packet)
         key_pts, before = self._leading
         return self._signed(self._fed) or (before and packet.pts is not None and packet.pts < key_pts)
-
-    @property
-    def damaged(self) -> bool:
-        """Whether the last packet is a sign itself."""
-        return self._fed in self._signs
 
     def _in_damaged_cluster(self, packet: Packet[VideoStream]) -> bool:
         return self.clusters is not None and packet.size > 0 and self.clusters.damaged(packet.pos)
