@@ -34,7 +34,7 @@ def print_models(rows: list[dict[str, Any]]) -> None:
 
 def print_store(found: dict[str, Any]) -> None:
     """A store's summary (sharding.summary), with at most 50 failures one by one."""
-    from sharding.summary import length_words
+    from sharding.summary import concealed_words, length_words
 
     rows: dict[str, Any] = {"samples": f"{found['samples']:,}", "classes": len(found["classes"])}
     for split, counts in sorted(found["splits"].items()):
@@ -44,6 +44,9 @@ def print_store(found: dict[str, Any]) -> None:
     left = found["jobs"]["planned"] - found["jobs"]["done"]
     if left:
         rows["still to be made"] = f"{left:,} of {found['jobs']['planned']:,} shards"
+    concealed = concealed_words(found["concealed"], found["frames"])
+    if concealed:
+        rows["concealed damage"] = concealed
     for name in ("failures", "left_out"):
         if found[name]:
             kinds = ", ".join(f"{kind} {count:,}" for kind, count in found[name].items())

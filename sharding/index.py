@@ -87,7 +87,8 @@ class Index:
     """An immutable version of what a store holds; `digest` is of its content.
 
     `failures` counts the videos and segments that gave no sample, by kind; `lengths` the samples by `length_bucket`;
-    `versions` are those of the libraries that made them.
+    `versions` are those of the libraries that made them. `concealed`: "frames" that show concealed damage, "samples"
+    that have such frames, and "unknown": samples made before they were counted.
     """
 
     version: str
@@ -99,6 +100,7 @@ class Index:
     lengths: dict[str, int]
     versions: dict[str, list[str]]
     settings_digest: str
+    concealed: dict[str, int]
 
 
 def read_head(store: Store) -> dict[str, Any] | None:
@@ -205,6 +207,7 @@ def read_index(store: Store, version: str) -> Index:
         lengths=meta["lengths"],
         versions=meta["versions"],
         settings_digest=meta["settings_digest"],
+        concealed=meta.get("concealed") or _none_counted(meta["splits"]),
     )
 
 
@@ -228,6 +231,8 @@ class _Total:
         self.failures: Counter[str] = Counter()
         self.lengths: Counter[str] = Counter()
         self.versions: dict[str, set[str]] = {}
+        self.concealed = Counter(frames=0, samples=0, unknown=0)
+        self.counted = False  # whether any record says what is concealed
 
     def add(self, meta: dict[str, Any]) -> None:
         counts = {name: meta[name] for name in ("samples", "videos", "frames", "seconds")}
@@ -236,6 +241,8 @@ class _Total:
         self.failures.update(meta["failures"])
         self.failures.subtract(meta["retried"])
         self.lengths.update(meta["lengths"])
+        self.counted = self.counted or "concealed" in meta
+        self.concealed.update(meta.get("concealed") or {"unknown": meta["samples"]})
         for library, version in meta["versions"].items():
             self.versions.setdefault(library, set()).add(version)
 
@@ -245,7 +252,12 @@ class _Total:
             "failures": {kind: count for kind, count in sorted(self.failures.items()) if count > 0},
             "lengths": dict(sorted(self.lengths.items(), key=lambda item: float(item[0]))),
             "versions": {library: sorted(found) for library, found in sorted(self.versions.items())},
-        }
+        } | ({"concealed": dict(self.concealed)} if self.counted else {})
+
+
+def _none_counted(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """What an index says of concealed damage that was merged before it was counted."""
+    return {"frames": 0, "samples": 0, "unknown": sum(split["samples"] for split in splits.values())}
 
 
 def _row(split: str, job: str, number: int, part: dict[str, Any]) -> dict[str, Any]:

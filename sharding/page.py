@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sharding.summary import length_words
+from sharding.summary import concealed_words, length_words
 
 _EXAMPLES = 5  # failures shown one by one, of a kind
 _ENDS = 15  # classes shown at the top and at the bottom
@@ -61,6 +61,7 @@ def page(summary: Mapping[str, Any], sheet_png: bytes) -> str:
         _section("Samples", _image(sheet_png)),
         _section("Classes", _classes(summary["classes"], summary["label_histogram"])),
         _section("Length of the samples", _lengths(summary["lengths"])),
+        _section("Concealed damage", _concealed(summary["concealed"], summary["frames"])),
         _section("Failures", _failures(summary["failures"], summary["failure_examples"])),
         _section("Listed and not sharded", _counts(summary["left_out"])),
         _section("Generations", _generations(summary["generations"])),
@@ -173,6 +174,11 @@ def _lengths(lengths: Sequence[Mapping[str, Any]]) -> str:
         return "<p>no samples</p>"
     shown = [(length_words(bucket), [(bucket["samples"], _COLOURS[0])]) for bucket in lengths]
     return _bars(shown, max(bucket["samples"] for bucket in lengths))
+
+
+def _concealed(concealed: Mapping[str, int], frames: int) -> str:
+    told = concealed_words(concealed, frames)
+    return f"<p>{_text(told or 'none: no stored frame shows damage that a decoder concealed')}</p>"
 
 
 def _failures(kinds: Mapping[str, int], examples: Iterable[Mapping[str, Any]]) -> str:

@@ -72,6 +72,7 @@ RECORD = pa.schema(
         *PACKETS,
         ("time_base", pa.string()),
         ("flow", FLOW),
+        ("concealed", pa.int32()),  # null in records made before it was counted
     ]
 )
 
@@ -111,6 +112,8 @@ def read_record(store: Store, split: str, job: str) -> pa.Table:
     path = record_path(split, job)
     with _told(store, path):
         table = from_parquet(store.get(path))
+        if "concealed" not in table.column_names:
+            table = table.append_column(RECORD.field("concealed"), pa.nulls(len(table), pa.int32()))
         if not table.schema.equals(RECORD):
             raise ValueError("its columns are not a record's")
         record_meta(table.schema)

@@ -158,6 +158,10 @@ def record_meta(
         "videos": videos,
         "samples": len(rows),
         "frames": sum(row["frames"] for row in rows),
+        "concealed": {
+            "frames": sum(row["concealed"] for row in rows),
+            "samples": sum(row["concealed"] > 0 for row in rows),
+        },
         "seconds": round(sum(row["end"] - row["start"] for row in rows), 6),
         "lengths": dict(lengths),
         "failures": dict(Counter(line["kind"] for line in failures)),

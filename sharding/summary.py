@@ -45,6 +45,7 @@ def summary(store: Store) -> dict[str, Any]:
         "classes": index.classes if index else head["classes"],
         "label_histogram": _histograms(index) if index else {},
         "lengths": length_ranges(index.lengths) if index else [],
+        "concealed": index.concealed if index else {"frames": 0, "samples": 0, "unknown": 0},
         "failures": dict(sorted(Counter(line["kind"] for line in failing.values()).items())),
         "failure_examples": list(islice(failing.values(), _EXAMPLES)),
         "left_out": dict(sorted(left_out.items())),
@@ -59,6 +60,17 @@ def summary(store: Store) -> dict[str, Any]:
 def length_words(bucket: Mapping[str, Any]) -> str:
     """One of a summary's `lengths` in words."""
     return f"{bucket['from']:g} s and more" if bucket["to"] is None else f"{bucket['from']:g} to {bucket['to']:g} s"
+
+
+def concealed_words(concealed: Mapping[str, int], frames: int) -> str:
+    """A summary's `concealed`, of so many frames, in words; "" where nothing was found, or looked for."""
+    parts = []
+    if concealed["frames"]:
+        share = 100 * concealed["frames"] / max(frames, 1)
+        parts.append(f"{concealed['frames']:,} frames ({share:.2g} %) of {concealed['samples']:,} samples")
+    if concealed["unknown"]:
+        parts.append(f"not counted in {concealed['unknown']:,} samples, made by an older version")
+    return "; ".join(parts)
 
 
 def _histograms(index: Index) -> dict[str, dict[str, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import pydantic
@@ -12,7 +12,7 @@ from av.video.frame import VideoFrame
 from sharding.flow import FlowEncoder, FlowSettings
 from sharding.manifest import Video
 from sharding.media.encoder import TIME_BASE, Clip, Encoder, EncodeSettings, packet_table
-from sharding.media.judge import BadVideo, Decoded, judge_bytes, judge_frames
+from sharding.media.judge import BadVideo, Decoded, judge_bytes, judge_concealed, judge_frames
 from sharding.media.reader import DEMUXERS, Reader
 from sharding.media.remux import copied, require_copyable
 from sharding.media.segments import WHOLE, SegmentSettings, Stretch, stretches
@@ -117,7 +117,7 @@ def transcode_and_tell(
 def _whole(reader: Reader, settings: VideoSettings) -> Clip:
     """The whole video, without a seek."""
     if settings.encode.copy_packets:
-        return copied(reader, WHOLE, settings.encode.minimum_decoded)
+        return copied(reader, WHOLE, settings.encode)
     return _encoded(reader, reader.all(reader.declared), reader.declared, settings, 0)
 
 
@@ -164,7 +164,7 @@ def _segments(reader: Reader, video: Video, settings: VideoSettings) -> Iterator
 
 def _segment(reader: Reader, stretch: Stretch, settings: VideoSettings) -> Clip:
     if settings.encode.copy_packets:
-        return copied(reader, stretch, settings.encode.minimum_decoded)
+        return copied(reader, stretch, settings.encode)
     begin = reader.seek(stretch.start, stretch.limit)
     decoded = reader.declared.of_stretch(stretch.expected(begin))
     frames = reader.until(begin, stretch.end(begin), decoded)
@@ -187,8 +187,9 @@ def _encoded(
         start = time if start is None else start
         encoder.add(frame, time)
     judge_frames(decoded, encode.minimum_decoded)
+    judge_concealed(decoded, encode.maximum_concealed)
     assert start is not None
-    return encoder.finish(segment, start)
+    return replace(encoder.finish(segment, start), concealed=decoded.concealed)
 
 
 def _head(file: SourceFile) -> bytes:

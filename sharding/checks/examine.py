@@ -161,6 +161,8 @@ def _record_faults(table: pa.Table, meta: dict[str, Any], found: Examined, rules
         yield f"samples lie in parts that the record does not name: {sorted(numbers)}"
     if meta.get("samples", table.num_rows) != table.num_rows:
         yield f"the record has {table.num_rows} samples, its metadata says {meta['samples']}"
+    if "concealed" in meta and meta["concealed"]["frames"] != sum(table["concealed"].to_pylist()):
+        yield "the record's metadata has not the concealed frames of its samples"
     if "frames" in meta and meta["frames"] != sum(table["frames"].to_pylist()):
         yield "the record's metadata has not the frames of its samples"
 

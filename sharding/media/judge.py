@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from av.packet import Packet
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 if TYPE_CHECKING:
@@ -37,7 +35,8 @@ class Decoded:
     seconds: float  # 0: unknown
     step: float  # nominal time between frames
     frames: int = 0
-    corrupt: int = 0
+    concealed: int = 0  # of the frames, those that show concealed damage; see media/concealment.py
+    corrupt: int = 0  # damaged packets that are not copied
     errors: int = 0
     errors_in_row: int = 0
     first_time: float | None = None
@@ -61,17 +60,19 @@ class Decoded:
             seconds = stream.frames * step  # of a file cut off, the demuxer's duration is that of the rest
         return cls(declared, seconds, step)
 
-    def took(self, frame: VideoFrame | Packet[VideoStream], time: float | None) -> bool:
-        """Count a frame, or an undecoded one's packet, shown at `time`; False if it is said to be damaged."""
+    def took(self, time: float | None, concealed: int = 0, stored: bool = True) -> None:
+        """Count a frame shown at `time`, or the packet of one that is not decoded.
+
+        `concealed`: how many frames it adds to those that show concealed damage; it may tell of frames before it.
+        `stored`: False for a damaged packet that is not copied.
+        """
         self.errors_in_row = 0
-        if frame.is_corrupt:
-            self.corrupt += 1
-            return False
-        self.frames += 1
+        self.corrupt += not stored
+        self.frames += stored
+        self.concealed = min(self.concealed + concealed, self.frames + self.corrupt)
         if time is not None:
             self.first_time = time if self.first_time is None else min(self.first_time, time)
             self.last_time = time if self.last_time is None else max(self.last_time, time)
-        return True
 
     def of_stretch(self, seconds: float) -> Decoded:
         """What the header says of so many seconds of the stream."""
@@ -130,8 +131,8 @@ def judge_frames(decoded: Decoded, minimum: float) -> None:
     """
     detail = f"{decoded.errors} decoding errors, the last: {decoded.last_error}" if decoded.errors else ""
     if decoded.corrupt:
-        detail = f"{decoded.corrupt} damaged frames" + (f"; {detail}" if detail else "")
-    clean = not decoded.errors and not decoded.corrupt
+        detail = f"{decoded.corrupt} damaged packets" + (f"; {detail}" if detail else "")
+    clean = not decoded.errors and not decoded.corrupt and not decoded.concealed
     if decoded.frames < MINIMUM_FRAMES and decoded.declared <= max(decoded.frames, 1) and clean:
         if decoded.frames == 0:
             raise BadVideo("too_short", "the video stream has no frame")
@@ -150,6 +151,19 @@ def judge_frames(decoded: Decoded, minimum: float) -> None:
             f"({100 * decoded.frames / declared:.0f} %); at least {100 * minimum:.0f} % are needed"
         )
         raise BadVideo("missing_frames", what, detail)
+
+
+def judge_concealed(decoded: Decoded, maximum: float) -> None:
+    """Raises BadVideo if more than a share `maximum` of the frames shows damage that the decoder concealed."""
+    frames = decoded.frames + decoded.corrupt
+    if decoded.concealed <= maximum * frames:
+        return
+    what = (
+        f"{decoded.concealed} of {frames} frames show damage that the decoder concealed "
+        f"({100 * decoded.concealed / frames:.1f} %); at most {100 * maximum:g} % may"
+    )
+    detail = f"{decoded.errors} decoding errors, the last: {decoded.last_error}" if decoded.errors else ""
+    raise BadVideo("concealed", what, detail)
 
 
 def _is_text(head: bytes) -> bool:

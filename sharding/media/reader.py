@@ -14,6 +14,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from sharding.media.clusters import Clusters
+from sharding.media.concealment import Concealment
 from sharding.media.judge import BadVideo, Decoded, judge_unopenable
 from sharding.media.segments import TOLERANCE
 from sharding.source import Source, SourceFile, raise_hidden
@@ -58,6 +60,8 @@ class Reader:
         self.counting = self.declared
         self._running: Iterator[tuple[VideoFrame, float]] | None = None
         self._waiting: tuple[VideoFrame, float] | None = None  # the first frame after a segment
+        self._concealment = self.concealment()
+        self._concealed = 0  # as `Concealment.shown` says of the last frame that came
 
     def __enter__(self) -> Self:
         return self
@@ -121,11 +125,14 @@ class Reader:
 
     def pictures(self, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
         """What the decoder gives for one more packet, or at the end (None); an error is counted."""
+        if packet is not None:
+            self._concealment.feed(packet)
         try:
             frames = self.stream.decode(packet)
         except av.error.FFmpegError as error:
             raise_hidden(self.file)
             self.counting.failed(error)
+            self._concealment.refused()
             return []
         self.source.frames += len(frames)
         if self.alive is not None and frames:
@@ -136,8 +143,8 @@ class Reader:
         """Every frame that decodes, with its time; what does not is counted, never raised."""
         self.counting = decoded
         for frame, time in self._decode(self.packets()):
-            if decoded.took(frame, time):
-                yield frame, time
+            decoded.took(time, self._concealed)
+            yield frame, time
 
     def from_key_frame(self, target: float) -> tuple[Iterator[Packet[VideoStream]], float | None]:
         """The packets from the last key frame at or before `target` on, and its time; None: it is not known.
@@ -188,8 +195,8 @@ class Reader:
             if time >= end - TOLERANCE:
                 self._waiting = found
                 return
-            if decoded.took(frame, time):
-                yield frame, time
+            decoded.took(time, self._concealed)
+            yield frame, time
 
     def _last_key_frame(
         self, packets: Iterator[Packet[VideoStream]], target: float
@@ -213,8 +220,10 @@ class Reader:
         So does one from which on times begin anew, as where recordings were put together: those after it follow it.
         """
         last, shift, begun = -self.declared.step, 0.0, False
+        self._concealment = self.concealment()
         for packet in packets:
             for frame in self.pictures(packet):
+                self._concealed = self._concealment.shown(frame)
                 time = self.time(frame)
                 if time is not None and shift and abs(time - last) <= NEAR:
                     shift = 0.0  # it was a single wrong time
@@ -225,6 +234,12 @@ class Reader:
                 yield frame, last
             if self.counting.stuck:
                 return
+
+    def concealment(self) -> Concealment:
+        """What notices concealed damage from where the container stands."""
+        container = self._opened.format.name
+        clusters = Clusters(self.file) if "matroska" in container else None
+        return Concealment(self.stream.codec_context.codec.canonical_name, container, self.threads, clusters)
 
     @property
     def _opened(self) -> InputContainer:

@@ -14,8 +14,8 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
-from sharding.media.encoder import TICKS, Clip, packet_table
-from sharding.media.judge import BadVideo, Decoded, judge_frames
+from sharding.media.encoder import TICKS, Clip, EncodeSettings, packet_table
+from sharding.media.judge import BadVideo, Decoded, judge_concealed, judge_frames
 from sharding.media.picture import MATRIX_NAMES, is_full_range, source_matrix
 from sharding.media.reader import Reader
 from sharding.media.segments import TOLERANCE, Stretch
@@ -33,13 +33,14 @@ def require_copyable(reader: Reader) -> None:
         raise BadVideo("unsupported", what, f"those that can be copied: {', '.join(COPYABLE)}")
 
 
-def copied(reader: Reader, stretch: Stretch, minimum: float) -> Clip:
+def copied(reader: Reader, stretch: Stretch, settings: EncodeSettings) -> Clip:
     """The stretch's packets, from a key frame on.
 
     Begins at the key frame at most `limit` before the planned start, else at the first one after it. Taken in decode
     order up to the first packet that is shown after the end, so that all that is stored can be decoded. Only the
-    first picture is decoded. Raises BadVideo if there is no such key frame or too few packets, or if the
-    pictures are to be turned, which only the mp4's header says: readers fetch packets by the record.
+    first picture is decoded, so of concealed damage only what packets tell is noticed. Raises BadVideo if there is no
+    such key frame, if too few packets or too many damaged ones come, or if the pictures are to be turned, which only
+    the mp4's header says: readers fetch packets by the record.
     """
     packets, begin = _from_key_frame(reader, stretch)
     # What begins late ends where it was planned to end.
@@ -54,13 +55,14 @@ def copied(reader: Reader, stretch: Stretch, minimum: float) -> Clip:
     except av.error.FFmpegError as error:
         what = "its packets cannot be copied into an mp4; shard it without encode.copy"
         raise BadVideo("unsupported", what, error.strerror or str(error)) from error
-    judge_frames(declared, minimum)
+    judge_frames(declared, settings.minimum_decoded)
+    judge_concealed(declared, settings.maximum_concealed)
     if picture is None:
         raise BadVideo("undecodable", "its first key frame does not decode", declared.last_error)
     if picture.rotation:
         what = "it is to be shown turned, which who reads its packets alone is not told; shard it without encode.copy"
         raise BadVideo("unsupported", what, f"by {picture.rotation} degrees")
-    return _clip(sink.getvalue(), reader, stretch.segment, begin, picture)
+    return _clip(sink.getvalue(), reader, stretch.segment, begin, picture, declared.concealed)
 
 
 def _from_key_frame(reader: Reader, stretch: Stretch) -> tuple[Iterator[Packet[VideoStream]], float]:
@@ -87,13 +89,16 @@ def _from_key_frame(reader: Reader, stretch: Stretch) -> tuple[Iterator[Packet[V
 def _until(
     reader: Reader, packets: Iterator[Packet[VideoStream]], begin: float, end: float, decoded: Decoded
 ) -> Iterator[Packet[VideoStream]]:
+    concealment = reader.concealment()
     for packet in packets:
         time = reader.time(packet)
+        concealed = concealment.copied(packet)
         if not packet.size or (time is not None and time < begin - TOLERANCE):
             continue  # pictures shown before the key frame need the group before it
         if time is not None and time >= end - TOLERANCE:
             return
-        if decoded.took(packet, time):
+        decoded.took(time, concealed, stored=not concealment.damaged)
+        if not concealment.damaged:
             yield packet
 
 
@@ -142,7 +147,7 @@ def _with_decoding_times(packets: Iterator[Packet[VideoStream]]) -> Iterator[Pac
     yield from waiting
 
 
-def _clip(data: bytes, reader: Reader, segment: int, begin: float, picture: VideoFrame) -> Clip:
+def _clip(data: bytes, reader: Reader, segment: int, begin: float, picture: VideoFrame, concealed: int) -> Clip:
     table = packet_table(data)
     times = table["packet_pts"]
     seconds = int(times.max() - times.min()) / TICKS
@@ -161,5 +166,6 @@ def _clip(data: bytes, reader: Reader, segment: int, begin: float, picture: Vide
         matrix=MATRIX_NAMES[matrix],
         range="pc" if full else "tv",
         codec=reader.stream.codec_context.codec.name,
+        concealed=concealed,
         **table,
     )

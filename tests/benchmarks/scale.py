@@ -98,7 +98,7 @@ def rows(samples: int) -> pa.Table:
                 "labels": [place % CLASSES],
                 "uri": f"{key}.mp4", "segment": place % SEGMENTS, "start": 10.0 * place, "end": 10.0 * place + 10,
                 "fps": 30.0, "frames": 300, "width": 228, "height": 128, "matrix": "bt601", "range": "tv",
-                "codec": "h264", "time_base": "1/90000", "flow": None, **tables,
+                "codec": "h264", "time_base": "1/90000", "flow": None, "concealed": 0, **tables,
             }
             for place, key in enumerate(keys)
         ],

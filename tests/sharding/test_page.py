@@ -79,6 +79,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "classes": NAMES,
         "label_histogram": {"train": {"0": 7, "1": 5}, "val": {"0": 1}},
         "lengths": [{"from": 0, "to": 1, "samples": 20}, {"from": 1, "to": None, "samples": 3}],
+        "concealed": {"frames": 4, "samples": 3, "unknown": 2},
         "failures": {"cut off": 12, "no_video": 1},
         "failure_examples": [
             {"uri": f"a/<b>{number}.mp4", "kind": "cut off", "reason": "too little decodes", "split": "train"}
@@ -102,6 +103,7 @@ def test_the_page_says_it_all() -> None:
         "s3://bucket/store", "000003-abcdef", "1,234,567", "400,000", "2 h 1 min", "9.1 TB", *NAMES,
         "2 classes without a sample", "0 to 1 s", "1 s and more", "cut off: 12, the first 5", "a/<b>0.mp4",
         "too little decodes", "missing", "31", "encode.crf", "18", "18.1.0, 17.0", "corpus", "</td>, 3",
+        "4 frames (40 %) of 3 samples; not counted in 2 samples",
     ):  # fmt: skip
         assert word in shown, word
     assert "a/<b>5.mp4" not in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -21,7 +22,7 @@ from sharding.errors import UserError
 from sharding.prepare import prepare, stored_settings
 from sharding.shard import make_shard
 from sharding.store import Store, open_store
-from sharding.summary import summary
+from sharding.summary import concealed_words, summary
 from sharding.verify import verify
 from tests.sharding.making import READING, SETTINGS, shard
 
@@ -230,3 +231,43 @@ def test_histograms_of_an_index_are_read_when_asked_for(made: Store, monkeypatch
     parts = index.current_index(made).parts
     assert len(texts) == 2  # the head's and the index' own
     assert {part.path: part.label_histogram for part in parts} == labels and len(texts) == 2 + len(parts)
+
+
+def as_older_versions_made_it(store: Store) -> None:
+    """Take from a store what older versions did not count: concealed damage."""
+    for split, job in record.list_records(store):
+        table = record.read_record(store, split, job)
+        meta = record.record_meta(table.schema)
+        del meta["concealed"]
+        table = table.drop_columns(["concealed"])
+        store.put(record.record_path(split, job), record.to_parquet(record.with_meta(table, meta)))
+    shutil.rmtree(Path(store.url) / "index")
+    index.merge(store)
+
+
+def test_a_store_of_an_older_version_is_read_and_gone_on_with(corpus: Path, made: Store) -> None:
+    assert summary(made)["concealed"] == {"frames": 0, "samples": 0, "unknown": 0}
+    assert "maximum_concealed" not in made.get(index.HEAD).decode()  # older versions know no such setting
+    as_older_versions_made_it(made)
+    old = index.current_index(made)
+    assert record.META in record.from_parquet(made.get(f"index/{old.version}.parquet")).schema.metadata
+    shards = record.list_records(made)
+    tables = [record.read_record(made, *shard) for shard in shards]
+    assert all(table.schema.remove_metadata() == record.RECORD for table in tables)
+    assert {row["concealed"] for table in tables for row in table.to_pylist()} == {None}
+    assert old.concealed == {"frames": 0, "samples": 0, "unknown": 6}
+    assert concealed_words(summary(made)["concealed"], 120) == "not counted in 6 samples, made by an older version"
+    assert verify(made, decode="all").damages == []
+
+    assert index.merge(made) == old
+    shutil.copyfile(corpus / "calm" / "piece0.mp4", corpus / "calm" / "later.mp4")
+    shard(corpus, made)
+    assert index.current_index(made).concealed == {"frames": 0, "samples": 0, "unknown": 6}
+    assert sum(split.samples for split in index.current_index(made).splits.values()) == 7
+    assert verify(made).damages == []
+
+
+def test_another_share_of_concealed_frames_is_another_store(corpus: Path, made: Store) -> None:
+    changed = SETTINGS.model_copy(update={"encode": SETTINGS.encode.model_copy(update={"maximum_concealed": 0.5})})
+    with pytest.raises(UserError, match=r"encode\.maximum_concealed: there null, here 0\.5"):
+        prepare(str(corpus), made, changed, READING)
