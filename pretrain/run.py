@@ -111,6 +111,12 @@ def run_identity(settings: TrainSettings, classes: list[str], index: list[str]) 
 
 def read_settings(folder: Path) -> tuple[TrainSettings, list[str]]:
     """The settings and class names of an existing run. Raises UserError if the folder is none."""
+    if folder.is_file():
+        raise UserError(
+            "a file, and not a run's folder",
+            str(folder),
+            "make a run of weights first, reelscale import FILE RUN, and name that one",
+        )
     try:
         whole = json.loads((folder / "settings.json").read_text())
         classes = json.loads((folder / "classes.json").read_text())

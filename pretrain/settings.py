@@ -39,8 +39,10 @@ class TrainSettings(Settings):
 
     run: Annotated[str | None, Field(description="the run's folder; runs/<recipe>-<store's name> unless given")] = None
     seed: Annotated[int, Field(ge=0)] = 0
-    lanes: Annotated[int, Field(ge=1, description="virtual ranks; a multiple of the ranks")] = 8
-    lane_batch: Annotated[int, Field(ge=1, description="clips a lane a step (the paper's clips per GPU)")] = 32
+    lanes: Annotated[int, Field(ge=1, le=2**16, description="virtual ranks; a multiple of the ranks")] = 8
+    lane_batch: Annotated[int, Field(ge=1, le=2**16, description="clips a lane a step (the paper's clips per GPU)")] = (
+        32
+    )
     log_steps: Annotated[int, Field(ge=1, description="steps between two log lines")] = 20
     data: DataSettings
     model: ModelSettings = ModelSettings()

@@ -17,7 +17,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sharding.settings import Settings
+from sharding.settings import Seconds, Settings
 
 log = logging.getLogger("reelscale")
 
@@ -30,7 +30,7 @@ _TELLING = 30.0  # seconds for writing and logging, which may hang on the disk t
 class WatchdogSettings(Settings):
     """When a run counts as hung."""
 
-    stall_seconds: Annotated[float, Field(gt=0, description="seconds without a step after which a run is ended")] = 1800
+    stall_seconds: Annotated[Seconds, Field(description="without a step, after which a run is ended")] = 1800
 
 
 class Watchdog:

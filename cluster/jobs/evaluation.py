@@ -18,7 +18,9 @@ class EvaluationJob(EvaluateSettings):
     """An evaluation and how it is run."""
 
     launcher: Launcher = "auto"
-    workers: Annotated[int, Field(ge=0, description="Ray tasks at a time; 0: as many as the cluster has room for")] = 0
+    workers: Annotated[
+        int, Field(ge=0, le=2**16, description="Ray tasks at a time; 0: as many as the cluster has room for")
+    ] = 0
 
 
 def run_evaluation(job: EvaluationJob) -> dict[str, Any]:

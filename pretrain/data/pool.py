@@ -24,7 +24,7 @@ from pretrain.data.batches import Batch, lay_out
 from pretrain.data.order import Draw
 from pretrain.data.worker import STOPS, EvaluationJob, Failed, Made, NewMemory, TrainingJob, Work
 from sharding.errors import CannotGoOn
-from sharding.settings import Settings
+from sharding.settings import Seconds, Settings
 
 _MOST_WORKERS = 16
 _START_SECONDS = 120.0  # that nothing may come for as they start
@@ -38,13 +38,13 @@ class LoaderSettings(Settings):
 
     workers: Annotated[
         int | None,
-        Field(ge=1, description="processes a rank that decode; unless given, this rank's share of the cores"),
+        Field(ge=1, le=1024, description="processes a rank that decode; unless given, this rank's share of the cores"),
     ] = None
-    ahead: Annotated[int, Field(ge=1, description="steps made ahead of the one being trained, at least")] = 1
+    ahead: Annotated[int, Field(ge=1, le=1024, description="steps made ahead of the one being trained, at least")] = 1
     damaged: Annotated[
         float, Field(ge=0, le=1, description="share of the samples that may be damaged before the run stops")
     ] = 0.001
-    stall_seconds: Annotated[float, Field(gt=0, description="a run whose workers make nothing for so long ends")] = 600
+    stall_seconds: Annotated[Seconds, Field(description="a run whose workers make nothing for so long ends")] = 600
 
 
 class WorkerDied(CannotGoOn):
