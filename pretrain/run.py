@@ -25,6 +25,7 @@ class Run:
 
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self._writes = folder, writes
+        self.before: dict[str, Any] | None = None  # the settings of its last start, known once it begins
         self._cut = False  # whether the last line of metrics.jsonl may be half a one
 
     def versions(self, data: DataSettings) -> list[str] | None:
@@ -44,7 +45,7 @@ class Run:
         if known.exists():
             there = json.loads(known.read_text())
             _check_identity(self.folder, there["identity"], identity)
-            threads = there.get("threads", threads)
+            threads, self.before = there.get("threads", threads), there.get("settings")
         if not self._writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ def run_identity(settings: TrainSettings, classes: list[str], index: list[str]) 
         "lanes": settings.lanes,
         "lane_batch": settings.lane_batch,
         "data": {
-            **settings.data.model_dump(mode="json", exclude={"loader", "reading"}),
+            **settings.data.model_dump(mode="json", exclude={"loader", "reading", "patience_seconds"}),
             "index": index,
         },
         "model": settings.model.model_dump(mode="json"),

@@ -81,6 +81,21 @@ class TrainSettings(Settings):
         return total_steps(self.schedule, self.batch)
 
 
+def what_matters(settings: TrainSettings) -> dict[str, Any]:
+    """Of the settings' JSON what decides the numbers that come of a run, and not where and how they are made."""
+    return settings.model_dump(
+        mode="json",
+        exclude={
+            "run": True,
+            "log_steps": True,
+            "watchdog": True,
+            "pulse": True,
+            "checkpoint": True,
+            "data": {"loader": {"workers", "ahead", "stall_seconds"}, "reading": True, "patience_seconds": True},
+        },
+    )
+
+
 def is_deterministic(settings: TrainSettings, device: torch.device) -> bool:
     """Whether two runs of the settings are to give the same bits on such a device."""
     return device.type == "cpu" if settings.deterministic is None else settings.deterministic
@@ -88,7 +103,7 @@ def is_deterministic(settings: TrainSettings, device: torch.device) -> bool:
 
 def longest_wait(settings: TrainSettings) -> float:
     """Seconds after which a collective gives up: later than the watchdog and the pulse, which can say why."""
-    return max(PATIENCE, settings.watchdog.stall_seconds) + 600.0
+    return max(PATIENCE, settings.watchdog.stall_seconds, settings.data.patience_seconds) + 600.0
 
 
 def check_ranks(lanes: int, ranks: int) -> None:

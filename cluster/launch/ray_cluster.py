@@ -1,5 +1,7 @@
 """A connection to Ray: the cluster of RAY_ADDRESS, else one on this machine for as long as the command runs."""
 
+import functools
+import importlib
 import logging
 import os
 import signal
@@ -24,12 +26,13 @@ def ray_cluster() -> Iterator[Any]:
 
     def hold() -> None:
         try:
-            ray.init(
-                address=address or "local",
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _sessions_of_their_own():
+                ray.init(
+                    address=address or "local",
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         except BaseException as error:
             failed.append(error)
         tried.set()
@@ -54,6 +57,23 @@ def ray_cluster() -> Iterator[Any]:
         with undisturbed():
             if holder.is_alive():
                 holder.join()
+
+
+@contextmanager
+def _sessions_of_their_own() -> Iterator[None]:
+    """Have Ray start its processes in sessions of their own.
+
+    A signal to the command's whole process group, as `timeout`, a closed terminal or a scheduler sends it, would end
+    them beside the command, which needs them to stop in order. They die with it all the same: Ray asks the kernel for
+    that. Leans on `ray._private.services.ConsolePopen`, by which Ray (2.59, 2.60) starts all of them.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    popen = services.ConsolePopen
+    services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 @contextmanager
