@@ -90,7 +90,7 @@ def open_session(
         saving.save()  # to go back to, should training go wrong at once; and what cannot be written is told now
     validation = None
     if loader.videos_unseen:
-        validation = ValidationHook(settings, engine, world, run, loader, position, lambda: stop.wanted)
+        validation = ValidationHook(settings, engine, world, run, loader, position, lambda: stop.asked)
     hooks: list[Hook] = [LogHook(settings, world, run, loader, saving, validation, cost)]
     if settings.precise_statistics:
         hooks.append(StatisticsHook(settings, engine, position, loader_of))
@@ -100,7 +100,7 @@ def open_session(
         log.info("no validation: the store has no good video in its split 'val'")
     hooks += [saving, FirstStepHook(), *extra_hooks]
     watchdog = leaving.enter_context(Watchdog(folder, world.rank, attempt, settings.watchdog.stall_seconds))
-    loader.heed(lambda: stop.wanted, watchdog.excuse)
+    loader.heed(lambda: stop.asked, watchdog.excuse)
     return Session(engine, loader, lanes, position, watch, own_time, saving, hooks, watchdog)
 
 

@@ -56,6 +56,14 @@ class Stop:
         """Whether this rank was asked to."""
         return self._marked or (self._looks and self._file.exists())
 
+    @property
+    def asked(self) -> bool:
+        """Whether this rank was asked to, or the run, as far as this rank sees its folder: at the cost of a look there.
+
+        For a rank that waits by itself, and does not hear from rank 0 meanwhile.
+        """
+        return self._marked or self._file.exists()
+
     def begin(self, looks: bool) -> None:
         """From now on requests only mark: there is something to save. `looks`: rank 0, whose file `begun` says so."""
         with self._deciding:

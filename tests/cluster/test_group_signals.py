@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.running import Command, checkpoints, gone, running, shards, train_steps
+from tests.cluster.running import (
+    Command,
+    checkpoints,
+    gone,
+    reelscale,
+    running,
+    shards,
+    succeeded,
+    train_steps,
+)
 
 pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
 
@@ -55,6 +64,28 @@ def test_sharding_keeps_its_shards(long_corpus: Path, tmp_path: Path) -> None:
         command.until(lambda: shards(store))
         stopped(command, signal.SIGTERM)
         assert "the shards made so far are kept" in command.err, command.said
+
+
+def test_fine_tuning_and_evaluation(store: Path, recipe: Path, tmp_path: Path) -> None:
+    succeeded(reelscale("pretrain", recipe, f"data.store={store}", "run=first", "launcher=none", folder=tmp_path))
+    tune = ("finetune", recipe, f"data.store={store}", "init.run=first", "run=second", "launcher=ray")
+    with running(*tune, "schedule.epochs=600", "checkpoint.every_steps=1000", folder=tmp_path) as command:
+        command.until(lambda: "step 5/" in command.out)
+        stopped(command, signal.SIGTERM)
+        assert "with everything saved" in command.out, command.said
+    assert checkpoints(tmp_path / "second")[-1] >= 5
+
+    (tmp_path / "evaluate.yaml").write_text("run: first\nclips: 10000\n")
+    with running("evaluate", "evaluate.yaml", "launcher=ray", folder=tmp_path) as command:
+        command.until(lambda: at_work(command))
+        stopped(command, signal.SIGTERM)
+        assert "stopped; run the same command again" in command.err, command.said
+
+
+def at_work(command: Command) -> bool:
+    """Whether a worker of Ray's does what the command asked of it."""
+    titles = [words[0] for words in command.descendants().values() if words]
+    return any(title.startswith("ray::") and not title.endswith(("Agent", "IDLE")) for title in titles)
 
 
 def test_a_killed_command_takes_ray_along(long_corpus: Path, tmp_path: Path) -> None:
