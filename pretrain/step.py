@@ -74,7 +74,7 @@ class StepReport:
         `own_seconds` once the device is done.
         """
         sums = torch.stack(self._sums).sum(0)
-        word = torch.cat([sums, sums.new_tensor([float(stop), float(self.absent)])])
+        word = torch.cat([sums, sums.new_tensor([float(self.absent), float(stop)])])
         world.sum_(word)
         # From a GPU into pinned memory, which torch takes by itself where a copy is not to block.
         self._word, self._own = torch.cat([word, verdict]).to("cpu", non_blocking=True), own
@@ -87,7 +87,7 @@ class StepReport:
         assert self._word is not None, "not sent"
         if self._there is not None:
             self._there.synchronize()
-        self.loss, self.right, self.clips, stops, absent, taken, self.gradient_norm = self._word.tolist()
+        self.loss, self.right, self.clips, absent, stops, taken, self.gradient_norm = self._word.tolist()
         self.stopping, self.absent, self.skipped = stops > 0, absent > 0, taken == 0
         self.own_seconds = self._own()
 
