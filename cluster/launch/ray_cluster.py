@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cluster.launch.signals import postponed, undisturbed
+from cluster.launch.signals import postponed, raise_if_interrupted, undisturbed
 from sharding.errors import UserError
+
+
+_LOOK_SECONDS = 1.0
 
 
 @contextmanager
@@ -91,6 +94,15 @@ def _told(error: BaseException, address: str | None) -> BaseException:
         return error
     remedy = "start it, correct RAY_ADDRESS, or unset it to run on this machine"
     return UserError(f"no Ray cluster answers ({error})", f"RAY_ADDRESS={address}", remedy)
+
+
+def first_ready(ray: Any, references: list[Any]) -> Any:
+    """The first of some tasks that is done. A signal is answered meanwhile, which Ray's own wait leaves for its end."""
+    while True:
+        raise_if_interrupted()
+        ready, _ = ray.wait(references, num_returns=1, timeout=_LOOK_SECONDS)
+        if ready:
+            return ready[0]
 
 
 def result_of(ray: Any, reference: Any) -> Any:
