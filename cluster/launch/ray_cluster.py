@@ -13,7 +13,6 @@ from typing import Any
 from cluster.launch.signals import postponed, raise_if_interrupted, undisturbed
 from sharding.errors import UserError
 
-
 _LOOK_SECONDS = 1.0
 
 
