@@ -12,6 +12,7 @@ import torch
 
 from pretrain.data.sources import DataSettings
 from pretrain.settings import TrainSettings
+from pretrain.stop import FOLLOWED
 from sharding.errors import UserError
 from sharding.settings import differences
 
@@ -87,7 +88,7 @@ class Run:
             file = logging.FileHandler(self.folder / "train.log")
             file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
             log.addHandler(file)
-        if "REELSCALE_FOLLOWED" not in os.environ:
+        if FOLLOWED not in os.environ:
             console = logging.StreamHandler(sys.stdout)
             console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
             log.addHandler(console)

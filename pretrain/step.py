@@ -74,7 +74,7 @@ class StepReport:
         `own_seconds` once the device is done.
         """
         sums = torch.stack(self._sums).sum(0)
-        word = torch.cat([sums, sums.new_tensor([float(self.absent), float(stop)])])
+        word = torch.cat([sums, sums.new_full((1,), float(self.absent)), sums.new_full((1,), float(stop))])
         world.sum_(word)
         # From a GPU into pinned memory, which torch takes by itself where a copy is not to block.
         self._word, self._own = torch.cat([word, verdict]).to("cpu", non_blocking=True), own

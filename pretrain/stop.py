@@ -18,6 +18,7 @@ from typing import Self
 from sharding.lifeline import STOPPED, stop_signals
 
 STOP_FILE, BEGUN_FILE = "stop", "begun"
+FOLLOWED = "REELSCALE_FOLLOWED"  # in the environment of a rank whose launcher reads the run's folder
 NOT_BEGUN = "reelscale: stopped before training began; the same command starts it"
 _LOOK_SECONDS = 0.5
 
@@ -65,11 +66,14 @@ class Stop:
         return self._marked or self._file.exists()
 
     def begin(self, looks: bool) -> None:
-        """From now on requests only mark: there is something to save. `looks`: rank 0, whose file `begun` says so."""
+        """From now on requests only mark: there is something to save.
+
+        `looks`: rank 0's, which says so by a file `begun` where a launcher follows the run.
+        """
         with self._deciding:
             self._begun = True
         self._looks = looks
-        if looks:
+        if looks and FOLLOWED in os.environ:
             self._begun_file.touch()
         self._listen_no_more()
 
@@ -77,7 +81,6 @@ class Stop:
         """Take the request back, once it was carried out."""
         if self._looks:
             self._file.unlink(missing_ok=True)
-            self._begun_file.unlink(missing_ok=True)
 
     def _mark(self, number: int, frame: FrameType | None) -> None:
         self._marked = True

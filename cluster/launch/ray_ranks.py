@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from cluster.launch.ray_cluster import ray_cluster
 from cluster.launch.signals import NOT_BEGUN
-from pretrain.stop import BEGUN_FILE, STOP_FILE
+from pretrain.stop import BEGUN_FILE, FOLLOWED, STOP_FILE
 from sharding.errors import InVain, UserError
 from sharding.lifeline import stop_signals
 
@@ -51,7 +51,9 @@ def run_ranks(
                 (folder / BEGUN_FILE).unlink(missing_ok=True)
                 try:
                     return _fit(ray, rank_main, config, ranks, wait_seconds)
-                except RuntimeError:
+                except RuntimeError as error:
+                    if _asked_too_soon(folder):
+                        raise _NotBegun from error
                     if attempt == retries or (folder / STOP_FILE).exists():
                         raise
         raise AssertionError
@@ -92,7 +94,7 @@ def _fit(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     def worker(config: dict[str, Any]) -> str:
-        os.environ["REELSCALE_FOLLOWED"] = "1"
+        os.environ[FOLLOWED] = "1"
         return rank_main(config)
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -124,7 +126,7 @@ def _fit(
     folder, asked = Path(config["run"]), 0.0
     thread.start()
     while thread.is_alive():
-        if (folder / STOP_FILE).exists() and not (folder / BEGUN_FILE).exists():
+        if _asked_too_soon(folder):
             asked = asked or time.monotonic()
             if time.monotonic() - asked > _NOT_BEGUN_SECONDS:
                 raise _NotBegun
@@ -138,6 +140,11 @@ def _fit(
         raise RuntimeError(str(error)) from error
     # Ray keeps metrics only of reports with a checkpoint, so the outcome travels as rank 0's return value.
     return str(outcome["result"].return_value)
+
+
+def _asked_too_soon(folder: Path) -> bool:
+    """Whether the run is asked to stop, and has not begun."""
+    return (folder / STOP_FILE).exists() and not (folder / BEGUN_FILE).exists()
 
 
 def _resources(ray: Any, ranks: int, on_gpus: bool) -> dict[str, float]:
