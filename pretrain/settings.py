@@ -1,5 +1,6 @@
 """A training run's settings, put together from those of its parts, and what follows from them."""
 
+import os
 from typing import Annotated, Any
 
 import torch
@@ -159,6 +160,20 @@ def _kept(settings: TrainSettings) -> int:
 def _sharing(settings: TrainSettings, stage: int, ranks: int) -> int:
     """How many ranks share what ZeRO spreads from a stage on."""
     return ranks if settings.engine.zero >= stage else 1
+
+
+def require_memory(needed: int, device: torch.device) -> None:
+    """Raises UserError where a rank on a CPU needs far more bytes than its machine has: it would be ended untold.
+
+    A GPU's memory is measured.
+    """
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type == "cpu" and needed > 2 * has:
+        raise UserError(
+            f"a rank needs about {needed / 2**30:,.0f} GiB, and this machine has {has / 2**30:,.0f} GiB",
+            "lane_batch, data.clip",
+            "set lane_batch, data.clip.frames or data.clip.crop lower, or spread the lanes over ranks elsewhere",
+        )
 
 
 def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pretrain.restore import go_back
 from pretrain.run import Run
 from pretrain.schedule import learning_rate
 from pretrain.session import Session, open_session
-from pretrain.settings import PATIENCE, TrainSettings, check_ranks, derived, longest_wait
+from pretrain.settings import PATIENCE, TrainSettings, check_ranks, derived, longest_wait, require_memory
 from pretrain.step import Repeatable, StepReport
 from pretrain.stop import Stop
 
@@ -57,7 +57,9 @@ def train(
         run = Run(folder, writes=world.rank == 0)
         sources = sources_of(settings, run, world)
         classes = sources.classes
-        run.begin(settings, classes, sources.versions, derived(settings, len(classes), sources.samples, world.size))
+        quantities = derived(settings, len(classes), sources.samples, world.size)
+        require_memory(quantities["memory_per_rank_bytes"], world.device)
+        run.begin(settings, classes, sources.versions, quantities)
         run.log_to_file()
         if on_start:
             on_start(world.rank)
