@@ -117,7 +117,7 @@ def retry(
 def verify(
     store: Annotated[str, typer.Argument(help="a directory or URL that `reelscale shard` wrote")],
     decode: Annotated[str, typer.Option(help="samples to decode: none, sample (one in fifty), all")] = "sample",
-    workers: Annotated[int, typer.Option(min=0, help="shards read at a time; 0: one a core")] = 0,
+    workers: Annotated[int, typer.Option(min=0, max=1024, help="shards read at a time; 0: one a core")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Read everything in a store again: counts, digests, tables, pictures. Names every damaged shard and sample.
@@ -344,7 +344,9 @@ def import_network(
     ] = None,
     frames: Annotated[
         int | None,
-        typer.Option(min=1, help="frames of the clips that the network was trained on; 16, of i3d 64, unless told"),
+        typer.Option(
+            min=1, max=10_000, help="frames of the clips that the network was trained on; 16, of i3d 64, unless told"
+        ),
     ] = None,
     inflate: Annotated[
         str | None, typer.Option(help="the video network that a 2D network's weights become: any but r2plus1d and c3d")

@@ -45,8 +45,8 @@ class EvaluateSettings(Settings):
     run: Annotated[str, Field(description="the run's folder; its newest checkpoint is evaluated")]
     store: Annotated[str | None, Field(description="the store; the run's own unless given")] = None
     split: Annotated[str, Field(description="which split of it")] = "val"
-    clips: Annotated[int, Field(ge=1, description="uniform clips a video (10; 100 on Sports-1M)")] = 10
-    batch: Annotated[int, Field(ge=1, description="clips scored at once")] = 32
+    clips: Annotated[int, Field(ge=1, le=10**4, description="uniform clips a video (10; 100 on Sports-1M)")] = 10
+    batch: Annotated[int, Field(ge=1, le=2**16, description="clips scored at once")] = 32
     fuse: Annotated[FuseSettings | None, Field(description="two-stream: add another run's scores")] = None
 
 

@@ -25,7 +25,7 @@ class HealthSettings(Settings):
         float | None,
         Field(gt=0, description="a loss so many σ above the median of the last ones is a spike; null: none is"),
     ] = 6.0
-    spike_window: Annotated[int, Field(ge=4, description="how many losses are looked back on")] = 200
+    spike_window: Annotated[int, Field(ge=4, le=10**6, description="how many losses are looked back on")] = 200
     on_spike: Annotated[
         Literal["warn", "rollback"],
         Field(description="warn: go on; rollback: to the newest checkpoint, and past the clips since"),

@@ -11,6 +11,7 @@ import torch
 from pretrain import metrics
 from pretrain.checkpoint import Checkpoint
 from pretrain.data.loader import Clips, Loader
+from pretrain.data.outage import NoMoreClips
 from pretrain.data.transforms import network_input
 from pretrain.engine.engine import Engine
 from pretrain.engine.peak import mfu, peak_flops
@@ -161,10 +162,18 @@ class ValidationHook:
     """
 
     def __init__(
-        self, settings: TrainSettings, engine: Engine, world: World, run: Run, loader: Loader, position: Position
+        self,
+        settings: TrainSettings,
+        engine: Engine,
+        world: World,
+        run: Run,
+        loader: Loader,
+        position: Position,
+        stopping: Callable[[], bool],
     ) -> None:
+        """`stopping`: whether this rank is asked to stop, which breaks a validation off, but for the run's last one."""
         self._settings, self._engine, self._world, self._run = settings, engine, world, run
-        self._loader, self._position = loader, position
+        self._loader, self._position, self._stopping = loader, position, stopping
         self._averaged = settings.engine.average is not None
         videos = loader.videos_unseen
         count = min(videos, settings.validation.videos)
@@ -172,21 +181,31 @@ class ValidationHook:
         self.seconds = 0.0
 
     def after_step(self, report: StepReport, last: bool) -> None:
-        """See `Hook`. Enters `clip1` and `best` in the report."""
+        """See `Hook`. Enters `clip1` and `best` in the report; `stopping`, where it was broken off on any rank."""
         finished = report.step == self._settings.steps
         if report.step % self._settings.validation.every_steps and not finished:
             return
         begin = time.perf_counter()
-        sums = torch.zeros(3, device=self._world.device)
+        sums = torch.zeros(4, device=self._world.device)
         model = self._engine.model
         self._engine.gather_for_predictions(self._averaged)
         model.eval()
         mine = self._rows[self._world.rank :: self._world.size]
-        for clips in self._loader.unseen_clips(mine, self._settings.lane_batch):
-            sums += self._batch(clips)
+        try:
+            for clips in self._loader.unseen_clips(mine, self._settings.lane_batch):
+                sums[:3] += self._batch(clips)
+                if self._stopping() and not finished:
+                    raise NoMoreClips("the run is asked to stop")
+        except NoMoreClips as error:
+            log.warning("%s", error)
+            sums[3] = 1
         model.train()
         self._world.sum_(sums)
-        loss, right, videos = sums.tolist()
+        loss, right, videos, broken_off = sums.tolist()
+        if broken_off:
+            report.stopping = True
+            log.warning("the validation at step %d was broken off: it has no figures", report.step)
+            return
         report.clip1 = right / videos
         report.best = self._position.best is None or report.clip1 > self._position.best
         if report.best:

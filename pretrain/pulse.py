@@ -15,7 +15,7 @@ import torch.distributed as dist
 from pydantic import Field
 
 from pretrain.engine.world import World
-from sharding.settings import Settings
+from sharding.settings import Seconds, Settings
 
 log = logging.getLogger("reelscale")
 
@@ -26,8 +26,8 @@ _LOST = "lost"  # the key of the first rank that was missed
 class PulseSettings(Settings):
     """When a rank is given up."""
 
-    every_seconds: Annotated[float, Field(gt=0, description="between two signs of life of a rank")] = 5.0
-    lost_seconds: Annotated[float, Field(gt=0, description="without one, after which the others end")] = 35.0
+    every_seconds: Annotated[Seconds, Field(description="between two signs of life of a rank")] = 5.0
+    lost_seconds: Annotated[Seconds, Field(description="without one, after which the others end")] = 35.0
 
 
 class Pulse:

@@ -10,12 +10,12 @@ from pretrain.checkpoint import Checkpoint, CheckpointSettings, load_newest, loa
 from pretrain.engine.engine import Engine, EngineState
 from pretrain.engine.world import World
 from pretrain.health import LossWatch
+from pretrain.rollbacks import MOST, REMEDY, keep, once_more
+from pretrain.settings import TrainSettings
 from pretrain.step import Position
-from sharding.errors import InVain
+from sharding.errors import InVain, UserError
 
 log = logging.getLogger("reelscale")
-
-_SET_BACK_MOST = 3  # times to the same checkpoint
 
 
 def newest(folder: Path, settings: CheckpointSettings, world: World) -> Checkpoint | None:
@@ -44,31 +44,35 @@ def restore(checkpoint: Checkpoint, engine: Engine, position: Position, watch: L
     position.best = state.get("best")
     if "watch" in state:
         watch.load(state["watch"])
+    if position.rollback and position.rollback.is_to(checkpoint):  # also where a new process goes on after it
+        position.passed_over = position.rollback.passed_over
+        watch.load({**watch.state(), "skipped": 0})
 
 
 def go_back(
-    folder: Path, settings: CheckpointSettings, engine: Engine, position: Position, watch: LossWatch, world: World
+    folder: Path, settings: TrainSettings, engine: Engine, position: Position, watch: LossWatch, world: World
 ) -> None:
     """Set the run back to its last checkpoint, and go on from there with the samples that come next.
 
     Raises InVain where there is no checkpoint, or the run was set back to the same one before, in vain.
     """
-    checkpoint = newest(folder, settings, world)
-    if checkpoint is None:
-        raise InVain(
-            f"training went wrong by step {position.step}, and there is no checkpoint to go back to: "
-            "lower schedule.lr, or set engine.clip_gradient"
-        )
-    position.set_back[checkpoint.step] = position.set_back.get(checkpoint.step, 0) + 1
-    if position.set_back[checkpoint.step] > _SET_BACK_MOST:
-        raise InVain(
-            f"training went wrong by step {position.step}, as it did the {_SET_BACK_MOST} times before that it went on "
-            f"from step {checkpoint.step} with other samples: lower schedule.lr, or set engine.clip_gradient"
-        )
+    checkpoint = newest(folder, settings.checkpoint, world)
     wrong, data_step = position.step, position.data_step
+    if checkpoint is None:
+        raise InVain(f"training went wrong by step {wrong}, and there is no checkpoint to go back to: {REMEDY}")
+    position.rollback = once_more(position.rollback, checkpoint, data_step - checkpoint.step)
+    if world.rank == 0:
+        try:
+            keep(position.rollback, folder, settings)
+        except (OSError, UserError) as error:
+            what = error.what if isinstance(error, UserError) else str(error)
+            log.warning("that the run goes back could not be kept for its next start: %s", what)
+    if position.rollback.times > MOST:
+        raise InVain(
+            f"training went wrong by step {wrong}, as it did the {MOST} times before that it went on "
+            f"from step {checkpoint.step} with other samples: {REMEDY}"
+        )
     restore(checkpoint, engine, position, watch)
-    position.passed_over = data_step - checkpoint.step
-    watch.load({**watch.state(), "skipped": 0})
     metrics.ROLLBACKS.inc()
     log.warning(
         "training went wrong by step %d: going on from the checkpoint at step %d, with the samples of step %d on",

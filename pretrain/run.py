@@ -12,6 +12,7 @@ import torch
 
 from pretrain.data.sources import DataSettings
 from pretrain.settings import TrainSettings
+from pretrain.stop import FOLLOWED
 from sharding.errors import UserError
 from sharding.settings import differences
 from sharding.text import nfc
@@ -26,6 +27,7 @@ class Run:
 
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self._writes = folder, writes
+        self.before: dict[str, Any] | None = None  # the settings of its last start, known once it begins
         self._cut = False  # whether the last line of metrics.jsonl may be half a one
 
     def versions(self, data: DataSettings) -> list[str] | None:
@@ -45,7 +47,7 @@ class Run:
         if known.exists():
             there = json.loads(known.read_text())
             _check_identity(self.folder, there["identity"], identity)
-            threads = there.get("threads", threads)
+            threads, self.before = there.get("threads", threads), there.get("settings")
         if not self._writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,7 @@ class Run:
             file = logging.FileHandler(self.folder / "train.log")
             file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
             log.addHandler(file)
-        if "REELSCALE_FOLLOWED" not in os.environ:
+        if FOLLOWED not in os.environ:
             console = logging.StreamHandler(sys.stdout)
             console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
             log.addHandler(console)
@@ -100,7 +102,7 @@ def run_identity(settings: TrainSettings, classes: list[str], index: list[str]) 
         "lanes": settings.lanes,
         "lane_batch": settings.lane_batch,
         "data": {
-            **settings.data.model_dump(mode="json", exclude={"loader", "reading"}),
+            **settings.data.model_dump(mode="json", exclude={"loader", "reading", "patience_seconds"}),
             "index": index,
         },
         "model": settings.model.model_dump(mode="json"),
@@ -112,6 +114,12 @@ def run_identity(settings: TrainSettings, classes: list[str], index: list[str]) 
 
 def read_settings(folder: Path) -> tuple[TrainSettings, list[str]]:
     """The settings and class names of an existing run. Raises UserError if the folder is none."""
+    if folder.is_file():
+        raise UserError(
+            "a file, and not a run's folder",
+            str(folder),
+            "make a run of weights first, reelscale import FILE RUN, and name that one",
+        )
     try:
         whole = json.loads((folder / "settings.json").read_text())
         classes = json.loads((folder / "classes.json").read_text())

@@ -18,10 +18,13 @@ from pretrain.health import LossWatch
 from pretrain.hooks import CheckpointHook, Hook, LogHook, StatisticsHook, ValidationHook
 from pretrain.ready import ready_engine
 from pretrain.restore import newest
+from pretrain.rollbacks import decoded, kept, require_hope
 from pretrain.run import Run
 from pretrain.saver import Saver
 from pretrain.settings import TrainSettings
+from pretrain.settings_history import record_start
 from pretrain.step import OwnTime, Position
+from pretrain.stop import Stop
 from pretrain.watchdog import Watchdog
 
 log = logging.getLogger("reelscale")
@@ -43,7 +46,13 @@ class Session:
 
 
 def open_session(
-    settings: TrainSettings, world: World, run: Run, sources: Sources, extra_hooks: Sequence[Hook], leaving: ExitStack
+    settings: TrainSettings,
+    world: World,
+    run: Run,
+    sources: Sources,
+    extra_hooks: Sequence[Hook],
+    leaving: ExitStack,
+    stop: Stop,
 ) -> Session:
     """The session, with all as it was at the run's newest checkpoint; what is to be closed is closed by `leaving`.
 
@@ -54,7 +63,11 @@ def open_session(
     keep_threads(settings, world, run)
     attempt = world.broadcast(begin_attempt(folder, settings.checkpoint) if world.rank == 0 else 0)
     checkpoint = newest(folder, settings.checkpoint, world)
-    position, watch = Position(), LossWatch(settings.health)
+    rollback = decoded(world.share(lambda: kept(folder, settings.checkpoint)), settings)
+    require_hope(rollback, checkpoint, folder)
+    if world.rank == 0:
+        record_start(folder, settings, world, attempt, checkpoint.step if checkpoint else 0, run.before)
+    position, watch = Position(rollback=rollback), LossWatch(settings.health)
     engine, cost = ready_engine(settings, folder, sources.classes, world, checkpoint, position, watch)
     if checkpoint:
         log.info("going on from the checkpoint at step %d of %d in %s", position.step, settings.steps, folder)
@@ -75,7 +88,9 @@ def open_session(
     saving = CheckpointHook(settings, engine, world, position, watch, saver)
     if not checkpoint:
         saving.save()  # to go back to, should training go wrong at once; and what cannot be written is told now
-    validation = ValidationHook(settings, engine, world, run, loader, position) if loader.videos_unseen else None
+    validation = None
+    if loader.videos_unseen:
+        validation = ValidationHook(settings, engine, world, run, loader, position, lambda: stop.asked)
     hooks: list[Hook] = [LogHook(settings, world, run, loader, saving, validation, cost)]
     if settings.precise_statistics:
         hooks.append(StatisticsHook(settings, engine, position, loader_of))
@@ -85,6 +100,7 @@ def open_session(
         log.info("no validation: the store has no good video in its split 'val'")
     hooks += [saving, FirstStepHook(), *extra_hooks]
     watchdog = leaving.enter_context(Watchdog(folder, world.rank, attempt, settings.watchdog.stall_seconds))
+    loader.heed(lambda: stop.asked, watchdog.excuse)
     return Session(engine, loader, lanes, position, watch, own_time, saving, hooks, watchdog)
 
 

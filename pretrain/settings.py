@@ -1,5 +1,6 @@
 """A training run's settings, put together from those of its parts, and what follows from them."""
 
+import os
 from typing import Annotated, Any
 
 import torch
@@ -39,8 +40,10 @@ class TrainSettings(Settings):
 
     run: Annotated[str | None, Field(description="the run's folder; runs/<recipe>-<store's name> unless given")] = None
     seed: Annotated[int, Field(ge=0)] = 0
-    lanes: Annotated[int, Field(ge=1, description="virtual ranks; a multiple of the ranks")] = 8
-    lane_batch: Annotated[int, Field(ge=1, description="clips a lane a step (the paper's clips per GPU)")] = 32
+    lanes: Annotated[int, Field(ge=1, le=2**16, description="virtual ranks; a multiple of the ranks")] = 8
+    lane_batch: Annotated[int, Field(ge=1, le=2**16, description="clips a lane a step (the paper's clips per GPU)")] = (
+        32
+    )
     log_steps: Annotated[int, Field(ge=1, description="steps between two log lines")] = 20
     data: DataSettings
     model: ModelSettings = ModelSettings()
@@ -79,6 +82,21 @@ class TrainSettings(Settings):
         return total_steps(self.schedule, self.batch)
 
 
+def what_matters(settings: TrainSettings) -> dict[str, Any]:
+    """Of the settings' JSON what decides the numbers that come of a run, and not where and how they are made."""
+    return settings.model_dump(
+        mode="json",
+        exclude={
+            "run": True,
+            "log_steps": True,
+            "watchdog": True,
+            "pulse": True,
+            "checkpoint": True,
+            "data": {"loader": {"workers", "ahead", "stall_seconds"}, "reading": True, "patience_seconds": True},
+        },
+    )
+
+
 def is_deterministic(settings: TrainSettings, device: torch.device) -> bool:
     """Whether two runs of the settings are to give the same bits on such a device."""
     return device.type == "cpu" if settings.deterministic is None else settings.deterministic
@@ -86,7 +104,7 @@ def is_deterministic(settings: TrainSettings, device: torch.device) -> bool:
 
 def longest_wait(settings: TrainSettings) -> float:
     """Seconds after which a collective gives up: later than the watchdog and the pulse, which can say why."""
-    return max(PATIENCE, settings.watchdog.stall_seconds) + 600.0
+    return max(PATIENCE, settings.watchdog.stall_seconds, settings.data.patience_seconds) + 600.0
 
 
 def check_ranks(lanes: int, ranks: int) -> None:
@@ -142,6 +160,20 @@ def _kept(settings: TrainSettings) -> int:
 def _sharing(settings: TrainSettings, stage: int, ranks: int) -> int:
     """How many ranks share what ZeRO spreads from a stage on."""
     return ranks if settings.engine.zero >= stage else 1
+
+
+def require_memory(needed: int, device: torch.device) -> None:
+    """Raises UserError where a rank on a CPU needs far more bytes than its machine has: it would be ended untold.
+
+    A GPU's memory is measured.
+    """
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if device.type == "cpu" and needed > 2 * has:
+        raise UserError(
+            f"a rank needs about {needed / 2**30:,.0f} GiB, and this machine has {has / 2**30:,.0f} GiB",
+            "lane_batch, data.clip",
+            "set lane_batch, data.clip.frames or data.clip.crop lower, or spread the lanes over ranks elsewhere",
+        )
 
 
 def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> dict[str, Any]:

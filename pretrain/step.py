@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pretrain.engine.world import World
+from pretrain.rollbacks import Rollback
 
 T = TypeVar("T")
 
@@ -19,13 +20,13 @@ T = TypeVar("T")
 class Position:
     """Where a run is: optimizer steps taken, and steps' worth of samples that were shown in vain.
 
-    `best`: the highest clip@1 of a validation so far; `set_back`: how often the run went back to a checkpoint.
+    `best`: the highest clip@1 of a validation so far; `rollback`: how often the run went back to its checkpoint.
     """
 
     step: int = 0
     passed_over: int = 0
     best: float | None = None
-    set_back: dict[int, int] = field(default_factory=dict)
+    rollback: Rollback | None = None
 
     @property
     def data_step(self) -> int:
@@ -39,7 +40,7 @@ class StepReport:
 
     loss: sum over clips; right: clips whose top class is among their labels; skipped: the optimizer left it out;
     gradient_norm: before clipping; stopping: a rank was asked to stop; `own_seconds`: what this rank took until the
-    others could have waited for it; `clip1`: of a validation after this step.
+    others could have waited for it; `clip1`: of a validation after this step; `absent`: a rank had no clips for it.
     """
 
     step: int
@@ -47,6 +48,7 @@ class StepReport:
     learning_rate: float
     skipped: bool = False
     stopping: bool = False
+    absent: bool = False
     clips: float = 0.0
     loss: float = 0.0
     right: float = 0.0
@@ -72,7 +74,7 @@ class StepReport:
         `own_seconds` once the device is done.
         """
         sums = torch.stack(self._sums).sum(0)
-        word = torch.cat([sums, sums.new_full((1,), float(stop))])
+        word = torch.cat([sums, sums.new_full((1,), float(self.absent)), sums.new_full((1,), float(stop))])
         world.sum_(word)
         # From a GPU into pinned memory, which torch takes by itself where a copy is not to block.
         self._word, self._own = torch.cat([word, verdict]).to("cpu", non_blocking=True), own
@@ -85,8 +87,8 @@ class StepReport:
         assert self._word is not None, "not sent"
         if self._there is not None:
             self._there.synchronize()
-        self.loss, self.right, self.clips, stops, taken, self.gradient_norm = self._word.tolist()
-        self.stopping, self.skipped = stops > 0, taken == 0
+        self.loss, self.right, self.clips, absent, stops, taken, self.gradient_norm = self._word.tolist()
+        self.stopping, self.absent, self.skipped = stops > 0, absent > 0, taken == 0
         self.own_seconds = self._own()
 
     @property

@@ -20,6 +20,7 @@ from pretrain.engine.lost import device_is_there
 from pretrain.engine.world import World, leave_world, ranks_are_there, start_world
 from pretrain.health import Verdict
 from pretrain.hooks import Hook
+from pretrain.in_vain import clips_or_none, leave_out, take_part
 from pretrain.losses import loss as loss_of
 from pretrain.losses import mixed
 from pretrain.models.network import seed_dropout
@@ -28,7 +29,7 @@ from pretrain.restore import go_back
 from pretrain.run import Run
 from pretrain.schedule import learning_rate
 from pretrain.session import Session, open_session
-from pretrain.settings import PATIENCE, TrainSettings, check_ranks, derived, longest_wait
+from pretrain.settings import PATIENCE, TrainSettings, check_ranks, derived, longest_wait, require_memory
 from pretrain.step import Repeatable, StepReport
 from pretrain.stop import Stop
 
@@ -49,22 +50,25 @@ def train(
     folder = Path(settings.run or "run")
     with ExitStack() as leaving:
         leaving.callback(SPARE.end)
+        stop = leaving.enter_context(Stop(folder))
         begin_measuring(settings, folder)
         world = start_world(longest_wait(settings), deterministic=settings.deterministic is True)
         check_ranks(settings.lanes, world.size)
-        stop = Stop(folder, looks=world.rank == 0)
         leaving.enter_context(Pulse(world, settings.pulse))
         leaving.enter_context(ranks_are_there())
         prepare_folder(folder, settings.checkpoint)
         run = Run(folder, writes=world.rank == 0)
         sources = sources_of(settings, run, world)
         classes = sources.classes
-        run.begin(settings, classes, sources.versions, derived(settings, len(classes), sources.samples, world.size))
+        quantities = derived(settings, len(classes), sources.samples, world.size)
+        require_memory(quantities["memory_per_rank_bytes"], world.device)
+        run.begin(settings, classes, sources.versions, quantities)
         run.log_to_file()
         if on_start:
             on_start(world.rank)
         with device_is_there():
-            session = open_session(settings, world, run, sources, extra_hooks, leaving)
+            session = open_session(settings, world, run, sources, extra_hooks, leaving, stop)
+        stop.begin(looks=world.rank == 0)
         with device_is_there(session.saving.written):
             outcome = run_steps(settings, world, folder, session, stop)
             with session.watchdog.patience(PATIENCE):
@@ -85,13 +89,15 @@ def run_steps(settings: TrainSettings, world: World, folder: Path, session: Sess
     """
     engine, position, lanes, together = session.engine, session.position, session.lanes, settings.together
     video: torch.Tensor | None = None  # the same memory for every pass
-    steps, first = Repeatable(session.loader), position.step + 1
+    steps, first = Repeatable(clips_or_none(session.loader)), position.step + 1
     sent = deque[StepReport]()  # whose figures are not read yet: of this step, and of the one before it
     for batches in steps:
         step = position.step
         report = StepReport(step + 1, (step + 1) * settings.batch, rate := rate_at(settings, step))
         engine.set_learning_rate(rate)
-        for numbers, clips in passes(lanes, batches, together):
+        if batches is None:
+            take_part(settings, session, report)
+        for numbers, clips in passes(lanes, batches, together) if batches else ():
             session.own_time.begin()
             seeds = [seed_of(settings, step, lane) for lane in numbers]
             seed_dropout(engine.model, seeds, world.device)
@@ -112,6 +118,9 @@ def run_steps(settings: TrainSettings, world: World, folder: Path, session: Sess
         while sent and (len(sent) > 1 or at_once or stopping):
             read = sent.popleft()
             read.read()
+            if read.absent:
+                leave_out(session, read)
+                return "stopped"
             stopping |= read.stopping
             with session.watchdog.patience(PATIENCE):
                 if judge(session, read) == "rollback":
@@ -120,12 +129,14 @@ def run_steps(settings: TrainSettings, world: World, folder: Path, session: Sess
                     if sent:  # a step that was sent meanwhile was none: its samples come next
                         sent.clear()
                         steps.again()
-                    go_back(folder, settings.checkpoint, engine, position, session.watch, world)
+                    go_back(folder, settings, engine, position, session.watch, world)
                     session.loader.last = settings.steps + position.passed_over
                     stopping = False
                     break
                 for hook in session.hooks:
-                    hook.after_step(read, last=not sent and (stopping or read.step == settings.steps))
+                    ending = stopping or read.stopping or read.step == settings.steps  # a validation may be broken off
+                    hook.after_step(read, last=not sent and ending)
+                stopping |= read.stopping
         if stopping and position.step < settings.steps:
             return "stopped"
     return "finished"

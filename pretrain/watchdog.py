@@ -17,20 +17,21 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sharding.settings import Settings
+from sharding.settings import Seconds, Settings
 
 log = logging.getLogger("reelscale")
 
 SAVED = 75  # schedulers start such a command again: it goes on from the last checkpoint
 _STDERR = 2
 _POLL = 2.0  # seconds between two looks
+_EXCUSED = 60.0  # seconds that an excuse holds
 _TELLING = 30.0  # seconds for writing and logging, which may hang on the disk that the run hangs on
 
 
 class WatchdogSettings(Settings):
     """When a run counts as hung."""
 
-    stall_seconds: Annotated[float, Field(gt=0, description="seconds without a step after which a run is ended")] = 1800
+    stall_seconds: Annotated[Seconds, Field(description="without a step, after which a run is ended")] = 1800
 
 
 class Watchdog:
@@ -47,6 +48,7 @@ class Watchdog:
         """`attempt`: of the run: hung ranks of an older one, still there, do not end those of a newer one."""
         self._stacks = folder / "stacks"
         self._hung = self._stacks / f"hung-{attempt:06d}"
+        self._excused = self._stacks / f"excused-{attempt:06d}"
         self._rank, self._attempt, self._stall = rank, attempt, stall_seconds
         self._allowed = stall_seconds
         self._beat = time.monotonic()
@@ -68,6 +70,13 @@ class Watchdog:
         """Say that this rank gets on."""
         self._beat = time.monotonic()
 
+    def excuse(self) -> None:
+        """Say that this rank, and so the others, who may wait for it, cannot get on for a while."""
+        self.beat()
+        with contextlib.suppress(OSError):
+            self._stacks.mkdir(parents=True, exist_ok=True)
+            self._excused.touch()
+
     @contextlib.contextmanager
     def patience(self, seconds: float) -> Iterator[None]:
         """Inside the `with`, allow that long without a beat, if that is more: to compile, evaluate or save."""
@@ -86,7 +95,9 @@ class Watchdog:
                 # Ends the process where this thread does not come back here: another keeps Python's lock.
                 faulthandler.dump_traceback_later(self._allowed + 2 * poll, exit=True, file=_STDERR)
                 silent = time.monotonic() - self._beat
-                if silent > self._allowed:
+                if silent > self._allowed and self._is_excused():
+                    self.beat()
+                elif silent > self._allowed:
                     self._end(f"has taken no step for {silent:.0f} s")
                 elif self._is_hung():
                     self._end(f"ends because another rank hangs (its own last step: {silent:.0f} s ago)")
@@ -96,6 +107,13 @@ class Watchdog:
     def _is_hung(self) -> bool:
         try:
             return self._hung.exists()
+        except OSError:
+            return False
+
+    def _is_excused(self) -> bool:
+        """Whether a rank has said so lately. By this machine's clock and the disk's, which may differ by seconds."""
+        try:
+            return abs(time.time() - self._excused.stat().st_mtime) < _EXCUSED
         except OSError:
             return False
 

@@ -152,7 +152,7 @@ def merge(store: Store) -> Index | None:
         meta |= {"version": f"{number:06d}-{digest[:16]}", "digest": digest}
         table = with_meta(pa.Table.from_pylist(parts, schema=INDEX), meta)
         with contextlib.suppress(FileExistsError):  # another command has merged the same
-            store.put(_index_path(meta["version"]), to_parquet(table), create=True)
+            store.put(index_path(meta["version"]), to_parquet(table), create=True)
         if [version for version in _versions(store) if version not in versions] == [meta["version"]]:
             return current_index(store)
 
@@ -195,7 +195,7 @@ def has_index(store: Store) -> bool:
 
 def read_index(store: Store, version: str) -> Index:
     """One version of the index. Raises UserError if it is damaged."""
-    meta, rows = _read_index(store, _index_path(version))
+    meta, rows = _read_index(store, index_path(version))
     parts = [Part(*(row[name] for name in INDEX.names)) for row in rows]
     return Index(
         version=meta["version"],
@@ -271,7 +271,7 @@ def _read_index(store: Store, path: str) -> tuple[dict[str, Any], list[dict[str,
         table = from_parquet(store.get(path))
         meta, rows = record_meta(table.schema), table.to_pylist()
         content = {name: value for name, value in meta.items() if name not in ("version", "digest")}
-        if _content_digest(content, rows) != meta["digest"] or path != _index_path(meta["version"]):
+        if _content_digest(content, rows) != meta["digest"] or path != index_path(meta["version"]):
             raise ValueError("its content is not what its digest says")
     except (ValueError, KeyError, TypeError) as error:
         remedy = "delete it, then run `reelscale shard CORPUS STORE` again, which makes it anew from the shards"
@@ -291,7 +291,8 @@ def _content_digest(meta: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     return found.hexdigest()
 
 
-def _index_path(version: str) -> str:
+def index_path(version: str) -> str:
+    """Where in a store a version of its index lies."""
     return f"index/{version}.parquet"
 
 

@@ -1,11 +1,18 @@
-"""A process that is not to outlive the one that started it."""
+"""How a process ends that others ask, or are not to outlive: the signals that ask, and dying with the one above."""
 
 import ctypes
 import os
 import signal
 import sys
 
+STOPPED = 75  # exit code: stopped by a signal with everything saved
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask to stop, but for those that whoever started this process has it ignore, as nohup does."""
+    return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def die_with(parent: int) -> None:

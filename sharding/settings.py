@@ -8,7 +8,7 @@ import json
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import yaml
@@ -16,15 +16,40 @@ import yaml
 from sharding.errors import UserError
 from sharding.text import nfc, read_text
 
+LARGEST = 2**53  # of any setting: beyond it neither JSON nor a float holds every whole number
+Seconds = Annotated[float, pydantic.Field(gt=0, le=366 * 86400)]  # a wait: what clocks and threads can count
+
 
 class Settings(pydantic.BaseModel):
-    """Base of all settings: unknown keys are refused, a value once made never changes."""
+    """Base of all settings: unknown keys are refused, a value once made never changes.
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    So are numbers that are not finite, or that no arithmetic on them would survive, wherever they stand.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @pydantic.field_validator("*", mode="after")
+    @classmethod
+    def _numbers_that_can_be_used(cls, value: Any) -> Any:
+        if (number := _unusable(value)) is not None:
+            raise ValueError(f"{_short(number)} is no number to compute with; it should lie within ±{LARGEST:,}")
+        return value
+
+
+def _unusable(value: Any) -> int | float | None:
+    """The first number in a value, however deep in lists and dictionaries, that is not finite or too large."""
+    if isinstance(value, int | float):
+        return None if -LARGEST <= value <= LARGEST else value
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    elif not isinstance(value, list | tuple | set | frozenset):
+        return None
+    return next((number for each in value if (number := _unusable(each)) is not None), None)
 
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 Loc = tuple[int | str, ...]
+_SHOWN = 200  # characters of a value that does not fit
 
 
 def load_settings(model: type[M], path: str | None, overrides: Sequence[str] = ()) -> M:
@@ -78,7 +103,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         tree = yaml.safe_load(read_text(Path(path), path, "settings file"))
     except FileNotFoundError:
         raise UserError("there is no such settings file", path, "check the path; recipes are in configs/") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date or a number that is none
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else path
         problem = getattr(error, "problem", None) or str(error)
@@ -100,9 +125,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     try:
         # A mark alone (labels_separator=,) is itself: to YAML it begins something; only ~ is a value.
         value = text if len(text) == 1 and not text.isalnum() and text != "~" else yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(
-            f"{key}: the value {text!r} is not valid YAML", "the command line", "put the value in quotes"
+            f"{key}: the value {_short(text)} is not valid YAML", "the command line", "put the value in quotes"
         ) from error
     node: Any = tree
     for depth, part in enumerate(keys):
@@ -135,9 +160,18 @@ def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     if not loc:
         return message
     found, allowed = detail.get("input"), ""
-    if detail["type"].startswith(("int_", "float_")):  # pydantic names the bounds only of numbers of the right type
+    if detail["type"].startswith(("int_", "float_", "finite")):  # the bounds are named only of numbers of that type
         allowed = _bounds(model, loc)
-    return f"{field}: found {found!r} ({type(found).__name__}); {message[:1].lower()}{message[1:]}{allowed}"
+    return f"{field}: found {_short(found)} ({type(found).__name__}); {message[:1].lower()}{message[1:]}{allowed}"
+
+
+def _short(value: Any) -> str:
+    """A value in a message, cut where it is long: a number of a thousand digits is one."""
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _bounds(model: type[pydantic.BaseModel], loc: Loc) -> str:

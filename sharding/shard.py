@@ -23,7 +23,7 @@ from sharding.media.judge import BadVideo
 from sharding.parts import Parts
 from sharding.plan import ShardJob
 from sharding.scratch import scratch
-from sharding.settings import Settings, digest
+from sharding.settings import Seconds, Settings, digest
 from sharding.source import Source, require_readable
 from sharding.store import Store, open_store
 from sharding.video import SegmentFailure, VideoSettings, Work, transcode_and_tell
@@ -48,7 +48,7 @@ class WorkSettings(Settings):
     """
 
     decoder_threads: int = pydantic.Field(default=1, ge=1, le=16)
-    stall_seconds: float = pydantic.Field(default=300.0, gt=0)
+    stall_seconds: Seconds = 300.0
 
 
 @dataclass(frozen=True)

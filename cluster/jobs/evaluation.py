@@ -6,7 +6,8 @@ from pydantic import Field
 
 from cluster.jobs.paths import absolute, writable_folder
 from cluster.launch.choose import Launcher, choose_launcher
-from cluster.launch.ray_cluster import cpus, ray_cluster, result_of
+from cluster.launch.ray_cluster import cpus, first_ready, ray_cluster, result_of
+from cluster.launch.signals import raise_if_interrupted
 from cluster.progress import progress
 from pretrain.data.pool import LoaderSettings, workers_of
 from pretrain.evaluate import EvaluateSettings, VideoScore, open_subject, score_videos, write_evaluation
@@ -18,7 +19,9 @@ class EvaluationJob(EvaluateSettings):
     """An evaluation and how it is run."""
 
     launcher: Launcher = "auto"
-    workers: Annotated[int, Field(ge=0, description="Ray tasks at a time; 0: as many as the cluster has room for")] = 0
+    workers: Annotated[
+        int, Field(ge=0, le=2**16, description="Ray tasks at a time; 0: as many as the cluster has room for")
+    ] = 0
 
 
 def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
@@ -34,6 +37,7 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
         found: list[VideoScore] = []
         with progress("evaluate", len(rows)) as advance:
             for score in score_videos(subject, rows, job.clips, job.batch, workers_of(LoaderSettings())):
+                raise_if_interrupted()
                 found.append(score)
                 advance(1)
     else:
@@ -55,9 +59,9 @@ def _score_by_ray(job: EvaluationJob, rows: list[int]) -> list[VideoScore]:
             while todo and len(running) < workers:
                 share = todo.pop(0)
                 running[task.remote(config, share)] = len(share)
-            ready, _ = ray.wait(list(running), num_returns=1)
-            found += result_of(ray, ready[0])
-            advance(running.pop(ready[0]))
+            ready = first_ready(ray, list(running))
+            found += result_of(ray, ready)
+            advance(running.pop(ready))
         return found
 
 

@@ -20,7 +20,7 @@ from pretrain.data.pool import workers_of
 from pretrain.data.sources import DataSettings, open_sources, order_of
 from pretrain.data.transforms import network_input
 from pretrain.data.views import ClipSettings
-from sharding.settings import Settings, load_settings
+from sharding.settings import Seconds, Settings, load_settings
 
 
 class LoaderBench(Settings):
@@ -28,9 +28,9 @@ class LoaderBench(Settings):
 
     data: DataSettings
     seed: Annotated[int, Field(ge=0)] = 0
-    lanes: Annotated[int, Field(ge=1, description="batches a step")] = 1
-    lane_batch: Annotated[int, Field(ge=1, description="clips a batch")] = 8
-    seconds: Annotated[float, Field(gt=0, description="how long each of the two outputs is measured")] = 10.0
+    lanes: Annotated[int, Field(ge=1, le=2**16, description="batches a step")] = 1
+    lane_batch: Annotated[int, Field(ge=1, le=2**16, description="clips a batch")] = 8
+    seconds: Annotated[Seconds, Field(description="how long each of the two outputs is measured")] = 10.0
     clips: Annotated[
         int | None, Field(ge=1, description="measure each of the two with so many clips, at least, instead of seconds")
     ] = None

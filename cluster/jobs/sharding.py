@@ -11,7 +11,7 @@ from pydantic import Field
 
 from cluster.jobs.paths import absolute
 from cluster.jobs.tally import Tally
-from cluster.launch.choose import Launcher, choose_launcher
+from cluster.launch.choose import Launcher, choose_launcher, require_room
 from cluster.launch.processes import Again, Done, WorkerDied, spread
 from cluster.launch.ray_cluster import cpus, ray_cluster, result_of
 from cluster.launch.signals import raise_if_interrupted
@@ -35,7 +35,7 @@ class Running(WorkSettings):
     """How shards are made: by whom, how many at a time, watched where."""
 
     launcher: Launcher = "auto"
-    workers: Annotated[int, Field(ge=0, description="shards made at a time; 0: one a core")] = 0
+    workers: Annotated[int, Field(ge=0, le=2**16, description="shards made at a time; 0: one a core")] = 0
     monitor: MonitorSettings = Field(default_factory=MonitorSettings)
 
 
@@ -97,7 +97,10 @@ def _made(prepared: Prepared, settings: ShardSettings, running: Running) -> dict
 
 def _make(prepared: Prepared, settings: ShardSettings, running: Running) -> None:
     work = WorkSettings.model_validate({name: getattr(running, name) for name in WorkSettings.model_fields})
-    runner = _by_ray if choose_launcher(running.launcher) == "ray" else _by_processes
+    runner = _by_ray
+    if choose_launcher(running.launcher) == "none":
+        require_room(running.workers, "workers")
+        runner = _by_processes
     address = serve(running.monitor)
     if address:
         print(f"metrics at {address}", file=sys.stderr)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from cluster.jobs.paths import absolute, writable_folder
 from cluster.launch import local, ray_ranks
-from cluster.launch.choose import Launcher, choose_launcher
+from cluster.launch.choose import Launcher, choose_launcher, require_room
 from cluster.launch.signals import STARTED_BY, STOPPED, die_with, raise_if_interrupted, started_by_run_ranks
 from cluster.monitor.endpoint import MonitorSettings, serve
 from pretrain.begin import check
@@ -31,8 +31,8 @@ class TrainingJob(TrainSettings):
     """A training run and how it is started on a machine or a cluster."""
 
     launcher: Launcher = "auto"
-    ranks: Annotated[int, Field(ge=1, description="processes; each runs lanes/ranks lanes")] = 1
-    retries: Annotated[int, Field(ge=0, description="launcher=ray: restarts after the death of a worker")] = 3
+    ranks: Annotated[int, Field(ge=1, le=2**16, description="processes; each runs lanes/ranks lanes")] = 1
+    retries: Annotated[int, Field(ge=0, le=1000, description="launcher=ray: restarts after the death of a worker")] = 3
     monitor: MonitorSettings = MonitorSettings()
 
 
@@ -67,6 +67,7 @@ def run_training(job: TrainingJob, arguments: Sequence[str]) -> int:
             die_with(int(os.environ[STARTED_BY]))
         return STOPPED if _rank(job.model_dump(mode="json")) == "stopped" else 0
     if choose_launcher(job.launcher) == "none":
+        require_room(job.ranks, "ranks")
         return local.run_ranks(arguments, job.ranks)
     try:
         outcome = ray_ranks.run_ranks(_rank, job.model_dump(mode="json"), job.ranks, job.retries, longest_wait(job))

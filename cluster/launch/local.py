@@ -11,6 +11,7 @@ from types import FrameType
 
 from cluster.launch.signals import NOT_BEGUN, STARTED_BY, STOPPED
 from pretrain.engine.world import free_port
+from sharding.lifeline import stop_signals
 
 _GRACE_SECONDS = 20.0
 _NOT_BEGUN_SECONDS = 3.0
@@ -20,7 +21,7 @@ _BY_SIGNAL = (-signal.SIGTERM, -signal.SIGINT)
 def run_ranks(arguments: Sequence[str], ranks: int) -> int:
     """Run `reelscale ARGUMENTS` as `ranks` ranks and return their exit code.
 
-    SIGINT, SIGTERM and SIGUSR1 are passed on as SIGTERM, so that the ranks save and stop: 75, also where they had not
+    Signals that ask to stop are passed on as SIGTERM, so that the ranks save and stop: 75, also where they had not
     begun. When a rank dies the others are ended; when this process dies, even by kill -9, the ranks die with it.
     """
     command = [sys.executable, "-m", "cluster.cli", *arguments]
@@ -39,7 +40,7 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
         asked.set()
         _ask_to_stop(processes)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, pass_on) for number in stop_signals()}
     try:
         for rank in range(ranks):
             environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}

@@ -120,10 +120,10 @@ def _start(task: Callable[..., Any]) -> _Worker:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_work, args=(task, there, os.getpid()), daemon=True)
-    # A terminal's Ctrl-C reaches the workers, too, and they are not to answer it, not even while they start:
-    # a mask is inherited. The tracker would take the mask off when it starts.
+    # A terminal's Ctrl-C and its closing reach the workers, too, and they are not to answer it, not even while they
+    # start: a mask is inherited. The tracker would take the mask off when it starts.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
     try:
         process.start()
     finally:

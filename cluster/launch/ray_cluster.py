@@ -1,5 +1,7 @@
 """A connection to Ray: the cluster of RAY_ADDRESS, else one on this machine for as long as the command runs."""
 
+import functools
+import importlib
 import logging
 import os
 import signal
@@ -8,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cluster.launch.signals import postponed, undisturbed
+from cluster.launch.signals import postponed, raise_if_interrupted, undisturbed
 from sharding.errors import UserError
+
+_LOOK_SECONDS = 1.0
 
 
 @contextmanager
@@ -24,12 +28,13 @@ def ray_cluster() -> Iterator[Any]:
 
     def hold() -> None:
         try:
-            ray.init(
-                address=address or "local",
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            with _sessions_of_their_own():
+                ray.init(
+                    address=address or "local",
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
         except BaseException as error:
             failed.append(error)
         tried.set()
@@ -57,6 +62,23 @@ def ray_cluster() -> Iterator[Any]:
 
 
 @contextmanager
+def _sessions_of_their_own() -> Iterator[None]:
+    """Have Ray start its processes in sessions of their own.
+
+    A signal to the command's whole process group, as `timeout`, a closed terminal or a scheduler sends it, would end
+    them beside the command, which needs them to stop in order. They die with it all the same: Ray asks the kernel for
+    that. Leans on `ray._private.services.ConsolePopen`, by which Ray (2.59, 2.60) starts all of them.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    popen = services.ConsolePopen
+    services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
+
+
+@contextmanager
 def _connecting() -> Iterator[None]:
     """Signals are answered afterwards. At SIGTERM Ray sets an alarm that would abort the process: it is taken back."""
     try:
@@ -71,6 +93,15 @@ def _told(error: BaseException, address: str | None) -> BaseException:
         return error
     remedy = "start it, correct RAY_ADDRESS, or unset it to run on this machine"
     return UserError(f"no Ray cluster answers ({error})", f"RAY_ADDRESS={address}", remedy)
+
+
+def first_ready(ray: Any, references: list[Any]) -> Any:
+    """The first of some tasks that is done. A signal is answered meanwhile, which Ray's own wait leaves for its end."""
+    while True:
+        raise_if_interrupted()
+        ready, _ = ray.wait(references, num_returns=1, timeout=_LOOK_SECONDS)
+        if ready:
+            return ready[0]
 
 
 def result_of(ray: Any, reference: Any) -> Any:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -11,10 +12,16 @@ from typing import Any, cast
 
 from cluster.launch.ray_cluster import ray_cluster
 from cluster.launch.signals import NOT_BEGUN
-from pretrain.stop import STOP_FILE
+from pretrain.stop import BEGUN_FILE, FOLLOWED, STOP_FILE
 from sharding.errors import InVain, UserError
+from sharding.lifeline import stop_signals
 
 _LOG = "train.log"
+_NOT_BEGUN_SECONDS = 3.0  # that a run which is asked to stop may take to begin
+
+
+class _NotBegun(Exception):
+    """The run was asked to stop, and there is nothing to save yet."""
 
 
 def run_ranks(
@@ -22,39 +29,44 @@ def run_ranks(
 ) -> str:
     """Run `rank_main(config)` as `ranks` Ray Train workers; returns what rank 0's returned.
 
-    `config["run"]` is the run's folder; `wait_seconds`: after which a collective gives up. SIGINT, SIGTERM and SIGUSR1
-    ask the run to stop through it.
+    `config["run"]` is the run's folder; `wait_seconds`: after which a collective gives up. Signals ask the run to stop
+    through it; one that has not begun within seconds is left then.
     Raises a worker's UserError or InVain at once, RuntimeError with the worker's error when the retries are used up.
     """
     folder = Path(config["run"])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / STOP_FILE).unlink(missing_ok=True)
+    for name in (STOP_FILE, BEGUN_FILE):
+        (folder / name).unlink(missing_ok=True)
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
         (folder / STOP_FILE).touch()
 
-    before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, ask_to_stop) for number in stop_signals()}
     done = threading.Event()
     follower = threading.Thread(target=_follow, args=(folder / _LOG, done), daemon=True)
     follower.start()
     try:
         with ray_cluster() as ray:
             for attempt in range(retries + 1):
-                if (folder / STOP_FILE).exists():
-                    print(NOT_BEGUN, file=sys.stderr)
-                    break
+                (folder / BEGUN_FILE).unlink(missing_ok=True)
                 try:
                     return _fit(ray, rank_main, config, ranks, wait_seconds)
-                except RuntimeError:
-                    if attempt == retries:
+                except RuntimeError as error:
+                    if _asked_too_soon(folder):
+                        raise _NotBegun from error
+                    if attempt == retries or (folder / STOP_FILE).exists():
                         raise
+        raise AssertionError
+    except _NotBegun:
+        print(NOT_BEGUN, file=sys.stderr)
         return "stopped"
     finally:
         done.set()
         follower.join(timeout=5)
         for number, handler in before.items():
             signal.signal(number, handler)
-        (folder / STOP_FILE).unlink(missing_ok=True)
+        for name in (STOP_FILE, BEGUN_FILE):
+            (folder / name).unlink(missing_ok=True)
 
 
 def cpus_a_rank(nodes: Sequence[float], ranks: int) -> float:
@@ -82,7 +94,7 @@ def _fit(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     def worker(config: dict[str, Any]) -> str:
-        os.environ["REELSCALE_FOLLOWED"] = "1"
+        os.environ[FOLLOWED] = "1"
         return rank_main(config)
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -111,8 +123,13 @@ def _fit(
 
     # In a thread, because `fit` takes over SIGINT when it runs in the main one.
     thread = threading.Thread(target=fit, daemon=True)
+    folder, asked = Path(config["run"]), 0.0
     thread.start()
     while thread.is_alive():
+        if _asked_too_soon(folder):
+            asked = asked or time.monotonic()
+            if time.monotonic() - asked > _NOT_BEGUN_SECONDS:
+                raise _NotBegun
         thread.join(timeout=0.2)
     if "error" in outcome:
         error = outcome["error"]
@@ -123,6 +140,11 @@ def _fit(
         raise RuntimeError(str(error)) from error
     # Ray keeps metrics only of reports with a checkpoint, so the outcome travels as rank 0's return value.
     return str(outcome["result"].return_value)
+
+
+def _asked_too_soon(folder: Path) -> bool:
+    """Whether the run is asked to stop, and has not begun."""
+    return (folder / STOP_FILE).exists() and not (folder / BEGUN_FILE).exists()
 
 
 def _resources(ray: Any, ranks: int, on_gpus: bool) -> dict[str, float]:

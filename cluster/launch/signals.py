@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pretrain.stop import NOT_BEGUN as NOT_BEGUN
+from sharding.lifeline import STOP_SIGNALS, stop_signals
+from sharding.lifeline import STOPPED as STOPPED
 from sharding.lifeline import die_with as die_with
 
-STOPPED = 75  # exit code: stopped by a signal with everything saved
 STARTED_BY = "REELSCALE_PARENT"  # in the environment of a rank of launcher=none: the pid of the command
-NOT_BEGUN = "reelscale: stopped before training began; the same command starts it"
-_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(BaseException):
@@ -37,8 +37,7 @@ def interruptible() -> Iterator[None]:
         _came.append(number)
         raise Interrupted
 
-    heard = [number for number in _ASKING if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in heard}
+    before = {number: signal.signal(number, interrupt) for number in stop_signals()}
     try:
         with interruption_told():
             yield
@@ -66,8 +65,8 @@ def raise_if_interrupted() -> None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore SIGINT, SIGTERM and SIGUSR1 for the length of a clean-up, which impatience would cut short."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ASKING}
+    """Ignore the signals that ask to stop for the length of a clean-up, which impatience would cut short."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -77,9 +76,9 @@ def undisturbed() -> Iterator[None]:
 
 @contextmanager
 def postponed() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGUSR1 that come inside the `with` are answered at its end."""
+    """Signals that ask to stop and come inside the `with` are answered at its end."""
     came: list[int] = []
-    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in _ASKING}
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in STOP_SIGNALS}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""A run's metrics history inside its checkpoints, so that it comes along to another machine."""
+"""A run's histories, of metrics and of settings, inside its checkpoints: they come along to another machine."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import re
 from pathlib import Path
 
 HISTORY = "metrics.jsonl"
+SETTINGS_HISTORY = "settings-history.jsonl"
 _STEP = re.compile(rb'"step": (\d+)')  # a long run's lines are many, and to parse them all would slow training
 
 
 def write_history(run: Path, step: int, folder: Path) -> None:
-    """Write the lines of a run's metrics.jsonl up to a step into a folder; what a kill cut short is left out."""
-    if not (run / HISTORY).exists():
-        return
-    with (run / HISTORY).open("rb") as lines, (folder / HISTORY).open("wb") as file:
-        file.writelines(line for line in lines if _is_up_to(line, step))
+    """Write the lines of a run's histories up to a step into a folder; what a kill cut short is left out."""
+    for name in (HISTORY, SETTINGS_HISTORY):
+        if (run / name).exists():
+            with (run / name).open("rb") as lines, (folder / name).open("wb") as file:
+                file.writelines(line for line in lines if _is_up_to(line, step))
 
 
 def restore_history(run: Path, checkpoint: Path) -> None:
-    """Give a run that has no metrics.jsonl a checkpoint's."""
-    if (run / HISTORY).exists() or not (checkpoint / HISTORY).exists():
-        return
-    aside = run / f".{HISTORY}.{os.getpid()}"
-    aside.write_bytes((checkpoint / HISTORY).read_bytes())
-    aside.replace(run / HISTORY)
+    """Give a run a checkpoint's of those histories that it has not."""
+    for name in (HISTORY, SETTINGS_HISTORY):
+        if (checkpoint / name).exists() and not (run / name).exists():
+            aside = run / f".{name}.{os.getpid()}"
+            aside.write_bytes((checkpoint / name).read_bytes())
+            aside.replace(run / name)
 
 
 def _is_up_to(line: bytes, step: int) -> bool:

@@ -129,6 +129,10 @@ class Loader:
         if self._fetcher:
             self._fetcher.close()
 
+    def heed(self, stopping: Callable[[], bool], waits: Callable[[], object]) -> None:
+        """`stopping`: whether the run is asked to stop; `waits` is called now and then while a store is waited for."""
+        self._pool.stopping, self._pool.waits = stopping, waits
+
     def state_dict(self) -> dict[str, Any]:
         """The position: the step that comes next, and the order it belongs to."""
         return {"step": self.step, "order": self._identity()}

@@ -22,11 +22,14 @@ from pydantic import Field
 
 from pretrain.data.batches import Batch, lay_out
 from pretrain.data.order import Draw
-from pretrain.data.worker import STOPS, EvaluationJob, Failed, Made, NewMemory, TrainingJob, Work
+from pretrain.data.outage import NoMoreClips, Outage, Waiting
+from pretrain.data.worker import EvaluationJob, Failed, Made, NewMemory, TrainingJob, Work
 from sharding.errors import CannotGoOn
-from sharding.settings import Settings
+from sharding.lifeline import STOP_SIGNALS
+from sharding.settings import Seconds, Settings
 
 _MOST_WORKERS = 16
+_STOP_SECONDS = 15.0  # that a run which is to stop waits for clips
 _START_SECONDS = 120.0  # that nothing may come for as they start
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # which a worker is not
 # A path of the parent's own, because it need not be that of a fresh interpreter: a Ray worker's is its job's.
@@ -38,13 +41,13 @@ class LoaderSettings(Settings):
 
     workers: Annotated[
         int | None,
-        Field(ge=1, description="processes a rank that decode; unless given, this rank's share of the cores"),
+        Field(ge=1, le=1024, description="processes a rank that decode; unless given, this rank's share of the cores"),
     ] = None
-    ahead: Annotated[int, Field(ge=1, description="steps made ahead of the one being trained, at least")] = 1
+    ahead: Annotated[int, Field(ge=1, le=1024, description="steps made ahead of the one being trained, at least")] = 1
     damaged: Annotated[
         float, Field(ge=0, le=1, description="share of the samples that may be damaged before the run stops")
     ] = 0.001
-    stall_seconds: Annotated[float, Field(gt=0, description="a run whose workers make nothing for so long ends")] = 600
+    stall_seconds: Annotated[Seconds, Field(description="a run whose workers make nothing for so long ends")] = 600
 
 
 class WorkerDied(CannotGoOn):
@@ -80,6 +83,9 @@ class WorkerPool:
         self._jobs: socket.socket | None = None
         self._tickets = 0
         self._heard = False
+        self.stopping: Callable[[], bool] = bool  # whether the run is asked to stop
+        self.waits: Callable[[], object] = bool  # called now and then while a store is waited for
+        self._outage = Outage()
         self._made: dict[int, Batch] = {}
         self._lent: dict[int, tuple[_Worker, int]] = {}
 
@@ -105,14 +111,18 @@ class WorkerPool:
     def take(self, ticket: int) -> Batch:
         """Wait for a batch.
 
-        Raises what its making raised (UserError, Damaged), WorkerDied as soon as any worker is gone, and
-        WorkersStalled if nothing comes from any of them for `stall_seconds`.
+        Raises what its making raised (UserError, Damaged, StoreGone), NoMoreClips where the run is asked to stop
+        meanwhile and it does not come soon, WorkerDied as soon as any worker is gone, and WorkersStalled if nothing
+        comes from any of them for `stall_seconds`.
         """
-        deadline = time.monotonic() + max(self._stall_seconds, 0.0 if self._heard else _START_SECONDS)
+        begin = time.monotonic()
+        deadline = begin + max(self._stall_seconds, 0.0 if self._heard else _START_SECONDS)
         while ticket not in self._made:
             if self._hear(min(1.0, self._stall_seconds)):
                 deadline = time.monotonic() + self._stall_seconds
-            elif time.monotonic() > deadline:
+            elif self.stopping() and time.monotonic() - begin > (0.0 if self._outage.lasts else _STOP_SECONDS):
+                raise NoMoreClips("the run is asked to stop while it waits for clips")
+            elif time.monotonic() > deadline and not self._outage.lasts:
                 raise WorkersStalled(
                     f"the {self.count} processes that decode video have made nothing for {self._stall_seconds:g} s; "
                     "see data.loader.stall_seconds"
@@ -178,7 +188,7 @@ class WorkerPool:
                 raise WorkerDied(_death(worker.process)) from error
         return bool(heard)
 
-    def _take_in(self, worker: _Worker, message: NewMemory | Made | Failed) -> None:
+    def _take_in(self, worker: _Worker, message: NewMemory | Made | Failed | Waiting) -> None:
         if isinstance(message, NewMemory):
             handle = recv_handle(worker.pipe)
             if message.instead_of is not None:
@@ -187,6 +197,9 @@ class WorkerPool:
                 worker.memory[message.buffer] = mmap.mmap(handle, message.size)
             finally:
                 os.close(handle)
+        elif isinstance(message, Waiting):
+            self._outage.tell(message)
+            self.waits()
         elif isinstance(message, Failed):
             raise message.error
         else:
@@ -200,7 +213,7 @@ class WorkerPool:
 def _started(jobs: socket.socket) -> _Worker:
     here, there = socket.socketpair()
     program = _CHILD.format(path=[*sys.path], jobs=jobs.fileno(), pipe=there.fileno(), parent=os.getpid())
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # inherited: see `serve`
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited: see `serve`
     try:
         process = subprocess.Popen(
             [sys.executable, "-c", program],

@@ -18,6 +18,7 @@ from pydantic import Field
 from pretrain.data.ahead import Extent, ReadAhead
 from pretrain.data.cache import Cache, CacheSettings, DamagedPart
 from pretrain.data.clips import needed_frames
+from pretrain.data.outage import StoreGone
 from pretrain.data.stream import Ranges, Split, TarPart
 from pretrain.data.views import ClipSettings
 from sharding.errors import UserError
@@ -141,7 +142,7 @@ class PartFetcher:
                 self._cache.fetch(split.store, path, part.sha256, part.bytes)
             except DamagedPart as error:
                 log.warning("damaged: %s; its samples are read one by one", error)
-            except (UserError, FileNotFoundError) as error:
+            except (UserError, FileNotFoundError, StoreGone) as error:
                 log.warning("a part is not fetched: %s", error)  # who needs its samples is told by the store, too
 
 

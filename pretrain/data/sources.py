@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 from pydantic import Field
@@ -12,12 +12,14 @@ from pydantic import Field
 from pretrain.data.balance import Balance
 from pretrain.data.mixture import Mixture
 from pretrain.data.order import Order, OrderSettings, Shards, ShardSizes
+from pretrain.data.outage import OWN_PATIENCE, PatientStore
 from pretrain.data.pool import LoaderSettings
 from pretrain.data.reading import ReadingSettings
 from pretrain.data.stream import Split, open_split
 from pretrain.data.views import ClipSettings
-from sharding.settings import Settings
-from sharding.store import open_store
+from sharding.index import index_path
+from sharding.settings import Seconds, Settings
+from sharding.store import Store, open_store
 
 Weight = Annotated[int, Field(ge=1, description="so many samples of this store for every `weight` of the others")]
 
@@ -41,6 +43,11 @@ class DataSettings(Settings):
     clip: ClipSettings = ClipSettings()
     loader: LoaderSettings = LoaderSettings()
     reading: ReadingSettings = ReadingSettings()
+    patience_seconds: Annotated[
+        Seconds,
+        Field(description="a store that is gone while a run reads it is waited for so long; then all is saved, and the "
+              "run ends with exit code 75"),
+    ] = 900.0  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,10 @@ def open_sources(data: DataSettings, versions: Sequence[str] | None = None) -> S
     urls = [data.store, *(mixed.store for mixed in data.mix)]
     known = list(versions) if versions is not None else [None] * len(urls)
     splits = [open_split(open_store(url), "train", version) for url, version in zip(urls, known, strict=True)]
+    for url, split in zip(urls, splits, strict=True):
+        own = open_store(url, min(OWN_PATIENCE, data.patience_seconds), ask=False)
+        patient = PatientStore(own, index_path(split.index.version), data.patience_seconds)
+        split.store = split.source = cast(Store, patient)  # of which a split only reads
     classes = list(dict.fromkeys(name for split in splits for name in split.index.classes))
     unseen = Split(splits[0].store, splits[0].index, "val")
     for split in [*splits, unseen]:

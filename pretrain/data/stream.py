@@ -309,11 +309,14 @@ def open_split(store: Store, name: str, version: str | None = None) -> Split:
     index = current_index(store) if version is None else read_index(store, version)
     split = Split(store, index, name)
     if not len(split):
+        remedies = {
+            "train": "shard a corpus that has training videos: class folders, alone or in CORPUS/train",
+            "val": "give the corpus a folder val/, or raise `validation=`, when sharding into a new store",
+        }
+        has = sorted(each for each, summed in index.splits.items() if summed.samples)
         raise UserError(
-            f"the store has no '{name}' sample (it has: {', '.join(sorted(index.splits)) or 'none'})",
+            f"the store has no '{name}' sample (it has: {', '.join(has) or 'none'})",
             store.url,
-            "shard a corpus that has training videos: class folders, alone or in CORPUS/train"
-            if name == "train"
-            else f"give the corpus a folder {name}/, or raise `validation=`, when sharding into a new store",
+            remedies.get(name, f"name a split that it has, {' or '.join(f'split={each}' for each in has)}"),
         )
     return split

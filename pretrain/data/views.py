@@ -15,10 +15,11 @@ FLOW_MEAN = (0.0046635, 0.0046261)  # R(2+1)D's, of Farneback flow in pixels of 
 FLOW_STD = (0.972347, 0.755146)
 RESIZE = (128, 171)
 MOST_FRAMES, LARGEST_CROP = 10_000, 4_096  # beyond any network's reach, and within that of arithmetic on sizes
+LARGEST_EDGE = 2**15  # of a picture that the crop is taken from
 VIEW_RANDOMS = 4  # random numbers that `train_view` takes
 
 Positive = Annotated[float, Field(gt=0)]
-Edge = Annotated[int, Field(ge=8)]
+Edge = Annotated[int, Field(ge=8, le=LARGEST_EDGE)]
 
 
 class Normalisation(Settings):
@@ -46,7 +47,7 @@ class ClipSettings(Settings):
         Literal["rgb", "flow"], Field(description="pictures, or the optical flow that `shard` stored beside them")
     ] = "rgb"
     frames: Annotated[int, Field(ge=1, le=MOST_FRAMES, description="frames a clip")] = 16
-    stride: Annotated[int, Field(ge=1, description="stored frames from one to the next")] = 1
+    stride: Annotated[int, Field(ge=1, le=10**6, description="stored frames from one to the next")] = 1
     fps: Annotated[
         float | None, Field(gt=0, le=1000, description="frames a second, instead of a stride, whatever the video's own")
     ] = None

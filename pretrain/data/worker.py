@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import socket
+import threading
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,15 +24,16 @@ from pretrain.data.ahead import ReadAhead
 from pretrain.data.batches import Batch, BatchMaker
 from pretrain.data.cache import Cache
 from pretrain.data.order import Draw
+from pretrain.data.outage import PatientStore, StoreGone
 from pretrain.data.reading import PartReader, ReadingSettings, reads_parts
 from pretrain.data.stream import Damaged, Split
 from pretrain.data.views import ClipSettings
 from sharding.errors import UserError
-from sharding.lifeline import die_with
+from sharding.lifeline import STOP_SIGNALS, die_with
 from sharding.redact import redacted
 
 JOB_BYTES = 2**20
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SPEAKING = threading.RLock()  # a handle follows its message at once, whichever thread reads meanwhile
 _LAST = 19  # of what the system's scheduler knows as niceness
 
 
@@ -137,8 +139,9 @@ class SharedMemory:
             size = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
             os.ftruncate(handle, size)
             self._all[number] = mmap.mmap(handle, size)
-            _say(self._pipe, NewMemory(number, size, instead_of))
-            send_handle(self._pipe, handle, None)
+            with _SPEAKING:
+                _say(self._pipe, NewMemory(number, size, instead_of))
+                send_handle(self._pipe, handle, None)
         finally:
             os.close(handle)
         return number
@@ -149,9 +152,9 @@ def serve(jobs_handle: int, pipe_handle: int, parent: int) -> None:
     die_with(parent)
     # A terminal's Ctrl-C and a scheduler's signals reach this process, too: the trainer decides, and this one ends with
     # it. All were blocked when this process started.
-    for name in STOPS:
+    for name in STOP_SIGNALS:
         signal.signal(name, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")  # the kernel ends a worker before the trainer
     jobs, pipe = socket.socket(fileno=jobs_handle), Connection(pipe_handle)
@@ -160,6 +163,9 @@ def serve(jobs_handle: int, pipe_handle: int, parent: int) -> None:
         if work.gives_way:
             os.nice(_LAST)
         memory = SharedMemory(pipe)
+        for split in (*work.splits, *([work.unseen] if work.unseen else [])):
+            if isinstance(split.store, PatientStore):
+                split.store.tell = lambda waiting: _say(pipe, waiting)
         _choose_sources(work)
         # What is there now stays, and frames and packets make no circles: looking for some would cost a few per cent.
         gc.freeze()
@@ -186,7 +192,7 @@ def _done(maker: BatchMaker, memory: SharedMemory, job: TrainingJob | Evaluation
             batch = maker.training(job.seed, [Draw(*draw) for draw in job.draws.tolist()])
         else:
             batch = maker.evaluation(job.numbers, job.clips)
-    except (UserError, Damaged) as error:
+    except (UserError, Damaged, StoreGone) as error:
         return Failed(error)
     except Exception as error:
         return Failed(RuntimeError(redacted("".join(traceback.format_exception(error)))))
@@ -199,4 +205,5 @@ def _done(maker: BatchMaker, memory: SharedMemory, job: TrainingJob | Evaluation
 
 
 def _say(pipe: Connection, message: object) -> None:
-    pipe.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+    with _SPEAKING:
+        pipe.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))

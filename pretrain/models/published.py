@@ -168,11 +168,24 @@ def _pytorch(path: Path) -> Any:
         elif "TorchScript archives" in str(error):
             what = "the file is a TorchScript archive, which holds a program; nothing of it was run"
             remedy = f"in a place where you trust it, load it with torch.jit.load as model and {_ALONE}"
+        elif "weights_only" in str(error) or _is_pickle(path):
+            what = (
+                "the file is a pickle, as PyTorch wrote them before 1.6 or another program does, of more than tensors "
+                "or damaged; nothing of it was run"
+            )
+            remedy = f"in a place where you trust it, {_ALONE}"
         else:
             first = str(error).partition("\n")[0][:200]
             what = f"the file is damaged, or no PyTorch file ({type(error).__name__}: {first})"
             remedy = "fetch it again"
         raise UserError(what, str(path), remedy) from error
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as a pickle of the protocols 2 to 5 does."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    return start[:1] == b"\x80" and start[1:] in (b"\2", b"\3", b"\4", b"\5")
 
 
 def _network_of(tree: Any, where: str) -> _File:

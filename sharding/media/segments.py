@@ -21,9 +21,9 @@ class SegmentSettings(Settings):
     time instead of the source's key frame before it, at the price of decoding from that key frame on.
     """
 
-    seconds: float = pydantic.Field(gt=0.0, le=3600.0, allow_inf_nan=False)
+    seconds: float = pydantic.Field(gt=0.0, le=3600.0)
     per_video: int | None = pydantic.Field(default=None, ge=1)
-    spacing: float | None = pydantic.Field(default=None, gt=0.0, allow_inf_nan=False)
+    spacing: float | None = pydantic.Field(default=None, gt=0.0)
     exact: bool = False
 
 

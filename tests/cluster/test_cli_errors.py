@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cluster.conftest import Say
 from tests.cluster.running import reelscale, refused, succeeded
@@ -73,6 +74,12 @@ def test_a_run_to_start_from_that_is_none(say: Say, recipe: Path, store: Path, t
         (tmp_path / "evaluate.yaml").write_text(f"run: {run}\n")
         refused(say("evaluate", "evaluate.yaml"), "not a run's folder", run)
     refused(say("report", "nowhere"), "nowhere")
+
+
+def test_a_file_to_start_from_is_to_be_imported_first(say: Say, recipe: Path, store: Path, tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(9)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    told = refused(say("finetune", recipe, f"data.store={store}", "init.run=old.pt"), "old.pt", "reelscale import")
+    assert "weights_only" not in told
 
 
 def test_places_that_cannot_be_written(say: Say, recipe: Path, store: Path, tmp_path: Path) -> None:

@@ -264,8 +264,9 @@ def test_colours_of_a_copied_source(tmp_path: Path, pix_fmt: str, matrix: int, f
 
 
 def test_a_split_that_is_not_there(store: str) -> None:
-    with pytest.raises(UserError, match=r"no 'test' sample \(it has: train, val\)"):
+    with pytest.raises(UserError, match=r"no 'test' sample \(it has: train, val\)") as refused:
         open_split(open_store(store), "test")
+    assert refused.value.remedy == "name a split that it has, split=train or split=val"
 
 
 def test_samples_are_numbered_through_the_shards(split: Split) -> None:

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.settings import TrainSettings, check_lane, held_bytes, is_deterministic, state_bytes
+from pretrain.settings import (
+    TrainSettings,
+    check_lane,
+    derived,
+    held_bytes,
+    is_deterministic,
+    require_memory,
+    state_bytes,
+)
 from sharding.errors import UserError
 
 
@@ -49,6 +57,16 @@ def test_mixup_needs_another_clip() -> None:
     with pytest.raises(UserError, match="blends a clip with another") as caught:
         check_lane(settings(lane_batch=1, loss={"mixup": 0.2}), 5)
     assert "lane_batch=2" in caught.value.remedy
+
+
+def test_clips_that_no_machine_holds() -> None:
+    clip = {"frames": 10_000, "crop": 4_096, "resize": [4_096, 4_096]}
+    huge = TrainSettings.model_validate({"data": {"store": "there", "clip": clip}, "model": {"depth": 10}})
+    needed = derived(huge, 10, 1000, 1)["memory_per_rank_bytes"]
+    with pytest.raises(UserError, match=r"a rank needs about [\d,]+ GiB, and this machine has"):
+        require_memory(needed, torch.device("cpu"))
+    usual = TrainSettings.model_validate({"data": {"store": "there"}, "model": {"depth": 10}, "lane_batch": 2})
+    require_memory(derived(usual, 10, 1000, 1)["memory_per_rank_bytes"], torch.device("cpu"))
 
 
 def test_runs_on_a_cpu_repeat_unless_told_otherwise() -> None:

@@ -68,8 +68,23 @@ def test_one_rank_that_is_to_stop_stops_all(stop: bool) -> None:
     report.add(torch.eye(4), logits(0, 1, 2, 0), torch.tensor(2.0))
     report.send(Two(0, 2, torch.device("cpu")), stop, TAKEN)
     report.read()
-    assert report.stopping
+    assert report.stopping and not report.absent
     assert (report.clips, report.right, report.mean_loss) == (8, 6, 2.0)
+
+
+def test_one_rank_without_clips_leaves_a_step_out_on_all() -> None:
+    class Other(World):
+        def sum_(self, tensor: torch.Tensor) -> None:
+            tensor[-2] += 1
+
+    for report, world in (
+        (StepReport(1, 4, 0.1, absent=True), ALONE),
+        (StepReport(1, 4, 0.1), Other(0, 2, ALONE.device)),
+    ):
+        report.add(torch.eye(4), logits(0, 1, 2, 0), torch.tensor(2.0))
+        report.send(world, False, TAKEN)
+        report.read()
+        assert report.absent and not report.stopping
 
 
 def test_a_clip_is_right_with_any_of_its_labels() -> None:

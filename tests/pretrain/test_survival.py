@@ -93,6 +93,54 @@ def test_training_that_goes_wrong_again_and_again_ends(ranks: Nursery, store: st
     assert checkpoint(run, 4).state["passed_over"] == 0
 
 
+def test_the_limit_of_going_back_holds_over_restarts(ranks: Nursery, store: str, tmp_path: Path, log: Path) -> None:
+    """Twice, a kill, and once more: the fourth time ends the run, which is given up until its settings change."""
+    run = tmp_path / "run"
+    settings = short(store, run, 12, health={"skipped_in_a_row": 2})
+    settings["checkpoint"] = {"every_steps": 4, "keep": 9}
+    first = ranks.start(settings, 2, tmp_path / "first", poisoned=[4, 5, 7, 8], hangs=(0, 10))
+    # A step of good samples has been sent when the second of two bad ones is read.
+    while not (run / "rollbacks.json").exists() or json.loads((run / "rollbacks.json").read_text())["times"] < 2:
+        time.sleep(0.05)
+    for pid in first:
+        os.kill(pid, signal.SIGKILL)
+    ranks.ended(first)
+
+    assert ranks.ended(ranks.start(settings, 2, tmp_path / "second", poisoned=list(range(40)))) == [1, 1]
+    assert "InVain: training went wrong by step 6, as it did the 3 times before" in log.read_text()
+    assert len(shown(tmp_path / "second")[0]) <= 6  # twice two steps, and one that was sent meanwhile
+    assert shown(tmp_path / "first")[0][:2] != shown(tmp_path / "second")[0][:2]
+
+    assert ranks.ended(ranks.start(settings, 2, tmp_path / "third")) == [1, 1]
+    said = log.read_text().partition("the run was given up: training went wrong each of the 4 times")[2]
+    assert "remedy: lower schedule.lr, or set engine.clip_gradient" in said
+    assert not (tmp_path / "third").exists()
+
+    settings["schedule"] = settings["schedule"] | {"lr": 0.001}
+    assert ranks.ended(ranks.start(settings, 2, tmp_path / "fourth")) == [0, 0]
+    assert "schedule.lr is 0.001, was 0.005" in (run / "train.log").read_text()
+
+
+def test_a_run_that_went_back_goes_on_after_a_kill_as_without(ranks: Nursery, store: str, tmp_path: Path) -> None:
+    """To the bit, with the samples after those that it passed over."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for run, hangs in ((whole, (-1, -1)), (killed, (0, 8))):
+        settings = short(store, run, 8, health={"skipped_in_a_row": 2})
+        settings["checkpoint"] = {"every_steps": 4, "keep": 9}
+        pids = ranks.start(settings, 1, tmp_path / f"shown-{run.name}", poisoned=[4, 5], hangs=hangs)
+        if run == killed:
+            seen = tmp_path / "shown-killed"
+            while not seen.exists() or len(seen.read_text().splitlines()) < 18:
+                time.sleep(0.05)
+            os.kill(pids[0], signal.SIGKILL)
+            ranks.ended(pids)
+            pids = ranks.start(settings, 1, tmp_path / "shown-again")
+        assert ranks.ended(pids) == [0]
+    assert checkpoint(whole, 8).state["passed_over"] == checkpoint(killed, 8).state["passed_over"] == 2
+    there, here = tensors(checkpoint(whole, 8)), tensors(checkpoint(killed, 8))
+    assert there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in there)
+
+
 def test_training_that_goes_wrong_at_once_begins_with_other_samples(ranks: Nursery, store: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = short(store, run, 5, health={"skipped_in_a_row": 2})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -249,6 +250,24 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name in ("nowhere.pth", "."):
         with pytest.raises(UserError, match="no such file"):
             read_published(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["legacy of protocol 4", "zip of protocol 4", "plain", "cut"])
+def test_pickles_are_refused_as_what_they_are(tmp_path: Path, kind: str) -> None:
+    file, state = tmp_path / "file.pt", {"weight": torch.ones(1000)}
+    if kind == "plain":
+        file.write_bytes(pickle.dumps({"weight": [1.0] * 1000}, 2))
+    elif kind == "cut":
+        torch.save(state, file, _use_new_zipfile_serialization=False)
+        file.write_bytes(file.read_bytes()[:-3000])
+    else:
+        torch.save(state, file, _use_new_zipfile_serialization="zip" in kind, pickle_protocol=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError, match="is a pickle") as refused:
+            read_published(file)
+    assert "weights_only" not in str(refused.value) and "Re-running" not in str(refused.value)
+    assert "state_dict()" in refused.value.remedy
 
 
 def shapes_of(**settings: Any) -> Shapes:
