@@ -68,7 +68,7 @@ def print_verification(found: dict[str, Any]) -> None:
     for damage in found["damages"]:
         print(f"  {damage['where']}: {damage['what']}")
     for path in found["orphans"]:
-        print(f"  {path}: no record names it; it may be deleted")
+        print(f"  {path}: no record names it; it may be deleted while nothing shards into the store")
 
 
 def print_network(title: str, found: dict[str, Any], as_json: bool) -> None:

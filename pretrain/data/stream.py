@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sharding.errors import DamagedStore, UserError
 from sharding.index import Index, current_index, read_index
-from sharding.record import read_record
+from sharding.record import read_record, record_meta
 from sharding.store import Store
 
 _FEWEST_RECORDS_KEPT = 16
@@ -292,6 +292,9 @@ class Split:
             raise Damaged(f"shard {job}", paths[0], error.what, self.shard_sizes[shard]) from error
         if len(table) != self.shard_sizes[shard]:
             why = f"its record has {len(table)} samples, the index {self.shard_sizes[shard]}"
+            raise Damaged(f"shard {job}", paths[0], why, self.shard_sizes[shard])
+        if [part["path"] for part in record_meta(table.schema)["parts"]] != paths:
+            why = "its record names other parts than the index"
             raise Damaged(f"shard {job}", paths[0], why, self.shard_sizes[shard])
         rows = ShardRows(table, paths)
         with self._lock:
