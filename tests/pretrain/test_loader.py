@@ -93,6 +93,16 @@ def test_workers_and_depth_change_nothing(sources: Sources, whole: list[list[Cli
     assert_same(shown(loader(sources, workers, last=8, ahead=ahead)), whole)
 
 
+def test_a_lane_of_very_many_clips(sources: Sources) -> None:
+    many = 20_000
+    clip = SETTINGS.model_copy(update={"frames": 1})
+    order = order_of(sources, data("-"), SEED, 1, many)
+    with Loader(sources, order, clip, LoaderSettings(workers=1), range(1), last=1) as made:
+        ((clips,),) = made
+    assert clips.planes.y.shape[0] == len(clips.keys) == many
+    assert {len(list(same)) for _, same in itertools.groupby(sorted(clips.keys))} == {many // 13, many // 13 + 1}
+
+
 def test_it_begins_anywhere(sources: Sources, whole: list[list[Clips]]) -> None:
     assert_same(shown(loader(sources, 2, last=8), first=5), whole[5:])
     assert shown(loader(sources, last=8), first=8) == []
