@@ -30,6 +30,7 @@ from pretrain.models.network import VideoNetwork
 from pretrain.models.weights import load_weights
 from pretrain.models.zoo import build_model
 from pretrain.run import read_settings
+from sharding.aside import put_whole
 from sharding.errors import UserError
 from sharding.record import to_parquet
 from sharding.settings import Settings
@@ -168,9 +169,8 @@ def write_evaluation(subject: Subject, settings: EvaluateSettings, found: list[V
 
 
 def _put(path: Path, data: bytes) -> None:
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_bytes(data)
-    aside.replace(path)
+    with put_whole(path) as aside:
+        aside.write_bytes(data)
 
 
 def _per_class(classes: list[str], labels: list[tuple[int, ...]], right: list[int]) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pretrain.models.weights import check_weights, some
 from pretrain.models.zoo import ModelSettings
 from pretrain.run import Run, read_settings
 from pretrain.settings import DataSettings, TrainSettings
+from sharding.aside import aside as beside
 from sharding.errors import UserError
 
 NO_STORE = "(imported weights have no store: give store=STORE)"
@@ -70,7 +70,7 @@ def import_run(
     check_weights(model, export.state, "keep", str(file))
     settings = TrainSettings(data=DataSettings(store=NO_STORE, clip=export.clip), model=export.model)
     count = parameters(model)
-    aside = run.with_name(f".importing-{run.name}-{os.getpid()}")
+    aside = beside(run)
     try:
         Run(aside, writes=True).begin(settings, names, [], {"classes": len(names), "parameters": count})
         (aside / _PROVENANCE).write_text(json.dumps(export.provenance, indent=1))

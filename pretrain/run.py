@@ -12,6 +12,7 @@ import torch
 
 from pretrain.data.sources import DataSettings
 from pretrain.settings import TrainSettings
+from sharding.aside import put_whole
 from sharding.errors import UserError
 from sharding.settings import differences
 
@@ -135,6 +136,5 @@ def _check_identity(folder: Path, there: dict[str, Any], here: dict[str, Any]) -
 
 
 def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)
+    with put_whole(path) as aside:
+        aside.write_text(text)

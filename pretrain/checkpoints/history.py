@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
+
+from sharding.aside import put_whole
 
 HISTORY = "metrics.jsonl"
 _STEP = re.compile(rb'"step": (\d+)')  # a long run's lines are many, and to parse them all would slow training
@@ -22,9 +23,8 @@ def restore_history(run: Path, checkpoint: Path) -> None:
     """Give a run that has no metrics.jsonl a checkpoint's."""
     if (run / HISTORY).exists() or not (checkpoint / HISTORY).exists():
         return
-    aside = run / f".{HISTORY}.{os.getpid()}"
-    aside.write_bytes((checkpoint / HISTORY).read_bytes())
-    aside.replace(run / HISTORY)
+    with put_whole(run / HISTORY) as aside:
+        aside.write_bytes((checkpoint / HISTORY).read_bytes())
 
 
 def _is_up_to(line: bytes, step: int) -> bool:

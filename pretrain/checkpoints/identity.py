@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoints.remote import Remote
+from sharding.aside import put_whole
 from sharding.errors import UserError
 from sharding.settings import differences
 
@@ -44,9 +44,8 @@ def fetch_settings(run: Path, remote: Remote) -> None:
     for name in _FILES:  # the settings last: with them the run has begun
         data = remote.get(name)
         if data is not None:
-            aside = run / f".{name}.{os.getpid()}"
-            aside.write_bytes(data)
-            aside.replace(run / name)
+            with put_whole(run / name) as aside:
+                aside.write_bytes(data)
 
 
 def _identity(data: bytes, where: Path | Remote) -> Any:

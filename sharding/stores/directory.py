@@ -7,16 +7,14 @@ import errno
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from sharding.aside import TEMPORARY, aside
 from sharding.errors import DamagedStore, UserError
 from sharding.stores.counters import Counters
 from sharding.stores.rename import rename_new
-
-TEMPORARY = ".tmp-"
 
 
 class LocalStore:
@@ -112,7 +110,7 @@ class LocalStore:
         target = self.root / path
         with self._told(path):
             _make_folder(target.parent)
-            temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+            temporary = aside(target)
             handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             try:
                 write(temporary)
@@ -146,7 +144,7 @@ def landing(local_path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises UserError if the disk does not take it.
     """
     target = Path(local_path)
-    temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    temporary = aside(target)
     try:
         with temporary.open("xb") as file:
             yield file

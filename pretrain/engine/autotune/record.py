@@ -17,6 +17,7 @@ from torch import nn
 
 from pretrain.engine.precision import Pass, Precision
 from pretrain.models.paths import PATHS, Path
+from sharding.aside import put_whole
 
 log = logging.getLogger("reelscale")
 
@@ -62,17 +63,20 @@ def kept(folder: FilePath) -> Measured | None:
 
 def keep(folder: FilePath, measured: Measured) -> None:
     """Keep it in the run's folder, and in the cache folder if it has a key."""
-    (folder / _FILE).write_text(measured.model_dump_json(indent=1))
+    _write(folder / _FILE, measured)
     if not measured.key:
         return
     place = cache_folder() / f"{measured.key}.json"
-    aside = place.with_suffix(f".{os.getpid()}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(measured.model_dump_json(indent=1))
-        aside.replace(place)
+        _write(place, measured)
     except OSError as error:
         log.debug("what was measured of the paths is not kept for other runs: %s", error)
+
+
+def _write(path: FilePath, measured: Measured) -> None:
+    with put_whole(path) as aside:
+        aside.write_text(measured.model_dump_json(indent=1))
 
 
 def cached(key: str) -> Measured | None:
