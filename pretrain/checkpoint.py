@@ -262,7 +262,7 @@ def _fetched(run: Path, remote: Remote, step: int, attempt: int) -> Path | str:
 
 
 def _settle(aside: Path, final: Path, step: int, attempt: int) -> None:
-    """Give a download its name. Another machine, whose locks are its own, may have done so before, and be reading it."""
+    """Give a download its name, unless another machine, whose locks are its own, has done so and may be reading it."""
     try:
         aside.rename(final)
     except OSError:  # something is there

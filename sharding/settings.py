@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
+from sharding import strict_yaml
 from sharding.errors import UserError
 
 
@@ -69,7 +70,7 @@ def differences(there: Any, here: Any, path: str = "") -> list[tuple[str, Any, A
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = strict_yaml.load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError("there is no such settings file", path, "check the path; recipes are in configs/") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -78,7 +79,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else path
         problem = getattr(error, "problem", None) or str(error)
-        raise UserError(f"not valid YAML: {problem}", place, "correct the syntax there") from error
+        raise UserError(f"not valid YAML: {problem}", place, "correct it there") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -94,11 +95,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise UserError(f"not a setting: {override!r}", "the command line", "write it as key.path=value, e.g. seed=7")
     try:
-        value = yaml.safe_load(text)
+        value = strict_yaml.load(text)
     except yaml.YAMLError as error:
-        raise UserError(
-            f"{key}: the value {text!r} is not valid YAML", "the command line", "put the value in quotes"
-        ) from error
+        problem = getattr(error, "problem", None) or str(error)
+        what = f"{key}: the value {text!r} is not valid YAML: {problem}"
+        raise UserError(what, "the command line", "correct the value, or put it in quotes") from error
     node: Any = tree
     for depth, part in enumerate(keys):
         if not isinstance(node, dict):
