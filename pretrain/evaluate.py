@@ -136,6 +136,7 @@ def write_evaluation(subject: Subject, settings: EvaluateSettings, found: list[V
     samples = [subject.split.sample(score.row) for score in found]
     right = [best_rank(score.scores, sample.labels) for score, sample in zip(found, samples, strict=True)]
     summary = {
+        "format": 1,
         "videos": len(found),
         "clips": sum(score.clips for score in found),
         "clip1": sum(score.clips_right for score in found) / sum(score.clips for score in found),

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from pretrain.data.sources import DataSettings
+from pretrain.run_settings import CLASSES, SETTINGS, RunSettings, read_classes_file, read_settings_file
 from pretrain.settings import TrainSettings
 from sharding.aside import put_whole
 from sharding.errors import UserError
-from sharding.settings import differences
+from sharding.json_file import WRITER
+from sharding.settings import differences, validate
 
 log = logging.getLogger("reelscale")
 
@@ -30,34 +32,34 @@ class Run:
 
     def versions(self, data: DataSettings) -> list[str] | None:
         """The index versions that the run began with of these stores; None if it has not, or with others."""
-        known = self.folder / "settings.json"
+        known = self.folder / SETTINGS
         if not known.exists():
             return None
-        began = json.loads(known.read_text())["identity"]["data"]
+        began = read_settings_file(self.folder).began_with(str(known))
         mine = data.model_dump(mode="json")
         return began["index"] if all(began.get(field) == mine[field] for field in ("store", "mix")) else None
 
     def begin(self, settings: TrainSettings, classes: list[str], index: list[str], derived: dict[str, Any]) -> None:
         """Write the settings and the log's head. Raises UserError if the folder holds another run."""
         identity = run_identity(settings, classes, index)
-        known = self.folder / "settings.json"
+        known = self.folder / SETTINGS
         threads = torch.get_num_threads()
         if known.exists():
-            there = json.loads(known.read_text())
-            _check_identity(self.folder, there["identity"], identity)
-            threads = there.get("threads", threads)
+            there = read_settings_file(self.folder)
+            _check_identity(self.folder, there.identity, identity)
+            threads = there.threads or threads
         if not self._writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         settings_now = settings.model_dump(mode="json")
-        whole = {"settings": settings_now, "identity": identity, "derived": derived, "threads": threads}
-        _write(self.folder / "classes.json", json.dumps(classes, indent=1))
-        _write(known, json.dumps(whole, indent=1))
+        whole = RunSettings(settings=settings_now, identity=identity, derived=derived, threads=threads)
+        _write(self.folder / CLASSES, json.dumps(classes, indent=1))
+        _write(known, json.dumps(whole.model_dump(), indent=1))
 
     @property
     def threads(self) -> int:
         """How many the first rank had to compute with when the run began."""
-        return int(json.loads((self.folder / "settings.json").read_text())["threads"])
+        return read_settings_file(self.folder).threads or torch.get_num_threads()
 
     def event(self, kind: str, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; numbers that are not finite become null."""
@@ -111,17 +113,16 @@ def run_identity(settings: TrainSettings, classes: list[str], index: list[str]) 
 
 
 def read_settings(folder: Path) -> tuple[TrainSettings, list[str]]:
-    """The settings and class names of an existing run. Raises UserError if the folder is none."""
+    """The settings and class names of an existing run.
+
+    Raises UserError if the folder is none, or a file in it is damaged or another version's.
+    """
+    where, known = str(folder / SETTINGS), read_settings_file(folder).settings
     try:
-        whole = json.loads((folder / "settings.json").read_text())
-        classes = json.loads((folder / "classes.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"not a run's folder ({error})",
-            str(folder),
-            "give the folder that `reelscale pretrain` or `finetune` printed",
-        ) from error
-    return TrainSettings.model_validate(whole["settings"]), classes
+        settings = validate(TrainSettings, known, where)
+    except UserError as error:
+        raise UserError(f"the run's {SETTINGS} does not fit this version: {error.what}", where, WRITER) from error
+    return settings, read_classes_file(folder)
 
 
 def _check_identity(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:

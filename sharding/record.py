@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sharding.errors import DamagedStore
+from sharding.json_file import require_format
 from sharding.plan import SPLITS
 from sharding.store import Store
 
@@ -145,9 +146,9 @@ def read_record(store: Store, split: str, job: str) -> pa.Table:
     path = record_path(split, job)
     with raised_as_damage(store, path):
         table = from_parquet(store.get(path))
+        _require_format(store, path, record_meta(table.schema))
         if not table.schema.equals(RECORD):
             raise ValueError("its columns are not a record's")
-        record_meta(table.schema)
         return table
 
 
@@ -159,7 +160,12 @@ def read_meta(store: Store, split: str, job: str) -> dict[str, Any]:
         footer = int.from_bytes(tail[-8:-4], "little") + 8
         if size > len(tail) < footer <= size:
             tail = store.get_range(path, size - footer, size)
-        return record_meta(_schema(tail, size))
+        return _require_format(store, path, record_meta(_schema(tail, size)))
+
+
+def _require_format(store: Store, path: str, meta: dict[str, Any]) -> dict[str, Any]:
+    require_format(meta.get("format"), FORMAT, "a shard's record", f"{store.url}/{path}")
+    return meta
 
 
 def with_meta(table: pa.Table, meta: dict[str, Any]) -> pa.Table:

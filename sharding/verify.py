@@ -16,7 +16,7 @@ from sharding import index
 from sharding.checks.examine import Damage, Decode, Examined, Rules, examine, key_prefix, require_usable
 from sharding.checks.forward import Forward
 from sharding.errors import UserError
-from sharding.index import Index, Part, current_index, read_head
+from sharding.index import Index, Part, current_index, has_index, read_head
 from sharding.plan import SPLITS
 from sharding.record import list_records, read_record, record_meta, record_path, shard_of
 from sharding.settings import digest
@@ -146,7 +146,7 @@ def _head(store: Store, found: Verification) -> dict[str, Any] | None:
 
 
 def _index(store: Store, found: Verification) -> Index | None:
-    if not any(path.endswith(".parquet") for path in store.list("index/")):
+    if not has_index(store):
         return None
     try:
         current = current_index(store)

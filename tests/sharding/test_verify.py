@@ -412,7 +412,7 @@ def test_the_stores_own_files(store: Store) -> None:
     assert found.sound and found.index is None
     newest.write_bytes(data)
     (root / index.HEAD).write_bytes(head[:-20])
-    assert "reelscale.json: not JSON" in said(verify(store))
+    assert "reelscale.json: the store's head is damaged: not JSON" in said(verify(store))
     (root / index.HEAD).write_bytes(head.replace(b'"short_edge": 32', b'"short_edge": 34'))
     assert "its settings are not what their digest says" in said(verify(store))
     (root / index.HEAD).write_bytes(head.replace(b"calm", b"clam"))

@@ -12,7 +12,7 @@ from pathlib import Path as FilePath
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from pretrain.engine.precision import Pass, Precision
@@ -41,6 +41,13 @@ class Measured(BaseModel):
     made_by: Annotated[str, Field(description="the libraries that computed, see `libraries`")] = ""
     key: Annotated[str, Field(description="by which it is in the cache folder, see `key_of`; empty if it is not")] = ""
 
+    @field_validator("path")
+    @classmethod
+    def _is_of_this_version(cls, name: str) -> str:
+        if name and name not in PATHS:
+            raise ValueError(f"there is no path {name}")
+        return name
+
     def by_name(self, name: str) -> Path:
         """The path of this name, planar where that was measured to be faster."""
         path = replace(PATHS[name], recomputed=self.recomputed)
@@ -54,10 +61,10 @@ class Measured(BaseModel):
 
 
 def kept(folder: FilePath) -> Measured | None:
-    """What a run has kept in its folder; None where it has nothing, or nothing that can be read."""
+    """What a run has kept in its folder; None where it has nothing, or nothing that this version can read."""
     try:
-        return Measured.model_validate(json.loads((folder / _FILE).read_text()))
-    except (OSError, ValueError, ValidationError):
+        return Measured.model_validate_json((folder / _FILE).read_bytes())
+    except (OSError, ValueError):  # pydantic's is a ValueError, too
         return None
 
 
@@ -82,7 +89,7 @@ def _write(path: FilePath, measured: Measured) -> None:
 def cached(key: str) -> Measured | None:
     """What another run has kept by this key; None where none has, or nothing that can be read."""
     try:
-        found = Measured.model_validate_json((cache_folder() / f"{key}.json").read_text())
+        found = Measured.model_validate_json((cache_folder() / f"{key}.json").read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:  # pydantic's is a ValueError, too
