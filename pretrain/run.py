@@ -1,5 +1,6 @@
 """A run's folder: its settings, classes, log and metrics; and whether it may go on with the settings at hand."""
 
+import copy
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ from sharding.aside import put_whole
 from sharding.errors import UserError
 from sharding.json_file import WRITER
 from sharding.settings import differences, validate
+from sharding.visible import visible, visible_lines
 
 log = logging.getLogger("reelscale")
 
@@ -86,13 +88,23 @@ class Run:
             handler.close()
         if self._writes:
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = logging.FileHandler(self.folder / "train.log")
-            file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+            file = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
+            file.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
             log.addHandler(file)
         if "REELSCALE_FOLLOWED" not in os.environ:
             console = logging.StreamHandler(sys.stdout)
-            console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+            console.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
             log.addHandler(console)
+
+
+class _Plain(logging.Formatter):
+    """Names in messages do nothing to the log or the terminal, and one that is an argument stays on its line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record = copy.copy(record)
+            record.args = tuple(visible(each) if isinstance(each, str | Path) else each for each in record.args or ())
+        return visible_lines(super().format(record))
 
 
 def run_identity(settings: TrainSettings, classes: list[str], index: list[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import yaml
 
 from sharding import strict_yaml
 from sharding.errors import UserError
+from sharding.visible import visible
 
 
 class Settings(pydantic.BaseModel):
@@ -98,14 +99,14 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = strict_yaml.load(text)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or str(error)
-        what = f"{key}: the value {text!r} is not valid YAML: {problem}"
+        what = f"{visible(key)}: the value {text!r} is not valid YAML: {problem}"
         raise UserError(what, "the command line", "correct the value, or put it in quotes") from error
     node: Any = tree
     for depth, part in enumerate(keys):
         if not isinstance(node, dict):
             above = ".".join(keys[:depth])
             raise UserError(
-                f"{key}: {above} is {node!r} and has no fields below it",
+                f"{visible(key)}: {visible(above)} is {node!r} and has no fields below it",
                 "the command line",
                 f"set {above} itself",
             )
@@ -119,7 +120,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     """One line: field path, what is wrong, what was found, and near names for an unknown key."""
     loc: Loc = detail["loc"]
-    field = ".".join(str(part) for part in loc) or "settings"
+    field = visible(".".join(str(part) for part in loc)) or "settings"
     if detail["type"] == "extra_forbidden":
         names = sorted({name for parent in _models_at(model, loc[:-1]) for name in parent.model_fields})
         near = difflib.get_close_matches(str(loc[-1]), names, n=3, cutoff=0.5)

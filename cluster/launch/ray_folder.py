@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sharding.errors import UserError
+from sharding.visible import visible
 
 _LONGEST = 107  # bytes of a socket's path in Linux
 _SOCKET = "/ray/session_2000-12-31_23-59-59_999999_4194304/sockets/plasma_store"  # Ray's longest, below the folder
@@ -26,7 +27,8 @@ def session_folder() -> str | None:
     if chosen == wanted:
         return None
     why = "too long a path for sockets" if len(os.fsencode(wanted)) > ROOM else "no folder that can be written to"
-    print(f"Ray keeps its session in {chosen}/ray: {wanted} is {why} (RAY_TMPDIR names another)", file=sys.stderr)
+    told = f"Ray keeps its session in {chosen}/ray: {wanted} is {why} (RAY_TMPDIR names another)"
+    print(visible(told), file=sys.stderr)
     return f"{chosen}/ray"
 
 

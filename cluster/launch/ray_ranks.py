@@ -13,6 +13,7 @@ from cluster.launch.ray_cluster import ray_cluster
 from cluster.launch.signals import NOT_BEGUN
 from pretrain.stop import STOP_FILE
 from sharding.errors import InVain, UserError
+from sharding.visible import visible_lines
 
 _LOG = "train.log"
 
@@ -146,6 +147,6 @@ def _follow(path: Path, done: threading.Event) -> None:
                 text = file.read()
                 position = file.tell()
             if text:
-                print(text, end="", flush=True)
+                print(visible_lines(text), end="", flush=True)
         if last:
             return

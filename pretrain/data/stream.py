@@ -17,6 +17,7 @@ from sharding.errors import DamagedStore, UserError
 from sharding.index import Index, current_index, read_index
 from sharding.record import read_record, record_meta
 from sharding.store import Store
+from sharding.visible import visible
 
 _FEWEST_RECORDS_KEPT = 16
 
@@ -99,7 +100,7 @@ class Sample:
     @property
     def name(self) -> str:
         """What it is called in messages."""
-        return f"sample {self.key} ({self.uri})"
+        return f"sample {self.key} ({visible(self.uri)})"
 
     @property
     def tar(self) -> str:
