@@ -273,9 +273,12 @@ def report(
     """
     from cluster.jobs.paths import absolute, writable_folder
     from pretrain.report import write_report
+    from sharding.writable import writing
 
     runs = [Path(absolute(str(run))) for run in runs]
-    print(visible(write_report(runs, Path(writable_folder(str(out or runs[-1] / "report"), "--out")))))
+    folder = Path(writable_folder(str(out or runs[-1] / "report"), "--out"))
+    with writing(folder, "--out"):
+        print(visible(write_report(runs, folder)))
 
 
 @app.command()

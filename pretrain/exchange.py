@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pretrain.settings import DataSettings, TrainSettings
 from sharding.aside import aside as beside
 from sharding.errors import UserError
 from sharding.json_file import read_json
+from sharding.writable import require_writable
 
 NO_STORE = "(imported weights have no store: give store=STORE)"
 _PROVENANCE = "provenance.json"
@@ -65,8 +67,9 @@ def import_run(
     network's classes, and a run that is there already.
     """
     run = run.absolute()
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if os.path.lexists(run) and not (run.is_dir() and not any(run.iterdir())):
         raise UserError("there is something already", str(run), "name a new folder for the imported run")
+    require_writable(run, str(run))
     if frames is not None and frames < 1:
         raise UserError(f"a clip of {frames} frames is none", "frames", "give at least 1 frame")
     export, notes = _exported(file, frames) if is_export(file) and not inflate else _found(file, inflate, frames)

@@ -19,6 +19,7 @@ from sharding.errors import UserError
 from sharding.json_file import WRITER
 from sharding.settings import differences, validate
 from sharding.visible import visible, visible_lines
+from sharding.writable import writing
 
 log = logging.getLogger("reelscale")
 
@@ -52,11 +53,12 @@ class Run:
             threads = there.threads or threads
         if not self._writes:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         settings_now = settings.model_dump(mode="json")
         whole = RunSettings(settings=settings_now, identity=identity, derived=derived, threads=threads)
-        _write(self.folder / CLASSES, json.dumps(classes, indent=1))
-        _write(known, json.dumps(whole.model_dump(), indent=1))
+        with writing(self.folder, "run"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(self.folder / CLASSES, json.dumps(classes, indent=1))
+            _write(known, json.dumps(whole.model_dump(), indent=1))
 
     @property
     def threads(self) -> int:
@@ -87,8 +89,9 @@ class Run:
             log.removeHandler(handler)
             handler.close()
         if self._writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
+            with writing(self.folder, "run"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
             file.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
             log.addHandler(file)
         if "REELSCALE_FOLLOWED" not in os.environ:

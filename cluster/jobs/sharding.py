@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Collection, Generator
 from contextlib import closing
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -27,6 +28,7 @@ from sharding.shard import Progress, ShardSettings, WorkSettings, make_shard
 from sharding.store import Store, open_store
 from sharding.summary import summary
 from sharding.visible import visible
+from sharding.writable import require_writable
 
 _TRIES = 3  # of a job whose worker or node dies
 _LOOK_SECONDS = 1.0
@@ -57,7 +59,7 @@ def run_sharding(corpus: str, url: str, config: str | None, overrides: list[str]
     within seconds; the shards made so far are kept.
     """
     job = load_settings(ShardingJob, config, overrides)
-    store = open_store(url)
+    store = _writable(open_store(url))
     reading = CorpusSettings.model_validate(_fields(job, CorpusSettings))
     if reading.media:
         reading = reading.model_copy(update={"media": absolute(reading.media)})
@@ -68,10 +70,17 @@ def run_sharding(corpus: str, url: str, config: str | None, overrides: list[str]
 def run_retry(url: str, config: str | None, overrides: list[str]) -> dict[str, Any]:
     """Try a store's failed videos and segments again, into new shards; returns what the store then holds."""
     job = load_settings(RetryJob, config, overrides)
-    store = open_store(url)
+    store = _writable(open_store(url))
     settings = stored_settings(store)
     root = absolute(job.media) if job.media else None
     return _made(prepare_retry(store, settings, root), settings, job)
+
+
+def _writable(store: Store) -> Store:
+    """The store, tried if it is a directory; of another, the first that is put into it tells."""
+    if not store.remote:
+        require_writable(Path(store.url), store.url)
+    return store
 
 
 def _fields(job: ShardingJob, of: type[Any]) -> dict[str, Any]:

@@ -30,8 +30,9 @@ class LocalStore:
         self.root = Path(root).expanduser().absolute()
         self.url = str(self.root)
         self.counters = Counters()
-        if self.root.exists() and not self.root.is_dir():
-            raise UserError("the store is a file, not a directory", self.url, "give a directory or a URL")
+        with self._told("."):
+            if self.root.exists() and not self.root.is_dir():
+                raise UserError("the store is a file, not a directory", self.url, "give a directory or a URL")
 
     def get(self, path: str) -> bytes:
         with self._told(path):
@@ -207,6 +208,8 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # not the caller's "the object is taken"
         raise NotADirectoryError(error.errno, "a file is in the way of a folder", str(folder)) from error
+    except FileNotFoundError as error:  # not the caller's "the object is absent", but a place such as /proc
+        raise PermissionError(error.errno, "no folder can be made there", str(folder)) from error
 
 
 def _sync_folder(folder: Path) -> None:
