@@ -1,8 +1,10 @@
 """The command line: `reelscale …`. Thin: it reads arguments, calls a job, prints, and picks the exit code."""
 
+import io
 import json
 import os
 import sys
+import traceback
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +32,9 @@ from cluster.tables import (
     readable,
 )
 from sharding.errors import CannotGoOn, UserError
+from sharding.visible import visible, visible_lines
+
+_UsageError: Any = typer.BadParameter.__base__  # click's, which typer may bring along under a name of its own
 
 app = typer.Typer(
     name="reelscale",
@@ -270,9 +275,12 @@ def report(
     """
     from cluster.jobs.paths import absolute, writable_folder
     from pretrain.report import write_report
+    from sharding.writable import writing
 
     runs = [Path(absolute(str(run))) for run in runs]
-    print(write_report(runs, Path(writable_folder(str(out or runs[-1] / "report"), "--out"))))
+    folder = Path(writable_folder(str(out or runs[-1] / "report"), "--out"))
+    with writing(folder, "--out"):
+        print(visible(write_report(runs, folder)))
 
 
 @app.command()
@@ -378,7 +386,8 @@ def _shard(name: str, *arguments: Any, as_json: bool) -> None:
         with interruption_told():
             found = getattr(sharding, name)(*arguments)
     except WorkerDied as error:
-        print(f"reelscale: {error}; the same command goes on, with less memory where workers=1", file=sys.stderr)
+        told = f"reelscale: {error}; the same command goes on, with less memory where workers=1"
+        print(visible_lines(told), file=sys.stderr)
         raise typer.Exit(1) from None
     except Interrupted:
         print("reelscale: stopped; the shards made so far are kept, the same command goes on", file=sys.stderr)
@@ -416,26 +425,30 @@ def main() -> None:
     try:
         # SIGTERM ends a rank of launcher=none at once until it can save; the command that started it tells the rest.
         with nullcontext() if started_by_run_ranks() else interruptible():
-            app()
-        code = 0
+            code = app(standalone_mode=False) or 0
     except SystemExit as asked:
         code = asked.code
+    except _UsageError as error:
+        told = io.StringIO()
+        error.show(told)
+        print(visible_lines(told.getvalue()), end="", file=sys.stderr)
+        code = 2
+    except typer.Abort:
+        code = 1
     except UserError as error:
         print(f"reelscale: {error}", file=sys.stderr)
         code = 2
     except CannotGoOn as error:
-        print(f"reelscale: {error}", file=sys.stderr)
+        print(visible_lines(f"reelscale: {error}"), file=sys.stderr)
         code = 1
     except Interrupted:
         print("reelscale: stopped; run the same command again", file=sys.stderr)
         code = STOPPED
     except Exception:
-        if "RANK" not in os.environ:
-            raise
-        sys.excepthook(*sys.exc_info())  # and then no clean-up, which may hang on what the error has left
+        print(visible_lines(traceback.format_exc()), end="", file=sys.stderr)
         code = 1
     if "RANK" in os.environ:
-        end_process(code)
+        end_process(code)  # without a clean-up, which may hang on what an error has left
     sys.exit(code)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import NoReturn
 
+from sharding.visible import visible_lines
+
 
 @contextmanager
 def stdout_to_stderr() -> Iterator[None]:
@@ -29,7 +31,7 @@ def end_process(code: str | int | None) -> NoReturn:
     aborts, after all was well.
     """
     if isinstance(code, str):
-        print(code, file=sys.stderr)
+        print(visible_lines(code), file=sys.stderr)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from sharding.visible import visible
+
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -24,15 +26,15 @@ def progress(what: str, total: int) -> Iterator[Advance]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
-            TextColumn(what),
+            TextColumn(visible(what), markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[told]}", markup=False),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(what, total=total, told="")
-            yield lambda count, told="": bar.update(task, advance=count, told=told)
+            yield lambda count, told="": bar.update(task, advance=count, told=visible(told))
         return
     done, shown, printed = 0, time.monotonic(), -1
 
@@ -41,6 +43,10 @@ def progress(what: str, total: int) -> Iterator[Advance]:
         done += count
         if (done == total and printed != total) or time.monotonic() - shown > _SECONDS_BETWEEN_LINES:
             shown, printed = time.monotonic(), done
-            print("  ".join(filter(None, (f"{what}: {done}/{total}", told))), file=sys.stderr, flush=True)
+            print(
+                "  ".join(filter(None, (visible(f"{what}: {done}/{total}"), visible(told)))),
+                file=sys.stderr,
+                flush=True,
+            )
 
     yield advance

@@ -4,6 +4,8 @@ import json
 import sys
 from typing import Any
 
+from sharding.visible import visible
+
 
 def readable(quantities: dict[str, Any]) -> dict[str, Any]:
     """A run's derived quantities as rows for `print_table`: bytes as MiB, large numbers with commas."""
@@ -24,7 +26,7 @@ def print_models(rows: list[dict[str, Any]]) -> None:
     print("  ".join(f"{column:>11}" for column in columns))
     for row in rows:
         if "refused" in row:
-            print(f"{row['name']:>11}  {row['refused']}")
+            print(f"{visible(row['name']):>11}  {visible(row['refused'])}")
             continue
         shown = [row["name"], row["depth"] or "–", row["frames"], row["size"], row["classes"]]
         shown += [f"{row[name]:,}" for name in ("parameters", "conv_fc_parameters")]
@@ -59,9 +61,9 @@ def print_store(found: dict[str, Any]) -> None:
         named = {found["classes"][int(label)]: count for label, count in counts.items()}
         print(_bars(f"classes of {split}", named), end="")
     for failure in found["failure_examples"][:50]:
-        print(f"  {failure['uri']}: {failure['reason']}")
+        print(f"  {visible(failure['uri'])}: {visible(failure['reason'])}")
     if len(found["failure_examples"]) > 50:
-        print(f"  … and more: reelscale shards inspect {found['store']} --json")
+        print(f"  … and more: reelscale shards inspect {visible(found['store'])} --json")
 
 
 def print_verification(found: dict[str, Any]) -> None:
@@ -69,9 +71,9 @@ def print_verification(found: dict[str, Any]) -> None:
     rows = {name: f"{found[name]:,}" for name in ("shards", "samples", "decoded", "bytes")}
     print_table(found["store"], rows | {"damaged": len(found["damages"]), "orphans": len(found["orphans"])})
     for damage in found["damages"]:
-        print(f"  {damage['where']}: {damage['what']}")
+        print(f"  {visible(damage['where'])}: {visible(damage['what'])}")
     for path in found["orphans"]:
-        print(f"  {path}: no record names it; it may be deleted")
+        print(f"  {visible(path)}: no record names it; it may be deleted while nothing shards into the store")
 
 
 def print_network(title: str, found: dict[str, Any], as_json: bool) -> None:
@@ -92,20 +94,20 @@ def print_network(title: str, found: dict[str, Any], as_json: bool) -> None:
     rest = ("file", "run", "step", "classes", "class_names")
     print_table(title, lines | {name.replace("_", " "): found[name] for name in rest if name in found})
     for note in notes:
-        print(f"  note: {note}")
+        print(f"  note: {visible(note)}")
 
 
 def print_table(title: str, rows: dict[str, Any]) -> None:
     """A title, and a line a row."""
-    print(title)
+    print(visible(title))
     for name, value in rows.items():
-        print(f"  {name:<22} {value}")
+        print(f"  {visible(name):<22} {visible(value)}")
     sys.stdout.flush()
 
 
 def print_json(value: Any) -> None:
     """The one thing on standard output where JSON was asked for."""
-    print(json.dumps(value, indent=1))
+    print(json.dumps(value, indent=1).replace("\x7f", "\\u007f"))  # the one control that JSON leaves as it is
 
 
 def _bars(title: str, counts: dict[str, int], most: int = 12, width: int = 40) -> str:
@@ -117,7 +119,7 @@ def _bars(title: str, counts: dict[str, int], most: int = 12, width: int = 40) -
     lines = [title]
     for name, count in counts.items():
         if name in kept:
-            lines.append(f"  {name[:30]:<30} {count:>10,} {'█' * max(1, round(width * count / longest))}")
+            lines.append(f"  {visible(name)[:30]:<30} {count:>10,} {'█' * max(1, round(width * count / longest))}")
     rest = len(counts) - len(kept)
     if rest:
         lines.append(f"  {f'… and {rest} more':<30} {sum(counts.values()) - sum(counts[name] for name in kept):>10,}")

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,14 @@ from pretrain.checkpoints.history import restore_history, write_history
 from pretrain.checkpoints.identity import fetch_settings
 from pretrain.checkpoints.manifest import MANIFEST, manifest_of, step_name
 from pretrain.checkpoints.remote import Remote
+from sharding.aside import aside as beside
 from sharding.errors import DamagedStore, UserError
 from sharding.settings import Settings
 
 log = logging.getLogger("reelscale")
 
 _FETCHING = ".fetching-"
+_DEAD_SECONDS = 3600.0  # a download into which nothing was written for so long is a dead process'
 
 
 class CheckpointSettings(Settings):
@@ -236,19 +239,21 @@ def _fetched(run: Path, remote: Remote, step: int, attempt: int) -> Path | str:
     """The folder of a checkpoint that was downloaded, once for all ranks of a machine, or what is wrong with it."""
     folder = checkpoints_of(run)
     folder.mkdir(parents=True, exist_ok=True)
-    final, aside = folder / step_name(step), folder / f"{_FETCHING}{os.getpid()}"
-    with _alone(folder) as alone:
+    final = folder / step_name(step)
+    aside = folder / f"{_FETCHING}{beside(final).name}"
+    with _alone(folder):
         if isinstance(found := _sound(final, step, attempt), Path):
             return found
-        for left in folder.glob(f"{_FETCHING}*") if alone else (aside,):
-            shutil.rmtree(left, ignore_errors=True)
+        for left in folder.glob(f"{_FETCHING}*"):
+            if _idle_seconds(left) > _DEAD_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
         aside.mkdir()
         try:
             manifest = remote.download(step, attempt, aside)
             wrong = problem(aside, manifest)
             if wrong is None:
                 log.info("fetched the checkpoint at step %d from %s", step, remote.where)
-                put_in_place(aside, final)
+                _settle(aside, final, step, attempt)
             return wrong or final
         except (ValueError, FileNotFoundError, DamagedStore) as error:
             return f"{type(error).__name__}: {error}"
@@ -256,19 +261,35 @@ def _fetched(run: Path, remote: Remote, step: int, attempt: int) -> Path | str:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def _settle(aside: Path, final: Path, step: int, attempt: int) -> None:
+    """Give a download its name, unless another machine, whose locks are its own, has done so and may be reading it."""
+    try:
+        aside.rename(final)
+    except OSError:  # something is there
+        if not isinstance(_sound(final, step, attempt), Path):
+            put_in_place(aside, final)
+    else:
+        sync(final.parent)
+
+
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """One process of this machine at a time; False where the file system, as some of a network, has no locks."""
+def _alone(folder: Path) -> Iterator[None]:
+    """One process of this machine at a time; any where the file system, as some of a network, has no locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
+        with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-        else:
-            yield True
+        yield
     finally:
         os.close(handle)
+
+
+def _idle_seconds(folder: Path) -> float:
+    """Since when nothing was written in a folder; 0 if it is gone."""
+    try:
+        return time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except FileNotFoundError:
+        return 0.0
 
 
 def _skip(where: object, why: object) -> None:

@@ -30,10 +30,12 @@ from pretrain.models.network import VideoNetwork
 from pretrain.models.weights import load_weights
 from pretrain.models.zoo import build_model
 from pretrain.run import read_settings
+from sharding.aside import put_whole
 from sharding.errors import UserError
 from sharding.record import to_parquet
 from sharding.settings import Settings
 from sharding.store import open_store
+from sharding.writable import writing
 
 _THUMBS = 48
 _THUMB_FRAMES = 6
@@ -129,12 +131,14 @@ def _score(subject: Subject, row: int, video: Batch, batch: int) -> VideoScore:
 def write_evaluation(subject: Subject, settings: EvaluateSettings, found: list[VideoScore]) -> dict[str, Any]:
     """Write RUN/evaluation (summary.json, videos.parquet, clips.npz) and return the summary."""
     folder = Path(settings.run) / "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder, "run"):
+        folder.mkdir(parents=True, exist_ok=True)
     found = sorted(found, key=lambda score: score.row)
     classes = subject.split.index.classes
     samples = [subject.split.sample(score.row) for score in found]
     right = [best_rank(score.scores, sample.labels) for score, sample in zip(found, samples, strict=True)]
     summary = {
+        "format": 1,
         "videos": len(found),
         "clips": sum(score.clips for score in found),
         "clip1": sum(score.clips_right for score in found) / sum(score.clips for score in found),
@@ -168,9 +172,8 @@ def write_evaluation(subject: Subject, settings: EvaluateSettings, found: list[V
 
 
 def _put(path: Path, data: bytes) -> None:
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_bytes(data)
-    aside.replace(path)
+    with writing(path.parent, "run"), put_whole(path) as aside:
+        aside.write_bytes(data)
 
 
 def _per_class(classes: list[str], labels: list[tuple[int, ...]], right: list[int]) -> list[dict[str, Any]]:
@@ -198,4 +201,5 @@ def _write_thumbs(subject: Subject, found: list[VideoScore], path: Path) -> None
         )
         view = centre_view(clip, (sample.height, sample.width))
         sheets.append(pictures(plane_batch([planes], [view]), clip)[0].permute(1, 2, 3, 0).numpy())  # F H W 3
-    np.savez_compressed(path, frames=np.stack(sheets), rows=np.asarray(positions, np.int64))
+    with writing(path.parent, "run"):
+        np.savez_compressed(path, frames=np.stack(sheets), rows=np.asarray(positions, np.int64))

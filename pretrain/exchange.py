@@ -17,13 +17,18 @@ from pretrain.models.published import Published, on_meta, read_published
 from pretrain.models.weights import check_weights, some
 from pretrain.models.zoo import ModelSettings
 from pretrain.run import Run, read_settings
+from pretrain.run_settings import SETTINGS, read_settings_file
 from pretrain.settings import DataSettings, TrainSettings
+from sharding.aside import aside as beside
 from sharding.corpora.labels import class_name
 from sharding.errors import UserError
+from sharding.json_file import read_json
 from sharding.text import read_text
+from sharding.writable import require_writable
 
 NO_STORE = "(imported weights have no store: give store=STORE)"
 _PROVENANCE = "provenance.json"
+_AGAIN = "restore the file, or import the weights again"
 _I3D_FLOW = Normalisation(mean=(0.0, 0.0), std=(20.0, 20.0))  # cut at 20 pixels, to [-1, 1]
 _HALF = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # RGB to [-1, 1], as kinetics-i3d's
 _IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # torchvision's 2D networks'
@@ -40,9 +45,11 @@ def export_run(run: Path, file: Path) -> dict[str, Any]:
     clip = settings.data.clip
     check_weights(on_meta(settings.model, len(classes), clip.frames, clip.crop), checkpoint.weights, "keep", str(run))
     if (run / _PROVENANCE).exists():
-        provenance: dict[str, Any] = {"imported": _read_json(run / _PROVENANCE)}
+        path = run / _PROVENANCE
+        imported = read_json(path.read_bytes(), dict[str, Any], f"the run's {_PROVENANCE}", str(path), _AGAIN)
+        provenance: dict[str, Any] = {"imported": imported}
     else:
-        index = _read_json(run / "settings.json")["identity"]["data"]["index"]
+        index = read_settings_file(run).began_with(str(run / SETTINGS))["index"]
         source = {"run": run.name, "step": checkpoint.step, "store": settings.data.store, "index": index}
         provenance = {**source, "init": settings.init and settings.init.run}
     export = Export(settings.model, classes, clip, provenance, checkpoint.weights)
@@ -62,8 +69,9 @@ def import_run(
     network's classes, and a run that is there already.
     """
     run = run.absolute()
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if os.path.lexists(run) and not (run.is_dir() and not any(run.iterdir())):
         raise UserError("there is something already", str(run), "name a new folder for the imported run")
+    require_writable(run, str(run))
     if frames is not None and frames < 1:
         raise UserError(f"a clip of {frames} frames is none", "frames", "give at least 1 frame")
     export, notes = _exported(file, frames) if is_export(file) and not inflate else _found(file, inflate, frames)
@@ -72,7 +80,7 @@ def import_run(
     check_weights(model, export.state, "keep", str(file))
     settings = TrainSettings(data=DataSettings(store=NO_STORE, clip=export.clip), model=export.model)
     count = parameters(model)
-    aside = run.with_name(f".importing-{run.name}-{os.getpid()}")
+    aside = beside(run)
     try:
         Run(aside, writes=True).begin(settings, names, [], {"classes": len(names), "parameters": count})
         (aside / _PROVENANCE).write_text(json.dumps(export.provenance, indent=1))
@@ -175,13 +183,6 @@ def _naming(classes: Path | None, export: Export) -> str:
     if classes:
         return str(classes)
     return "the export's" if "export" in export.provenance else f"{export.classes[0]} … (none were given: --classes)"
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"the run is damaged: {error}", str(file), "export another run") from error
 
 
 def _sha256(file: Path) -> str:

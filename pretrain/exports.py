@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from torch import Tensor
 from pretrain.data.views import ClipSettings
 from pretrain.models.published import read_safetensors
 from pretrain.models.zoo import ModelSettings
+from sharding.aside import put_whole
 from sharding.errors import UserError
 from sharding.settings import validate
 from sharding.text import nfc
@@ -68,14 +67,11 @@ def write_export(file: Path, export: Export) -> None:
     }
     metadata = {"format": "pt", _MARK: FORMAT} | {key: json.dumps(value) for key, value in described.items()}
     state = {name: value.detach().cpu().contiguous() for name, value in export.state.items()}
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, aside, metadata=metadata)
-        aside.replace(file)
+        with put_whole(file) as aside:
+            save_file(state, aside, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            aside.unlink()
         raise UserError(f"the file cannot be written: {error}", str(file), "name a file that can be written") from error
 
 

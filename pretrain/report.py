@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,8 @@ def write_report(runs: list[Path], out: Path) -> Path:
 
 
 def _run(run: RunFiles, album: _Album) -> Iterator[str]:
-    yield f"<h2>{escape(run.name)}</h2>"
-    yield f'<p class="soft">{escape(_described(run))}</p>'
+    yield f"<h2>{html.text_of(run.name)}</h2>"
+    yield f'<p class="soft">{html.text_of(_described(run))}</p>'
     yield html.figures(_headline(run))
     if run.evaluation is None:
         command = f"reelscale evaluate configs/demo-evaluate.yaml run={shlex.quote(str(run.path))}"

@@ -6,6 +6,8 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from sharding.visible import visible
+
 STYLE = """
 :root { color-scheme: light dark; --page: #f4f6f9; --card: #ffffff; --text: #24303c; --soft: #5d6b7a;
   --line: #e1e6ec; --accent: #2563eb; }
@@ -49,13 +51,18 @@ summary { cursor: pointer; font-weight: 600; } details[open] summary { margin-bo
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
+def text_of(value: object) -> str:
+    """Escaped for elements and attributes; what would act or hide there is shown as its code."""
+    return escape(visible(value))
+
+
 def page(title: str, body: Iterable[str]) -> str:
     """A whole HTML document."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{text_of(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(body)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -64,7 +71,7 @@ def page(title: str, body: Iterable[str]) -> str:
 def figures(values: Iterable[tuple[str, str, str]]) -> str:
     """Headline figures; each is (value, what it is, "main" | "" | "small")."""
     boxes = (
-        f'<div class="figure {look}"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
+        f'<div class="figure {look}"><b>{text_of(value)}</b><span>{text_of(name)}</span></div>'
         for value, name, look in values
     )
     return f'<div class="figures">{"".join(boxes)}</div>'
@@ -72,7 +79,7 @@ def figures(values: Iterable[tuple[str, str, str]]) -> str:
 
 def card(heading: str, *content: str) -> str:
     """A titled card."""
-    return f'<section class="card"><h3>{escape(heading)}</h3>{"".join(content)}</section>'
+    return f'<section class="card"><h3>{text_of(heading)}</h3>{"".join(content)}</section>'
 
 
 def cards(boxes: Iterable[str]) -> str:
@@ -82,8 +89,8 @@ def cards(boxes: Iterable[str]) -> str:
 
 def note(text: str, command: str | None = None) -> str:
     """A card that says what is not there, and the command that makes it."""
-    shown = "" if command is None else f"<pre><code>{escape(command)}</code></pre>"
-    return f'<section class="card note">{escape(text)}{shown}</section>'
+    shown = "" if command is None else f"<pre><code>{text_of(command)}</code></pre>"
+    return f'<section class="card note">{text_of(text)}{shown}</section>'
 
 
 def picture(described: str, light: bytes, dark: bytes | None = None) -> str:
@@ -91,21 +98,21 @@ def picture(described: str, light: bytes, dark: bytes | None = None) -> str:
     source = ""
     if dark is not None:
         source = f'<source media="(prefers-color-scheme: dark)" srcset="{_data(dark)}">'
-    return f'<picture>{source}<img alt="{escape(described)}" src="{_data(light)}"></picture>'
+    return f'<picture>{source}<img alt="{text_of(described)}" src="{_data(light)}"></picture>'
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: frozenset[int] = frozenset()) -> str:
     """A table; the columns in `numbers` are set to the right."""
     looks = [' class="number"' if column in numbers else "" for column in range(len(heads))]
-    head = "".join(f"<th{look}>{escape(name)}</th>" for name, look in zip(heads, looks, strict=True))
-    lines = ("".join(f"<td{look}>{escape(cell)}</td>" for cell, look in zip(row, looks, strict=True)) for row in rows)
+    head = "".join(f"<th{look}>{text_of(name)}</th>" for name, look in zip(heads, looks, strict=True))
+    lines = ("".join(f"<td{look}>{text_of(cell)}</td>" for cell, look in zip(row, looks, strict=True)) for row in rows)
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def folded(heading: str, content: str) -> str:
     """A card that opens on a click."""
-    return f'<details class="card"><summary>{escape(heading)}</summary>{content}</details>'
+    return f'<details class="card"><summary>{text_of(heading)}</summary>{content}</details>'
 
 
 def _data(png: bytes) -> str:

@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
-import json
 import math
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pydantic
 
+from pretrain.run_settings import CLASSES, read_classes_file, read_settings_file
 from sharding.errors import UserError
+from sharding.json_file import read_json
 from sharding.record import from_parquet
 
 Event = dict[str, Any]
+_EVENT = pydantic.TypeAdapter(dict[str, int | float | Literal["train", "validation"] | None])
+_EVALUATE = "evaluate the run again"  # a remedy
+
+
+class ClassFigures(pydantic.BaseModel):
+    """One class' share of an evaluation."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+    name: str
+    videos: int
+    video1: float | None
+
+
+class Summary(pydantic.BaseModel):
+    """What of an evaluation's summary.json a report shows; shares are in [0, 1]."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+    video1: float = 0.0
+    video5: float = 0.0
+    clip1: float = 0.0
+    videos: int = 0
+    clips: int = 0
+    classes: list[str] = []
+    per_class: list[ClassFigures] = []
 
 
 @dataclass(frozen=True)
@@ -72,9 +101,9 @@ def read_run(path: Path) -> RunFiles:
             str(path),
             "give the folder a run was written to (its settings.json lies in it)",
         )
-    settings = dict(_flat(_read_json(path / "settings.json")))
+    settings = dict(_flat(read_settings_file(path).model_dump(exclude={"format", "threads"})))
     train, validation, unreadable = read_metrics(path / "metrics.jsonl")
-    classes = _read_json(path / "classes.json") if (path / "classes.json").exists() else []
+    classes = read_classes_file(path) if (path / CLASSES).exists() else []
     evaluation = None
     if (path / "evaluation" / "summary.json").exists():
         evaluation = _read_evaluation(path / "evaluation", classes)
@@ -93,9 +122,12 @@ def read_metrics(path: Path) -> tuple[list[Event], list[Event], int]:
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in filter(str.strip, text.splitlines()):
         try:
-            event = json.loads(line)
-            events[event["event"]][int(event["step"])] = event
-        except (ValueError, KeyError, TypeError):
+            event = _EVENT.validate_json(line)
+            kind, step = event["event"], event["step"]
+            if not isinstance(kind, str) or not isinstance(step, int):
+                raise ValueError("no event of a step")
+            events[kind][step] = event
+        except (ValueError, KeyError):
             unreadable += 1
     train, validation = ([kind[step] for step in sorted(kind)] for kind in events.values())
     return train, validation, unreadable
@@ -116,13 +148,20 @@ def confused_pairs(counts: np.ndarray, limit: int) -> list[tuple[int, int, int]]
 
 
 def _read_evaluation(folder: Path, classes: list[str]) -> Evaluation:
-    summary = _read_json(folder / "summary.json")
     try:
-        columns = ["key", "labels", "predicted", "scores"]
-        rows = from_parquet((folder / "videos.parquet").read_bytes(), columns).to_pydict()
-        clips = _read_clips(folder / "clips.npz")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the evaluation cannot be read ({error})", str(folder), "evaluate the run again") from error
+        summary = read_json(
+            (folder / "summary.json").read_bytes(), Summary, "the evaluation's summary.json", str(folder), _EVALUATE
+        ).model_dump(exclude_unset=True)
+        return _evaluation(folder, summary, classes)
+    except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+        what = f"the evaluation cannot be read ({type(error).__name__}: {error})"
+        raise UserError(what, str(folder), _EVALUATE) from error
+
+
+def _evaluation(folder: Path, summary: dict[str, Any], classes: list[str]) -> Evaluation:
+    columns = ["key", "labels", "predicted", "scores"]
+    rows = from_parquet((folder / "videos.parquet").read_bytes(), columns).to_pydict()
+    clips = _read_clips(folder / "clips.npz")
     predictions = [int(predicted) for predicted in rows["predicted"]]
     labels = [list(map(int, given)) for given in rows["labels"]]
     truths = [
@@ -142,15 +181,6 @@ def _read_clips(path: Path) -> Clips | None:
     with np.load(path, allow_pickle=False) as arrays:
         frames, rows = arrays["frames"], [int(row) for row in arrays["rows"]]
     return Clips(frames, rows) if len(rows) and frames.size else None
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.name} is missing", str(path.parent), "give the folder a run was written to") from error
-    except ValueError as error:
-        raise UserError(f"this is no JSON ({error})", str(path), "restore the file, or run again") from error
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """A run's folder: its settings, classes, log and metrics; and whether it may go on with the settings at hand."""
 
+import copy
 import json
 import logging
 import math
@@ -11,11 +12,15 @@ from typing import Any
 import torch
 
 from pretrain.data.sources import DataSettings
+from pretrain.run_settings import CLASSES, SETTINGS, RunSettings, read_classes_file, read_settings_file
 from pretrain.settings import TrainSettings
 from pretrain.stop import FOLLOWED
+from sharding.aside import put_whole
 from sharding.errors import UserError
-from sharding.settings import differences
-from sharding.text import nfc
+from sharding.json_file import WRITER
+from sharding.settings import differences, validate
+from sharding.visible import visible, visible_lines
+from sharding.writable import writing
 
 log = logging.getLogger("reelscale")
 
@@ -32,34 +37,35 @@ class Run:
 
     def versions(self, data: DataSettings) -> list[str] | None:
         """The index versions that the run began with of these stores; None if it has not, or with others."""
-        known = self.folder / "settings.json"
+        known = self.folder / SETTINGS
         if not known.exists():
             return None
-        began = json.loads(known.read_text())["identity"]["data"]
+        began = read_settings_file(self.folder).began_with(str(known))
         mine = data.model_dump(mode="json")
         return began["index"] if all(began.get(field) == mine[field] for field in ("store", "mix")) else None
 
     def begin(self, settings: TrainSettings, classes: list[str], index: list[str], derived: dict[str, Any]) -> None:
         """Write the settings and the log's head. Raises UserError if the folder holds another run."""
         identity = run_identity(settings, classes, index)
-        known = self.folder / "settings.json"
+        known = self.folder / SETTINGS
         threads = torch.get_num_threads()
         if known.exists():
-            there = json.loads(known.read_text())
-            _check_identity(self.folder, there["identity"], identity)
-            threads, self.before = there.get("threads", threads), there.get("settings")
+            there = read_settings_file(self.folder)
+            _check_identity(self.folder, there.identity, identity)
+            threads, self.before = there.threads or threads, there.settings
         if not self._writes:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         settings_now = settings.model_dump(mode="json")
-        whole = {"settings": settings_now, "identity": identity, "derived": derived, "threads": threads}
-        _write(self.folder / "classes.json", json.dumps(classes, indent=1))
-        _write(known, json.dumps(whole, indent=1))
+        whole = RunSettings(settings=settings_now, identity=identity, derived=derived, threads=threads)
+        with writing(self.folder, "run"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(self.folder / CLASSES, json.dumps(classes, indent=1))
+            _write(known, json.dumps(whole.model_dump(), indent=1))
 
     @property
     def threads(self) -> int:
         """How many the first rank had to compute with when the run began."""
-        return int(json.loads((self.folder / "settings.json").read_text())["threads"])
+        return read_settings_file(self.folder).threads or torch.get_num_threads()
 
     def event(self, kind: str, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; numbers that are not finite become null."""
@@ -85,14 +91,25 @@ class Run:
             log.removeHandler(handler)
             handler.close()
         if self._writes:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = logging.FileHandler(self.folder / "train.log")
-            file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+            with writing(self.folder, "run"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
+            file.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
             log.addHandler(file)
         if FOLLOWED not in os.environ:
             console = logging.StreamHandler(sys.stdout)
-            console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+            console.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
             log.addHandler(console)
+
+
+class _Plain(logging.Formatter):
+    """Names in messages do nothing to the log or the terminal, and one that is an argument stays on its line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record = copy.copy(record)
+            record.args = tuple(visible(each) if isinstance(each, str | Path) else each for each in record.args or ())
+        return visible_lines(super().format(record))
 
 
 def run_identity(settings: TrainSettings, classes: list[str], index: list[str]) -> dict[str, Any]:
@@ -113,23 +130,16 @@ def run_identity(settings: TrainSettings, classes: list[str], index: list[str]) 
 
 
 def read_settings(folder: Path) -> tuple[TrainSettings, list[str]]:
-    """The settings and class names of an existing run. Raises UserError if the folder is none."""
-    if folder.is_file():
-        raise UserError(
-            "a file, and not a run's folder",
-            str(folder),
-            "make a run of weights first, reelscale import FILE RUN, and name that one",
-        )
+    """The settings and class names of an existing run.
+
+    Raises UserError if the folder is none, or a file in it is damaged or another version's.
+    """
+    where, known = str(folder / SETTINGS), read_settings_file(folder).settings
     try:
-        whole = json.loads((folder / "settings.json").read_text())
-        classes = json.loads((folder / "classes.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"not a run's folder ({error})",
-            str(folder),
-            "give the folder that `reelscale pretrain` or `finetune` printed",
-        ) from error
-    return TrainSettings.model_validate(whole["settings"]), [nfc(name) for name in classes]
+        settings = validate(TrainSettings, known, where)
+    except UserError as error:
+        raise UserError(f"the run's {SETTINGS} does not fit this version: {error.what}", where, WRITER) from error
+    return settings, read_classes_file(folder)
 
 
 def _check_identity(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
@@ -144,6 +154,5 @@ def _check_identity(folder: Path, there: dict[str, Any], here: dict[str, Any]) -
 
 
 def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)
+    with put_whole(path) as aside:
+        aside.write_text(text)

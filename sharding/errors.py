@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sharding.visible import visible, visible_lines
+
 
 class UserError(Exception):
     """A mistake of the user's, or of the world around the program, told without a traceback.
@@ -16,7 +18,7 @@ class UserError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.what}\n  where: {self.where}\n  remedy: {self.remedy}"
+        return f"{visible_lines(self.what)}\n  where: {visible(self.where)}\n  remedy: {visible_lines(self.remedy)}"
 
 
 class CannotGoOn(Exception):

@@ -7,21 +7,26 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from sharding.errors import DamagedStore
 from sharding.generations import Generation, planned_jobs
 from sharding.manifest import Video, printable
 from sharding.media.judge import BadVideo
 from sharding.plan import SPLITS, ShardJob
-from sharding.record import zip_ahead
+from sharding.record import (
+    failure_list,
+    failures_path,
+    raised_as_damage,
+    read_meta,
+    record_path,
+    shard_of,
+    zip_ahead,
+)
 from sharding.redact import redacted
 from sharding.store import Store
 
 Failure = dict[str, Any]
+_FIELDS = {"uri", "start", "end", "segment", "kind", "reason"}
 Unit = tuple[str, float | None, float | None, int | None]  # uri, start, end, segment (None: the whole)
-
-
-def failures_path(split: str, job: str) -> str:
-    """Path of a shard's failure list in the store."""
-    return f"{split}/{job}.failures.jsonl"
 
 
 def failure(video: Video, segment: int | None, bad: BadVideo) -> Failure:
@@ -33,28 +38,34 @@ def failure(video: Video, segment: int | None, bad: BadVideo) -> Failure:
     return place | told
 
 
-def put_failures(store: Store, split: str, job: str, failures: Sequence[Failure]) -> None:
-    """Put a shard's failure list; none is put for a shard without failures, unless an earlier try left one."""
-    path = failures_path(split, job)
-    if failures or store.exists(path):
-        store.put(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in failures).encode())
+def put_failures(store: Store, split: str, job: str, failures: Sequence[Failure]) -> str | None:
+    """Put a shard's failure list; its path, which the record is to name, or None where nothing failed."""
+    if not failures:
+        return None
+    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in failures).encode()
+    path = failures_path(split, job, content)
+    store.put(path, content)
+    return path
 
 
-def read_failures(store: Store, shards: Iterable[tuple[str, str]], listed: Collection[str]) -> Iterator[Failure]:
+def read_failures(
+    store: Store, shards: Iterable[tuple[str, str]], listed: Collection[tuple[str, str]]
+) -> Iterator[Failure]:
     """Every failure of these shards, in their order, with the "split" and the "job" it happened in.
 
-    `listed`: the `failure_lists` of the store.
+    `listed`: the shards `with_failures` of the store. Raises UserError for a list that is damaged, or gone.
     """
-    some = (shard for shard in shards if failures_path(*shard) in listed)
+    some = (shard for shard in shards if shard in listed)
     with ThreadPoolExecutor(16) as pool:
         for (split, job), lines in zip_ahead(pool, lambda shard: _lines(store, *shard), some):
-            yield from (json.loads(line) | {"split": split, "job": job} for line in lines)
+            yield from (line | {"split": split, "job": job} for line in lines)
 
 
-def failure_lists(store: Store) -> set[str]:
-    """Paths of all failure lists of a store."""
+def with_failures(store: Store) -> set[tuple[str, str]]:
+    """(split, job) of each shard that a failure list is there of, be it that of its record or not."""
     end = ".failures.jsonl"
-    return {path for split in SPLITS for path, _ in store.walk(f"{split}/") if path.endswith(end)}
+    paths = (path for split in SPLITS for path, _ in store.walk(f"{split}/") if path.endswith(end))
+    return {shard for shard in map(shard_of, paths) if shard}
 
 
 def current_failures(
@@ -62,7 +73,7 @@ def current_failures(
 ) -> dict[Unit, Failure]:
     """What of the finished shards still fails: a retry that ended takes back what it tried."""
     found: dict[Unit, Failure] = {}
-    listed = failure_lists(store)
+    listed = with_failures(store)
     for plan in plans:
         finished = [shard for shard in plan.ids if shard in done]
         if plan.kind == "retry":
@@ -85,5 +96,22 @@ def unit_of(line: Failure) -> Unit:
     return line["uri"], line["start"], line["end"], line["segment"]
 
 
-def _lines(store: Store, split: str, job: str) -> list[str]:
-    return store.get(failures_path(split, job)).decode().split("\n")[:-1]
+def _lines(store: Store, split: str, job: str) -> list[Failure]:
+    with raised_as_damage(store, record_path(split, job)):
+        meta = read_meta(store, split, job)
+        path, count = failure_list(split, job, meta), sum(meta["failures"].values())
+    if path is None:
+        return []
+    try:
+        lines = [json.loads(line) for line in store.get(path).decode().split("\n")[:-1]]
+    except FileNotFoundError:
+        wrong: str | None = "missing"
+    except ValueError as error:
+        wrong = f"damaged: {error}"
+    else:
+        right = len(lines) == count and all(isinstance(line, dict) and line.keys() >= _FIELDS for line in lines)
+        wrong = None if right else f"damaged: its lines are not the {count} failures of its record"
+    if wrong:
+        remedy = f"delete {record_path(split, job)} and shard the corpus again"
+        raise DamagedStore(f"a shard's failure list is {wrong}", f"{store.url}/{path}", remedy)
+    return lines

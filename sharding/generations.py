@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sharding.errors import UserError
+from sharding.json_file import read_json
 from sharding.manifest import Video
 from sharding.plan import SPLITS, ShardJob, job_id
 from sharding.scratch import scratch
@@ -31,7 +33,10 @@ from sharding.store import Store
 from sharding.text import nfc
 
 Kind = Literal["corpus", "retry"]
+_FORMAT = 1
+_PLAN_NAME = re.compile(r"plan/g\d+\.json")
 _BATCH = 2**14  # rows
+_NEW_STORE = "restore it, or shard into a new STORE; the shards that are there can still be read"  # a remedy
 _PLAN = pa.schema(
     [
         ("job", pa.int32()),
@@ -81,16 +86,13 @@ class Generation:
 def generations(store: Store) -> list[Generation]:
     """All generations of a store, in order. Raises UserError for one that is damaged."""
     found = []
-    for number in range(len([path for path in store.list("plan/") if path.endswith(".json")])):
+    for number in range(sum(_PLAN_NAME.fullmatch(path) is not None for path in store.list("plan/"))):
         path = f"plan/g{number}.json"
         try:
-            tree = json.loads(store.get(path))
-            found.append(Generation(**{**tree, "classes": tuple(tree["classes"])}))
-        except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
-            remedy = "shard into a new STORE; the shards that are there can still be read"
-            raise UserError(
-                f"the store's plan is missing or damaged: {error}", f"{store.url}/{path}", remedy
-            ) from error
+            data = store.get(path)
+        except FileNotFoundError as error:
+            raise UserError("the store's plan is missing", f"{store.url}/{path}", _NEW_STORE) from error
+        found.append(read_json(data, Generation, "the store's plan", f"{store.url}/{path}", _NEW_STORE, _FORMAT))
     return found
 
 
@@ -134,7 +136,8 @@ def add_generation(
                 lines.writelines(json.dumps(refusal, ensure_ascii=False) + "\n" for refusal in refusals)
             store.put_file(f"{name}.left-out.jsonl", told)
     try:
-        store.put(f"plan/g{number}.json", (json.dumps(asdict(made), indent=1) + "\n").encode(), create=True)
+        text = json.dumps({"format": _FORMAT, **asdict(made)}, indent=1) + "\n"
+        store.put(f"plan/g{number}.json", text.encode(), create=True)
     except FileExistsError:
         return None
     return made
@@ -194,16 +197,17 @@ def _write(file: Path, jobs: Iterable[ShardJob]) -> tuple[Counter[str], Counter[
 def _local(store: Store, generation: Generation) -> Iterator[pq.ParquetFile]:
     """A plan's file on the local disk, verified by its digest."""
     where = f"{store.url}/{generation.file}"
-    remedy = "shard into a new STORE; the shards that are there can still be read"
     with scratch("plan") as folder:
         path = folder / "plan.parquet"
         try:
             store.get_file(generation.file, path)
         except FileNotFoundError as error:
-            raise UserError("the store's plan is missing", where, remedy) from error
+            raise UserError("the store's plan is missing", where, _NEW_STORE) from error
         with path.open("rb") as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest() != generation.digest:
-                raise UserError("the store's plan is damaged: its content is not what its digest says", where, remedy)
+                raise UserError(
+                    "the store's plan is damaged: its content is not what its digest says", where, _NEW_STORE
+                )
         with pq.ParquetFile(path) as file:
             yield file
 

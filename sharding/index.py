@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +17,13 @@ import pydantic
 
 from sharding.errors import UserError
 from sharding.generations import generations
+from sharding.json_file import read_json, require_format
 from sharding.record import FORMAT, from_parquet, list_records, read_meta, record_meta, to_parquet, with_meta, zip_ahead
 from sharding.store import Store
 from sharding.text import nfc
 
 HEAD = "reelscale.json"
-WRITER = "use the version of Reelscale that wrote it, or another STORE"  # a remedy
+_VERSION = re.compile(r"index/(\d{6,}-[0-9a-f]{16})\.parquet")
 LENGTHS = (0.0, *(digit * 10.0**power for power in range(-1, 5) for digit in (1, 2, 5)))  # bounds of buckets, seconds
 INDEX = pa.schema(
     [
@@ -106,20 +108,11 @@ class Index:
 def read_head(store: Store) -> dict[str, Any] | None:
     """STORE/reelscale.json, None if there is none yet. Raises UserError for one of another format, or damaged."""
     try:
-        head = json.loads(store.get(HEAD))
+        data = store.get(HEAD)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UserError(f"not JSON: {error}", f"{store.url}/{HEAD}", "use another STORE") from error
-    if isinstance(head, dict) and "format" in head and head["format"] != FORMAT:
-        what = f"the store has format {head['format']}; this version reads format {FORMAT}"
-        raise UserError(what, f"{store.url}/{HEAD}", WRITER)
-    try:
-        return _Head.model_validate(head).model_dump()
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        what = f"the store's head is damaged: {'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
-        raise UserError(what, f"{store.url}/{HEAD}", WRITER) from error
+    remedy = f"restore {HEAD}, or use another STORE"
+    return read_json(data, _Head, "the store's head", f"{store.url}/{HEAD}", remedy, FORMAT).model_dump()
 
 
 def require_head(store: Store) -> dict[str, Any]:
@@ -270,6 +263,7 @@ def _read_index(store: Store, path: str) -> tuple[dict[str, Any], list[dict[str,
     try:
         table = from_parquet(store.get(path))
         meta, rows = record_meta(table.schema), table.to_pylist()
+        require_format(meta.get("format"), FORMAT, "the store's index", f"{store.url}/{path}")
         content = {name: value for name, value in meta.items() if name not in ("version", "digest")}
         if _content_digest(content, rows) != meta["digest"] or path != index_path(meta["version"]):
             raise ValueError("its content is not what its digest says")
@@ -297,5 +291,5 @@ def index_path(version: str) -> str:
 
 
 def _versions(store: Store) -> list[str]:
-    names = [path.removeprefix("index/").removesuffix(".parquet") for path in store.list("index/")]
-    return sorted(name for name in names if name[:6].isdigit())
+    found = (_VERSION.fullmatch(path) for path in store.list("index/"))
+    return sorted(match[1] for match in found if match)

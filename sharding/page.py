@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sharding.summary import concealed_words, length_words
+from sharding.visible import visible
 
 _EXAMPLES = 5  # failures shown one by one, of a kind
 _ENDS = 15  # classes shown at the top and at the bottom
@@ -282,5 +283,4 @@ def _short(count: int) -> str:
 
 def _text(value: Any) -> str:
     """Escaped for elements and attributes; what is no character (a lone surrogate, a control) is shown as its code."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(value))
-    return html.escape(shown, quote=True)
+    return html.escape(visible(value), quote=True)

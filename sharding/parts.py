@@ -88,7 +88,7 @@ class Parts:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             described.append(
                 {
-                    "path": record.part_path(self.job.split, self.job.id, number),
+                    "path": record.part_path(self.job.split, self.job.id, number, sha256),
                     "samples": kept,
                     "bytes": path.stat().st_size,
                     "sha256": sha256,

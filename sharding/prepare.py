@@ -13,6 +13,7 @@ from sharding.corpora.roots import normal_root
 from sharding.errors import UserError
 from sharding.failures import Failure, Unit, current_failures, units
 from sharding.generations import Generation, add_generation, generations, planned_jobs, planned_videos, videos_in
+from sharding.json_file import WRITER
 from sharding.manifest import CorpusSettings, Manifest, Video, printable, read_manifest
 from sharding.plan import SPLITS, ShardJob, plan
 from sharding.record import FORMAT, list_records
@@ -114,7 +115,7 @@ def stored_settings(store: Store) -> ShardSettings:
     try:
         return validate(ShardSettings, head["settings"], where)
     except UserError as error:
-        raise UserError(error.what, where, index.WRITER) from error
+        raise UserError(error.what, where, f"{WRITER}, or another STORE") from error
 
 
 def _planned(

@@ -1,4 +1,8 @@
-"""A shard's record: its schema, its names in the store, writing and reading it."""
+"""A shard's record: its schema, the names of what belongs to it, writing and reading it.
+
+Parts and failure lists are named by their content, so that of two workers on one shard neither can change what the
+other's record names. Records of earlier versions name theirs by the shard alone; both are read.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -15,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sharding.errors import DamagedStore
+from sharding.json_file import require_format
 from sharding.plan import SPLITS
 from sharding.store import Store
 
@@ -23,6 +29,8 @@ META = b"reelscale"
 _DIGEST = b"reelscale.sha256"
 _TAIL = 2**16  # bytes: more than the footer of most records
 _AT_ONCE = 16
+_SUM = 16  # hex digits of a content's digest in a name
+_NAME = re.compile(rf"(g\d+-\d+)(?:\.parquet|(?:-\d{{2,}})?(?:-[0-9a-f]{{{_SUM}}})?\.(?:tar|failures\.jsonl))")
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -77,9 +85,36 @@ RECORD = pa.schema(
 )
 
 
-def part_path(split: str, job: str, part: int) -> str:
-    """Path of a tar part in the store."""
-    return f"{split}/{job}-{part:02d}.tar"
+def part_path(split: str, job: str, part: int, sha256: str) -> str:
+    """Path of a tar part of this content in the store."""
+    return f"{split}/{job}-{part:02d}-{sha256[:_SUM]}.tar"
+
+
+def is_part_path(path: str, split: str, job: str, part: int) -> bool:
+    """Whether it is the path of this part, of whatever content."""
+    return re.fullmatch(rf"{split}/{re.escape(job)}-{part:02d}(?:-[0-9a-f]{{{_SUM}}})?\.tar", path) is not None
+
+
+def failures_path(split: str, job: str, content: bytes) -> str:
+    """Path of a shard's failure list of this content in the store."""
+    return f"{split}/{job}-{hashlib.sha256(content).hexdigest()[:_SUM]}.failures.jsonl"
+
+
+def failure_list(split: str, job: str, meta: dict[str, Any]) -> str | None:
+    """Path of the failure list that belongs to a record; None if nothing failed. ValueError for one of another name."""
+    if not sum(meta["failures"].values()):
+        return None
+    path = meta.get("failure_list", f"{split}/{job}.failures.jsonl")
+    if not str(path).endswith(".failures.jsonl") or shard_of(str(path)) != (split, job):
+        raise ValueError(f"it names the failure list {path!r}")
+    return str(path)
+
+
+def shard_of(path: str) -> tuple[str, str] | None:
+    """(split, job) that an object of a split's folder belongs to by its name; None if it is no shard's."""
+    split, _, name = path.rpartition("/")
+    found = _NAME.fullmatch(name)
+    return (split, found[1]) if found and split in SPLITS else None
 
 
 def record_path(split: str, job: str) -> str:
@@ -110,25 +145,30 @@ def write_record(store: Store, split: str, job: str, rows: Sequence[dict[str, An
 def read_record(store: Store, split: str, job: str) -> pa.Table:
     """A shard's record, a row per sample in tar order; its metadata: `record_meta`."""
     path = record_path(split, job)
-    with _told(store, path):
+    with raised_as_damage(store, path):
         table = from_parquet(store.get(path))
+        _require_format(store, path, record_meta(table.schema))
         if "concealed" not in table.column_names:
             table = table.append_column(RECORD.field("concealed"), pa.nulls(len(table), pa.int32()))
         if not table.schema.equals(RECORD):
             raise ValueError("its columns are not a record's")
-        record_meta(table.schema)
         return table
 
 
 def read_meta(store: Store, split: str, job: str) -> dict[str, Any]:
     """The metadata of a shard's record, from the end of the file alone."""
     path = record_path(split, job)
-    with _told(store, path):
+    with raised_as_damage(store, path):
         tail, size = store.get_tail(path, _TAIL)
         footer = int.from_bytes(tail[-8:-4], "little") + 8
         if size > len(tail) < footer <= size:
             tail = store.get_range(path, size - footer, size)
-        return record_meta(_schema(tail, size))
+        return _require_format(store, path, record_meta(_schema(tail, size)))
+
+
+def _require_format(store: Store, path: str, meta: dict[str, Any]) -> dict[str, Any]:
+    require_format(meta.get("format"), FORMAT, "a shard's record", f"{store.url}/{path}")
+    return meta
 
 
 def with_meta(table: pa.Table, meta: dict[str, Any]) -> pa.Table:
@@ -222,7 +262,8 @@ class _End(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def _told(store: Store, path: str) -> Iterator[None]:
+def raised_as_damage(store: Store, path: str) -> Iterator[None]:
+    """Raise DamagedStore for a record that is missing (FileNotFoundError) or not as written (ValueError)."""
     where = f"{store.url}/{path}"
     try:
         yield

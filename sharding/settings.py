@@ -13,8 +13,10 @@ from typing import Annotated, Any, TypeVar
 import pydantic
 import yaml
 
+from sharding import strict_yaml
 from sharding.errors import UserError
 from sharding.text import nfc, read_text
+from sharding.visible import visible
 
 LARGEST = 2**53  # of any setting: beyond it neither JSON nor a float holds every whole number
 Seconds = Annotated[float, pydantic.Field(gt=0, le=366 * 86400)]  # a wait: what clocks and threads can count
@@ -100,14 +102,14 @@ def _canonical(value: Any) -> str:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(read_text(Path(path), path, "settings file"))
+        tree = strict_yaml.load(read_text(Path(path), path, "settings file"))
     except FileNotFoundError:
         raise UserError("there is no such settings file", path, "check the path; recipes are in configs/") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date or a number that is none
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else path
         problem = getattr(error, "problem", None) or str(error)
-        raise UserError(f"not valid YAML: {problem}", place, "correct the syntax there") from error
+        raise UserError(f"not valid YAML: {problem}", place, "correct it there") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -124,17 +126,17 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"not a setting: {override!r}", "the command line", "write it as key.path=value, e.g. seed=7")
     try:
         # A mark alone (labels_separator=,) is itself: to YAML it begins something; only ~ is a value.
-        value = text if len(text) == 1 and not text.isalnum() and text != "~" else yaml.safe_load(text)
+        value = text if len(text) == 1 and not text.isalnum() and text != "~" else strict_yaml.load(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(
-            f"{key}: the value {_short(text)} is not valid YAML", "the command line", "put the value in quotes"
-        ) from error
+        problem = getattr(error, "problem", None) or str(error)
+        what = f"{visible(key)}: the value {_short(text)} is not valid YAML: {problem}"
+        raise UserError(what, "the command line", "correct the value, or put it in quotes") from error
     node: Any = tree
     for depth, part in enumerate(keys):
         if not isinstance(node, dict):
             above = ".".join(keys[:depth])
             raise UserError(
-                f"{key}: {above} is {node!r} and has no fields below it",
+                f"{visible(key)}: {visible(above)} is {node!r} and has no fields below it",
                 "the command line",
                 f"set {above} itself",
             )
@@ -148,7 +150,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     """One line: field path, what is wrong, what was found, and near names for an unknown key."""
     loc: Loc = detail["loc"]
-    field = ".".join(str(part) for part in loc) or "settings"
+    field = visible(".".join(str(part) for part in loc)) or "settings"
     if detail["type"] == "extra_forbidden":
         names = sorted({name for parent in _models_at(model, loc[:-1]) for name in parent.model_fields})
         near = difflib.get_close_matches(str(loc[-1]), names, n=3, cutoff=0.5)

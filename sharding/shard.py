@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any
@@ -88,7 +88,7 @@ def make_shard(
     work = work or WorkSettings()
     so_far = Progress(job.id, job.split)
     if store.exists(record.record_path(job.split, job.id)):
-        return replace(so_far, videos=len(job.videos), done=True, already=True)
+        return _already(store, job)
     failures: list[Failure] = []
     good = 0
     with (
@@ -119,14 +119,33 @@ def make_shard(
         parts.close()
         rows, described = parts.verified()
         if store.exists(record.record_path(job.split, job.id)):  # what another worker found may differ: let it be
-            return replace(so_far, done=True, already=True)
+            return _already(store, job)
         for path, part in zip(parts.paths, described, strict=True):
             store.put_file(part["path"], path)
-    put_failures(store, job.split, job.id, failures)
-    meta = record_meta(job, described, rows, good, failures, digest(settings))
-    mine = record.write_record(store, job.split, job.id, rows, meta)
-    written = sum(part["bytes"] for part in described)
-    return replace(so_far, bytes_out=written, done=True, already=not mine)
+    failure_list = put_failures(store, job.split, job.id, failures)
+    meta = record_meta(job, described, rows, good, failures, digest(settings), failure_list)
+    if not record.write_record(store, job.split, job.id, rows, meta):
+        return _already(store, job, {*(part["path"] for part in described), failure_list} - {None})
+    return replace(so_far, bytes_out=sum(part["bytes"] for part in described), done=True)
+
+
+def _already(store: Store, job: ShardJob, put: Collection[str] = ()) -> Progress:
+    """What the worker whose record is there made of a job; what another has `put` and it does not name is removed."""
+    meta = record.read_meta(store, job.split, job.id)
+    theirs = {part["path"] for part in meta["parts"]} | {record.failure_list(job.split, job.id, meta)}
+    for path in sorted(set(put) - theirs):
+        store.delete(path)
+    return Progress(
+        job=job.id,
+        split=job.split,
+        videos=len(job.videos),
+        samples=meta["samples"],
+        frames=meta["frames"],
+        bytes_out=sum(part["bytes"] for part in meta["parts"]),
+        failures=meta["failures"],
+        done=True,
+        already=True,
+    )
 
 
 def isolated(stall_seconds: float) -> Isolated:
@@ -147,8 +166,12 @@ def record_meta(
     videos: int,
     failures: Sequence[Failure],
     settings_digest: str,
+    failure_list: str | None = None,
 ) -> dict[str, Any]:
-    """A record's metadata: what the index merges without reading the rows. `videos` gave at least one sample."""
+    """A record's metadata: what the index merges without reading the rows. `videos` gave at least one sample.
+
+    `failure_list`: path of the list of these failures, None where there are none.
+    """
     lengths = Counter(length_bucket(row["end"] - row["start"]) for row in rows)
     return {
         "format": record.FORMAT,
@@ -165,6 +188,7 @@ def record_meta(
         "seconds": round(sum(row["end"] - row["start"] for row in rows), 6),
         "lengths": dict(lengths),
         "failures": dict(Counter(line["kind"] for line in failures)),
+        "failure_list": failure_list,
         "retried": dict(Counter(job.failed)),
         "versions": {
             "av": av.__version__,

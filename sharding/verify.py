@@ -16,9 +16,9 @@ from sharding import index
 from sharding.checks.examine import Damage, Decode, Examined, Rules, examine, key_prefix, require_usable
 from sharding.checks.forward import Forward
 from sharding.errors import UserError
-from sharding.index import Index, Part, current_index, read_head
+from sharding.index import Index, Part, current_index, has_index, read_head
 from sharding.plan import SPLITS
-from sharding.record import list_records, part_path, read_record
+from sharding.record import list_records, read_record, record_meta, record_path, shard_of
 from sharding.settings import digest
 from sharding.store import Store
 
@@ -59,9 +59,17 @@ class Verification:
         """Whether nothing is damaged."""
         return not self.damages
 
-    def add(self, what: str, split: str = "", job: str = "", part: int | None = None, key: str | None = None) -> None:
+    def add(
+        self,
+        what: str,
+        split: str = "",
+        job: str = "",
+        part: int | None = None,
+        key: str | None = None,
+        path: str = "",
+    ) -> None:
         """Note a damage."""
-        self.damages.append(Damage(split, job, part, key, what))
+        self.damages.append(Damage(split, job, part, key, what, path))
 
 
 def verify(
@@ -93,8 +101,8 @@ def verify(
     _plans(store, records, found)
     listed = _by_shard(current)
     keys = bytearray()
-    named: set[str] = set()  # parts
-    unread: set[tuple[str, str]] = set()
+    named: set[str] = set()  # what records name
+    unsure: set[tuple[str, str]] = set()
     tell(Progress(0, len(records), 0, 0, 0))
     for examined in _examined(store, records, rules, workers or max(4, os.cpu_count() or 1)):
         found.shards += 1
@@ -105,16 +113,17 @@ def verify(
         found.damages += examined.damages
         keys += examined.keys
         shard = (examined.split, examined.job)
-        named |= {part_path(*shard, number) for number in range(len(examined.parts))}
+        named |= {record_path(*shard), *map(examined.path, range(len(examined.parts)))}
+        named.add(examined.failure_list or "")
         _compare(examined, listed.pop(shard, []), current, found)
         tell(Progress(found.shards, len(records), found.samples, found.bytes, len(found.damages)))
-        if examined.unread:
-            unread.add(shard)
+        if not examined.names_its_own:
+            unsure.add(shard)
     for (split, job), parts in listed.items():
         found.add("the index has this shard, but its record is missing", split, job)
         named |= {part.path for part in parts}
     _unique(store, records, keys, found)
-    found.orphans = list(_orphans(store, named, set(records), unread))
+    found.orphans = list(_orphans(store, named, unsure))
     found.damages.sort(key=lambda d: (d.split, d.job, -1 if d.part is None else d.part, d.key or "", d.what))
     return found
 
@@ -137,7 +146,7 @@ def _head(store: Store, found: Verification) -> dict[str, Any] | None:
 
 
 def _index(store: Store, found: Verification) -> Index | None:
-    if not any(path.endswith(".parquet") for path in store.list("index/")):
+    if not has_index(store):
         return None
     try:
         current = current_index(store)
@@ -215,7 +224,8 @@ def _compare(examined: Examined, listed: list[Part], current: Index | None, foun
         there = examined.parts[part.part]
         wrong = [name for name in ("path", "samples", "bytes", "sha256") if getattr(part, name) != there.get(name)]
         if wrong:
-            found.add(f"the index says otherwise than the record: {', '.join(wrong)}", *shard, part.part)
+            what = f"the index says otherwise than the record: {', '.join(wrong)}"
+            found.add(what, *shard, part.part, path=examined.path(part.part))
 
 
 def _unique(store: Store, records: list[tuple[str, str]], keys: bytearray, found: Verification) -> None:
@@ -228,33 +238,26 @@ def _unique(store: Store, records: list[tuple[str, str]], keys: bytearray, found
     twice = {number.tobytes() for number in prefixes[1:][prefixes[1:] == prefixes[:-1]]}
     if not twice:
         return
-    owners: dict[str, list[tuple[str, str, int]]] = {}
+    owners: dict[str, list[tuple[str, str, int, str]]] = {}
     for split, job in records:
         try:
             table = read_record(store, split, job)
-        except UserError:
+            paths = [str(part["path"]) for part in record_meta(table.schema)["parts"]]
+        except (UserError, ValueError, KeyError, TypeError):
             continue  # told before
         for key, part in zip(table["key"].to_pylist(), table["part"].to_pylist(), strict=True):
             if key_prefix(key) in twice:
-                owners.setdefault(key, []).append((split, job, part))
+                path = paths[part] if 0 <= part < len(paths) else record_path(split, job)
+                owners.setdefault(key, []).append((split, job, part, path))
     for key, places in owners.items():
         for place in places if len(places) > 1 else ():
-            others = ", ".join(part_path(*other) for other in places if other != place) or "the same part"
-            found.add(f"another sample has this key, too, in {others}", *place, key)
+            others = ", ".join(other[3] for other in places if other != place) or "the same part"
+            found.add(f"another sample has this key, too, in {others}", *place[:3], key, place[3])
 
 
-def _orphans(
-    store: Store, named: set[str], records: set[tuple[str, str]], unread: set[tuple[str, str]]
-) -> Iterator[str]:
+def _orphans(store: Store, named: set[str], unsure: set[tuple[str, str]]) -> Iterator[str]:
     """Paths in the splits' folders that no record names; of a shard whose record is damaged, nobody can say."""
     for split in SPLITS:
         for path in store.list(f"{split}/"):
-            name = path.removeprefix(f"{split}/")
-            job = name.removesuffix(".failures.jsonl").removesuffix(".parquet")
-            if name.endswith(".tar"):
-                job = name.removesuffix(".tar").rpartition("-")[0]
-                known = path in named
-            else:
-                known = (split, job) in records
-            if not known and (split, job) not in unread:
+            if path not in named and shard_of(path) not in unsure:
                 yield path

@@ -7,6 +7,7 @@ from cluster.jobs.paths import writable_folder
 from sharding.index import current_index
 from sharding.store import open_store
 from sharding.summary import summary
+from sharding.writable import writing
 
 
 def run_inspection(url: str, out: Path | None) -> dict[str, Any]:
@@ -21,7 +22,8 @@ def run_inspection(url: str, out: Path | None) -> dict[str, Any]:
     folder = Path(writable_folder(str(out), "--out"))
     picture = contact_sheet(store, current_index(store))
     sheet, html = folder / "contact-sheet.png", folder / "inspect.html"
-    folder.mkdir(parents=True, exist_ok=True)
-    sheet.write_bytes(picture)
-    html.write_text(page(found, picture), encoding="utf-8")
+    with writing(folder, "--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet.write_bytes(picture)
+        html.write_text(page(found, picture), encoding="utf-8")
     return found | {"files": {"contact sheet": str(sheet), "page": str(html)}}

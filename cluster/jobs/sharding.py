@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Collection, Generator
 from contextlib import closing
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -26,6 +27,8 @@ from sharding.settings import load_settings
 from sharding.shard import Progress, ShardSettings, WorkSettings, make_shard
 from sharding.store import Store, open_store
 from sharding.summary import summary
+from sharding.visible import visible
+from sharding.writable import require_writable
 
 _TRIES = 3  # of a job whose worker or node dies
 _LOOK_SECONDS = 1.0
@@ -56,7 +59,7 @@ def run_sharding(corpus: str, url: str, config: str | None, overrides: list[str]
     within seconds; the shards made so far are kept.
     """
     job = load_settings(ShardingJob, config, overrides)
-    store = open_store(url)
+    store = _writable(open_store(url))
     reading = CorpusSettings.model_validate(_fields(job, CorpusSettings))
     if reading.media:
         reading = reading.model_copy(update={"media": absolute(reading.media)})
@@ -67,10 +70,17 @@ def run_sharding(corpus: str, url: str, config: str | None, overrides: list[str]
 def run_retry(url: str, config: str | None, overrides: list[str]) -> dict[str, Any]:
     """Try a store's failed videos and segments again, into new shards; returns what the store then holds."""
     job = load_settings(RetryJob, config, overrides)
-    store = open_store(url)
+    store = _writable(open_store(url))
     settings = stored_settings(store)
     root = absolute(job.media) if job.media else None
     return _made(prepare_retry(store, settings, root), settings, job)
+
+
+def _writable(store: Store) -> Store:
+    """The store, tried if it is a directory; of another, the first that is put into it tells."""
+    if not store.remote:
+        require_writable(Path(store.url), store.url)
+    return store
 
 
 def _fields(job: ShardingJob, of: type[Any]) -> dict[str, Any]:
@@ -79,7 +89,7 @@ def _fields(job: ShardingJob, of: type[Any]) -> dict[str, Any]:
 
 def _made(prepared: Prepared, settings: ShardSettings, running: Running) -> dict[str, Any]:
     for note in prepared.notes:
-        print(note, file=sys.stderr)
+        print(visible(note), file=sys.stderr)
     remaining = prepared.remaining
     if remaining < prepared.jobs:
         print(f"{prepared.jobs - remaining} of {prepared.jobs} shards are there already", file=sys.stderr)
@@ -91,7 +101,8 @@ def _made(prepared: Prepared, settings: ShardSettings, running: Running) -> dict
     found = summary(prepared.store)
     failed = sum(found["failures"].values())
     if failed:
-        print(f"{failed} failed; to try them again: reelscale shards retry {prepared.store.url}", file=sys.stderr)
+        store = visible(prepared.store.url)
+        print(f"{failed} failed; to try them again: reelscale shards retry {store}", file=sys.stderr)
     return found
 
 
@@ -109,13 +120,13 @@ def _make(prepared: Prepared, settings: ShardSettings, running: Running) -> None
         progress("shard", prepared.videos) as advance,
         closing(runner(prepared, settings, work, running.workers, tally)) as results,
     ):
-        shown = 0
+        counted = 0
         for told in results:
             raise_if_interrupted()
             if told is not None:
                 tally.add(told)
-            advance(tally.videos - shown, tally.line())
-            shown = tally.videos
+            advance(tally.videos - counted, tally.line())
+            counted = tally.videos
 
 
 def _by_ray(
@@ -210,7 +221,7 @@ def _by_processes(
     with closing(todo), closing(spread(make_shard, arguments(), room, _name)) as results:
         for told in results:
             if isinstance(told, Again):
-                print(f"{_name(*told.arguments)} begins anew: {told.reason}", file=sys.stderr)
+                print(visible(f"{_name(*told.arguments)} begins anew: {told.reason}"), file=sys.stderr)
             else:
                 yield told.result if isinstance(told, Done) else told.value
 
@@ -221,8 +232,9 @@ def _name(job: ShardJob, *_: Any) -> str:
 
 def _no_good_video(store: Store) -> UserError:
     found = summary(store)
-    shown = "".join(f"\n  {failure['uri']}: {failure['reason']}" for failure in found["failure_examples"][:5])
+    lines = [f"{failure['uri']}: {failure['reason']}" for failure in found["failure_examples"][:5]]
     total = sum(found["failures"].values())
     more = f"\n  … and {total - 5} more" if total > 5 else ""
     remedy = f"mend or replace these videos, then try them again: reelscale shards retry {store.url}"
-    return UserError(f"no good video in the corpus:{shown}{more}", store.url, remedy)
+    told = "".join(f"\n  {visible(line)}" for line in lines)
+    return UserError(f"no good video in the corpus:{told}{more}", store.url, remedy)

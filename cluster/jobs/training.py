@@ -23,6 +23,7 @@ from pretrain.trainer import train
 from sharding.errors import UserError
 from sharding.settings import load_settings
 from sharding.store import open_store
+from sharding.visible import visible_lines
 
 log = logging.getLogger("reelscale")
 
@@ -72,7 +73,7 @@ def run_training(job: TrainingJob, arguments: Sequence[str]) -> int:
     try:
         outcome = ray_ranks.run_ranks(_rank, job.model_dump(mode="json"), job.ranks, job.retries, longest_wait(job))
     except RuntimeError as error:
-        print(f"training failed: {error}", file=sys.stderr)
+        print(visible_lines(f"training failed: {error}"), file=sys.stderr)
         return 1
     return STOPPED if outcome == "stopped" else 0
 

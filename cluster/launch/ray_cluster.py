@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cluster.launch.ray_folder import session_folder
 from cluster.launch.signals import postponed, raise_if_interrupted, undisturbed
 from sharding.errors import UserError
 
@@ -18,11 +19,15 @@ _LOOK_SECONDS = 1.0
 
 @contextmanager
 def ray_cluster() -> Iterator[Any]:
-    """The module `ray`, connected. Raises UserError if RAY_ADDRESS names a cluster that does not answer."""
+    """The module `ray`, connected.
+
+    Raises UserError if RAY_ADDRESS names a cluster that does not answer, or no folder is fit for Ray's session.
+    """
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS")
+    folder = None if address else session_folder()
     failed: list[BaseException] = []
     tried, over = threading.Event(), threading.Event()
 
@@ -34,6 +39,7 @@ def ray_cluster() -> Iterator[Any]:
                     include_dashboard=None if address else False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
+                    _temp_dir=folder,
                 )
         except BaseException as error:
             failed.append(error)

@@ -15,6 +15,7 @@ from cluster.launch.signals import NOT_BEGUN
 from pretrain.stop import BEGUN_FILE, FOLLOWED, STOP_FILE
 from sharding.errors import InVain, UserError
 from sharding.lifeline import stop_signals
+from sharding.visible import visible_lines
 
 _LOG = "train.log"
 _NOT_BEGUN_SECONDS = 3.0  # that a run which is asked to stop may take to begin
@@ -168,6 +169,6 @@ def _follow(path: Path, done: threading.Event) -> None:
                 text = file.read()
                 position = file.tell()
             if text:
-                print(text, end="", flush=True)
+                print(visible_lines(text), end="", flush=True)
         if last:
             return

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
+
+from sharding.aside import put_whole
 
 HISTORY = "metrics.jsonl"
 SETTINGS_HISTORY = "settings-history.jsonl"
@@ -23,9 +24,8 @@ def restore_history(run: Path, checkpoint: Path) -> None:
     """Give a run a checkpoint's of those histories that it has not."""
     for name in (HISTORY, SETTINGS_HISTORY):
         if (checkpoint / name).exists() and not (run / name).exists():
-            aside = run / f".{name}.{os.getpid()}"
-            aside.write_bytes((checkpoint / name).read_bytes())
-            aside.replace(run / name)
+            with put_whole(run / name) as aside:
+                aside.write_bytes((checkpoint / name).read_bytes())
 
 
 def _is_up_to(line: bytes, step: int) -> bool:

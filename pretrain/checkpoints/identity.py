@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoints.remote import Remote
+from pretrain.run_settings import CLASSES, SETTINGS, parse_settings, read_settings_file
+from sharding.aside import put_whole
 from sharding.errors import UserError
 from sharding.settings import differences
 
-_SETTINGS = "settings.json"
-_FILES = ("classes.json", _SETTINGS)
+_FILES = (CLASSES, SETTINGS)
 
 
 def keep_settings(run: Path, remote: Remote) -> None:
@@ -20,10 +19,10 @@ def keep_settings(run: Path, remote: Remote) -> None:
 
     Raises UserError if another run of that name has it: the two would go on from each other's checkpoints.
     """
-    if not (run / _SETTINGS).exists():
+    if not (run / SETTINGS).exists():
         return
-    there = remote.get(_SETTINGS)
-    changed = differences(_identity(there, remote), _identity((run / _SETTINGS).read_bytes(), run)) if there else []
+    there = remote.get(SETTINGS)
+    changed = differences(_identity(there, remote.where), read_settings_file(run).identity) if there else []
     if changed:
         lines = "; ".join(f"{path}: {old!r} there, {new!r} here" for path, old, new in changed[:6])
         raise UserError(
@@ -38,22 +37,15 @@ def keep_settings(run: Path, remote: Remote) -> None:
 
 def fetch_settings(run: Path, remote: Remote) -> None:
     """Give a run's folder without settings those in the store, if there are some."""
-    if (run / _SETTINGS).exists():
+    if (run / SETTINGS).exists():
         return
     run.mkdir(parents=True, exist_ok=True)
     for name in _FILES:  # the settings last: with them the run has begun
         data = remote.get(name)
         if data is not None:
-            aside = run / f".{name}.{os.getpid()}"
-            aside.write_bytes(data)
-            aside.replace(run / name)
+            with put_whole(run / name) as aside:
+                aside.write_bytes(data)
 
 
-def _identity(data: bytes, where: Path | Remote) -> Any:
-    try:
-        return json.loads(data)["identity"]
-    except (ValueError, KeyError, TypeError) as error:
-        place = where.where if isinstance(where, Remote) else str(where)
-        raise UserError(
-            f"the run's settings are damaged: {error}", f"{place}/{_SETTINGS}", "name a new folder: run=runs/NAME"
-        ) from error
+def _identity(data: bytes, where: str) -> dict[str, Any]:
+    return parse_settings(data, f"{where}/{SETTINGS}").identity

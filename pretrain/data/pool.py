@@ -23,7 +23,7 @@ from pydantic import Field
 from pretrain.data.batches import Batch, lay_out
 from pretrain.data.order import Draw
 from pretrain.data.outage import NoMoreClips, Outage, Waiting
-from pretrain.data.worker import EvaluationJob, Failed, Made, NewMemory, TrainingJob, Work
+from pretrain.data.worker import EvaluationJob, Failed, Made, NewMemory, TrainingJob, Work, hand_over
 from sharding.errors import CannotGoOn
 from sharding.lifeline import STOP_SIGNALS
 from sharding.settings import Seconds, Settings
@@ -156,7 +156,7 @@ class WorkerPool:
         assert self._jobs is not None
         ticket, self._tickets = self._tickets, self._tickets + 1
         try:
-            self._jobs.send(pickle.dumps(job(ticket)))
+            hand_over(self._jobs, job(ticket))
         except ConnectionError:
             self._hear(0.0)  # tells who died
             raise

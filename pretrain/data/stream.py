@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from sharding.errors import DamagedStore, UserError
 from sharding.index import Index, current_index, read_index
-from sharding.record import read_record
+from sharding.record import read_record, record_meta
 from sharding.store import Store
+from sharding.visible import visible
 
 _FEWEST_RECORDS_KEPT = 16
 
@@ -99,7 +100,7 @@ class Sample:
     @property
     def name(self) -> str:
         """What it is called in messages."""
-        return f"sample {self.key} ({self.uri})"
+        return f"sample {self.key} ({visible(self.uri)})"
 
     @property
     def tar(self) -> str:
@@ -292,6 +293,9 @@ class Split:
             raise Damaged(f"shard {job}", paths[0], error.what, self.shard_sizes[shard]) from error
         if len(table) != self.shard_sizes[shard]:
             why = f"its record has {len(table)} samples, the index {self.shard_sizes[shard]}"
+            raise Damaged(f"shard {job}", paths[0], why, self.shard_sizes[shard])
+        if [part["path"] for part in record_meta(table.schema)["parts"]] != paths:
+            why = "its record names other parts than the index"
             raise Damaged(f"shard {job}", paths[0], why, self.shard_sizes[shard])
         rows = ShardRows(table, paths)
         with self._lock:

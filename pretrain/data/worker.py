@@ -32,7 +32,6 @@ from sharding.errors import UserError
 from sharding.lifeline import STOP_SIGNALS, die_with
 from sharding.redact import redacted
 
-JOB_BYTES = 2**20
 _SPEAKING = threading.RLock()  # a handle follows its message at once, whichever thread reads meanwhile
 _LAST = 19  # of what the system's scheduler knows as niceness
 
@@ -171,8 +170,31 @@ def serve(jobs_handle: int, pipe_handle: int, parent: int) -> None:
         gc.freeze()
         gc.set_threshold(100_000, 50, 50)
         maker = BatchMaker(work.splits, work.unseen, work.clip, memory.take)
-        while job := jobs.recv(JOB_BYTES):
-            _say(pipe, _done(maker, memory, pickle.loads(job)))
+        while job := _next(jobs):
+            _say(pipe, _done(maker, memory, job))
+
+
+def hand_over(jobs: socket.socket, job: TrainingJob | EvaluationJob) -> None:
+    """Send a job to whichever worker takes it first. ConnectionError if none is left.
+
+    It lies in memory whose handle is sent: a message goes to one worker whole, and is of limited size.
+    """
+    handle = os.memfd_create("reelscale-job", os.MFD_CLOEXEC)
+    with os.fdopen(handle, "wb") as file:
+        pickle.dump(job, file, pickle.HIGHEST_PROTOCOL)
+        file.flush()
+        socket.send_fds(jobs, [b"job"], [handle])
+
+
+def _next(jobs: socket.socket) -> TrainingJob | EvaluationJob | None:
+    """The next job; None once there are no more to come."""
+    message, handles, _, _ = socket.recv_fds(jobs, 3, 1)
+    if not message:
+        return None
+    with os.fdopen(handles[0], "rb") as file:
+        file.seek(0)  # the place in it is shared with the sender
+        job: TrainingJob | EvaluationJob = pickle.load(file)
+    return job
 
 
 def _choose_sources(work: Work) -> None:

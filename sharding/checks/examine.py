@@ -16,7 +16,7 @@ import pyarrow as pa
 from sharding.checks.faults import json_faults, row_faults, video_faults
 from sharding.checks.forward import BLOCK, Forward
 from sharding.errors import UserError
-from sharding.record import META, part_path, read_record, record_path
+from sharding.record import META, failure_list, failures_path, is_part_path, part_path, read_record, record_path
 from sharding.store import Store
 
 _HEADER = tarfile.BLOCKSIZE
@@ -30,7 +30,8 @@ Decode = Literal["none", "sample", "all"]
 class Damage:
     """What is not as it was written; the more fields are set, the nearer it is named.
 
-    `split` and `job` are "" where it concerns the store; `part` is None where it concerns the record.
+    `split` and `job` are "" where it concerns the store; `part` is None where it concerns the record; `path` is that
+    of the part.
     """
 
     split: str
@@ -38,15 +39,14 @@ class Damage:
     part: int | None
     key: str | None
     what: str
+    path: str = ""
 
     @property
     def where(self) -> str:
         """The object's path in the store, and the sample."""
         if not self.job:
             return "the store"
-        path = record_path(self.split, self.job)
-        if self.part is not None:
-            path = part_path(self.split, self.job, self.part)
+        path = self.path or record_path(self.split, self.job)
         return path if self.key is None else f"{path}, sample {self.key}"
 
 
@@ -63,6 +63,8 @@ class Rules:
 class Examined:
     """What was found in a shard. `parts` as its record describes them; `keys`: the first 8 bytes of each.
 
+    `failure_list`: path of the one that belongs to it.
+
     `unread`: its record cannot be read, so that nothing else of it is known.
     """
 
@@ -75,10 +77,25 @@ class Examined:
     unread: bool = True
     keys: bytes = b""
     bytes: int = 0
+    failure_list: str | None = None
 
     def add(self, what: str, part: int | None = None, key: str | None = None) -> None:
         """Note a damage."""
-        self.damages.append(Damage(self.split, self.job, part, key, what))
+        path = "" if part is None else self.path(part)
+        self.damages.append(Damage(self.split, self.job, part, key, what, path))
+
+    def path(self, number: int) -> str:
+        """Where a part lies: where its record says if that is a name of its own, as it could name any object."""
+        part = self.parts[number]
+        told = str(part.get("path"))
+        if is_part_path(told, self.split, self.job, number):
+            return told
+        return part_path(self.split, self.job, number, str(part.get("sha256")))
+
+    @property
+    def names_its_own(self) -> bool:
+        """Whether its record can be read and names parts of this shard alone."""
+        return not self.unread and all(part.get("path") == self.path(n) for n, part in enumerate(self.parts))
 
 
 def examine(store: Store, split: str, job: str, rules: Rules) -> Examined:
@@ -88,7 +105,7 @@ def examine(store: Store, split: str, job: str, rules: Rules) -> Examined:
         table = read_record(store, split, job)
         meta = json.loads(table.schema.metadata[META])
         found.parts = [dict(part) for part in meta["parts"]]
-        failures = sum(meta["failures"].values())
+        wanted, failures = sum(meta["failures"].values()), failure_list(split, job, meta)
     except UserError as error:
         require_usable(store)
         found.add(error.what)
@@ -102,7 +119,7 @@ def examine(store: Store, split: str, job: str, rules: Rules) -> Examined:
     found.keys = b"".join(key_prefix(key) for key in keys)
     for what in _record_faults(table, meta, found, rules):
         found.add(what)
-    for what in _failure_faults(store, found, failures):
+    for what in _failure_faults(store, found, failures, wanted):
         found.add(what)
     chosen = _decoded(keys, rules.decode)
     numbers = np.array(table["part"].to_pylist(), np.int64)
@@ -151,7 +168,8 @@ def _record_faults(table: pa.Table, meta: dict[str, Any], found: Examined, rules
     for number, of_sample in zip(table["part"].to_pylist(), table["labels"].to_pylist(), strict=True):
         labels.setdefault(number, Counter()).update(str(label) for label in of_sample)
     for number, part in enumerate(found.parts):
-        if part.get("path") != part_path(found.split, found.job, number):
+        own = part_path(found.split, found.job, number, str(part.get("sha256")))
+        if part.get("path") not in (own, f"{found.split}/{found.job}-{number:02d}.tar"):
             yield f"part {number} has the path {part.get('path')!r}"
         if numbers.pop(number, 0) != part.get("samples"):
             yield f"part {number} has not the {part.get('samples')} samples that the record's metadata says"
@@ -167,18 +185,24 @@ def _record_faults(table: pa.Table, meta: dict[str, Any], found: Examined, rules
         yield "the record's metadata has not the frames of its samples"
 
 
-def _failure_faults(store: Store, found: Examined, wanted: int) -> Iterator[str]:
-    """What of a shard's failure list does not agree with its record, which has `wanted` failures."""
-    path = record_path(found.split, found.job).removesuffix(".parquet") + ".failures.jsonl"
+def _failure_faults(store: Store, found: Examined, path: str | None, wanted: int) -> Iterator[str]:
+    """What of a shard's failure list at `path` does not agree with its record, which has `wanted` failures."""
+    if path is None:
+        return
+    found.failure_list = path
     try:
-        lines = [json.loads(line) for line in store.get(path).splitlines()]
+        data = store.get(path)
+        lines = [json.loads(line) for line in data.splitlines()]
     except FileNotFoundError:
-        lines = []
+        yield f"{path}, its failure list, is missing"
+        return
     except ValueError:
         yield f"{path} is damaged: it is not JSON lines"
         return
     if len(lines) != wanted:
         yield f"{path} has {len(lines)} failures, the record says {wanted}"
+    elif path not in (failures_path(found.split, found.job, data), f"{found.split}/{found.job}.failures.jsonl"):
+        yield f"{path} is damaged: its content is not what its name says"
 
 
 class _Examination:
@@ -198,8 +222,7 @@ class _Examination:
         self.decode = decode
         self.last_row: tuple[int, dict[str, Any]] = (-1, {})
         self.sound_headers = 0  # of its samples' members
-        # By the shard's name, not by what the record says: it could name any object.
-        self.reader = Forward(store, part_path(found.split, found.job, number))
+        self.reader = Forward(store, found.path(number))
         self.names: dict[str, tuple[int, str]] = {}  # member → row, kind
         self.known: list[tuple[int, str, int]] = []  # header, member, size: those that the record places
         flows = table["flow"].to_pylist() if table["flow"].null_count < table.num_rows else [None] * table.num_rows

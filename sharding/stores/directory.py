@@ -7,16 +7,14 @@ import errno
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from sharding.aside import TEMPORARY, aside
 from sharding.errors import DamagedStore, UserError
 from sharding.stores.counters import Counters
 from sharding.stores.rename import rename_new
-
-TEMPORARY = ".tmp-"
 
 
 class LocalStore:
@@ -32,8 +30,9 @@ class LocalStore:
         self.root = Path(root).expanduser().absolute()
         self.url = str(self.root)
         self.counters = Counters()
-        if self.root.exists() and not self.root.is_dir():
-            raise UserError("the store is a file, not a directory", self.url, "give a directory or a URL")
+        with self._told("."):
+            if self.root.exists() and not self.root.is_dir():
+                raise UserError("the store is a file, not a directory", self.url, "give a directory or a URL")
 
     def get(self, path: str) -> bytes:
         with self._told(path):
@@ -112,7 +111,7 @@ class LocalStore:
         target = self.root / path
         with self._told(path):
             _make_folder(target.parent)
-            temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+            temporary = aside(target)
             handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             try:
                 write(temporary)
@@ -146,7 +145,7 @@ def landing(local_path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises UserError if the disk does not take it.
     """
     target = Path(local_path)
-    temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    temporary = aside(target)
     try:
         with temporary.open("xb") as file:
             yield file
@@ -209,6 +208,8 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # not the caller's "the object is taken"
         raise NotADirectoryError(error.errno, "a file is in the way of a folder", str(folder)) from error
+    except FileNotFoundError as error:  # not the caller's "the object is absent", but a place such as /proc
+        raise PermissionError(error.errno, "no folder can be made there", str(folder)) from error
 
 
 def _sync_folder(folder: Path) -> None:

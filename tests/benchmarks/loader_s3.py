@@ -194,9 +194,9 @@ def samples(store: Store) -> Iterator[Clip]:
     fields = set(Clip.__dataclass_fields__) - {"data", "flow"}
     for split, job in record.list_records(store):
         if split == "train":
+            tars = [part["path"] for part in record.read_meta(store, split, job)["parts"]]
             for row in record.read_record(store, split, job).to_pylist():
-                tar = record.part_path(split, job, row["part"])
-                data = store.get_range(tar, row["offset"], row["offset"] + row["size"])
+                data = store.get_range(tars[row["part"]], row["offset"], row["offset"] + row["size"])
                 yield Clip(data=data, **{name: value for name, value in row.items() if name in fields})
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -270,14 +273,45 @@ def test_ranks_without_a_shared_disk_load_the_same_step(tmp_path: Path, settings
         load_step(elsewhere, 7, 1, settings)
 
 
+@pytest.mark.parametrize("locks", [True, False])
+def test_machines_whose_processes_have_equal_ids_fetch_into_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
+    """The threads of a process have one id, as the processes of containers may; some file systems have no locks."""
+    settings = CheckpointSettings(store=str(tmp_path / "store"))
+    save(tmp_path / "a" / "run", settings, 1)
+    run = tmp_path / "b" / "run"
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError("no locks")))
+    together = threading.Barrier(4)
+
+    def fetch(_: int) -> tuple[bool, int, int]:
+        together.wait()
+        prepare_folder(run, settings)
+        found = load_newest(run, settings)
+        assert found is not None
+        return is_whole(found), found.step, found.attempt
+
+    for _ in range(5):
+        shutil.rmtree(run, ignore_errors=True)
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(fetch, range(4))) == [(True, 1, 1)] * 4
+        assert names(run) == ["step-00000001"]
+
+
 def test_a_killed_download_leaves_nothing_for_long(tmp_path: Path, settings: CheckpointSettings) -> None:
     save(tmp_path / "a" / "run", settings, 1)
     run = tmp_path / "b" / "run"
     left = run / "checkpoints" / ".fetching-77"
     left.mkdir(parents=True)
-    (left / "model.safetensors").write_bytes(b"half of it")
+    busy = run / "checkpoints" / ".fetching-78"  # another machine's, whose locks may be its own
+    busy.mkdir()
+    for folder in (left, busy):
+        (folder / "model.safetensors").write_bytes(b"half of it")
+    for path in (left / "model.safetensors", left, busy):
+        os.utime(path, (0, 0))
     assert newest(run, settings) == (1, 1)
-    assert names(run) == ["step-00000001"]
+    assert names(run) == [".fetching-78", "step-00000001"]
 
 
 def test_a_store_that_cannot_be_reached_does_not_end_training(

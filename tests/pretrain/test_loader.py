@@ -28,7 +28,7 @@ from pretrain.data.worker import STOPS
 from pretrain.engine.world import World
 from pretrain.session import lanes_of
 from sharding.errors import UserError
-from sharding.record import part_path, record_path
+from sharding.record import read_record, record_meta, record_path, write_record
 from sharding.store import open_store
 from tests.pretrain.conftest import CLASSES, CLIP, SHORT
 
@@ -91,6 +91,16 @@ def test_what_a_step_is(whole: list[list[Clips]]) -> None:
 @pytest.mark.parametrize(("workers", "ahead"), [(3, 1), (2, 9)])
 def test_workers_and_depth_change_nothing(sources: Sources, whole: list[list[Clips]], workers: int, ahead: int) -> None:
     assert_same(shown(loader(sources, workers, last=8, ahead=ahead)), whole)
+
+
+def test_a_lane_of_very_many_clips(sources: Sources) -> None:
+    many = 20_000
+    clip = SETTINGS.model_copy(update={"frames": 1})
+    order = order_of(sources, data("-"), SEED, 1, many)
+    with Loader(sources, order, clip, LoaderSettings(workers=1), range(1), last=1) as made:
+        ((clips,),) = made
+    assert clips.planes.y.shape[0] == len(clips.keys) == many
+    assert {len(list(same)) for _, same in itertools.groupby(sorted(clips.keys))} == {many // 13, many // 13 + 1}
 
 
 def test_it_begins_anywhere(sources: Sources, whole: list[list[Clips]]) -> None:
@@ -335,21 +345,33 @@ def test_every_damage_is_noticed_named_and_filled(copied: str, whole: list[list[
 
 
 def _rows(store: str, job: str) -> list[dict[str, object]]:
-    from sharding.record import read_record
-
     return read_record(open_store(store), "train", job).to_pylist()
 
 
-@pytest.mark.parametrize("path", [record_path, lambda split, job: part_path(split, job, 0)])
-def test_a_missing_shard_is_filled_too(copied: str, path: Callable[[str, str], str]) -> None:
+@pytest.mark.parametrize("lost_file", ["record", "part"])
+def test_a_missing_shard_is_filled_too(copied: str, lost_file: str) -> None:
     sources = open_sources(data(copied))
     (split,) = sources.splits
     lost = {split.sample(number).key for number in range(split.shard_sizes[0])}
-    open_store(copied).delete(path("train", split.jobs[0]))
+    open_store(copied).delete(record_path("train", split.jobs[0]) if lost_file == "record" else split.paths(0)[0])
     made = loader(open_sources(data(copied)), last=8, damaged=0.9)
     keys = {key for lanes in shown(made) for clips in lanes for key in clips.keys}
     assert not keys & lost and made.damage.samples == len(lost)
     assert split.jobs[0] in str(next(iter(made.damage.met.values())))
+
+
+def test_a_shard_whose_record_names_other_tars_than_the_index_is_filled_too(copied: str) -> None:
+    store = open_store(copied)
+    sources = open_sources(data(copied))
+    (split,) = sources.splits
+    table = read_record(store, "train", split.jobs[0])
+    rows, meta = table.to_pylist(), record_meta(table.schema)
+    meta["parts"][0]["path"] = split.paths(1)[0]
+    store.delete(record_path("train", split.jobs[0]))
+    write_record(store, "train", split.jobs[0], rows, meta)
+    made = loader(open_sources(data(copied)), last=8, damaged=0.9)
+    keys = {key for lanes in shown(made) for clips in lanes for key in clips.keys}
+    assert not keys & {row["key"] for row in rows} and made.damage.samples == len(rows)
 
 
 def test_too_much_damage_stops_with_the_list(copied: str) -> None:

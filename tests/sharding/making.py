@@ -8,6 +8,7 @@ from pathlib import Path
 from sharding import index
 from sharding.manifest import CorpusSettings
 from sharding.prepare import Prepared, prepare, prepare_retry
+from sharding.record import read_meta
 from sharding.shard import Progress, ShardSettings, make_shard
 from sharding.store import Store
 
@@ -38,6 +39,11 @@ def make(prepared: Prepared, settings: ShardSettings = SETTINGS) -> list[Progres
     ]
     index.merge(prepared.store)
     return made
+
+
+def part_of(store: Store, shard: tuple[str, str], number: int = 0) -> str:
+    """Path of a shard's tar part, as its record names it."""
+    return str(read_meta(store, *shard)["parts"][number]["path"])
 
 
 def content(store: Store) -> dict[str, bytes]:

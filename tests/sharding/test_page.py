@@ -23,6 +23,7 @@ from sharding.index import Index, Part
 from sharding.page import page
 from sharding.sheet import Tile, contact_sheet, drawn, middle_frame, spread
 from sharding.store import Store, open_store
+from tests.sharding.making import part_of
 from tests.sharding.test_verify import sharded
 
 NAMES = ["<script>alert(1)</script>", "say \"cheese\" & 'smile'", "篮球", "calm"]
@@ -220,7 +221,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, pieces: list[Path]) -> Path:
 
 def rows(store: Store) -> list[tuple[str, dict[str, Any]]]:
     return [
-        (record.part_path(split, job, row["part"]), row)
+        (part_of(store, (split, job), row["part"]), row)
         for split, job in record.list_records(store)
         for row in record.read_record(store, split, job).to_pylist()
     ]

@@ -24,7 +24,7 @@ from sharding.shard import make_shard
 from sharding.store import Store, open_store
 from sharding.summary import concealed_words, summary
 from sharding.verify import verify
-from tests.sharding.making import READING, SETTINGS, shard
+from tests.sharding.making import READING, SETTINGS, part_of, shard
 
 
 @pytest.fixture()
@@ -225,7 +225,7 @@ def test_histograms_of_an_index_are_read_when_asked_for(made: Store, monkeypatch
     labels: dict[str, Counter[int]] = {}
     for split, job in record.list_records(made):
         for row in record.read_record(made, split, job).to_pylist():
-            labels.setdefault(record.part_path(split, job, row["part"]), Counter()).update(row["labels"])
+            labels.setdefault(part_of(made, (split, job), row["part"]), Counter()).update(row["labels"])
     real, texts = json.loads, []
     monkeypatch.setattr(index.json, "loads", lambda text: (texts.append(text), real(text))[1])
     parts = index.current_index(made).parts

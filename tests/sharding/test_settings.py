@@ -59,6 +59,8 @@ def test_file_and_overrides(tmp_path: Path) -> None:
         ("seed", "not a setting: 'seed'"),
         ("=3", "not a setting"),
         ("seed=[1", "not valid YAML"),
+        ("optimizer={momentum: 0.1, momentum: 0.2}", "the key 'momentum' is there twice"),
+        ("name=2024-13-45", "not valid YAML: a value cannot be read"),
     ],
 )
 def test_mistakes_in_overrides(override: str, told: str) -> None:
@@ -81,6 +83,32 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
     file.write_text("seed: x\nsede: 1\n")
     both = refusal(file)
     assert "2 settings do not fit" in both and "seed: found 'x'" in both and "sede: there is no such" in both
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seed: 1\nname: a\nseed: 2\n", ("the key 'seed' is there twice, first on line 1", "line 3, column 1")),
+        ("optimizer:\n  momentum: 1\n  momentum: 1\n", ("the key 'momentum' is there twice", "line 3, column 3")),
+        ("optimizer: {momentum: 1, 'momentum': 2}\n", ("the key 'momentum' is there twice", "line 1")),
+        ("optimizer: {}\nseed: 1\noptimizer: {}\n", ("the key 'optimizer' is there twice", "line 3")),
+        ("name: [{a: 1, a: 2}]\n", ("the key 'a' is there twice", "line 1")),
+        ("name: 2024-13-45\n", ("a value cannot be read", "run.yaml")),
+        ("name: " + "[" * 5000, ("YAML", "run.yaml")),
+        ("{seed: 1}: 2\n", ("YAML", "run.yaml")),
+    ],
+)
+def test_files_that_say_two_things_or_none(tmp_path: Path, text: str, told: tuple[str, ...]) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    said = refusal(file)
+    assert all(part in said for part in told), said
+
+
+def test_what_a_merge_brings_may_be_given_anew(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("optimizer:\n  <<: {momentum: 0.1, learning_rate: 0.2}\n  momentum: 0.3\n")
+    assert load_settings(Run, str(file)).optimizer == Optimizer(momentum=0.3, learning_rate=0.2)
 
 
 def test_user_error_survives_a_process_boundary() -> None:

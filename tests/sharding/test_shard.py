@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import webdataset
 
 from sharding import index, record
 from sharding.errors import UserError
+from sharding.failures import read_failures, with_failures
 from sharding.manifest import Video
 from sharding.parts import sample_key
 from sharding.prepare import prepare
@@ -123,8 +125,8 @@ def test_a_slow_worker_leaves_what_a_faster_one_made(corpus: Path, store: Store)
     assert last.already and last.done
     found = verify(store, "none")
     assert found.sound, found.damages
-    lines = store.get(f"{job.split}/{job.id}.failures.jsonl").decode().splitlines()
-    assert str(gone.relative_to(corpus)) in {json.loads(line)["uri"] for line in lines}
+    lines = read_failures(store, [(job.split, job.id)], with_failures(store))
+    assert str(gone.relative_to(corpus)) in {line["uri"] for line in lines}
 
 
 def test_failures_are_told(corpus: Path, store: Store) -> None:
@@ -200,7 +202,8 @@ def test_small_parts_are_many(corpus: Path, store: Store, limit: dict[str, int])
     current = index.current_index(store)
     assert [part.samples for part in current.parts] == [1] * 6
     train = [part.path for part in current.parts if part.split == "train"]
-    assert train == [f"train/g0-000000-{number:02d}.tar" for number in range(len(train))]
+    sums = [hashlib.sha256(store.get(path)).hexdigest()[:16] for path in train]
+    assert train == [f"train/g0-000000-{number:02d}-{content}.tar" for number, content in enumerate(sums)]
 
 
 def test_parts_of_two_samples(corpus: Path, store: Store) -> None:

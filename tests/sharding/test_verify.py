@@ -26,7 +26,7 @@ from sharding.shard import make_shard
 from sharding.store import Store, open_store
 from sharding.verify import Progress, Verification, verify
 from tests.benchmarks.encoding import decoded
-from tests.sharding.making import READING, SETTINGS
+from tests.sharding.making import READING, SETTINGS, part_of
 
 
 def sharded(corpus: Path, store: Store) -> None:
@@ -60,7 +60,7 @@ def indexed(store: Store) -> None:
 
 def repack(store: Store, shard: tuple[str, str], members: Callable[[str, bytes], list[tuple[str, bytes]]]) -> None:
     """A shard's only part with its members replaced, and a record that knows it."""
-    path = record.part_path(*shard, 0)
+    path = part_of(store, shard)
     sink = io.BytesIO()
     with tarfile.open(fileobj=io.BytesIO(store.get(path))) as old, tarfile.open(fileobj=sink, mode="w") as new:
         for member in old:
@@ -71,12 +71,15 @@ def repack(store: Store, shard: tuple[str, str], members: Callable[[str, bytes],
                 info.size = len(data)
                 new.addfile(info, io.BytesIO(data))
     data = sink.getvalue()
+    store.delete(path)
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = record.part_path(*shard, 0, sha256)
     store.put(path, data)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         places = {member.name: member for member in tar}
 
     def change(rows: list[dict[str, Any]], meta: dict[str, Any]) -> None:
-        meta["parts"][0] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        meta["parts"][0] |= {"path": path, "bytes": len(data), "sha256": sha256}
         for row in rows:
             for name, entry in (("mp4", row), ("flow.mp4", row["flow"])):
                 member = places.get(f"{row['key']}.{name}")
@@ -99,7 +102,7 @@ def flow_of(data: bytes) -> dict[str, Any]:
 
 def add_flow(store: Store, shard: tuple[str, str]) -> None:
     """Give every sample of a shard its flow."""
-    part = store.get(record.part_path(*shard, 0))
+    part = store.get(part_of(store, shard))
     flows: dict[str, dict[str, Any]] = {}
 
     def change(rows: list[dict[str, Any]], meta: dict[str, Any]) -> None:
@@ -243,7 +246,7 @@ TAR_DAMAGE: dict[str, tuple[Callable[[Path, list[dict[str, Any]]], object], set[
 def test_a_damaged_part(store: Store, kind: str) -> None:
     harm, samples, words = TAR_DAMAGE[kind]
     shard, rows = chosen(store), rows_of(store)
-    harm(Path(store.url) / record.part_path(*shard, 0), rows)
+    harm(Path(store.url) / part_of(store, shard), rows)
     found = verify(store, "all")
     assert not found.sound
     assert named(found, shard) == {rows[sample]["key"] for sample in samples}
@@ -256,7 +259,7 @@ def test_a_damaged_part(store: Store, kind: str) -> None:
 def test_any_flipped_byte_of_a_part(store: Store, data: st.DataObject) -> None:
     """Found wherever it is; inside a video exactly that sample is named, elsewhere none but the one it lies in."""
     shard, rows = chosen(store), rows_of(store)
-    path = Path(store.url) / record.part_path(*shard, 0)
+    path = Path(store.url) / part_of(store, shard)
     sound = path.read_bytes()
     at = data.draw(st.integers(0, len(sound) - 1))
     value = data.draw(st.integers(1, 255))
@@ -273,7 +276,7 @@ def test_any_flipped_byte_of_a_part(store: Store, data: st.DataObject) -> None:
 
 
 def test_swapped_parts(store: Store) -> None:
-    one, two = [Path(store.url) / record.part_path(*shard, 0) for shard in record.list_records(store)[:2]]
+    one, two = [Path(store.url) / part_of(store, shard) for shard in record.list_records(store)[:2]]
     data = one.read_bytes()
     shutil.copyfile(two, one)
     two.write_bytes(data)
@@ -409,7 +412,7 @@ def test_the_stores_own_files(store: Store) -> None:
     assert found.sound and found.index is None
     newest.write_bytes(data)
     (root / index.HEAD).write_bytes(head[:-20])
-    assert "reelscale.json: not JSON" in said(verify(store))
+    assert "reelscale.json: the store's head is damaged: not JSON" in said(verify(store))
     (root / index.HEAD).write_bytes(head.replace(b'"short_edge": 32', b'"short_edge": 34'))
     assert "its settings are not what their digest says" in said(verify(store))
     (root / index.HEAD).write_bytes(head.replace(b"calm", b"clam"))
@@ -444,16 +447,16 @@ def test_an_index_of_other_parts(store: Store) -> None:
 
 
 def test_the_same_sample_in_two_shards(store: Store) -> None:
-    split, job = shard = chosen(store)
-    store.put(record.part_path(split, "g0-000099", 0), store.get(record.part_path(*shard, 0)))
+    shard = chosen(store)
+    job = shard[1]
+    path = part_of(store, shard).replace(job, "g0-000099")
+    store.put(path, store.get(part_of(store, shard)))
 
     def change(rows: list[dict[str, Any]], meta: dict[str, Any]) -> None:
         meta["job"] = "g0-000099"
-        meta["parts"][0]["path"] = record.part_path(split, "g0-000099", 0)
+        meta["parts"][0]["path"] = path
+        meta["failures"] = {}
 
-    failures = Path(store.url) / split / f"{job}.failures.jsonl"
-    if failures.exists():
-        shutil.copyfile(failures, failures.with_name("g0-000099.failures.jsonl"))
     rewrite(store, change, shard, to="g0-000099")
     found = verify(store)
     keys = {row["key"] for row in rows_of(store)}
@@ -463,7 +466,15 @@ def test_the_same_sample_in_two_shards(store: Store) -> None:
 
 def test_what_no_record_names_is_told_and_no_damage(store: Store) -> None:
     split, job = chosen(store)
-    orphans = [f"{split}/{job}-01.tar", f"{split}/g0-000088-00.tar", f"{split}/g0-000088.failures.jsonl"]
+    names = ("", "-0123456789abcdef")
+    orphans = [
+        *(f"{split}/{other}{name}.failures.jsonl" for other in (job, "g0-000088") for name in names),
+        *(
+            f"{split}/{other}-0{part}{name}.tar"
+            for other, part in ((job, 0), (job, 1), ("g0-000088", 0))
+            for name in names
+        ),
+    ]
     for path in orphans:
         store.put(path, b"of a killed worker")
     found = verify(store)
@@ -489,14 +500,16 @@ def test_a_failure_list_that_lost_a_line(store: Store) -> None:
     path.write_text(line[:-20])
     assert "is not JSON lines" in said(verify(store))
     path.unlink()
-    assert "has 0 failures, the record says 1" in said(verify(store))
+    assert "its failure list, is missing" in said(verify(store))
+    path.write_text(line.replace("reason", "raison"))
+    assert "its content is not what its name says" in said(verify(store))
 
 
 def test_many_parts_longer_than_a_block(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks shorter than most members, and of no multiple of a tar's."""
     monkeypatch.setattr("sharding.checks.forward.BLOCK", 700)
     assert verify(store, "all").sound
-    path = Path(store.url) / record.part_path(*chosen(store), 0)
+    path = Path(store.url) / part_of(store, chosen(store))
     cut(path, path.stat().st_size * 2 // 3)
     assert "is missing" in said(verify(store))
 
@@ -545,11 +558,11 @@ def remote(store: Store, s3: tuple[dict[str, str], str], monkeypatch: pytest.Mon
 def test_on_s3(remote: Store) -> None:
     assert verify(remote, "all").sound
     shard, rows = chosen(remote), rows_of(remote)
-    data = bytearray(remote.get(record.part_path(*shard, 0)))
+    data = bytearray(remote.get(part_of(remote, shard)))
     data[rows[2]["offset"] + rows[2]["size"] // 2] ^= 1
-    remote.put(record.part_path(*shard, 0), bytes(data))
+    remote.put(part_of(remote, shard), bytes(data))
     other = next(s for s in record.list_records(remote) if s != shard)
-    remote.delete(record.part_path(*other, 0))
+    remote.delete(part_of(remote, other))
     found = verify(remote)
     assert {damage.key for damage in found.damages if damage.key} == {rows[2]["key"]}
     assert (*other, 0, None) in {(d.split, d.job, d.part, d.key) for d in found.damages}
@@ -559,7 +572,7 @@ def test_memory_does_not_grow_with_a_part(store: Store, monkeypatch: pytest.Monk
     """A part of many megabytes is never held whole: the longest read is a block or a sample."""
     monkeypatch.setattr("sharding.checks.forward.BLOCK", 2**16)
     shard = chosen(store)
-    path = Path(store.url) / record.part_path(*shard, 0)
+    path = Path(store.url) / part_of(store, shard)
     path.write_bytes(path.read_bytes() + bytes(2**24))
     longest = 0
     real = type(store).get_range

@@ -24,6 +24,7 @@ from pretrain.models.network import VideoNetwork, seed_dropout
 from pretrain.models.zoo import build_model
 from sharding.errors import UserError
 from sharding.lifeline import die_with
+from sharding.visible import visible_lines
 
 log = logging.getLogger("reelscale")
 
@@ -53,7 +54,7 @@ def main(words: int, parent: int) -> None:
         say.word("mistake", [error.what, error.where, error.remedy])
     except Exception as error:
         if is_device_lost(error):  # another child goes on; leaving in order would ask the device
-            print(error, file=sys.stderr, flush=True)
+            print(visible_lines(error), file=sys.stderr, flush=True)
             os._exit(1)
         say.word("error", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
     leave_world()

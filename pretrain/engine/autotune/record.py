@@ -12,11 +12,12 @@ from pathlib import Path as FilePath
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from pretrain.engine.precision import Pass, Precision
 from pretrain.models.paths import PATHS, Path
+from sharding.aside import put_whole
 
 log = logging.getLogger("reelscale")
 
@@ -40,6 +41,13 @@ class Measured(BaseModel):
     made_by: Annotated[str, Field(description="the libraries that computed, see `libraries`")] = ""
     key: Annotated[str, Field(description="by which it is in the cache folder, see `key_of`; empty if it is not")] = ""
 
+    @field_validator("path")
+    @classmethod
+    def _is_of_this_version(cls, name: str) -> str:
+        if name and name not in PATHS:
+            raise ValueError(f"there is no path {name}")
+        return name
+
     def by_name(self, name: str) -> Path:
         """The path of this name, planar where that was measured to be faster."""
         path = replace(PATHS[name], recomputed=self.recomputed)
@@ -53,32 +61,35 @@ class Measured(BaseModel):
 
 
 def kept(folder: FilePath) -> Measured | None:
-    """What a run has kept in its folder; None where it has nothing, or nothing that can be read."""
+    """What a run has kept in its folder; None where it has nothing, or nothing that this version can read."""
     try:
-        return Measured.model_validate(json.loads((folder / _FILE).read_text()))
-    except (OSError, ValueError, ValidationError):
+        return Measured.model_validate_json((folder / _FILE).read_bytes())
+    except (OSError, ValueError):  # pydantic's is a ValueError, too
         return None
 
 
 def keep(folder: FilePath, measured: Measured) -> None:
     """Keep it in the run's folder, and in the cache folder if it has a key."""
-    (folder / _FILE).write_text(measured.model_dump_json(indent=1))
+    _write(folder / _FILE, measured)
     if not measured.key:
         return
     place = cache_folder() / f"{measured.key}.json"
-    aside = place.with_suffix(f".{os.getpid()}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(measured.model_dump_json(indent=1))
-        aside.replace(place)
+        _write(place, measured)
     except OSError as error:
         log.debug("what was measured of the paths is not kept for other runs: %s", error)
+
+
+def _write(path: FilePath, measured: Measured) -> None:
+    with put_whole(path) as aside:
+        aside.write_text(measured.model_dump_json(indent=1))
 
 
 def cached(key: str) -> Measured | None:
     """What another run has kept by this key; None where none has, or nothing that can be read."""
     try:
-        found = Measured.model_validate_json((cache_folder() / f"{key}.json").read_text())
+        found = Measured.model_validate_json((cache_folder() / f"{key}.json").read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:  # pydantic's is a ValueError, too

@@ -1,0 +1,48 @@
+"""A folder for Ray's session, where its sockets get names that the system takes."""
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from sharding.errors import UserError
+from sharding.visible import visible
+
+_LONGEST = 107  # bytes of a socket's path in Linux
+_SOCKET = "/ray/session_2000-12-31_23-59-59_999999_4194304/sockets/plasma_store"  # Ray's longest, below the folder
+ROOM = _LONGEST - len(_SOCKET)
+_SHORT = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def session_folder() -> str | None:
+    """Where Ray is to keep its session; None where it finds a fitting folder by itself.
+
+    Another than Ray would take is told on standard error. Raises UserError where there is none.
+    """
+    wanted = _wanted(os.environ)
+    chosen = fitting([wanted, *_SHORT])
+    if chosen is None:
+        what = f"Ray's sockets need a folder that can be written to and has a path of at most {ROOM} bytes"
+        raise UserError(what, f"TMPDIR={wanted}", "set RAY_TMPDIR to such a folder, or launcher=none")
+    if chosen == wanted:
+        return None
+    why = "too long a path for sockets" if len(os.fsencode(wanted)) > ROOM else "no folder that can be written to"
+    told = f"Ray keeps its session in {chosen}/ray: {wanted} is {why} (RAY_TMPDIR names another)"
+    print(visible(told), file=sys.stderr)
+    return f"{chosen}/ray"
+
+
+def fitting(folders: Iterable[str]) -> str | None:
+    """The first folder with a path short enough in which Ray can make its own."""
+    return next((each for each in folders if len(os.fsencode(each)) <= ROOM and _usable(Path(each))), None)
+
+
+def _wanted(environment: Mapping[str, str]) -> str:
+    """The folder that Ray takes unless told."""
+    return environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or _SHORT[0]
+
+
+def _usable(folder: Path) -> bool:
+    there = folder / "ray"
+    place = there if there.exists() else folder
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)

@@ -1,0 +1,68 @@
+"""A run's settings.json and classes.json: what they hold, and how they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
+
+from sharding.errors import UserError
+from sharding.json_file import read_json
+from sharding.text import nfc
+
+SETTINGS, CLASSES = "settings.json", "classes.json"
+FORMAT = 1
+_RESTORE = "restore the file (checkpoint.store has a copy, where one is set), or name a new folder: run=runs/NAME"
+_IMPORT = "make a run of weights first, reelscale import FILE RUN, and name that one"
+_A_RUN = "give the folder that `reelscale pretrain` or `finetune` printed"
+
+
+class RunSettings(pydantic.BaseModel):
+    """The content of settings.json."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+    format: int = FORMAT
+    settings: Annotated[dict[str, Any], Field(description="as the run has them now")]
+    identity: Annotated[dict[str, Any], Field(description="what may not change while it goes on")]
+    derived: dict[str, Any] = {}
+    threads: Annotated[int | None, Field(ge=1, description="that the first rank began to compute with")] = None
+
+    def began_with(self, where: str) -> dict[str, Any]:
+        """The data settings that the run began with, "index" (versions of its stores' indexes) among them."""
+        data = self.identity.get("data")
+        index = data.get("index") if isinstance(data, dict) else None
+        if not isinstance(index, list) or not all(isinstance(version, str) for version in index):
+            what = f"the run's {SETTINGS} is damaged: identity.data.index is no list of versions"
+            raise UserError(what, where, _RESTORE)
+        return dict(data or {})
+
+
+def parse_settings(data: bytes, where: str) -> RunSettings:
+    """The content of a settings.json. Raises UserError for a damaged one, or another version's."""
+    return read_json(data, RunSettings, f"the run's {SETTINGS}", where, _RESTORE, FORMAT)
+
+
+def read_settings_file(folder: Path) -> RunSettings:
+    """RUN/settings.json. Raises UserError if the folder is no run's, or the file is damaged or another version's."""
+    return parse_settings(_read(folder / SETTINGS), str(folder / SETTINGS))
+
+
+def read_classes_file(folder: Path) -> list[str]:
+    """RUN/classes.json, the names in their order. Raises UserError as `read_settings_file` does."""
+    path = folder / CLASSES
+    return [nfc(name) for name in read_json(_read(path), list[str], f"the run's {CLASSES}", str(path), _RESTORE)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"not a run's folder: {path.name} is missing", str(path.parent), _A_RUN) from error
+    except NotADirectoryError as error:
+        raise UserError("a file, and not a run's folder", str(path.parent), _IMPORT) from error
+    except OSError as error:
+        what = f"the run's {path.name} cannot be read: {error.strerror or error}"
+        raise UserError(what, str(path), "look after the disk and the permissions") from error
