@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 
 from sharding.media.encoder import TICKS, Clip, packet_table
 from sharding.media.judge import BadVideo, Decoded, judge_frames
+from sharding.media.orientation import UPRIGHT, orientation_of
 from sharding.media.picture import MATRIX_NAMES, is_full_range, source_matrix
 from sharding.media.reader import Reader
 from sharding.media.segments import TOLERANCE, Stretch
@@ -39,7 +40,7 @@ def copied(reader: Reader, stretch: Stretch, minimum: float) -> Clip:
     Begins at the key frame at most `limit` before the planned start, else at the first one after it. Taken in decode
     order up to the first packet that is shown after the end, so that all that is stored can be decoded. Only the
     first picture is decoded. Raises BadVideo if there is no such key frame or too few packets, or if the
-    pictures are to be turned, which only the mp4's header says: readers fetch packets by the record.
+    pictures are to be turned or mirrored, which only the mp4's header says: readers fetch packets by the record.
     """
     packets, begin = _from_key_frame(reader, stretch)
     # What begins late ends where it was planned to end.
@@ -57,9 +58,9 @@ def copied(reader: Reader, stretch: Stretch, minimum: float) -> Clip:
     judge_frames(declared, minimum)
     if picture is None:
         raise BadVideo("undecodable", "its first key frame does not decode", declared.last_error)
-    if picture.rotation:
-        what = "it is to be shown turned, which who reads its packets alone is not told; shard it without encode.copy"
-        raise BadVideo("unsupported", what, f"by {picture.rotation} degrees")
+    if (orientation := orientation_of(picture)) != UPRIGHT:
+        what = "it is to be shown turned or mirrored, which who reads its packets alone is not told"
+        raise BadVideo("unsupported", f"{what}; shard it without encode.copy", f"its display matrix: {orientation}")
     return _clip(sink.getvalue(), reader, stretch.segment, begin, picture)
 
 
