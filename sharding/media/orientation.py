@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
+from typing import Any
 
-from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 
 Filter = tuple[str, str]  # a filter of libavfilter's and its argument
@@ -35,7 +35,10 @@ def orientation_of(frame: VideoFrame, before: Orientation = UPRIGHT) -> Orientat
 
     A stream that carries matrices itself (H.264's and HEVC's SEI) repeats them at key frames only.
     """
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    try:
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18 reads none where there is one of a type that FFmpeg 8 added (Exif, views)
+        return orientation(_turning(frame.rotation)) if frame.rotation else before
     return before if data is None else orientation(struct.unpack("=9i", bytes(data)))
 
 
@@ -60,3 +63,9 @@ def orientation(matrix: tuple[int, ...]) -> Orientation:
     if degrees:
         return Orientation((("rotate", f"{degrees}*PI/180"),))
     return Orientation((("vflip", ""),)) if d < 0 else UPRIGHT
+
+
+def _turning(degrees: int) -> tuple[int, ...]:
+    """The matrix that turns counter-clockwise by so many degrees and does not mirror."""
+    across, down = (round(2**16 * of(math.radians(degrees))) for of in (math.cos, math.sin))
+    return (across, -down, 0, down, across, 0, 0, 0, 2**30)

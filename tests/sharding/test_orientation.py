@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import itertools
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from sharding.flow import FlowSettings, dequantised
 from sharding.manifest import Video
@@ -157,3 +159,25 @@ def test_angles_between_and_matrices_that_say_nothing() -> None:
     assert orientation(matrix(half, half, -half, half)).filters == (("rotate", "45*PI/180"),)
     assert orientation(matrix(half, -half, half, half)).filters == (("rotate", "315*PI/180"),)
     assert orientation(matrix(0, 2, -2, 0)).filters == (("transpose", "clock"),)
+
+
+def test_pictures_with_data_that_pyav_does_not_know(tmp_path: Path) -> None:
+    """As a camera's JPEGs with an Exif: what way is up is still read."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    sink = io.BytesIO()
+    Image.fromarray(quarters(144, 176)).save(sink, "JPEG", quality=95, exif=exif)
+    path = tmp_path / "camera.mkv"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 176, 144, "yuvj420p"
+        for number in range(3):
+            packet = av.Packet(sink.getvalue())
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, 25), True
+            packet.pts = packet.dts = number
+            out.mux_one(packet)
+    with av.open(str(path)) as container, pytest.raises(ValueError, match="not a valid Type"):
+        next(container.decode(video=0)).side_data.get("DISPLAYMATRIX")
+    found = made(path, VideoSettings(encode=EncodeSettings(short_edge=64, crf=6)))
+    assert (found.width, found.height) == (64, 78)
+    assert np.abs(corners(rgb(found)) - corners(np.rot90(quarters(144, 176), -1))).max() <= 12
