@@ -61,6 +61,7 @@ class Fitter:
         self.aspect = aspect
         self.size = size
         self.orientation = UPRIGHT
+        self.angle: int | None = None
         self.reformatter = VideoReformatter()
         self._turning: dict[Orientation, Graph] = {}
         self._field: tuple[tuple[object, ...], Graph] | None = None
@@ -69,7 +70,10 @@ class Fitter:
 
     def fit(self, frame: VideoFrame) -> VideoFrame:
         """The frame as it is to be stored (without a time)."""
-        self.orientation = orientation_of(frame, self.orientation)
+        # A stream's own matrices stand at key frames. PyAV ties a frame whose side data is read to itself, and frees it
+        # late: only those are read whose angle says that something changed.
+        if self.angle is None or (frame.key_frame and frame.rotation != self.angle):
+            self.angle, self.orientation = frame.rotation, orientation_of(frame, self.orientation)
         sideways = self.orientation.sideways
         if self.size is None:
             lying = fitted_size(frame.width, frame.height, self.aspect, self.short_edge)

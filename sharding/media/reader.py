@@ -274,21 +274,34 @@ class Reader:
         """Every frame, with times that rise."""
         return evened(self._timed(packets), self.declared.step)
 
-    def _timed(self, packets: Iterator[Packet[VideoStream]]) -> Iterator[tuple[VideoFrame, float | None]]:
-        """Every frame, with the time that it is given; without one, the first has that of the first packet."""
+    def _timed(self, packets: Iterator[Packet[VideoStream]]) -> Iterator[tuple[VideoFrame, float | None, bool]]:
+        """Every frame, the time that it is given, and whether by the packets a later one follows.
+
+        A first frame without a time has that of the first packet.
+        """
         stamps = DecodingTimes(self._delay) if self.decoding_times_only else None
+        coming: list[int] = []  # when those are shown that went into the decoder and did not come out
         begin: float | None = None
         begun = False
-        for packet in packets:
+        for packet, following in itertools.pairwise(itertools.chain(packets, [None])):
+            assert packet is not None
             begin = begin if begun or begin is not None else self.time(packet)
             if stamps is not None:
                 stamps.packet(packet.dts)
+            elif packet.pts is not None and not packet.is_discard:
+                coming.append(packet.pts)
             for frame in self.pictures(packet):
-                if stamps is None:
-                    time = self._seconds(frame.dts if frame.pts is None else frame.pts)
-                else:
-                    time, self._delay = self._seconds(stamps.frame(frame.dts)), stamps.delay
-                yield frame, begin if time is None and not begun else time
+                sure = True
+                if stamps is not None:
+                    stamp, self._delay = stamps.frame(frame.dts), stamps.delay
+                elif (stamp := frame.dts if frame.pts is None else frame.pts) is not None:
+                    if stamp in coming:
+                        coming.remove(stamp)
+                    after = following.pts if following is not None else None
+                    sure = (after is None or after > stamp) and all(each > stamp for each in coming)
+                    coming = [each for each in coming if each > stamp]
+                time = self._seconds(stamp)
+                yield frame, begin if time is None and not begun else time, sure
                 begun = True
             if self.counting.stuck:
                 return

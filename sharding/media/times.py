@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -35,58 +36,72 @@ class DecodingTimes:
         return None if dts is None else dts - (self.delay or 0)
 
 
-def evened(frames: Iterable[tuple[F, float | None]], step: float) -> Iterator[tuple[F, float]]:
+def evened(frames: Iterable[tuple[F, float | None, bool]], step: float) -> Iterator[tuple[F, float]]:
     """The frames, in order, with times in seconds that rise; those that do are left as they are.
 
     A frame without a time comes a `step` after the one before it. Times that repeat or change places are put in order
     and spread up to the next one that is later. A single one that strays is put between its neighbours. Where times
-    begin anew, as where recordings were put together, those after it follow it.
+    begin anew, as where recordings were put together, those after it follow it. A frame that is sure to be followed
+    by a later one goes on at once, if it is later than those before it.
     """
-    coming: Iterator[tuple[F, float | None]] = iter(frames)
+    coming: Iterator[tuple[F, float | None, bool]] = iter(frames)
     shift = 0.0  # of times that began anew
-    last: float | None = None  # the latest of those that went out
-    held: list[tuple[F, float, float]] = []  # frame, its time, its time shifted: none later than the first of them
+    earlier = last = -math.inf  # the latest times of those that went out
+    held: list[tuple[F, float]] = []  # frames and their times, before the shift, none of which is later than the first
     while (found := next(coming, None)) is not None or held:
         if found is not None:
-            frame, given = found
-            time = given if given is not None else held[-1][1] + step if held else 0.0
-            if given is not None and held and shift > NEAR and 0 < time - held[0][2] <= NEAR:
+            frame, given, sure = found
+            before = held[-1][1] + shift if held else last
+            time = given if given is not None else (before if before > -math.inf else -step) + step - shift
+            if given is not None and shift > NEAR and 0 < given - before <= NEAR:
                 shift = 0.0  # those that seemed to begin anew were wrong
-            if held and time + shift > held[0][2]:
-                times = settled([shown for *_, shown in held], last, time + shift, step)
-                yield from zip((each for each, *_ in held), times, strict=True)
-                last, held = times[-1], []
-            held.append((frame, time, time + shift))
+            if held and time + shift > max(last, held[0][1] + shift):
+                times = settled([each + shift for _, each in held], earlier, last, time + shift, step)
+                yield from zip((each for each, _ in held), times, strict=True)
+                earlier, last = [last, *times][-2:]
+                held = []
+            if sure and not held and time + shift > last:
+                earlier, last = last, time + shift
+                yield frame, last
+                continue
+            held.append((frame, time))
             if len(held) < WINDOW:
                 continue
-        elif held[0][2] - held[-1][2] <= NEAR:
-            times = settled([shown for *_, shown in held], last, None, step)
-            yield from zip((each for each, *_ in held), times, strict=True)
+        elif held[0][1] - held[-1][1] <= NEAR:
+            times = settled([each + shift for _, each in held], earlier, last, math.inf, step)
+            yield from zip((each for each, _ in held), times, strict=True)
             return
-        (first, _, at), rest = held[0], [(each, given) for each, given, _ in held[1:]]
+        (first, at), rest = held[0], held[1:]
         begin, end = rest[0][1], rest[-1][1]
         held = []
         if begin == end or not all(a <= b for (_, a), (_, b) in itertools.pairwise(rest)):  # they say nothing
-            rest = [(each, at + number * step - shift) for number, (each, _) in enumerate(rest, 1)]
-        elif last is None or begin + shift > last:  # the first one strays
-            before = begin + shift - 2 * step if last is None else last
-            at = (before + begin + shift) / 2
-        else:  # they begin anew
-            shift = at + step - begin
-        yield first, at
-        last = at
-        coming = itertools.chain(rest, coming)
+            shown = max(at + shift, last + step)
+            rest = [(each, shown + number * step - shift) for number, (each, _) in enumerate(rest, 1)]
+        elif at + shift <= last:  # they began anew with the first one
+            shift = last + step - at
+            shown = last + step
+        elif begin + shift > last:  # the first one strays
+            shown = begin + shift - step if last == -math.inf else (last + begin + shift) / 2
+        else:  # they begin anew after the first one
+            shown = at + shift
+            shift = shown + step - begin
+        earlier, last = last, shown
+        yield first, last
+        coming = itertools.chain([(each, time, False) for each, time in rest], coming)
 
 
-def settled(times: Sequence[float], last: float | None, until: float | None, step: float) -> list[float]:
-    """As many times that rise, between `last` and `until`: the same ones, put in order, or spread where they repeat.
+def settled(times: Sequence[float], earlier: float, last: float, until: float, step: float) -> list[float]:
+    """As many times that rise, between `last`, the one after `earlier`, and `until`.
 
-    The first of `times` is later than `last`, None is later than `until`.
+    The same ones, put in order, or as far apart as `last` and `earlier` where some repeat, if there is room for it.
     """
-    good = sorted({time for time in times if last is None or time > last})
+    good = sorted({time for time in times if time > last})
     if len(good) == len(times):
         return good
-    gap = step if last is None or until is None else max(step, good[0] - last)
-    if until is not None:
-        gap = min(gap, (until - good[0]) / len(times))
-    return [good[0] + number * gap for number in range(len(times))]
+    usual = step if until == math.inf or earlier == -math.inf else max(step, last - earlier)
+    if good:
+        first, gap = good[0], min(usual, (until - good[0]) / len(times))
+    else:
+        gap = min(usual, (until - last) / (len(times) + 1))
+        first = last + gap
+    return [first + number * gap for number in range(len(times))]

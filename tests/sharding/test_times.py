@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,12 +14,17 @@ from hypothesis import strategies as st
 from sharding.media.times import DecodingTimes, evened
 
 STEP = 0.04
+TIMES = st.one_of(st.none(), st.floats(-1e5, 1e5), st.integers(-5, 30).map(float))
 
 
 def made_even(*times: float | None) -> list[float]:
-    """The times in steps."""
-    found = list(evened(enumerate(None if t is None else t * STEP for t in times), STEP))
+    """The times in steps; the same whether those that are sure to rise wait for the next or not."""
+    given = [None if t is None else t * STEP for t in times]
+    sure = [a is None or b is None or a < b for a, b in zip(given, [*given, None][1:], strict=True)]
+    found = list(evened(zip(range(len(times)), given, sure, strict=True), STEP))
     assert [number for number, _ in found] == list(range(len(times)))
+    waiting = list(evened(zip(range(len(times)), given, [False] * len(times), strict=True), STEP))
+    assert [time for _, time in waiting] == pytest.approx([time for _, time in found])
     return [round(time / STEP, 6) for _, time in found]
 
 
@@ -73,18 +79,29 @@ def test_times_that_all_are_the_same() -> None:
 
 
 @trying(deadline=None)
-@given(times=st.lists(st.one_of(st.none(), st.floats(-1e5, 1e5), st.integers(-5, 30).map(float)), max_size=60))
-def test_whatever_is_given_rises_and_no_frame_is_lost(times: list[float | None]) -> None:
-    found = list(evened(enumerate(times), STEP))
-    assert [number for number, _ in found] == list(range(len(times)))
+@given(frames=st.lists(st.tuples(st.integers(), TIMES, st.booleans()), max_size=60))
+def test_whatever_is_given_rises_and_no_frame_is_lost(frames: list[tuple[int, float | None, bool]]) -> None:
+    found = list(evened(frames, STEP))
+    assert [number for number, _ in found] == [number for number, *_ in frames]
     assert all(b >= a for (_, a), (_, b) in itertools.pairwise(found))
 
 
 @trying(deadline=None)
-@given(gaps=st.lists(st.floats(1e-3, 100), max_size=60))
-def test_times_that_rise_are_left_alone(gaps: list[float]) -> None:
+@given(gaps=st.lists(st.floats(1e-3, 100), max_size=60), sure=st.booleans())
+def test_times_that_rise_are_left_alone(gaps: list[float], sure: bool) -> None:
     times = list(np.cumsum(gaps))
-    assert [time for _, time in evened(enumerate(times), STEP)] == times
+    assert [time for _, time in evened(((0, time, sure) for time in times), STEP)] == times
+
+
+def test_a_frame_that_is_sure_to_be_followed_by_a_later_one_does_not_wait() -> None:
+    went_in = []
+
+    def frames() -> Iterator[tuple[int, float, bool]]:
+        for number in range(5):
+            went_in.append(number)
+            yield number, number * STEP, number != 2
+
+    assert [len(went_in) for _ in evened(frames(), STEP)] == [1, 2, 4, 4, 5]
 
 
 def test_a_container_of_decoding_times_alone() -> None:
