@@ -72,6 +72,12 @@ class Decoded:
         self.passed_end = True
         self.saw(time)
 
+    def lasts(self, seconds: float) -> None:
+        """The stream lasts so long, whatever was declared; of the declared frames, as large a share."""
+        if self.seconds:
+            self.declared = round(self.declared * seconds / self.seconds)
+        self.seconds = seconds
+
     def of_stretch(self, begin: float, seconds: float) -> Decoded:
         """What the header says of so many seconds of the stream."""
         rate = min(1 / self.step, self.declared / self.seconds) if self.declared and self.seconds else 1 / self.step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import av
 import av.error
@@ -34,6 +34,14 @@ BUFFER = 2**16
 LARGEST = 2**26  # pixels of a picture: twice those of 8K. A few bytes may announce a gigabyte
 LONGEST = 7 * 86400.0  # seconds that a header is believed
 HELD_BYTES = 32 * 2**20  # packets kept while the last key frame before a time is looked for
+
+
+class Ends(NamedTuple):
+    """Seconds: when the picture's last packet is shown, until when, and when the last one of any stream ends."""
+
+    last: float
+    picture: float
+    latest: float
 
 
 class Reader:
@@ -86,68 +94,70 @@ class Reader:
 
     def measured(self) -> float:
         """How long the picture lasts by its packets' times, whatever its header says; as `seconds`."""
-        return self._ends()[0]
+        return self._ends().picture
 
     def judge(self, decoded: Decoded, minimum: float) -> None:
-        """As judge_frames; if too few came of the whole video, its header is doubted first: it may count what edits
-        leave out, or last as long as the audio."""
+        """As judge_frames; if too few came of the whole video, its header is doubted first.
+
+        It may count what edits leave out, and last as long as the audio, or as a last picture that stays.
+        """
         if decoded is self.declared and decoded.share < minimum:
             decoded.declared = shown(self._opened, self.stream) or decoded.declared
-            if not self._own and decoded.seconds:
-                self._find_end()
+            if decoded.share < minimum and 0 < decoded.seconds <= LONGEST:
+                ends = self._ends()
+                if ends.latest >= WHOLE_FILE * decoded.seconds:
+                    decoded.lasts(ends.last + decoded.step)
         judge_frames(decoded, minimum)
 
     def _find_end(self) -> None:
         """Takes the picture's own length for the header's, unless no stream lasts that long: then the file is cut."""
-        header = self.declared
-        seconds, latest = self._ends()
-        if not 0 < header.seconds <= LONGEST or latest >= WHOLE_FILE * header.seconds:
-            if header.seconds:
-                header.declared = round(header.declared * seconds / header.seconds)
-            header.seconds = seconds
+        ends = self._ends()
+        if not 0 < self.declared.seconds <= LONGEST or ends.latest >= WHOLE_FILE * self.declared.seconds:
+            self.declared.lasts(ends.picture)
         self._own = True
 
-    def _ends(self) -> tuple[float, float]:
-        """When the picture's last packet ends, and when any stream's does: read near the file's end if that is known.
+    def _ends(self) -> Ends:
+        """Where the streams end, read near the file's end if it is known; the container then stands at its beginning.
 
-        The container then stands at its beginning again. Raises BadVideo if the picture lasted longer than a week.
+        Raises BadVideo if the picture lasted longer than a week.
         """
         counting, self.counting = self.counting, Decoded(0, 0.0, self.declared.step)
         self._waiting = None
         length = self.declared.seconds if self.declared.seconds <= LONGEST else 0.0
         for before in (*EARLIER[1:], math.inf):
             if before < length or before == math.inf:
-                picture, latest, untimed = self._read_to_end(length - before)
-                if picture is not None:
+                ends, untimed = self._read_to_end(length - before)
+                if ends.picture:
                     break
         self._open()
         self.counting = counting
-        seconds = untimed * self.declared.step if picture is None else picture
-        if seconds > LONGEST:
-            raise BadVideo("undecodable", "its times cannot be true", f"it would last {seconds / 86400:.0f} days")
-        return seconds, latest
+        if not ends.picture:
+            ends = Ends((untimed - 1) * self.declared.step, untimed * self.declared.step, ends.latest)
+        if ends.picture > LONGEST:
+            days = ends.picture / 86400
+            raise BadVideo("undecodable", "its times cannot be true", f"it would last {days:.0f} days")
+        return ends
 
-    def _read_to_end(self, begin: float) -> tuple[float | None, float, int]:
-        """As `_ends`, of the packets from a time on: None if the picture has none there with a time, its packets
-        without one, which are counted, aside."""
+    def _read_to_end(self, begin: float) -> tuple[Ends, int]:
+        """As `_ends`, of the packets from a time on, zero if the picture has none; and how many of its have no time."""
         self._open()
         for stream in self._opened.streams:
             stream.discard = av.stream.Discard.default
-        picture: float | None = None
-        latest, untimed = 0.0, 0
+        last = end = latest = 0.0
+        untimed = 0
         if begin > 0 and not self._sought(begin):
-            return None, latest, 0
+            return Ends(0.0, 0.0, 0.0), 0
         for packet in self.packets(self._opened.demux()):
             stamp = packet.dts if packet.pts is None else packet.pts
             if packet.stream_index != self.stream.index:
                 if stamp is not None and packet.time_base is not None:
                     latest = max(latest, float((stamp + (packet.duration or 0)) * packet.time_base) - self._begin)
             elif packet.size and (time := self.time(packet)) is not None:
-                lasts = (packet.duration or 0) * self._tick or self.declared.step
-                picture = max(picture or 0.0, time + lasts)
+                last = max(last, time)
+                end = max(end, time + ((packet.duration or 0) * self._tick or self.declared.step))
             elif packet.size:
                 untimed += 1
-        return picture, max(latest, picture or 0.0), untimed
+        return Ends(last, end, max(latest, end)), untimed
 
     def _sought(self, time: float) -> bool:
         """Go to the key frame at or before a time, as the container finds it; False if it cannot."""

@@ -39,12 +39,12 @@ class DecodingTimes:
 def evened(frames: Iterable[tuple[F, float | None, bool]], step: float) -> Iterator[tuple[F, float]]:
     """The frames, in order, with times in seconds that rise; those that do are left as they are.
 
-    A frame without a time comes a `step` after the one before it. Times that repeat or change places are put in order
-    and spread up to the next one that is later. A single one that strays is put between its neighbours. Where times
-    begin anew, as where recordings were put together, those after it follow it. A frame that is sure to be followed
-    by a later one goes on at once, if it is later than those before it.
+    A frame without a time comes a `step` after the one before it, or before the one after it at the beginning. Times
+    that repeat or change places are put in order and spread up to the next one that is later. A single one that strays
+    is put between its neighbours. Where times begin anew, as where recordings were put together, those after it follow
+    it. A frame that is sure to be followed by a later one goes on at once, if it is later than those before it.
     """
-    coming: Iterator[tuple[F, float | None, bool]] = iter(frames)
+    coming: Iterator[tuple[F, float | None, bool]] = _begun(iter(frames), step)
     shift = 0.0  # of times that began anew
     earlier = last = -math.inf  # the latest times of those that went out
     held: list[tuple[F, float]] = []  # frames and their times, before the shift, none of which is later than the first
@@ -52,7 +52,7 @@ def evened(frames: Iterable[tuple[F, float | None, bool]], step: float) -> Itera
         if found is not None:
             frame, given, sure = found
             before = held[-1][1] + shift if held else last
-            time = given if given is not None else (before if before > -math.inf else -step) + step - shift
+            time = before + step - shift if given is None else given
             if given is not None and shift > NEAR and 0 < given - before <= NEAR:
                 shift = 0.0  # those that seemed to begin anew were wrong
             if held and time + shift > max(last, held[0][1] + shift):
@@ -88,6 +88,22 @@ def evened(frames: Iterable[tuple[F, float | None, bool]], step: float) -> Itera
         earlier, last = last, shown
         yield first, last
         coming = itertools.chain([(each, time, False) for each, time in rest], coming)
+
+
+def _begun(frames: Iterator[tuple[F, float | None, bool]], step: float) -> Iterator[tuple[F, float | None, bool]]:
+    """The frames, of which the first ones have times: from zero on if none of so many tells when."""
+    untimed: list[F] = []
+    following: tuple[F, float | None, bool] | None = None
+    for following in frames:
+        if following[1] is not None or len(untimed) == WINDOW:
+            break
+        untimed.append(following[0])
+        following = None
+    begin = 0.0 if following is None or following[1] is None else following[1] - len(untimed) * step
+    yield from ((frame, begin + number * step, True) for number, frame in enumerate(untimed))
+    if following is not None:
+        yield following
+    yield from frames
 
 
 def settled(times: Sequence[float], earlier: float, last: float, until: float, step: float) -> list[float]:
