@@ -12,7 +12,7 @@ from av.video.frame import VideoFrame
 from sharding.flow import FlowEncoder, FlowSettings
 from sharding.manifest import Video
 from sharding.media.encoder import TIME_BASE, Clip, Encoder, EncodeSettings, packet_table
-from sharding.media.judge import BadVideo, Decoded, judge_bytes, judge_concealed, judge_frames
+from sharding.media.judge import BadVideo, Decoded, judge_bytes, judge_concealed
 from sharding.media.reader import DEMUXERS, Reader
 from sharding.media.remux import copied, require_copyable
 from sharding.media.segments import WHOLE, SegmentSettings, Stretch, stretches
@@ -166,7 +166,7 @@ def _segment(reader: Reader, stretch: Stretch, settings: VideoSettings) -> Clip:
     if settings.encode.copy_packets:
         return copied(reader, stretch, settings.encode)
     begin = reader.seek(stretch.start, stretch.limit)
-    decoded = reader.declared.of_stretch(stretch.expected(begin))
+    decoded = reader.declared.of_stretch(begin, stretch.expected(begin))
     frames = reader.until(begin, stretch.end(begin), decoded)
     return _encoded(reader, frames, decoded, settings, stretch.segment)
 
@@ -186,7 +186,7 @@ def _encoded(
     for frame, time in frames:
         start = time if start is None else start
         encoder.add(frame, time)
-    judge_frames(decoded, encode.minimum_decoded)
+    reader.judge(decoded, encode.minimum_decoded)
     judge_concealed(decoded, encode.maximum_concealed)
     assert start is not None
     return replace(encoder.finish(segment, start), concealed=decoded.concealed)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from av.video.stream import VideoStream
-
 if TYPE_CHECKING:
     from sharding.source import SourceFile
 
@@ -42,23 +40,10 @@ class Decoded:
     first_time: float | None = None
     last_time: float | None = None
     last_error: str = ""
-
-    @classmethod
-    def of(cls, stream: VideoStream, container_duration: int | None, format_name: str) -> Decoded:
-        """What the stream's header says, before anything is decoded."""
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-        durations = [container_duration / 1e6] if container_duration and container_duration > 0 else []
-        if stream.duration and stream.duration > 0 and stream.time_base:
-            durations.append(float(stream.duration * stream.time_base))
-        # The shorter one: a container lasts as long as its audio, a stream as long as before an edit.
-        seconds = min(durations, default=0.0)
-        if "matroska" in format_name and stream.start_time and stream.time_base:
-            seconds = max(0.0, seconds - float(stream.start_time * stream.time_base))  # it counts from zero
-        step = 1 / rate if 1 <= rate <= 240 else 1 / 25
-        declared = stream.frames or (round(seconds / step) if 1 <= rate <= 240 else 0)
-        if format_name == "avi" and stream.frames:
-            seconds = stream.frames * step  # of a file cut off, the demuxer's duration is that of the rest
-        return cls(declared, seconds, step)
+    begin: float | None = None  # of a stretch; None: the whole stream is meant
+    passed_end: bool = False  # something came that is shown after the stretch
+    latest: float | None = None  # time of a frame that came, in the stretch or before it
+    gap: float = 0.0  # from the one before that
 
     def took(self, time: float | None, concealed: int = 0, stored: bool = True) -> None:
         """Count a frame shown at `time`, or the packet of one that is not decoded.
@@ -71,12 +56,31 @@ class Decoded:
         self.frames += stored
         self.concealed = min(self.concealed + concealed, self.frames + self.corrupt)
         if time is not None:
+            self.saw(time)
             self.first_time = time if self.first_time is None else min(self.first_time, time)
             self.last_time = time if self.last_time is None else max(self.last_time, time)
 
-    def of_stretch(self, seconds: float) -> Decoded:
+    def saw(self, time: float) -> None:
+        """A frame shown at `time` came, in the stretch or before it."""
+        if self.latest is not None and time > self.latest:
+            self.gap = time - self.latest
+        self.latest = time if self.latest is None else max(self.latest, time)
+
+    def passed(self, time: float) -> None:
+        """A frame came that is shown after the stretch, at `time`."""
+        self.passed_end = True
+        self.saw(time)
+
+    def lasts(self, seconds: float) -> None:
+        """The stream lasts so long, whatever was declared; of the declared frames, as large a share."""
+        if self.seconds:
+            self.declared = round(self.declared * seconds / self.seconds)
+        self.seconds = seconds
+
+    def of_stretch(self, begin: float, seconds: float) -> Decoded:
         """What the header says of so many seconds of the stream."""
-        return Decoded(round(seconds / self.step), seconds, self.step)
+        rate = min(1 / self.step, self.declared / self.seconds) if self.declared and self.seconds else 1 / self.step
+        return Decoded(round(seconds * rate), seconds, self.step, begin=begin)
 
     def failed(self, error: Exception) -> None:
         """Count an error of the demuxer or decoder."""
@@ -90,11 +94,36 @@ class Decoded:
         return self.errors_in_row >= STUCK_AFTER
 
     @property
+    def clean(self) -> bool:
+        """Whether nothing went wrong."""
+        return not self.errors and not self.corrupt and not self.concealed
+
+    @property
     def covered(self) -> float:
-        """Share of the declared seconds between the first and the last frame; 0 if unknown."""
+        """Share of the declared seconds in which a frame is shown that came; 0 if unknown.
+
+        Of a stretch, from its begin on: where frames are far apart, the last one before it is shown till the first.
+        """
+        if self.begin is not None:
+            if self.passed_end or self.latest is None or not self.seconds:
+                return float(self.passed_end)
+            return (self.latest + max(self.step, self.gap) - self.begin) / self.seconds
         if self.first_time is None or self.last_time is None or not self.seconds:
             return 0.0
         return (self.last_time - self.first_time + self.step) / self.seconds
+
+    @property
+    def share(self) -> float:
+        """Share of the declared frames that came.
+
+        Where nothing went wrong, of the declared seconds if that is more: headers count frames that are dropped or
+        edited away, and know no single part of a video whose frame rate varies.
+        """
+        if self.declared:
+            share = self.frames / self.declared
+        else:
+            share = 1.0 if self.clean else self.frames / (self.frames + self.corrupt + self.errors)
+        return max(share, self.covered) if self.clean else share
 
 
 def judge_bytes(head: bytes, size: int) -> None:
@@ -124,26 +153,25 @@ def judge_unopenable(file: SourceFile, head: bytes, error: str) -> BadVideo:
 
 
 def judge_frames(decoded: Decoded, minimum: float) -> None:
-    """Raises BadVideo if too few frames decoded.
-
-    A share of the declared frames below `minimum` is accepted where the frames that came cover the
-    declared time without an error: headers count frames that are dropped or edited away.
-    """
+    """Raises BadVideo if too few frames decoded: a smaller share than `minimum`, or fewer than a video has."""
     detail = f"{decoded.errors} decoding errors, the last: {decoded.last_error}" if decoded.errors else ""
     if decoded.corrupt:
         detail = f"{decoded.corrupt} damaged packets" + (f"; {detail}" if detail else "")
-    clean = not decoded.errors and not decoded.corrupt and not decoded.concealed
-    if decoded.frames < MINIMUM_FRAMES and decoded.declared <= max(decoded.frames, 1) and clean:
-        if decoded.frames == 0:
-            raise BadVideo("too_short", "the video stream has no frame")
-        raise BadVideo("too_short", f"a still image: only 1 frame; at least {MINIMUM_FRAMES} are needed")
+    if decoded.frames < MINIMUM_FRAMES and decoded.clean:
+        if decoded.begin is not None and decoded.covered >= minimum:
+            end = decoded.begin + decoded.seconds
+            what = (
+                f"{'only 1' if decoded.frames else 'no'} frame is first shown from {decoded.begin:.3f} to {end:.3f} s"
+            )
+            why = f"its frames are {decoded.gap:.3g} s apart there; choose longer segments"
+            raise BadVideo("too_short", f"{what}, and at least {MINIMUM_FRAMES} are needed: {why}")
+        if decoded.begin is None and decoded.declared <= max(decoded.frames, 1):
+            if decoded.frames == 0:
+                raise BadVideo("too_short", "the video stream has no frame")
+            raise BadVideo("too_short", f"a still image: only 1 frame; at least {MINIMUM_FRAMES} are needed")
     if decoded.frames == 0:
         raise BadVideo("undecodable", "no frame of it decodes", detail)
-    share = decoded.frames / decoded.declared if decoded.declared else 1.0
-    if not decoded.declared and not clean:
-        share = decoded.frames / (decoded.frames + decoded.corrupt + decoded.errors)
-    if clean:
-        share = max(share, decoded.covered)
+    share = decoded.share
     if share < minimum or decoded.frames < MINIMUM_FRAMES:
         declared = decoded.declared or decoded.frames + decoded.corrupt + decoded.errors
         what = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from av.error import BlockingIOError as NotReady
 from av.filter import Graph
@@ -9,6 +11,8 @@ from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
+
+from sharding.media.orientation import UPRIGHT, Filter, Orientation, orientation_of
 
 # H.273's number of a matrix → swscale's. It takes no notice of a number that it does not know.
 SWSCALE_MATRIX = {
@@ -47,54 +51,57 @@ def fitted_size(width: int, height: int, aspect: float, short_edge: int) -> tupl
 class Fitter:
     """Fits every frame of a video to one size: `size` (width, height) as shown, else what its first frame decides.
 
-    Of a frame that is flagged interlaced only the upper field is taken, which leaves no comb and no double
-    contours, costs nothing, and has lines enough for what is stored of it.
+    Frames are turned and mirrored as the display matrix of each says. Of a frame that is flagged interlaced only the
+    upper field is taken, which leaves no comb and no double contours, costs nothing, and has lines enough for what is
+    stored of it.
     """
 
     def __init__(self, short_edge: int, aspect: float, size: tuple[int, int] | None = None) -> None:
         self.short_edge = short_edge
         self.aspect = aspect
-        self.upright = size
-        self.size: tuple[int, int] | None = None
-        self.turn = 0
+        self.size = size
+        self.orientation = UPRIGHT
+        self.angle: int | None = None
         self.reformatter = VideoReformatter()
-        self._turning: Graph | None = None
+        self._turning: dict[Orientation, Graph] = {}
         self._field: tuple[tuple[object, ...], Graph] | None = None
-        self._recolouring: dict[Colorspace, Graph] = {}
+        self._recolouring: dict[tuple[Colorspace, int, int], Graph] = {}
         self._full: dict[str, bool] = {}
 
     def fit(self, frame: VideoFrame) -> VideoFrame:
         """The frame as it is to be stored (without a time)."""
+        # A stream's own matrices stand at key frames. PyAV ties a frame whose side data is read to itself, and frees it
+        # late: only those are read whose angle says that something changed.
+        if self.angle is None or (frame.key_frame and frame.rotation != self.angle):
+            self.angle, self.orientation = frame.rotation, orientation_of(frame, self.orientation)
+        sideways = self.orientation.sideways
         if self.size is None:
-            self.turn = round(frame.rotation / 90) * 90 % 360
-            if self.upright is None:
-                self.size = fitted_size(frame.width, frame.height, self.aspect, self.short_edge)
-            else:
-                self.size = self.upright[::-1] if self.turn in (90, 270) else self.upright
+            lying = fitted_size(frame.width, frame.height, self.aspect, self.short_edge)
+            self.size = lying[::-1] if sideways else lying
+        size = self.size[::-1] if sideways else self.size
         matrix = source_matrix(frame.colorspace, min(frame.width, frame.height))
         full = ColorRange.JPEG if self._is_full(frame) else ColorRange.MPEG
         if frame.interlaced_frame and frame.height >= 4:
             frame = self._upper_field(frame)
-        small = self._scaled(frame, matrix, full)
-        upright = self._turned(small) if self.turn else small
+        small = self._scaled(frame, size, matrix, full)
+        upright = self._turned(small) if self.orientation.filters else small
         if upright is frame:
             upright.make_writable()  # a frame that fitted already may still be the decoder's
         if upright.width % 16:
             pad_lines(upright)
         return upright
 
-    def _scaled(self, frame: VideoFrame, matrix: Colorspace, full: ColorRange) -> VideoFrame:
-        """To the stored size, range and matrix.
+    def _scaled(self, frame: VideoFrame, size: tuple[int, int], matrix: Colorspace, full: ColorRange) -> VideoFrame:
+        """To the stored size, before it is turned, range and matrix.
 
         From another matrix the small picture is converted: swscale would convert the large frame before it scales
         it, at the price of everything else together, and less exactly.
         """
-        assert self.size is not None
         direct = matrix == Colorspace.ITU601 or frame.format.is_rgb
         small = self.reformatter.reformat(
             frame,
-            width=self.size[0],
-            height=self.size[1],
+            width=size[0],
+            height=size[1],
             format=YUV420P,  # type: ignore[arg-type]  # looked up once, not by its name
             src_colorspace=matrix,
             dst_colorspace=Colorspace.ITU601 if direct else matrix,
@@ -106,12 +113,13 @@ class Fitter:
         return small if direct else self._recoloured(small, matrix)
 
     def _recoloured(self, small: VideoFrame, matrix: Colorspace) -> VideoFrame:
-        if matrix not in self._recolouring:
+        known = (matrix, small.width, small.height)
+        if known not in self._recolouring:
             # Only the matrix is to change: with "fast" the primaries and the transfer are named and not converted.
             same = ":".join(f"{prefix}{what}=bt709" for prefix in ("i", "") for what in ("primaries", "trc"))
             ours = f"ispace={FILTER_MATRIX[matrix]}:space=smpte170m:irange=tv:range=tv"
-            self._recolouring[matrix] = _graph(small, [("colorspace", f"{ours}:{same}:fast=1")])
-        return _filtered(self._recolouring[matrix], small)
+            self._recolouring[known] = _graph(small, [("colorspace", f"{ours}:{same}:fast=1")])
+        return _filtered(self._recolouring[known], small)
 
     def _is_full(self, frame: VideoFrame) -> bool:
         if frame.color_range == ColorRange.JPEG:
@@ -123,14 +131,9 @@ class Fitter:
         return known
 
     def _turned(self, small: VideoFrame) -> VideoFrame:
-        names = {
-            90: [("transpose", "cclock")],
-            270: [("transpose", "clock")],
-            180: [("hflip", ""), ("vflip", "")],
-        }
-        if self._turning is None:
-            self._turning = _graph(small, names[self.turn])
-        return _filtered(self._turning, small)
+        if self.orientation not in self._turning:
+            self._turning[self.orientation] = _graph(small, self.orientation.filters)
+        return _filtered(self._turning[self.orientation], small)
 
     def _upper_field(self, frame: VideoFrame) -> VideoFrame:
         shape = (frame.width, frame.height, frame.format.name)
@@ -171,10 +174,10 @@ def is_full_range(pixel_format: str) -> bool:
     return pixel_format.startswith("yuvj")
 
 
-def _graph(frame: VideoFrame, filters: list[tuple[str, str]]) -> Graph:
+def _graph(frame: VideoFrame, filters: Sequence[Filter]) -> Graph:
     graph = Graph()
     last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base)
-    for name, argument in [*filters, ("buffersink", "")]:
+    for name, argument in (*filters, ("buffersink", "")):
         following = graph.add(name, argument) if argument else graph.add(name)
         last.link_to(following)
         last = following

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import av
 import av.error
@@ -16,8 +17,10 @@ from av.video.stream import VideoStream
 
 from sharding.media.clusters import Clusters
 from sharding.media.concealment import Concealment
-from sharding.media.judge import BadVideo, Decoded, judge_unopenable
+from sharding.media.judge import BadVideo, Decoded, judge_frames, judge_unopenable
+from sharding.media.lengths import declared, shown
 from sharding.media.segments import TOLERANCE
+from sharding.media.times import DecodingTimes, evened
 from sharding.source import Source, SourceFile, raise_hidden
 
 DEMUXERS = (
@@ -27,11 +30,23 @@ DEMUXERS = (
 # A playlist (concat, hls, dash, …) would have FFmpeg read other files, or addresses.
 ONE_FILE_ONLY = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 EARLIER = (0.0, 2.0, 8.0, 32.0, 128.0)  # seconds before the wanted time to seek to, one after the other
+WHOLE_FILE = 0.9  # a file that lasts for this share of what its header says is not cut off
 NEAR = 1.0  # seconds that are decoded rather than seeked over
 BUFFER = 2**16
 LARGEST = 2**26  # pixels of a picture: twice those of 8K. A few bytes may announce a gigabyte
 LONGEST = 7 * 86400.0  # seconds that a header is believed
 HELD_BYTES = 32 * 2**20  # packets kept while the last key frame before a time is looked for
+
+
+class Ends(NamedTuple):
+    """Seconds: when the picture's last packet is shown, until when, and when the last one of any stream ends."""
+
+    last: float
+    picture: float
+    latest: float
+
+
+Shown = tuple[VideoFrame, int]  # and how many frames it adds to those that show concealed damage
 
 
 class Reader:
@@ -56,12 +71,12 @@ class Reader:
         self.alive = alive
         self.container: InputContainer | None = None
         self._open()
-        self.declared = Decoded.of(self.stream, self._opened.duration, self._opened.format.name)
+        self.declared, self._own = declared(self._opened, self.stream)
         self.counting = self.declared
-        self._running: Iterator[tuple[VideoFrame, float]] | None = None
-        self._waiting: tuple[VideoFrame, float] | None = None  # the first frame after a segment
+        self._delay: int | None = None
+        self._running: Iterator[tuple[Shown, float]] | None = None
+        self._waiting: tuple[Shown, float] | None = None  # the first frame after a segment
         self._concealment = self.concealment()
-        self._concealed = 0  # as `Concealment.shown` says of the last frame that came
 
     def __enter__(self) -> Self:
         return self
@@ -75,35 +90,96 @@ class Reader:
         return float(self.stream.sample_aspect_ratio or 1)
 
     def seconds(self) -> float:
-        """How long the video is; where its header does not say, all packets are read, and none decoded.
+        """How long the picture lasts; where its header does not say, by packets from the file's end, none decoded.
 
         Raises BadVideo if it were longer than a week.
         """
-        if 0 < self.declared.seconds <= LONGEST:
-            return self.declared.seconds
-        return self.measured()
+        if not self._own or not 0 < self.declared.seconds <= LONGEST:
+            self._find_end()
+        return self.declared.seconds
 
     def measured(self) -> float:
-        """How long the video is by its packets' times, whatever its header says; as `seconds`."""
-        self._waiting = None
-        self._open()
-        last, count = 0.0, 0
-        for packet in self.packets():
-            if packet.size:
-                count += 1
-                last = max(last, self.time(packet) or 0.0)
-        self._open()
-        seconds = (last or (count - 1) * self.declared.step) + self.declared.step
-        if seconds > LONGEST:
-            raise BadVideo("undecodable", "its times cannot be true", f"it would last {seconds / 86400:.0f} days")
-        return seconds
+        """How long the picture lasts by its packets' times, whatever its header says; as `seconds`."""
+        return self._ends().picture
 
-    def packets(self) -> Iterator[Packet[VideoStream]]:
-        """The stream's packets from where the container stands, in decode order, the last one empty.
+    def judge(self, decoded: Decoded, minimum: float) -> None:
+        """As judge_frames; if too few came of the whole video, its header is doubted first.
+
+        It may count what edits leave out, and last as long as the audio, or as a last picture that stays.
+        """
+        if decoded is self.declared and decoded.share < minimum:
+            decoded.declared = shown(self._opened, self.stream) or decoded.declared
+            if decoded.share < minimum and 0 < decoded.seconds <= LONGEST:
+                ends = self._ends()
+                if ends.latest >= WHOLE_FILE * decoded.seconds:
+                    decoded.lasts(ends.last + decoded.step)
+        judge_frames(decoded, minimum)
+
+    def _find_end(self) -> None:
+        """Takes the picture's own length for the header's, unless no stream lasts that long: then the file is cut."""
+        ends = self._ends()
+        if not 0 < self.declared.seconds <= LONGEST or ends.latest >= WHOLE_FILE * self.declared.seconds:
+            self.declared.lasts(ends.picture)
+        self._own = True
+
+    def _ends(self) -> Ends:
+        """Where the streams end, read near the file's end if it is known; the container then stands at its beginning.
+
+        Raises BadVideo if the picture lasted longer than a week.
+        """
+        counting, self.counting = self.counting, Decoded(0, 0.0, self.declared.step)
+        self._waiting = None
+        length = self.declared.seconds if self.declared.seconds <= LONGEST else 0.0
+        for before in (*EARLIER[1:], math.inf):
+            if before < length or before == math.inf:
+                ends, untimed = self._read_to_end(length - before)
+                if ends.picture:
+                    break
+        self._open()
+        self.counting = counting
+        if not ends.picture:
+            ends = Ends((untimed - 1) * self.declared.step, untimed * self.declared.step, ends.latest)
+        if ends.picture > LONGEST:
+            days = ends.picture / 86400
+            raise BadVideo("undecodable", "its times cannot be true", f"it would last {days:.0f} days")
+        return ends
+
+    def _read_to_end(self, begin: float) -> tuple[Ends, int]:
+        """As `_ends`, of the packets from a time on, zero if the picture has none; and how many of its have no time."""
+        self._open()
+        for stream in self._opened.streams:
+            stream.discard = av.stream.Discard.default
+        last = end = latest = 0.0
+        untimed = 0
+        if begin > 0 and not self._sought(begin):
+            return Ends(0.0, 0.0, 0.0), 0
+        for packet in self.packets(self._opened.demux()):
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if packet.stream_index != self.stream.index:
+                if stamp is not None and packet.time_base is not None:
+                    latest = max(latest, float((stamp + (packet.duration or 0)) * packet.time_base) - self._begin)
+            elif packet.size and (time := self.time(packet)) is not None:
+                last = max(last, time)
+                end = max(end, time + ((packet.duration or 0) * self._tick or self.declared.step))
+            elif packet.size:
+                untimed += 1
+        return Ends(last, end, max(latest, end)), untimed
+
+    def _sought(self, time: float) -> bool:
+        """Go to the key frame at or before a time, as the container finds it; False if it cannot."""
+        try:
+            self._opened.seek(int(time / self._tick) + self._first_pts, stream=self.stream)
+        except av.error.FFmpegError:
+            raise_hidden(self.file)
+            return False
+        return True
+
+    def packets(self, packets: Iterator[Packet[Any]] | None = None) -> Iterator[Packet[VideoStream]]:
+        """The stream's packets from where the container stands, in decode order, the last one empty; or those given.
 
         An error of the demuxer ends them and is counted.
         """
-        packets = self._opened.demux(self.stream)
+        packets = self._opened.demux(self.stream) if packets is None else packets
         while True:
             try:
                 packet = next(packets, None)
@@ -118,10 +194,9 @@ class Reader:
                 self.alive(self.source.frames)
             yield packet
 
-    def time(self, timed: Packet[VideoStream] | VideoFrame) -> float | None:
-        """When a packet or frame is shown; None if nothing says."""
-        pts = timed.dts if timed.pts is None else timed.pts
-        return None if pts is None else (pts - self._first_pts) * self._tick
+    def time(self, packet: Packet[VideoStream]) -> float | None:
+        """When a packet is shown; None if nothing says."""
+        return self._seconds(packet.dts if packet.pts is None or self.decoding_times_only else packet.pts)
 
     def pictures(self, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
         """What the decoder gives for one more packet, or at the end (None); an error is counted."""
@@ -142,8 +217,8 @@ class Reader:
     def all(self, decoded: Decoded) -> Iterator[tuple[VideoFrame, float]]:
         """Every frame that decodes, with its time; what does not is counted, never raised."""
         self.counting = decoded
-        for frame, time in self._decode(self.packets()):
-            decoded.took(time, self._concealed)
+        for (frame, concealed), time in self._decode(self.packets()):
+            decoded.took(time, concealed)
             yield frame, time
 
     def from_key_frame(self, target: float) -> tuple[Iterator[Packet[VideoStream]], float | None]:
@@ -155,11 +230,7 @@ class Reader:
         for earlier in EARLIER:
             if target - earlier <= TOLERANCE:
                 break
-            try:
-                aim = int((target - earlier + TOLERANCE) / self._tick) + self._first_pts
-                self._opened.seek(aim, stream=self.stream)
-            except av.error.FFmpegError:
-                raise_hidden(self.file)
+            if not self._sought(target - earlier + TOLERANCE):
                 break
             packets = self.packets()
             held, key = self._last_key_frame(packets, target)
@@ -179,6 +250,8 @@ class Reader:
         if not limit and waiting is not None and 0 <= target - waiting[1] + TOLERANCE <= NEAR:
             self._waiting = waiting
             return target
+        if self.decoding_times_only and self._delay is None and self.stream.codec_context.has_b_frames:
+            next(self._timed(self.packets()), None)  # only the first frame of all tells how late frames come
         packets, key = self.from_key_frame(target)
         self._running = self._decode(packets)
         return target if key is None or key < target - limit - TOLERANCE else key
@@ -189,13 +262,15 @@ class Reader:
         self.counting = decoded
         while (found := self._waiting or next(self._running, None)) is not None:
             self._waiting = None
-            frame, time = found
+            (frame, concealed), time = found
             if time < start - TOLERANCE:
+                decoded.saw(time)
                 continue
             if time >= end - TOLERANCE:
+                decoded.passed(time)
                 self._waiting = found
                 return
-            decoded.took(time, self._concealed)
+            decoded.took(time, concealed)
             yield frame, time
 
     def _last_key_frame(
@@ -214,24 +289,41 @@ class Reader:
                 break
         return held, key
 
-    def _decode(self, packets: Iterator[Packet[VideoStream]]) -> Iterator[tuple[VideoFrame, float]]:
-        """Every frame; one without a time comes a step after the one before it.
+    def _decode(self, packets: Iterator[Packet[VideoStream]]) -> Iterator[tuple[Shown, float]]:
+        """Every frame, with times that rise."""
+        return evened(self._timed(packets), self.declared.step)
 
-        So does one from which on times begin anew, as where recordings were put together: those after it follow it.
+    def _timed(self, packets: Iterator[Packet[VideoStream]]) -> Iterator[tuple[Shown, float | None, bool]]:
+        """Every frame, the time that it is given, and whether by the packets a later one follows.
+
+        A first frame without a time has that of the first packet.
         """
-        last, shift, begun = -self.declared.step, 0.0, False
         self._concealment = self.concealment()
-        for packet in packets:
+        stamps = DecodingTimes(self._delay) if self.decoding_times_only else None
+        coming: list[int] = []  # when those are shown that went into the decoder and did not come out
+        begin: float | None = None
+        begun = False
+        for packet, following in itertools.pairwise(itertools.chain(packets, [None])):
+            assert packet is not None
+            begin = begin if begun or begin is not None else self.time(packet)
+            if stamps is not None:
+                stamps.packet(packet.dts)
+            elif packet.pts is not None and not packet.is_discard:
+                coming.append(packet.pts)
             for frame in self.pictures(packet):
-                self._concealed = self._concealment.shown(frame)
-                time = self.time(frame)
-                if time is not None and shift and abs(time - last) <= NEAR:
-                    shift = 0.0  # it was a single wrong time
-                if time is not None and begun and time + shift < last - NEAR:
-                    shift = last + self.declared.step - time
-                last = last + self.declared.step if time is None else time + shift
+                concealed = self._concealment.shown(frame)
+                sure = True
+                if stamps is not None:
+                    stamp, self._delay = stamps.frame(frame.dts), stamps.delay
+                elif (stamp := frame.dts if frame.pts is None else frame.pts) is not None:
+                    if stamp in coming:
+                        coming.remove(stamp)
+                    after = following.pts if following is not None else None
+                    sure = (after is None or after > stamp) and all(each > stamp for each in coming)
+                    coming = [each for each in coming if each > stamp]
+                time = self._seconds(stamp)
+                yield (frame, concealed), begin if time is None and not begun else time, sure
                 begun = True
-                yield frame, last
             if self.counting.stuck:
                 return
 
@@ -240,6 +332,9 @@ class Reader:
         container = self._opened.format.name
         clusters = Clusters(self.file) if "matroska" in container else None
         return Concealment(self.stream.codec_context.codec.canonical_name, container, self.threads, clusters)
+
+    def _seconds(self, stamp: int | None) -> float | None:
+        return None if stamp is None else (stamp - self._first_pts) * self._tick
 
     @property
     def _opened(self) -> InputContainer:
@@ -280,6 +375,8 @@ class Reader:
         if begin is None:
             begin = round((self.container.start_time or 0) / 1e6 / self._tick)
         self._first_pts = begin
+        self._begin = begin * self._tick
+        self.decoding_times_only = self.container.format.name == "avi"  # it has no others
 
 
 def _video_stream(container: Any) -> VideoStream:

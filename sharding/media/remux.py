@@ -5,32 +5,41 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import re
 from collections.abc import Iterator
 
 import av
 import av.error
+import numpy as np
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
 from sharding.media.encoder import TICKS, Clip, EncodeSettings, packet_table
-from sharding.media.judge import BadVideo, Decoded, judge_concealed, judge_frames
+from sharding.media.judge import BadVideo, Decoded, judge_concealed
+from sharding.media.orientation import UPRIGHT, orientation_of
 from sharding.media.picture import MATRIX_NAMES, is_full_range, source_matrix
 from sharding.media.reader import Reader
-from sharding.media.segments import TOLERANCE, Stretch
+from sharding.media.segments import TOLERANCE, WHOLE, Stretch
 
 COPYABLE = ("h264", "hevc", "av1", "vp9", "mpeg4")
 MOST_REORDERED = 32
+PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(?:Build|b)\d+p")  # what the stream says of its encoder
 MUXER = {"fflags": "+bitexact", "video_track_timescale": str(TICKS)}
 
 
 def require_copyable(reader: Reader) -> None:
-    """Raises BadVideo if the source's codec has no place in an mp4."""
-    name = reader.stream.codec_context.codec.canonical_name
+    """Raises BadVideo if the source's codec has no place in an mp4, or nothing says when its pictures are shown."""
+    context = reader.stream.codec_context
+    name = context.codec.canonical_name
     if name not in COPYABLE:
         what = f"its packets cannot be copied: an mp4 does not hold {name} here; shard it without encode.copy"
         raise BadVideo("unsupported", what, f"those that can be copied: {', '.join(COPYABLE)}")
+    # MPEG-4 says of each picture how it is reordered, which makes FFmpeg's guesses right.
+    if reader.decoding_times_only and context.has_b_frames and name != "mpeg4":
+        what = "its pictures are not shown in the order of its packets, which carry no times for showing"
+        raise BadVideo("unsupported", f"{what}; shard it without encode.copy", f"{name} in AVI")
 
 
 def copied(reader: Reader, stretch: Stretch, settings: EncodeSettings) -> Clip:
@@ -39,15 +48,15 @@ def copied(reader: Reader, stretch: Stretch, settings: EncodeSettings) -> Clip:
     Begins at the key frame at most `limit` before the planned start, else at the first one after it. Taken in decode
     order up to the first packet that is shown after the end, so that all that is stored can be decoded. Only the
     first picture is decoded, so of concealed damage only what packets tell is noticed. Raises BadVideo if there is no
-    such key frame, if too few packets or too many damaged ones come, or if the pictures are to be turned, which only
-    the mp4's header says: readers fetch packets by the record.
+    such key frame, if too few packets or too many damaged ones come, or if the pictures are to be turned or mirrored,
+    which only the mp4's header says: readers fetch packets by the record.
     """
     packets, begin = _from_key_frame(reader, stretch)
     # What begins late ends where it was planned to end.
     end = min(stretch.end(begin), stretch.end(stretch.start)) if begin > stretch.start else stretch.end(begin)
     declared = reader.declared
     if math.isfinite(stretch.known):
-        declared = declared.of_stretch(max(0.0, min(end, stretch.known) - begin))
+        declared = declared.of_stretch(begin, max(0.0, min(end, stretch.known) - begin))
     reader.counting = declared
     sink = io.BytesIO()
     try:
@@ -55,18 +64,20 @@ def copied(reader: Reader, stretch: Stretch, settings: EncodeSettings) -> Clip:
     except av.error.FFmpegError as error:
         what = "its packets cannot be copied into an mp4; shard it without encode.copy"
         raise BadVideo("unsupported", what, error.strerror or str(error)) from error
-    judge_frames(declared, settings.minimum_decoded)
+    reader.judge(declared, settings.minimum_decoded)
     judge_concealed(declared, settings.maximum_concealed)
     if picture is None:
         raise BadVideo("undecodable", "its first key frame does not decode", declared.last_error)
-    if picture.rotation:
-        what = "it is to be shown turned, which who reads its packets alone is not told; shard it without encode.copy"
-        raise BadVideo("unsupported", what, f"by {picture.rotation} degrees")
+    if (orientation := orientation_of(picture)) != UPRIGHT:
+        what = "it is to be shown turned or mirrored, which who reads its packets alone is not told"
+        raise BadVideo("unsupported", f"{what}; shard it without encode.copy", f"its display matrix: {orientation}")
     return _clip(sink.getvalue(), reader, stretch.segment, begin, picture, declared.concealed)
 
 
 def _from_key_frame(reader: Reader, stretch: Stretch) -> tuple[Iterator[Packet[VideoStream]], float]:
     packets, key = reader.from_key_frame(stretch.start)
+    if stretch is WHOLE and key is not None and key < -TOLERANCE:
+        raise _edited(f"its first picture is shown from a key frame on that comes {-key:.3f} s before it")
     timed = False
     if key is None or key < stretch.start - stretch.limit - TOLERANCE:
         for packet in packets:
@@ -90,16 +101,32 @@ def _until(
     reader: Reader, packets: Iterator[Packet[VideoStream]], begin: float, end: float, decoded: Decoded
 ) -> Iterator[Packet[VideoStream]]:
     concealment = reader.concealment()
+    left_out: float | None = None
+    zero: float | None = None  # when a packet of pts 0 is shown
+    tick = float(reader.stream.time_base or 0)
     for packet in packets:
-        time = reader.time(packet)
+        time = reader.time(packet) if zero is None or packet.pts is None else zero + packet.pts * tick
         concealed = concealment.copied(packet)
+        if packet.is_discard:
+            left_out = time
+            continue
         if not packet.size or (time is not None and time < begin - TOLERANCE):
             continue  # pictures shown before the key frame need the group before it
         if time is not None and time >= end - TOLERANCE:
+            decoded.passed(time)
             return
+        if left_out is not None:
+            raise _edited(f"its pictures after {left_out:.3f} s are decoded from some that are not shown")
+        if zero is None and packet.pts is not None:
+            zero = begin - packet.pts * tick
         decoded.took(time, concealed, stored=not concealment.damaged)
         if not concealment.damaged:
             yield packet
+
+
+def _edited(detail: str) -> BadVideo:
+    what = "an edit leaves out pictures that those shown are decoded from; shard it without encode.copy"
+    return BadVideo("unsupported", what, detail)
 
 
 def _muxed(
@@ -111,6 +138,8 @@ def _muxed(
     with av.open(sink, "w", format="mp4", options=MUXER) as container:
         out = container.add_stream_from_template(reader.stream, opaque=True)
         for packet in _with_decoding_times(packets):
+            if first is None:
+                _require_one_picture_each(reader, packet)
             if picture is None and not decoded.errors:
                 picture = next(iter(reader.pictures(packet)), None)
             assert packet.pts is not None and packet.dts is not None
@@ -122,6 +151,17 @@ def _muxed(
         if picture is None and not decoded.errors:
             picture = next(iter(reader.pictures(None)), None)
     return picture
+
+
+def _require_one_picture_each(reader: Reader, packet: Packet[VideoStream]) -> None:
+    """Raises BadVideo for MPEG-4 as DivX packs it: two pictures in one packet, none in the next.
+
+    Who reads by packets would take one for the other.
+    """
+    context = reader.stream.codec_context
+    if context.name == "mpeg4" and PACKED.search(bytes(context.extradata or b"") + bytes(packet)):
+        what = "its packets hold two pictures or none (a packed bitstream); shard it without encode.copy"
+        raise BadVideo("unsupported", what, "ffmpeg -bsf:v mpeg4_unpack_bframes unpacks it")
 
 
 def _with_decoding_times(packets: Iterator[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
@@ -150,6 +190,9 @@ def _with_decoding_times(packets: Iterator[Packet[VideoStream]]) -> Iterator[Pac
 def _clip(data: bytes, reader: Reader, segment: int, begin: float, picture: VideoFrame, concealed: int) -> Clip:
     table = packet_table(data)
     times = table["packet_pts"]
+    if len(np.unique(times)) < len(times):
+        what = "two of its pictures are to be shown at one time; shard it without encode.copy"
+        raise BadVideo("unsupported", what, f"{len(times) - len(np.unique(times))} of {len(times)}")
     seconds = int(times.max() - times.min()) / TICKS
     fps = (len(times) - 1) / seconds
     full = picture.color_range == ColorRange.JPEG or is_full_range(picture.format.name)
