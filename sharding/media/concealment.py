@@ -105,6 +105,8 @@ class Concealment:
             self._leading = packet.pts or 0, self._signed(self._fed)
             self._signs = [sign for sign in self._signs if sign > self._fed]
         self.feed(packet)
+        if self.codec not in SILENT and has_hole(bytes(packet)):  # of which their decoders would tell
+            self._signs.append(self._fed)
         key_pts, before = self._leading
         return self._signed(self._fed) or (before and packet.pts is not None and packet.pts < key_pts)
 

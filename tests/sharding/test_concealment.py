@@ -293,7 +293,7 @@ def test_a_segment_answers_for_itself(sound: Callable[[str], Path], tmp_path: Pa
 
 
 def test_copied_packets(sound: Callable[[str], Path], tmp_path: Path) -> None:
-    """Not decoded: gaps in a transport stream are noticed, and damaged packets left out; overwritten bytes are not."""
+    """Not decoded: gaps in a transport stream are noticed, and damaged packets left out; so are holes; other bytes are not."""
     whole = sound("b.ts")
     hurt = without_packets(tmp_path / "hurt.ts", whole, [whole.stat().st_size // 188 // 2], 3)
     assert made(whole, EncodeSettings(copy=True)).concealed == 0
@@ -304,6 +304,9 @@ def test_copied_packets(sound: Callable[[str], Path], tmp_path: Path) -> None:
     assert 0 < kept.concealed <= GOP + 1 and kept.frames < FRAMES
     unseen = overwritten(tmp_path / "hurt.mp4", sound("b.mp4"), 30)
     assert made(unseen, EncodeSettings(copy=True)).concealed == 0
+    hole = overwritten(tmp_path / "hole.mp4", sound("b.mp4"), GOP, 600, b"\0")
+    with pytest.raises(BadVideo, match="concealed"):
+        made(hole, EncodeSettings(copy=True))
 
 
 def test_a_store_says_what_is_concealed(sound: Callable[[str], Path], tmp_path: Path) -> None:
