@@ -114,7 +114,7 @@ def settled(times: Sequence[float], earlier: float, last: float, until: float, s
     good = sorted({time for time in times if time > last})
     if len(good) == len(times):
         return good
-    usual = step if until == math.inf or earlier == -math.inf else max(step, last - earlier)
+    usual = step if earlier == -math.inf else (min if until == math.inf else max)(step, last - earlier)
     if good:
         first, gap = good[0], min(usual, (until - good[0]) / len(times))
     else:

@@ -98,3 +98,25 @@ def looped(source: Path, path: Path, times: int) -> Path:
                         out.mux_one(packet)
                 by += end
     return path
+
+
+def with_sound(source: Path, path: Path, seconds: float, codec: str, muxer: dict[str, str] | None = None) -> Path:
+    """The packets of the video, and silence of so many seconds, in another container."""
+    with av.open(str(source)) as container, av.open(str(path), "w", options=muxer or {}) as out:
+        stream = container.streams.video[0]
+        target = out.add_stream_from_template(stream, opaque=True)
+        sound = out.add_stream(codec, rate=48000, layout="mono")
+        sound.bit_rate = 64000
+        for packet in container.demux(stream):
+            if packet.size:
+                packet.stream = target
+                out.mux(packet)
+        size = sound.codec_context.frame_size or 1024
+        for number in range(int(seconds * 48000 / size)):
+            frame = av.AudioFrame(format=sound.codec_context.format.name, layout="mono", samples=size)
+            for plane in frame.planes:
+                plane.update(bytes(plane.buffer_size))
+            frame.sample_rate, frame.pts, frame.time_base = 48000, number * size, Fraction(1, 48000)
+            out.mux(sound.encode(frame))
+        out.mux(sound.encode(None))
+    return path
