@@ -18,6 +18,7 @@ from matplotlib.text import Text
 
 from pretrain.report_names import ClassLabels, Label
 from pretrain.report_runs import Clips, Evaluation, RunFiles, series
+from sharding.fonts import LEFT_TO_RIGHT, right_to_left
 
 NAMED = 30  # the most classes a figure names
 SHOWN = 24  # the most clips of a contact sheet
@@ -173,10 +174,12 @@ def _caption(axes: Axes, evaluation: Evaluation, row: int, labels: ClassLabels, 
     truth, taken = evaluation.truths[row], evaluation.predictions[row]
     named = labels[evaluation.classes[truth]] if truth >= 0 else Label("no label")
     given = labels[evaluation.classes[taken]]
+    # Between names that run from right to left, marks keep the order of what is around them.
+    mark = LEFT_TO_RIGHT if right_to_left(named.text + given.text) else ""
     if truth == taken:
-        text, colour = f"✓ {named.text}", theme.right
+        text, colour = f"{mark}✓ {named.text}{mark}", theme.right
     else:
-        text, colour = f"✗ {named.text} → {given.text}", theme.wrong
+        text, colour = f"{mark}✗ {named.text}{mark} → {given.text}{mark}", theme.wrong
     text += f"  {100 * evaluation.scores[row]:.0f} %"
     title = axes.set_title(text, loc="left", color=colour, fontsize=9, fontweight="bold", pad=3)
     title.set_fontfamily(list(dict.fromkeys((*named.families, *given.families))))

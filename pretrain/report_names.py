@@ -47,7 +47,9 @@ class ClassLabels:
                 self._labels[name] = Label(f"class {numbers[name]}")
                 self.legend.append((f"class {numbers[name]}", name))
             else:
-                self._labels[name] = Label(written.text, (_OWN, *map(_family, written.fonts[1:])))
+                self._labels[name] = Label(
+                    written.text, (_OWN, *(_family(file) for file in dict.fromkeys(written.files) if file != own))
+                )
         if self.legend:
             log.warning(
                 "no installed font has the letters of %d classes' names (%s): figures show their numbers, and the page "

@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
-from fontTools.pens.boundsPen import BoundsPen
-from fontTools.ttLib import TTFont
+from PIL import ImageFont
 
 SEE = "fonts are looked for in the system's folders and in ~/.local/share/fonts; Noto Sans (CJK) has most scripts"
+LEFT_TO_RIGHT = "\N{LEFT-TO-RIGHT MARK}"  # which is not seen
 _SYSTEMS = ("/usr/share", "/usr/local/share")
 _MACS = ("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts")
 _ENDINGS = (".ttf", ".otf", ".ttc", ".otc")
 _FALSE = ("lastresort", "adobeblank", "notdef", "tofu")  # their glyphs are boxes, or nothing, for every character
 _UNUSUAL = (
     "bold", "black", "heavy", "medium", "light", "thin", "italic", "oblique", "condensed", "mono", "serif", "display",
+    "math",
 )  # fmt: skip
-_COLOURED = ("CBDT", "sbix", "COLR", "SVG ")  # emoji that neither matplotlib nor Pillow draws
+_SIZE = 24  # pixels, at which a font's glyphs differ
 
 
 @dataclass(frozen=True)
 class Written:
-    """A text as it can be drawn, and the files of the fonts that have all of its characters, the first preferred."""
+    """A text as it can be drawn, and each of its characters' fonts: neighbours have the same one where they can."""
 
     text: str
-    fonts: tuple[Path, ...]
+    files: tuple[Path, ...]
+
+    def pieces(self) -> list[tuple[str, Path]]:
+        """The text in pieces of one font each."""
+        return [
+            ("".join(character for character, _ in piece), file)
+            for file, piece in groupby(zip(self.text, self.files, strict=True), key=lambda pair: pair[1])
+        ]
 
 
 class Fonts:
@@ -35,36 +45,38 @@ class Fonts:
 
     def __init__(self, texts: Iterable[str], first: Path | None = None) -> None:
         """`first`: a font that is taken wherever it does; the others are those installed."""
-        needed = {character for text in texts for character in text if not _unseen(character)}
-        self._first = first
-        self._has: dict[Path, set[str]] = {}
-        if first is not None:
-            self._has[first] = _drawn(first, needed)
-            needed -= self._has[first]
-        needed = {character for character in needed if unicodedata.category(character)[0] != "C"}
+        given = {character for text in texts for character in text}
+        self._has: dict[Path, set[str]] = {} if first is None else {first: _glyphs(first, given)}
+        needed = {character for character in given if not _is_unseen(character)}.difference(*self._has.values())
         for file in installed() if needed else ():
-            found = _drawn(file, needed)
-            if found:
+            found = _glyphs(file, given)
+            if found & needed:
                 self._has[file] = found
-            if found == needed:
+            if found >= needed:
                 break
+        self._first = first
 
     def written(self, text: str) -> Written | None:
         """How to draw the text, by as few fonts as will do; None if the fonts lack one of its characters.
 
         Characters that are not seen (joiners, variation selectors) and that no font of it has are left out.
         """
-        needed = {character for character in text if not _unseen(character)}
-        chosen = [self._first] if self._first is not None else []
-        left = needed - {character for file in chosen for character in self._has[file]}
+        chosen = [] if self._first is None else [self._first]
+        left = {character for character in text if not _is_unseen(character)}
+        left = left.difference(*(self._has[file] for file in chosen))
         while left:
             best = max(self._has, key=lambda file: len(left & self._has[file]), default=None)
             if best is None or not left & self._has[best]:
                 return None
             chosen.append(best)
             left -= self._has[best]
-        kept = needed | {" "} | {c for c in text if _unseen(c) and any(_drawn(file, {c}, True) for file in chosen)}
-        return Written("".join(character for character in text if character in kept), tuple(chosen))
+        kept: list[tuple[str, Path]] = []
+        for character in text:
+            files = [file for file in chosen if character in self._has[file] or character == " "]
+            if files:
+                before = kept[-1][1] if kept else None
+                kept.append((character, before if before in files else files[0]))
+        return Written("".join(character for character, _ in kept), tuple(file for _, file in kept))
 
 
 def installed() -> Iterator[Path]:
@@ -89,30 +101,25 @@ def right_to_left(text: str) -> bool:
     return any(unicodedata.bidirectional(character) in ("R", "AL") for character in text)
 
 
-def _unseen(character: str) -> bool:
+def _is_unseen(character: str) -> bool:
     """Whether nothing is drawn for it: a blank, a joiner, a mark of direction, a variation selector."""
     selects = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
     return character == " " or selects or unicodedata.category(character) == "Cf"
 
 
-def _drawn(file: Path, wanted: set[str], empty: bool = False) -> set[str]:
-    """Those of the characters for which the font has an outline, or with `empty` a glyph; none for one not readable."""
-    try:
-        with TTFont(file, fontNumber=0, lazy=True) as font:
-            if any(table in font for table in _COLOURED):
-                return set()
-            names = font.getBestCmap() or {}
-            found = {character for character in wanted if ord(character) in names}
-            if not found or empty:
-                return found
-            glyphs = font.getGlyphSet()
-            return {character for character in found if _bounds(glyphs, names[ord(character)]) is not None}
-    except Exception:  # a damaged font can raise anything, and another may do
-        return set()
+def _glyphs(file: Path, wanted: set[str]) -> set[str]:
+    """Those of the characters that the font draws: not as its sign for a missing one, and, if they are seen, not empty.
 
-
-def _bounds(glyphs: object, name: str) -> Sequence[float] | None:
-    pen = BoundsPen(glyphs)
-    glyphs[name].draw(pen)  # type: ignore[index]
-    bounds: Sequence[float] | None = pen.bounds
-    return bounds
+    A font that cannot be read, or has pictures of one size alone (coloured emoji), draws none.
+    """
+    found = set()
+    with suppress(OSError, ValueError):
+        font = ImageFont.truetype(file, _SIZE, layout_engine=ImageFont.Layout.BASIC)
+        missing = font.getmask("\uffff")  # which is no character
+        for character in wanted:
+            if unicodedata.category(character) not in ("Cc", "Cs"):
+                mask = font.getmask(character)
+                differs = (mask.size, bytes(mask)) != (missing.size, bytes(missing))
+                if differs and (mask.getbbox() is not None or _is_unseen(character)):
+                    found.add(character)
+    return found

@@ -22,8 +22,10 @@ from sharding.record import read_record
 from sharding.store import Store
 
 COLUMNS = 6
+Pieces = list[tuple[str, Any]]  # of a text, and Pillow's font for each
 _PICTURE = (170, 128)  # pixels of a sample's picture, at most
 _GAP, _LINE, _SIZE = 10, 17, 13
+_LONGEST = 100  # characters of a name's piece, of which a picture's width has room for fewer
 _SHAPES = features.check("raqm")  # whether Pillow joins and orders letters
 _INK, _FAINT, _PAPER, _EMPTY = "#1f2933", "#7b8794", "#ffffff", "#edf0f3"
 
@@ -119,12 +121,12 @@ def drawn(tiles: Sequence[Tile], classes: Sequence[str]) -> Sheet:
             small.thumbnail(_PICTURE)
             left, top = (_PICTURE[0] - small.width) // 2, (_PICTURE[1] - small.height) // 2
             sheet.paste(small, (x + left, y + top))
-        name, own = names.written[tile.labels[0]] if tile.labels else ("no class", font)
+        name = names.written[tile.labels[0]] if tile.labels else [("no class", font)]
         more = f" +{len(tile.labels) - 1}" if len(tile.labels) > 1 else ""
-        name = _fitted(name, _PICTURE[0] - font.getlength(more), own)
-        below = y + _PICTURE[1] + 3 + font.getmetrics()[0]  # the line that the letters stand on, in every font
-        draw.text((x, below), name, _INK, own, anchor="ls")
-        draw.text((x + own.getlength(name), below), more, _INK, font, anchor="ls")
+        place, below = float(x), y + _PICTURE[1] + 3 + font.getmetrics()[0]  # the line that all letters stand on
+        for text, own in [*_fitted(name, _PICTURE[0] - font.getlength(more), font), (more, font)]:
+            draw.text((place, below), text, _INK, own, anchor="ls")
+            place += own.getlength(text)
         draw.text((x, y + _PICTURE[1] + 3 + _LINE - 2), tile.split, _FAINT, ImageFont.load_default(size=11))
     sink = io.BytesIO()
     sheet.save(sink, "PNG", optimize=True)
@@ -184,7 +186,7 @@ def _mixed(path: str, label: int | None) -> bytes:
 
 
 class _Names:
-    """How the classes are written, with which font: in Pillow's own, which is ASCII's, or in one that is installed.
+    """How the classes are written, in pieces of one font each: Pillow's own, which is ASCII's, or installed ones.
 
     Without one it is the name without its accents, or the class' number, and then the name is in `legend`.
     """
@@ -193,17 +195,18 @@ class _Names:
         names = {label: " ".join(classes[label].split()) if 0 <= label < len(classes) else "" for label in labels}
         fonts = Fonts(name for name in names.values() if not name.isascii())
         plain = ImageFont.load_default(size=_SIZE)
-        self.written: dict[int, tuple[str, Any]] = {}
+        self.written: dict[int, Pieces] = {}
         self.legend: dict[str, str] = {}
         for label, name in sorted(names.items()):
             written = None if name.isascii() else fonts.written(name)
+            pieces = written.pieces() if written else []
             simple = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
-            if written and len(written.fonts) == 1 and (_SHAPES or not _is_shaped(name)):
-                self.written[label] = written.text, ImageFont.truetype(written.fonts[0], _SIZE)
+            if pieces and (_SHAPES or not _is_shaped(name)) and (len(pieces) == 1 or not right_to_left(name)):
+                self.written[label] = [(text, ImageFont.truetype(file, _SIZE)) for text, file in pieces]
             elif simple and simple.isascii() and simple.isprintable():
-                self.written[label] = simple, plain
+                self.written[label] = [(simple, plain)]
             else:
-                self.written[label] = f"class {label}", plain
+                self.written[label] = [(f"class {label}", plain)]
                 if name:
                     self.legend[f"class {label}"] = name
 
@@ -213,11 +216,17 @@ def _is_shaped(name: str) -> bool:
     return right_to_left(name) or any(unicodedata.category(character) in ("Mc", "Mn") for character in name)
 
 
-def _fitted(text: str, width: float, font: Any) -> str:
-    """As much of the text as the width has room for."""
-    if font.getlength(text) <= width:
-        return text
-    kept = len(text)
-    while kept and font.getlength(text[:kept].rstrip() + "…") > width:
-        kept -= 1
-    return text[:kept].rstrip() + "…"
+def _fitted(pieces: Pieces, width: float, plain: Any) -> Pieces:
+    """As much of the text as the width has room for, and an ellipsis where that is not all."""
+    if _length(pieces) <= width:
+        return pieces
+    shown = [(text[:_LONGEST], font) for text, font in pieces]
+    while shown and _length(shown) + plain.getlength("…") > width:
+        text, font = shown.pop()
+        if len(text) > 1:
+            shown.append((text[:-1].rstrip(), font))
+    return [*shown, ("…", plain)]
+
+
+def _length(pieces: Pieces) -> float:
+    return sum(font.getlength(text) for text, font in pieces)

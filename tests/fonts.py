@@ -11,8 +11,12 @@ EM = 1000
 SIDE = 900
 
 
-def write_font(path: Path, characters: str, empty: bool = False) -> Path:
-    """A TrueType font of these characters; with `empty` their glyphs have no outline, as in fonts that hide text."""
+def write_font(path: Path, characters: str, empty: bool = False, missing: bool = False) -> Path:
+    """A TrueType font of these characters.
+
+    With `empty` their glyphs have no outline, as in fonts that hide text; with `missing` they are the sign for a
+    character that is missing.
+    """
     names = {ord(character): f"u{ord(character):05x}" for character in characters}
     pen = TTGlyphPen(None)
     if not empty:
@@ -25,7 +29,9 @@ def write_font(path: Path, characters: str, empty: bool = False) -> Path:
     builder = FontBuilder(EM, isTTF=True)
     builder.setupGlyphOrder(glyphs)
     builder.setupCharacterMap(names)
-    builder.setupGlyf({name: TTGlyphPen(None).glyph() if name == ".notdef" else square for name in glyphs})
+    builder.setupGlyf(
+        {name: TTGlyphPen(None).glyph() if name == ".notdef" and not missing else square for name in glyphs}
+    )
     builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (EM, 50)))
     builder.setupHorizontalHeader(ascent=SIDE, descent=-100)
     builder.setupNameTable({"familyName": path.stem, "styleName": "Regular"})

@@ -73,7 +73,6 @@ def test_arrows_go_down(lower: str, upper: str) -> None:
         ("torch", ("pretrain/",)),
         ("triton", ("pretrain/models/row_kernels.py",)),
         ("matplotlib", ("pretrain/report",)),
-        ("fontTools", ("sharding/fonts.py",)),
         ("webdataset", ("sharding/",)),
     ],
 )

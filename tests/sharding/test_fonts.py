@@ -33,37 +33,39 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "fonts"
 
 
+def written(found: Fonts, text: str) -> fonts.Written:
+    how = found.written(text)
+    assert how is not None
+    return how
+
+
 def test_a_font_that_has_the_letters_is_found(folder: Path) -> None:
     chinese, more = write_font(folder / "chinese.ttf", RUN), write_font(folder / "deep" / "z.ttf", RUN + HINDI)
     found = Fonts([RUN, HINDI, KOREAN, "run"], first=None)
-    assert found.written(RUN) in (fonts.Written(RUN, (chinese,)), fonts.Written(RUN, (more,)))
-    assert found.written(HINDI) == fonts.Written(HINDI, (more,))
+    (piece,) = written(found, RUN).pieces()
+    assert piece in ((RUN, chinese), (RUN, more))
+    assert written(found, HINDI).pieces() == [(HINDI, more)]
     assert found.written(KOREAN) is None and found.written("run") is None
 
 
 def test_two_fonts_write_what_none_has_whole(folder: Path) -> None:
-    files = {write_font(folder / "one.ttf", RUN), write_font(folder / "two.ttf", HINDI)}
-    found = Fonts([f"{RUN} {HINDI}"]).written(f"{RUN} {HINDI}")
-    assert found is not None and set(found.fonts) == files and found.text == f"{RUN} {HINDI}"
+    one, two = write_font(folder / "one.ttf", f"{RUN}a"), write_font(folder / "two.ttf", f"{HINDI}a")
+    text = f"{RUN} a{HINDI}a"
+    assert written(Fonts([text]), text).pieces() == [(f"{RUN} a", one), (f"{HINDI}a", two)]
 
 
 def test_the_first_font_is_asked_first(folder: Path) -> None:
     first, other = write_font(folder / "first.ttf", "abc" + RUN), write_font(folder / "other.ttf", RUN + LEAP)
     found = Fonts([f"abc {RUN}", LEAP], first)
-    assert found.written(f"abc {RUN}") == fonts.Written(f"abc {RUN}", (first,))
-    assert found.written(LEAP) == fonts.Written(LEAP, (first, other))
+    assert written(found, f"abc {RUN}").pieces() == [(f"abc {RUN}", first)]
+    assert written(found, LEAP).pieces() == [(LEAP, other)]
 
 
 def test_fonts_that_draw_boxes_or_nothing_are_none(folder: Path) -> None:
     write_font(folder / "LastResortHE-Regular.ttf", RUN)
     write_font(folder / "blank.ttf", RUN, empty=True)
+    write_font(folder / "boxes.ttf", RUN, missing=True)
     (folder / "damaged.ttf").write_bytes(b"no font")
-    coloured = write_font(folder / "emoji.ttf", RUN)
-    with TTFont(coloured) as font:
-        font["SVG "] = TTFont(coloured)["post"]
-        font["SVG "].tableTag = "SVG "
-        font.save(folder / "colours.ttf")
-    coloured.unlink()
     assert Fonts([RUN]).written(RUN) is None
 
 
@@ -71,9 +73,9 @@ def test_joiners_and_selectors_are_left_out_where_no_font_has_them(folder: Path)
     runner = "\N{RUNNER}"
     text = f"{runner}\N{ZERO WIDTH JOINER}\N{VARIATION SELECTOR-16}"
     write_font(folder / "runner.ttf", runner)
-    assert Fonts([text]).written(text) == fonts.Written(runner, (folder / "runner.ttf",))
+    assert written(Fonts([text]), text).text == runner
     write_font(folder / "runner.ttf", f"{runner}\N{ZERO WIDTH JOINER}")
-    assert Fonts([text]).written(text) == fonts.Written(text[:2], (folder / "runner.ttf",))
+    assert written(Fonts([text]), text).text == text[:2]
 
 
 def test_upright_regular_fonts_come_first(folder: Path) -> None:
@@ -94,7 +96,7 @@ def test_what_is_written_has_a_glyph(text: str) -> None:
     if found is None:
         assert any(character not in has or unicodedata.category(character)[0] in "ZC" for character in seen)
     else:
-        assert set(found.text) - {" "} <= has and found.fonts == (own,)
+        assert set(found.text) - {" "} <= has and set(found.files) <= {own}
 
 
 def below(sheet: bytes) -> np.ndarray:
@@ -111,6 +113,16 @@ def test_a_sheet_is_written_with_a_font_that_has_the_letters(folder: Path, name:
     assert sheet.legend == {}
     squares = 13 * 13 * 0.81 * len(name.replace(" ", ""))  # each fills 0.9 of the size of 13 pixels, twice
     assert below(sheet.png).sum() == pytest.approx(squares, rel=0.25)
+
+
+def test_a_name_of_two_scripts_is_written_by_two_fonts_and_cut_to_its_room(folder: Path) -> None:
+    write_font(folder / "one.ttf", RUN)
+    write_font(folder / "two.ttf", HINDI)
+    tile = Tile(None, (0,), "train")
+    for count in (1, 40):
+        sheet = drawn([tile], [f"{RUN} {HINDI}" * count])
+        squares = 13 * 13 * 0.81 * min(count * 8, 12)
+        assert sheet.legend == {} and below(sheet.png).sum() == pytest.approx(squares, rel=0.25)
 
 
 def test_a_name_that_no_font_has_is_a_number_with_its_name_beside(folder: Path) -> None:
