@@ -29,8 +29,7 @@ def from_mmaction2(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]
     raise UserError(
         f"the network is {_differing(state)}",
         where,
-        "give weights of torchvision, ig65m-pytorch or VMZ (their R(2+1)D is the paper's), or train one: see "
-        "`reelscale models`",
+        "give weights of VMZ or ig65m-pytorch (the paper's R(2+1)D) or torchvision's, or train one (reelscale models)",
     )
 
 

@@ -171,6 +171,9 @@ def _pytorch(path: Path) -> tuple[Any, list[str]]:
         if any(name.endswith("/data.pkl") for name in names) and "TorchScript archives" not in str(error):
             tree, foreign = read_archive(path)
             return tree, sorted(foreign)
+        if names and not any(name.endswith(".pkl") for name in names):
+            what = f"the file is a zip that torch.save did not write, of {some(names)}"
+            raise UserError(what, str(path), f"give what is packed in it, or {ALONE}") from error
         named = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
         if named:
             what = f"the file holds more than tensors ({named[1]}); nothing of it was run"

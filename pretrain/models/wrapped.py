@@ -31,7 +31,7 @@ _LAYERS = re.compile(
     r"stem\.|layer[1-4]\.|conv1\.|bn1\.|fc\.(weight|bias)$|(Conv3d|Mixed)_\d|logits\.|conv[1-5][ab]?\.|fc[678]\."
 )
 _CLASSIFIERS = ("fc", "fc8", "logits.conv3d")  # of the ResNets, C3D, I3D
-_AVERAGED = re.compile(r"ema|averag|swa|shadow", re.IGNORECASE)
+_AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa)(?:[._\d]|$)|averag|shadow", re.IGNORECASE)
 _OPTIMIZER = re.compile(r"optim", re.IGNORECASE)
 _BESIDE = re.compile(r"criterion|loss|metric|(^|[._])(acc|accuracy|auroc|f1|n_averaged)([._]|\d|$)", re.IGNORECASE)
 
@@ -210,8 +210,8 @@ def _is_linear(name: str, value: Tensor) -> bool:
 
 
 def _is_beside(name: str, value: Tensor) -> bool:
-    """Whether the tensor is a loss' or a metric's, or counts something."""
-    return bool(_BESIDE.search(name)) or not (value.is_floating_point() or value.is_complex())
+    """Whether the tensor is a loss' or a metric's, an average, or counts something."""
+    return bool(_BESIDE.search(name) or _AVERAGED.search(name)) or not (value.is_floating_point() or value.is_complex())
 
 
 def _unknown(tree: Any, where: str) -> Unwrapped:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -249,6 +250,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=what):
             read_published(tmp_path / name)
+    np.savez(tmp_path / "weights.npz", weight=np.ones(3))
+    with pytest.raises(UserError, match=r"a zip that torch\.save did not write, of weight\.npy"):
+        read_published(tmp_path / "weights.npz")
     for name, what in (("nowhere.pth", "no such file"), (".", "a folder, not a file")):
         with pytest.raises(UserError, match=what):
             read_published(tmp_path / name)

@@ -192,7 +192,7 @@ def test_a_classifier_of_another_name(tmp_path: Path, names: dict[str, str]) -> 
     [
         ({"neck.weight": torch.ones(16, 16)}, ["beside the network state_dict.backbone.*", "neck.weight"]),
         ({"norm.running_mean": torch.ones(16)}, ["beside the network", "norm.running_mean"]),
-        ({"head.weight": torch.ones(2, 3)}, ["beside the network", "head.weight"]),
+        ({"semantic_head.weight": torch.ones(2, 3)}, ["beside the network", "semantic_head.weight"]),
         (prefixed(OTHER, "teacher."), ["2 networks", "state_dict.teacher.*"]),
         ({"backbone.module.fc.bias": torch.ones(3)}, ["two tensors are backbone.fc.bias"]),
         ({"backbone.fc.weight": 3}, ["no tensors", "backbone.fc.weight"]),
@@ -225,6 +225,8 @@ def test_of_a_network_and_its_average_it_is_the_network(tmp_path: Path) -> None:
         ({"model": R3D, "model_ema": prefixed(average, "module."), "args": argparse.Namespace(lr=1)},
          ["model_ema", "args"]),
         (prefixed(R3D, "model.") | prefixed(R3D, "net."), ["net.*"]),
+        (prefixed(R3D, "model.") | {"model_ema.stem0weight": torch.ones(3), "model_ema.decay": torch.tensor(0.9)},
+         ["model_ema.stem0weight", "model_ema.decay"]),
     ):  # fmt: skip
         torch.save(tree, file)
         assert_is(file, R3D)
