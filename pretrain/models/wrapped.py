@@ -132,13 +132,17 @@ def _places(tree: Any, where: str) -> Iterator[_Place]:
                 yield _Place(keys, f"{prefix}." if prefix else "", count, tensors)
 
 
-def _dictionaries(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """Every dictionary of the tree, and the keys that lead there; not those of optimizers."""
-    if isinstance(tree, dict) and len(keys) <= _DEEPEST and not any(map(_OPTIMIZER.search, keys)):
-        yield keys, tree
-        for key, value in tree.items():
-            if isinstance(key, str):
-                yield from _dictionaries(value, (*keys, key))
+def _dictionaries(tree: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+    """Every dictionary of the tree once, and the keys that lead there; not those of optimizers."""
+    found: list[tuple[tuple[str, ...], Any]] = [((), tree)]
+    seen = set()  # a pickle's dictionaries may hold each other
+    for keys, values in found:
+        if isinstance(values, dict) and id(values) not in seen:
+            seen.add(id(values))
+            yield keys, values
+            inner = ((key, value) for key, value in values.items() if isinstance(key, str) and isinstance(value, dict))
+            if len(keys) < _DEEPEST:
+                found += [((*keys, key), value) for key, value in inner if not _OPTIMIZER.search(key)]
 
 
 def _of_copy(name: str, place: _Place, copies: tuple[str, ...]) -> bool:
@@ -178,7 +182,12 @@ def _chosen(places: list[_Place], where: str) -> _Place:
 
 
 def _same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(_equal(first[name], second[name]) for name in first)
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    strided = first.layout == second.layout == torch.strided and not (first.is_meta or second.is_meta)
+    return strided and first.dtype == second.dtype and torch.equal(first, second)
 
 
 def _with_classifier(

@@ -240,6 +240,21 @@ def test_of_a_network_and_its_average_it_is_the_network(tmp_path: Path) -> None:
         assert_is(file, average)
 
 
+def test_dictionaries_that_hold_each_other(tmp_path: Path) -> None:
+    tree: dict[str, Any] = {"model": {**R3D, "again": None}}
+    tree["model"]["again"] = tree["more"] = tree
+    torch.save(tree, tmp_path / "file.pth")
+    assert_is(tmp_path / "file.pth", R3D)
+
+
+def test_networks_that_cannot_be_compared_are_two(tmp_path: Path) -> None:
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in R3D.items()}
+    for other in (halves, {name: value.to("meta") for name, value in R3D.items()}):
+        torch.save({"model": R3D, "net": other}, tmp_path / "file.pth")
+        with pytest.raises(UserError, match="2 networks"):
+            read_published(tmp_path / "file.pth")
+
+
 def test_optimizers_that_name_their_states_are_no_networks(tmp_path: Path) -> None:
     for key in ("optimizer", "optim_state_dict"):
         torch.save(
