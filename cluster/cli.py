@@ -363,7 +363,8 @@ def import_network(
 ) -> None:
     """Make a run of published weights or of an export, to evaluate (run=RUN) and to fine-tune from (init.run=RUN).
 
-    Known are torchvision's video and 2D ResNets, ig65m-pytorch, VMZ (PyTorch and Caffe2), pytorch-i3d and exports.
+    Known are torchvision's video and 2D ResNets, ig65m-pytorch, VMZ (PyTorch and Caffe2), pytorch-i3d and exports, in
+    files of any name and in what trainers save: Lightning's checkpoints, DDP's, FSDP's and torch.compile's names.
 
     Examples:
 

@@ -141,7 +141,7 @@ def _found(file: Path, inflate: str | None, frames: int | None) -> tuple[Export,
     digits = max(3, len(str(found.classes - 1)))
     classes = [f"class-{number:0{digits}d}" for number in range(found.classes)]
     clip = clip_of(found)
-    notes = _notes(found.settings)
+    notes = found.notes + _notes(found.settings)
     if found.frames is None:
         notes.append(f"the weights do not tell the clips' length; {clip.frames} frames are assumed (--frames)")
     if found.set_aside:

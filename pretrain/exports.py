@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pretrain.data.views import ClipSettings
 from pretrain.models.published import read_safetensors
+from pretrain.models.weight_files import kind_of
 from pretrain.models.zoo import ModelSettings
 from sharding.aside import put_whole
 from sharding.errors import UserError
@@ -77,7 +78,7 @@ def write_export(file: Path, export: Export) -> None:
 
 def is_export(file: Path) -> bool:
     """Whether the file is an export, and not just weights in safetensors."""
-    return file.suffix == ".safetensors" and file.is_file() and _MARK in _metadata(file)
+    return file.is_file() and kind_of(file) == "safetensors" and _MARK in _metadata(file)
 
 
 def read_export(file: Path) -> Export:
@@ -85,8 +86,8 @@ def read_export(file: Path) -> Export:
 
     Raises UserError for a file that is missing, damaged, no export, or an export of a later version.
     """
-    if not file.is_file():
-        raise UserError("there is no such file", str(file), "check the path of the export")
+    if kind_of(file) != "safetensors":
+        raise UserError("the file is not an export", str(file), "give a file that `reelscale export` wrote")
     metadata = _metadata(file)
     if metadata.get(_MARK) != FORMAT:
         found = f"of format {metadata[_MARK]}, this version reads {FORMAT}" if _MARK in metadata else "not an export"

@@ -85,12 +85,13 @@ class LogHook:
             "lr": report.learning_rate,
             "grad_norm": report.gradient_norm,
             "clips_per_second": rate,
-            "mfu": mfu(rate, self._macs, self._peak, self._world.size),
             "data_wait_ratio": waited / seconds,
             "saving_ratio": (self._saving.seconds - self._saved) / seconds,
             "memory_bytes": memory_in_use(self._world.device),
             "skipped": self._skipped,
         }
+        if self._peak is not None:
+            values["mfu"] = mfu(rate, self._macs, self._peak, self._world.size)
         self._report(values)
         self._begin_interval()
 
@@ -119,15 +120,18 @@ class LogHook:
         metrics.LEARNING_RATE.set(values["lr"])
         metrics.GRADIENT_NORM.set(values["grad_norm"])
         metrics.CLIP_RATE.set(values["clips_per_second"])
-        metrics.MFU.set(values["mfu"])
         metrics.DATA_WAIT.set(values["data_wait_ratio"])
         metrics.SAVING.set(values["saving_ratio"])
         metrics.MEMORY.set(values["memory_bytes"])
+        used = ""
+        if "mfu" in values:
+            metrics.MFU.labels(device=torch.cuda.get_device_name(self._world.device)).set(values["mfu"])
+            used = f"MFU {100 * values['mfu']:.0f} %  "
         log.info(
             "step %d/%d  epoch %.2f  samples %s  loss %.3f  top-1 %.1f %%  lr %.4g  grad norm %.2f  %.0f clips/s  "
-            "MFU %.0f %%  wait %.0f %%  memory %.1f GB%s",
+            "%swait %.0f %%  memory %.1f GB%s",
             values["step"], self._settings.steps, values["epoch"], f"{values['samples']:,}", values["loss"],
-            100 * values["top1"], values["lr"], values["grad_norm"], values["clips_per_second"], 100 * values["mfu"],
+            100 * values["top1"], values["lr"], values["grad_norm"], values["clips_per_second"], used,
             100 * values["data_wait_ratio"], values["memory_bytes"] / 1e9,
             f"  left out {values['skipped']}" if values["skipped"] else "",
         )  # fmt: skip

@@ -23,7 +23,9 @@ SKIPPED_STEPS = Counter("reelscale_skipped_steps_total", "Steps left out because
 CHECKPOINTS = Counter("reelscale_checkpoints_total", "Checkpoints committed.")
 CHECKPOINT_SECONDS = Gauge("reelscale_checkpoint_seconds", "Time the last checkpoint took to commit.")
 CHECKPOINT_FAILURES = Counter("reelscale_checkpoint_failures_total", "Checkpoints that could not be saved.")
-MFU = Gauge("reelscale_train_mfu_ratio", "Model FLOPs of the last log line's steps, of what the devices could do.")
+MFU = Gauge(  # no sample where no device has a peak to be judged by
+    "reelscale_train_mfu_ratio", "Model FLOPs of the last log line's steps, of what the GPUs could do.", ["device"]
+)
 SAVING = Gauge("reelscale_train_saving_ratio", "Share of time that training stood still for checkpoints.")
 MEMORY = Gauge("reelscale_train_memory_bytes", "Memory of this rank: of its GPU at most, on a CPU of its process.")
 LOSS_SPIKES = Counter("reelscale_loss_spikes_total", "Steps whose loss was far above those before them.")

@@ -13,6 +13,7 @@ from typing import Any
 from pretrain import report_figures as drawn
 from pretrain import report_page as html
 from pretrain.report_figures import DARK, LIGHT, Theme
+from pretrain.report_names import ClassLabels, Label
 from pretrain.report_runs import Evaluation, RunFiles, confused_pairs, read_run
 from sharding.errors import UserError
 
@@ -57,7 +58,9 @@ def write_report(runs: list[Path], out: Path) -> Path:
         prefix = "" if len(read) == 1 else f"{number:02d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name)}-"
         body.extend(_run(run, _Album(out, prefix)))
     path = out / "report.html"
-    path.write_text(html.page(f"Reelscale: {', '.join(run.name for run in read)}", body), encoding="utf-8")
+    path.write_text(
+        html.page(f"Reelscale: {', '.join(run.name for run in read)}", body), encoding="utf-8", errors="replace"
+    )
     return path
 
 
@@ -126,20 +129,39 @@ def _curves(run: RunFiles, album: _Album) -> Iterator[str]:
 
 
 def _evaluated(evaluation: Evaluation, album: _Album) -> Iterator[str]:
-    yield html.cards((_confusion(evaluation, album), _per_class(evaluation, album)))
+    labels = ClassLabels(evaluation.classes, _named(evaluation))
+    yield html.cards((_confusion(evaluation, album, labels), _per_class(evaluation, album, labels)))
+    if labels.legend:
+        yield html.card("Names in the figures", html.table(("in figures", "class"), labels.legend))
     if evaluation.clips is not None:
-        png = drawn.contact_sheet(evaluation, evaluation.clips)
+        png = drawn.contact_sheet(evaluation, evaluation.clips, labels)
         told = '<p class="soft">✓ taken for its class · ✗ its class → what it was taken for, with the score</p>'
         described = "frames of evaluated clips with their class and prediction"
         yield html.card("Clips", told, album.sheet("clips", described, png))
 
 
-def _confusion(evaluation: Evaluation, album: _Album) -> str:
+def _named(evaluation: Evaluation) -> set[str]:
+    """The classes that the figures name: those of a confusion matrix or of bars, if they are few, and of the clips."""
+    clips = evaluation.clips
+    rows = [clips.rows[place] for place in drawn.in_sheet(clips)] if clips else []
+    shown = {number for row in rows for number in (evaluation.truths[row], evaluation.predictions[row])}
+    barred = [str(row["name"]) for row in _rows_by_class(evaluation)]
+    few = [names for names in (evaluation.classes, barred) if len(names) <= drawn.NAMED]
+    return {evaluation.classes[number] for number in shown - {-1}}.union(*few)
+
+
+def _written(labels: ClassLabels, names: list[str]) -> list[Label]:
+    """The labels of the classes, of which a figure writes none if they are many."""
+    return [labels[name] if len(names) <= drawn.NAMED else Label("") for name in names]
+
+
+def _confusion(evaluation: Evaluation, album: _Album, labels: ClassLabels) -> str:
     counts, names = evaluation.confusion(), evaluation.classes
+    written = _written(labels, names)
     shown = album.picture(
         "confusion",
         "confusion matrix, true class by predicted class",
-        lambda theme: drawn.confusion_figure(counts, names, theme),
+        lambda theme: drawn.confusion_figure(counts, written, theme),
     )
     pairs = confused_pairs(counts, _LISTED)
     if len(names) <= drawn.NAMED or not pairs:
@@ -152,13 +174,18 @@ def _confusion(evaluation: Evaluation, album: _Album) -> str:
     return html.card("Confusion matrix", shown, "<br>", html.table(heads, rows, frozenset({2, 3})))
 
 
-def _per_class(evaluation: Evaluation, album: _Album) -> str:
-    rows = [row for row in evaluation.summary.get("per_class", []) if row.get("video1") is not None and row["videos"]]
+def _rows_by_class(evaluation: Evaluation) -> list[dict[str, Any]]:
+    return [row for row in evaluation.summary.get("per_class", []) if row.get("video1") is not None and row["videos"]]
+
+
+def _per_class(evaluation: Evaluation, album: _Album, labels: ClassLabels) -> str:
+    rows = _rows_by_class(evaluation)
     if not rows:
         return html.card("Accuracy by class", "<p>No class has an evaluated video.</p>")
     names, accuracies = [str(row["name"]) for row in rows], [float(row["video1"]) for row in rows]
+    written = _written(labels, names)
     shown = album.picture(
-        "per-class", "video@1 of every class", lambda theme: drawn.per_class_figure(names, accuracies, theme)
+        "per-class", "video@1 of every class", lambda theme: drawn.per_class_figure(written, accuracies, theme)
     )
     if len(rows) <= drawn.NAMED:
         return html.card("Accuracy by class", shown)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from pretrain.report_names import ClassLabels, Label
 from pretrain.report_runs import Clips, Evaluation, RunFiles, series
+from sharding.fonts import LEFT_TO_RIGHT, right_to_left
 
 NAMED = 30  # the most classes a figure names
+SHOWN = 24  # the most clips of a contact sheet
 COUNTED = 20  # the most classes whose confusion matrix has its counts written in
 
 
@@ -39,12 +42,6 @@ LIGHT = Theme(page="#ffffff", text="#24303c", faint="#d9dfe6", accent="#2563eb",
 DARK = Theme(page="#171c24", text="#d5dce5", faint="#333d4a", accent="#6aa2ff", second="#f0a04b")
 # A contact sheet is large, so it is drawn once, in colours that can be read on both pages.
 BOTH = Theme(page="none", text="#7d8793", faint="#7d8793", accent="#4b8bf5", second="#e07b12")
-
-
-def short(name: str, length: int = 26) -> str:
-    """A class name on one line, cut to `length` characters."""
-    name = " ".join(name.split())
-    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def loss_figure(run: RunFiles, theme: Theme) -> bytes:
@@ -76,7 +73,7 @@ def accuracy_figure(run: RunFiles, theme: Theme) -> bytes:
     return _png(draw, (6.4, 4.2), theme)
 
 
-def confusion_figure(counts: np.ndarray, names: Sequence[str], theme: Theme) -> bytes:
+def confusion_figure(counts: np.ndarray, names: Sequence[Label], theme: Theme) -> bytes:
     """The confusion matrix, coloured by share of the true class, with counts and names if they fit."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 3.2 + 0.3 * len(names) if len(names) <= NAMED else 5.4
@@ -91,9 +88,11 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str], theme: Theme) -> 
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         if len(names) <= NAMED:
-            ticks, labels = range(len(names)), [short(name) for name in names]
+            ticks, labels = range(len(names)), [name.text for name in names]
             axes.set_xticks(ticks, labels, rotation=45, ha="right", rotation_mode="anchor")
             axes.set_yticks(ticks, labels)
+            _by_their_fonts(axes.get_xticklabels(), names)
+            _by_their_fonts(axes.get_yticklabels(), names)
         else:
             axes.set_xticks([])
             axes.set_yticks([])
@@ -106,7 +105,7 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str], theme: Theme) -> 
     return _png(draw, (side + 1.4, side), theme)
 
 
-def per_class_figure(names: Sequence[str], accuracies: Sequence[float], theme: Theme) -> bytes:
+def per_class_figure(names: Sequence[Label], accuracies: Sequence[float], theme: Theme) -> bytes:
     """Video@1 of every class in per cent, best first: a named bar each, or a curve if they are many."""
     order = sorted(range(len(names)), key=lambda place: -accuracies[place])
     heights = [100 * accuracies[place] for place in order]
@@ -117,7 +116,9 @@ def per_class_figure(names: Sequence[str], accuracies: Sequence[float], theme: T
         if named:
             bars = axes.barh(range(len(order)), heights, color=theme.accent, height=0.66)
             axes.bar_label(bars, fmt="%.0f", padding=4, color=theme.text, fontsize=9)
-            axes.set_yticks(range(len(order)), [short(names[place]) for place in order])
+            labels = [names[place] for place in order]
+            axes.set_yticks(range(len(order)), [label.text for label in labels])
+            _by_their_fonts(axes.get_yticklabels(), labels)
             axes.set_ylim(len(order) - 0.4, -0.6)
             axes.set_xlim(0, 108)
             axes.set_xlabel("video@1, %")
@@ -134,10 +135,15 @@ def per_class_figure(names: Sequence[str], accuracies: Sequence[float], theme: T
     return _png(draw, (6.4, 1.2 + 0.3 * len(order) if named else 4.2), theme)
 
 
-def contact_sheet(evaluation: Evaluation, clips: Clips, theme: Theme = BOTH, limit: int = 24) -> bytes:
-    """A row of frames a clip, with its class and what it was taken for; at most `limit` of the kept clips."""
-    places = np.linspace(0, len(clips.rows) - 1, min(limit, len(clips.rows))).round().astype(int)
-    shown = [(clips.frames[place], clips.rows[place]) for place in places]
+def in_sheet(clips: Clips) -> list[int]:
+    """Which of the kept clips the contact sheet shows."""
+    places = np.linspace(0, len(clips.rows) - 1, min(SHOWN, len(clips.rows))).round().astype(int)
+    return [int(place) for place in places]
+
+
+def contact_sheet(evaluation: Evaluation, clips: Clips, labels: ClassLabels, theme: Theme = BOTH) -> bytes:
+    """A row of frames a clip, with its class and what it was taken for."""
+    shown = [(clips.frames[place], clips.rows[place]) for place in in_sheet(clips)]
     frames, height, width = clips.frames.shape[1:4]
     across = min(frames, 8)
     columns = 2 if len(shown) > 1 and across <= 8 else 1
@@ -150,7 +156,7 @@ def contact_sheet(evaluation: Evaluation, clips: Clips, theme: Theme = BOTH, lim
             axes.set_axis_off()
         for axes, (pictures, row) in zip(grid.flat, shown, strict=False):
             axes.imshow(_strip(pictures, across), interpolation="antialiased", aspect="equal")
-            _caption(axes, evaluation, row, theme)
+            _caption(axes, evaluation, row, labels, theme)
 
     return _png(draw, (5.8 * columns, tall * rows), theme, dpi=130)
 
@@ -164,15 +170,24 @@ def _strip(pictures: np.ndarray, across: int) -> np.ndarray:
     return np.concatenate(parts[:-1], axis=1)
 
 
-def _caption(axes: Axes, evaluation: Evaluation, row: int, theme: Theme) -> None:
+def _caption(axes: Axes, evaluation: Evaluation, row: int, labels: ClassLabels, theme: Theme) -> None:
     truth, taken = evaluation.truths[row], evaluation.predictions[row]
-    named = evaluation.classes[truth] if truth >= 0 else "no label"
+    named = labels[evaluation.classes[truth]] if truth >= 0 else Label("no label")
+    given = labels[evaluation.classes[taken]]
+    # Between names that run from right to left, marks keep the order of what is around them.
+    mark = LEFT_TO_RIGHT if right_to_left(named.text + given.text) else ""
     if truth == taken:
-        text, colour = f"✓ {short(named)}", theme.right
+        text, colour = f"{mark}✓ {named.text}{mark}", theme.right
     else:
-        text, colour = f"✗ {short(named)} → {short(evaluation.classes[taken])}", theme.wrong
+        text, colour = f"{mark}✗ {named.text}{mark} → {given.text}{mark}", theme.wrong
     text += f"  {100 * evaluation.scores[row]:.0f} %"
-    axes.set_title(text, loc="left", color=colour, fontsize=9, fontweight="bold", pad=3)
+    title = axes.set_title(text, loc="left", color=colour, fontsize=9, fontweight="bold", pad=3)
+    title.set_fontfamily(list(dict.fromkeys((*named.families, *given.families))))
+
+
+def _by_their_fonts(texts: Sequence[Text], labels: Sequence[Label]) -> None:
+    for text, label in zip(texts, labels, strict=True):
+        text.set_fontfamily(list(label.families))
 
 
 def smoothed(values: np.ndarray, span: float) -> np.ndarray:
@@ -213,8 +228,7 @@ def _png(draw: Callable[[Figure], None], inches: tuple[float, float], theme: The
     style: dict[Any, Any] = dict.fromkeys(texts, theme.text) | dict.fromkeys(lines, theme.faint)
     style |= {"axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
     style |= {"font.size": 10, "lines.linewidth": 1.8, "agg.path.chunksize": 10000}
-    with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a class name in a script it lacks
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=inches, facecolor=theme.page)
         figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
         FigureCanvasAgg(figure)

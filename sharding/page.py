@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sharding.sheet import Sheet
 from sharding.summary import concealed_words, length_words
 from sharding.visible import visible
 
@@ -55,11 +56,12 @@ img { width: auto; max-width: 100%; }
 """
 
 
-def page(summary: Mapping[str, Any], sheet_png: bytes) -> str:
+def page(summary: Mapping[str, Any], sheet: Sheet) -> str:
     """The whole page from a store's `summary` (sharding.summary) and its contact sheet."""
+    names = _table(("in the picture", "class"), list(sheet.legend.items()), ()) if sheet.legend else ""
     sections = [
         _section("Splits", _splits(summary["splits"])),
-        _section("Samples", _image(sheet_png)),
+        _section("Samples", _image(sheet.png) + names),
         _section("Classes", _classes(summary["classes"], summary["label_histogram"])),
         _section("Length of the samples", _lengths(summary["lengths"])),
         _section("Concealed damage", _concealed(summary["concealed"], summary["frames"])),

@@ -6,23 +6,27 @@ import hashlib
 import io
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import av
 import av.error
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from sharding.errors import UserError
+from sharding.fonts import Fonts, right_to_left
 from sharding.index import Index, Part
 from sharding.record import read_record
 from sharding.store import Store
 
 COLUMNS = 6
+Pieces = list[tuple[str, Any]]  # of a text, and Pillow's font for each
 _PICTURE = (170, 128)  # pixels of a sample's picture, at most
-_GAP, _LINE = 10, 17
+_GAP, _LINE, _SIZE = 10, 17, 13
+_LONGEST = 100  # characters of a name's piece, of which a picture's width has room for fewer
+_SHAPES = features.check("raqm")  # whether Pillow joins and orders letters
 _INK, _FAINT, _PAPER, _EMPTY = "#1f2933", "#7b8794", "#ffffff", "#edf0f3"
 
 
@@ -35,7 +39,15 @@ class Tile:
     split: str
 
 
-def contact_sheet(store: Store, index: Index, samples: int = 60) -> bytes:
+@dataclass(frozen=True)
+class Sheet:
+    """A sheet's PNG, and the names of the classes that it shows as numbers, for want of a font."""
+
+    png: bytes
+    legend: dict[str, str]
+
+
+def contact_sheet(store: Store, index: Index, samples: int = 60) -> Sheet:
     """PNG of up to `samples` samples' middle frames with their class names, the same for the same index.
 
     Reads the records of the shards they lie in, and of the tars only the packets it shows. A sample that cannot be
@@ -88,14 +100,15 @@ def spread(parts: Sequence[Part], samples: int) -> list[tuple[Part, int | None]]
     return found
 
 
-def drawn(tiles: Sequence[Tile], classes: Sequence[str]) -> bytes:
+def drawn(tiles: Sequence[Tile], classes: Sequence[str]) -> Sheet:
     """PNG of the tiles in rows, the class names below each."""
+    names = _Names(classes, {tile.labels[0] for tile in tiles if tile.labels})
     columns = max(min(COLUMNS, len(tiles)), 1)
     rows = max(-(-len(tiles) // columns), 1)
     width, height = _PICTURE[0] + _GAP, _PICTURE[1] + 2 * _LINE + _GAP
     sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=13)
+    font: Any = ImageFont.load_default(size=_SIZE)
     if not tiles:
         draw.text((_GAP, _GAP), "no samples", _FAINT, font)
     for number, tile in enumerate(tiles):
@@ -108,14 +121,16 @@ def drawn(tiles: Sequence[Tile], classes: Sequence[str]) -> bytes:
             small.thumbnail(_PICTURE)
             left, top = (_PICTURE[0] - small.width) // 2, (_PICTURE[1] - small.height) // 2
             sheet.paste(small, (x + left, y + top))
-        names = [_shown(classes, label) for label in tile.labels] or ["no class"]
-        more = f" +{len(names) - 1}" if len(names) > 1 else ""
-        name = _fitted(names[0], _PICTURE[0] - font.getlength(more), font) + more
-        draw.text((x, y + _PICTURE[1] + 3), name, _INK, font)
+        name = names.written[tile.labels[0]] if tile.labels else [("no class", font)]
+        more = f" +{len(tile.labels) - 1}" if len(tile.labels) > 1 else ""
+        place, below = float(x), y + _PICTURE[1] + 3 + font.getmetrics()[0]  # the line that all letters stand on
+        for text, own in [*_fitted(name, _PICTURE[0] - font.getlength(more), font), (more, font)]:
+            draw.text((place, below), text, _INK, own, anchor="ls")
+            place += own.getlength(text)
         draw.text((x, y + _PICTURE[1] + 3 + _LINE - 2), tile.split, _FAINT, ImageFont.load_default(size=11))
     sink = io.BytesIO()
     sheet.save(sink, "PNG", optimize=True)
-    return sink.getvalue()
+    return Sheet(sink.getvalue(), names.legend)
 
 
 def middle_frame(store: Store, part: str, row: dict[str, Any]) -> Image.Image:
@@ -170,18 +185,48 @@ def _mixed(path: str, label: int | None) -> bytes:
     return hashlib.sha256(f"{label}:{path}".encode()).digest()
 
 
-def _shown(classes: Sequence[str], label: int) -> str:
-    """A class' name without its accents, or its number where Pillow's own font, which is ASCII's, cannot write it."""
-    name = classes[label] if 0 <= label < len(classes) else ""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", " ".join(name.split())) if not unicodedata.combining(c))
-    return plain if plain and plain.isascii() and plain.isprintable() else f"class {label}"
+class _Names:
+    """How the classes are written, in pieces of one font each: Pillow's own, which is ASCII's, or installed ones.
+
+    Without one it is the name without its accents, or the class' number, and then the name is in `legend`.
+    """
+
+    def __init__(self, classes: Sequence[str], labels: Iterable[int]) -> None:
+        names = {label: " ".join(classes[label].split()) if 0 <= label < len(classes) else "" for label in labels}
+        fonts = Fonts(name for name in names.values() if not name.isascii())
+        plain = ImageFont.load_default(size=_SIZE)
+        self.written: dict[int, Pieces] = {}
+        self.legend: dict[str, str] = {}
+        for label, name in sorted(names.items()):
+            written = None if name.isascii() else fonts.written(name)
+            pieces = written.pieces() if written else []
+            simple = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
+            if pieces and (_SHAPES or not _is_shaped(name)) and (len(pieces) == 1 or not right_to_left(name)):
+                self.written[label] = [(text, ImageFont.truetype(file, _SIZE)) for text, file in pieces]
+            elif simple and simple.isascii() and simple.isprintable():
+                self.written[label] = [(simple, plain)]
+            else:
+                self.written[label] = [(f"class {label}", plain)]
+                if name:
+                    self.legend[f"class {label}"] = name
 
 
-def _fitted(text: str, width: float, font: Any) -> str:
-    """As much of the text as the width has room for."""
-    if font.getlength(text) <= width:
-        return text
-    kept = len(text)
-    while kept and font.getlength(text[:kept].rstrip() + "…") > width:
-        kept -= 1
-    return text[:kept].rstrip() + "…"
+def _is_shaped(name: str) -> bool:
+    """Whether the letters change with their neighbours, or do not run from left to right."""
+    return right_to_left(name) or any(unicodedata.category(character) in ("Mc", "Mn") for character in name)
+
+
+def _fitted(pieces: Pieces, width: float, plain: Any) -> Pieces:
+    """As much of the text as the width has room for, and an ellipsis where that is not all."""
+    if _length(pieces) <= width:
+        return pieces
+    shown = [(text[:_LONGEST], font) for text, font in pieces]
+    while shown and _length(shown) + plain.getlength("…") > width:
+        text, font = shown.pop()
+        if len(text) > 1:
+            shown.append((text[:-1].rstrip(), font))
+    return [*shown, ("…", plain)]
+
+
+def _length(pieces: Pieces) -> float:
+    return sum(font.getlength(text) for text, font in pieces)

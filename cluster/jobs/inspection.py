@@ -1,5 +1,6 @@
 """The job `shards inspect`: what a store holds, and if wanted a contact sheet and a page of it."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from sharding.store import open_store
 from sharding.summary import summary
 from sharding.writable import writing
 
+log = logging.getLogger("reelscale")
+
 
 def run_inspection(url: str, out: Path | None) -> dict[str, Any]:
     """The store's summary; with `out`, its `files`: contact-sheet.png and inspect.html in that folder."""
@@ -16,14 +19,20 @@ def run_inspection(url: str, out: Path | None) -> dict[str, Any]:
     found = summary(store)
     if out is None:
         return found
+    from sharding.fonts import SEE
     from sharding.page import page
     from sharding.sheet import contact_sheet
 
     folder = Path(writable_folder(str(out), "--out"))
     picture = contact_sheet(store, current_index(store))
+    if picture.legend:
+        log.warning(
+            "no installed font has the letters of %d classes' names (%s): the contact sheet shows their numbers, and "
+            "the page the names; %s", len(picture.legend), ascii(next(iter(picture.legend.values()))), SEE,
+        )  # fmt: skip
     sheet, html = folder / "contact-sheet.png", folder / "inspect.html"
     with writing(folder, "--out"):
         folder.mkdir(parents=True, exist_ok=True)
-        sheet.write_bytes(picture)
+        sheet.write_bytes(picture.png)
         html.write_text(page(found, picture), encoding="utf-8")
     return found | {"files": {"contact sheet": str(sheet), "page": str(html)}}

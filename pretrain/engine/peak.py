@@ -36,11 +36,14 @@ PEAKS: dict[str, Peak] = {
 and TF32 figures of H100 and later for sparse matrices: half of them is dense."""
 
 
-def peak_flops(device: torch.device, half: bool) -> float:
+def peak_flops(device: torch.device, half: bool) -> float | None:
     """Dense matrix-product FLOP/s of the device in bf16 or fp16 (`half`) or fp32 (TF32 where convolutions may use it).
 
-    Of the data sheet; of a CPU, or a GPU that is not in the table, as measured now.
+    Of the data sheet; of a GPU that is not in the table as measured now. None of a CPU: it has no such figure, and what
+    is measured there is what its other work and its clock leave at that moment, which differs threefold between runs.
     """
+    if device.type == "cpu":
+        return None
     known = listed_peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     if known is None:
         return product_flops(device, half)

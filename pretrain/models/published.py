@@ -19,18 +19,17 @@ from torch import Tensor
 from pretrain.models.arrays import read_arrays
 from pretrain.models.caffe2 import blobs_of, is_solvers, names_from_caffe2
 from pretrain.models.inflation import INFLATABLE, inflated, is_flat, named_as_ours
+from pretrain.models.mmaction2 import from_mmaction2, is_mmaction2s
 from pretrain.models.network import VideoNetwork
 from pretrain.models.recognise import Recognised, recognise
+from pretrain.models.torch_archive import read_archive, records
+from pretrain.models.weight_files import kind_of
 from pretrain.models.weights import check_weights, some
+from pretrain.models.wrapped import ALONE, unwrapped
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.errors import UserError
 from sharding.settings import validate
 
-SUFFIXES = (".pth", ".pt", ".tar", ".pkl", ".safetensors")
-_NESTED = ("state_dict", "model_state_dict", "model_state", "model")  # where trainers put the network's tensors
-_DEEPEST = 3  # dictionaries in each other
-_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
-_ALONE = "save its state dict alone: torch.save(model.state_dict(), FILE)"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CLIP = 16  # frames; of no weight's shape but R2D's and C3D's, which say theirs
 
@@ -40,7 +39,7 @@ class Published:
     """A network found in a file, and its tensors by our names.
 
     `set_aside`: what the file holds besides the network. `flat`: the tensors were a 2D network's, now inflated.
-    `frames`, `size`: of a clip, where they were given or the weights tell.
+    `frames`, `size`: of a clip, where they were given or the weights tell. `notes`: what the user should know.
     """
 
     settings: ModelSettings
@@ -50,12 +49,15 @@ class Published:
     size: int | None = None
     set_aside: list[str] = field(default_factory=list)
     flat: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 def read_published(path: Path, inflate: str | None = None, frames: int | None = None) -> Published:
-    """Read a file of weights: .pth, .pt (PyTorch), .pkl (VMZ's Caffe2), .safetensors.
+    """Read a file of weights, whatever it is called: what `torch.save` wrote, VMZ's Caffe2 pickles, safetensors.
 
-    Nothing in the file is run: PyTorch's are read with `weights_only`, Caffe2's by `read_arrays`. `inflate` names
+    Nothing in the file is run: PyTorch's are read with `weights_only`, or by `read_archive` where they hold objects of
+    other classes (a trainer's settings); Caffe2's by `read_arrays`. The network may lie in a trainer's dictionaries and
+    behind a wrapper's names (`unwrapped`). `inflate` names
     the network that a 2D network's weights become, `frames` the clips' length (for R2D and C3D a shape depends on
     it). Set aside are a solver's values (`*_momentum`, `lr`, `model_iter`) and what a trainer saves beside the
     network's tensors.
@@ -80,7 +82,7 @@ def read_published(path: Path, inflate: str | None = None, frames: int | None = 
         )
     found = replace(found, frames=frames or found.frames)
     _check(found, state, file.blobs, str(path))
-    return Published(found.settings, found.classes, state, found.frames, found.size, file.set_aside, flat)
+    return Published(found.settings, found.classes, state, found.frames, found.size, file.set_aside, flat, file.notes)
 
 
 def _check(found: Recognised, state: Mapping[str, Tensor], blobs: Mapping[str, tuple[int, ...]], where: str) -> None:
@@ -132,19 +134,22 @@ class _File:
 
     state: dict[str, Tensor]
     set_aside: list[str]
+    notes: list[str] = field(default_factory=list)
     blobs: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def _read(path: Path) -> _File:
-    if not path.is_file():
-        raise UserError("there is no such file", str(path), "check the path of the weights")
-    if path.suffix not in SUFFIXES:
-        raise UserError(
-            f"{path.suffix or 'no ending'} is no known kind of weights", str(path), f"known: {', '.join(SUFFIXES)}"
-        )
-    if path.suffix == ".pkl":
+    """Read a file by what it holds, whatever it is called."""
+    kind = kind_of(path)
+    if kind == "pickle":
         return _caffe2(path)
-    return _network_of(read_safetensors(path) if path.suffix == ".safetensors" else _pytorch(path), str(path))
+    if kind == "safetensors":
+        return _network_of(read_safetensors(path), str(path))
+    tree, foreign = _pytorch(path)
+    file = _network_of(tree, str(path))
+    if not foreign:
+        return file
+    return replace(file, notes=[*file.notes, f"neither read nor run: {some(foreign)}"])
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -155,25 +160,33 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"the file cannot be read: {error}", str(path), "fetch it again") from error
 
 
-def _pytorch(path: Path) -> Any:
+def _pytorch(path: Path) -> tuple[Any, list[str]]:
+    """What `torch.save` wrote, and the classes in it that are of no tensors, of which no object was made."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True), []
     except Exception as error:  # a damaged or hostile file can raise anything
+        names = records(path)
+        if any(name.endswith("/data.pkl") for name in names) and "TorchScript archives" not in str(error):
+            tree, foreign = read_archive(path)
+            return tree, sorted(foreign)
+        if names and not any(name.endswith(".pkl") for name in names):
+            what = f"the file is a zip that torch.save did not write, of {some(names)}"
+            raise UserError(what, str(path), f"give what is packed in it, or {ALONE}") from error
         named = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
         if named:
             what = f"the file holds more than tensors ({named[1]}); nothing of it was run"
-            remedy = f"in a place where you trust it, {_ALONE}"
+            remedy = f"in a place where you trust it, {ALONE}"
         elif "TorchScript archives" in str(error):
             what = "the file is a TorchScript archive, which holds a program; nothing of it was run"
-            remedy = f"in a place where you trust it, load it with torch.jit.load as model and {_ALONE}"
+            remedy = f"in a place where you trust it, load it with torch.jit.load as model and {ALONE}"
         elif "weights_only" in str(error) or _is_pickle(path):
             what = (
                 "the file is a pickle, as PyTorch wrote them before 1.6 or another program does, of more than tensors "
                 "or damaged; nothing of it was run"
             )
-            remedy = f"in a place where you trust it, {_ALONE}"
+            remedy = f"in a place where you trust it, {ALONE}"
         else:
             first = str(error).partition("\n")[0][:200]
             what = f"the file is damaged, or no PyTorch file ({type(error).__name__}: {first})"
@@ -189,23 +202,11 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _network_of(tree: Any, where: str) -> _File:
-    """The state dict in what a trainer saved, without the names that wrappers put before it; and the rest."""
-    aside: list[str] = []
-    for _ in range(_DEEPEST):
-        nested = next((key for key in _NESTED if isinstance(tree, dict) and isinstance(tree.get(key), dict)), None)
-        if nested is not None:
-            aside += [str(key) for key in tree if key != nested]
-            tree = tree[nested]
-    found = tree if isinstance(tree, dict) else {}
-    others = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
-    if others or not found:
-        what = f"these are no tensors: {some(others)}" if others else "it holds no tensors by name"
-        raise UserError(what, where, _ALONE)
-    state: dict[str, Tensor] = {str(name): value for name, value in found.items()}
-    while prefix := next((prefix for prefix in _WRAPPERS if all(name.startswith(prefix) for name in state)), ""):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    """The network's tensors in what a trainer saved, by torchvision's names where it is mmaction2's; and the rest."""
+    found = unwrapped(tree, where)
+    state = from_mmaction2(found.state, where) if is_mmaction2s(found.state) else found.state
     _refuse({name: _fault(name, value) for name, value in state.items()}, where)
-    return _File({name: value.detach().clone().contiguous() for name, value in state.items()}, aside)
+    return _File({k: v.detach().clone().contiguous() for k, v in state.items()}, found.set_aside, found.notes)
 
 
 def _fault(name: str, value: Tensor) -> str | None:
@@ -252,7 +253,7 @@ def _caffe2(path: Path) -> _File:
     state = {names[blob]: torch.from_numpy(value) for blob, value in arrays.items()}
     # VMZ's fully convolutional prediction keeps the classifier as a 1×1×1 convolution.
     state = {name: value.flatten(1) if name == "fc.weight" else value for name, value in state.items()}
-    return _File(state, aside, shapes)
+    return _File(state, aside, blobs=shapes)
 
 
 def _fault_of_array(value: NDArray[Any]) -> str | None:

@@ -31,7 +31,7 @@ import yaml
 
 from cluster.jobs.training import TrainingJob
 from cluster.usage import started_by, usage_of
-from pretrain.engine.peak import peak_flops
+from pretrain.engine.peak import peak_flops, product_flops
 from pretrain.engine.world import free_port
 from pretrain.models.count import macs
 from pretrain.models.zoo import build_model
@@ -213,7 +213,8 @@ def compare(bench: Bench, ranks: Sequence[int], rounds: int, device: torch.devic
     }
     saving = Seen("ours, saving every second step", max(ranks))
     for _ in range(rounds):
-        peak = max(peak, peak_flops(device, job.engine.precision == "bf16"))  # a busy CPU shows less of it
+        half = job.engine.precision == "bf16"
+        peak = max(peak, peak_flops(device, half) or product_flops(device, half))  # a busy CPU shows less of it
         # The first of all that starts, a line a step: its first line is the first step of a first start.
         bench.run(saving, times=4, log_steps=1, checkpoint={"every_steps": 2})
         for seen in found.values():

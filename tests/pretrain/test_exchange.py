@@ -306,9 +306,25 @@ def test_exports_that_cannot_be_read(trained: Path, tmp_path: Path, change: dict
     assert not is_export(file)
     with pytest.raises(UserError, match="not an export"):
         read_export(file)
-    file.write_bytes(b"")
+    file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(UserError, match="cannot be read"):
         read_export(file)
+
+
+def test_an_export_is_one_under_any_name(trained: Path, tmp_path: Path) -> None:
+    export_run(trained, tmp_path / "file.safetensors")
+    (tmp_path / "file.safetensors").rename(tmp_path / "weights.bin")
+    assert import_run(tmp_path / "weights.bin", tmp_path / "run")["class_names"] == "the export's"
+
+
+def test_what_a_wrapped_network_was_is_said(tmp_path: Path) -> None:
+    state = random_state(video_shapes(("3d",) * 4, classes=6, planes=8))
+    torch.save(
+        {"state_dict": {f"model.{name}": value for name, value in state.items()}, "epoch": 3}, tmp_path / "x.ckpt"
+    )
+    said = import_run(tmp_path / "x.ckpt", tmp_path / "run", frames=16)
+    assert said["notes"] == ["the network is the file's state_dict.model.*", "set aside: epoch"]
+    assert_bits(load_run(tmp_path / "run").model, state)
 
 
 def test_an_export_loads_without_us(trained: Path, tmp_path: Path) -> None:

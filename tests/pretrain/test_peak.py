@@ -56,8 +56,18 @@ def test_a_listed_gpu_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_a_cpu_is_measured(half: bool) -> None:
-    assert 1e8 < peak.peak_flops(CPU, half) < 1e14
+def test_a_cpu_has_no_peak_to_be_judged_by(half: bool) -> None:
+    assert peak.peak_flops(CPU, half) is None
+
+
+def test_a_gpu_that_is_not_listed_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Q1")
+    monkeypatch.setattr(peak, "product_flops", lambda device, half: 7e12)
+    assert peak.peak_flops(torch.device("cuda", 0), half=True) == 7e12
+
+
+def test_products_are_measured_where_they_are_asked_for() -> None:
+    assert 1e8 < peak.product_flops(CPU, half=False) < 1e14
 
 
 def test_mfu_of_the_papers_network() -> None:

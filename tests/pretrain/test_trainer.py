@@ -61,7 +61,7 @@ def test_a_run_and_what_it_leaves(finished: Finished) -> None:
     assert sorted(trained) == list(range(1, STEPS + 1))
     for step, event in trained.items():
         assert set(event) == {
-            "event", "step", "epoch", "samples", "loss", "top1", "lr", "grad_norm", "clips_per_second", "mfu",
+            "event", "step", "epoch", "samples", "loss", "top1", "lr", "grad_norm", "clips_per_second",
             "data_wait_ratio", "saving_ratio", "memory_bytes", "skipped",
         }  # fmt: skip
         assert all(math.isfinite(value) for value in event.values() if not isinstance(value, str))
@@ -80,7 +80,8 @@ def test_a_run_and_what_it_leaves(finished: Finished) -> None:
     assert classes == CLASSES and settings.lanes == 2
     derived = json.loads((finished.folder / "settings.json").read_text())["derived"]
     assert derived["steps"] == STEPS and derived["training_samples"] == 13 and derived["classes"] == 6
-    assert f"step {STEPS}/{STEPS}" in (finished.folder / "train.log").read_text()
+    said = (finished.folder / "train.log").read_text()
+    assert f"step {STEPS}/{STEPS}" in said and "MFU" not in said  # which a CPU has not
     model, optimizer = final(finished.folder)
     fresh = build_model(ModelSettings(depth=10, width=0.125), len(CLASSES), 4)
     assert set(model) == set(fresh.state_dict())

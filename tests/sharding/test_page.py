@@ -240,14 +240,14 @@ def test_the_middle_frame_is_the_middle_frame(root: Path) -> None:
 
 def test_a_sheet_of_a_real_store(root: Path, tmp_path: Path) -> None:
     store = open_store(str(root))
-    png = contact_sheet(store, index.current_index(store))
+    png = contact_sheet(store, index.current_index(store)).png
     sheet = Image.open(io.BytesIO(png))
     assert sheet.format == "PNG" and sheet.size == (6 * 180 + 10, 172 + 10)
-    assert png == contact_sheet(store, index.current_index(store))
+    assert png == contact_sheet(store, index.current_index(store)).png
     pictures = [np.asarray(sheet.crop((x, 10, x + 170, 138))) for x in range(10, 1090, 180)]
     assert all(picture.std() > 10 for picture in pictures)
     assert len({picture.tobytes() for picture in pictures}) == 6
-    smaller = Image.open(io.BytesIO(contact_sheet(store, index.current_index(store), 2)))
+    smaller = Image.open(io.BytesIO(contact_sheet(store, index.current_index(store), 2).png))
     assert smaller.size == (370, 182)
 
 
@@ -275,14 +275,14 @@ def test_a_damaged_sample_is_an_empty_picture(root: Path, tmp_path: Path) -> Non
     data[row["offset"] : row["offset"] + row["size"]] = bytes(row["size"])
     store.put(path, bytes(data))
     (Path(store.url) / rows(store)[-1][0]).unlink()
-    assert Image.open(io.BytesIO(contact_sheet(store, index.current_index(store)))).size == (1090, 182)
+    assert Image.open(io.BytesIO(contact_sheet(store, index.current_index(store)).png)).size == (1090, 182)
 
 
 @pytest.mark.parametrize("name", ["篮球", "café", "a\nb\0c", "", "x" * 500, "\ud800", "עברית", "<b>"])
 def test_names_of_any_letters(name: str) -> None:
     picture = Image.new("RGB", (64, 48), "#336699")
     tiles = [Tile(picture, (0, 1), "train"), Tile(None, (7,), "val"), Tile(picture, (), "train")]
-    sheet = np.asarray(Image.open(io.BytesIO(drawn(tiles, [name, "other"]))).convert("L"))
+    sheet = np.asarray(Image.open(io.BytesIO(drawn(tiles, [name, "other"]).png)).convert("L"))
     assert sheet.shape == (182, 550)
     below = sheet[140:158]
     assert all((below[:, x : x + 170] < 128).any() for x in (10, 190, 370))  # something is written below each

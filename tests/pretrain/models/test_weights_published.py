@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -218,15 +219,14 @@ class Attack:
         return os.system, (self.command,)
 
 
-@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
-def test_pytorch_files_that_hold_more_than_tensors(tmp_path: Path, new: bool) -> None:
+def test_pytorch_files_of_before_1_6_that_hold_more_than_tensors(tmp_path: Path) -> None:
     state = random_state(video_shapes(R3D, **{**SMALL, "stem": 0}))
     file, trace = tmp_path / "file.pth", tmp_path / "trace"
     more = {"args": argparse.Namespace(lr=0.1)}, {"extra": Attack(f"touch {trace}")}, {"model": torch.nn.ReLU()}
     for added, name in zip(
         more, ("argparse.Namespace", "posix.system", "torch.nn.modules.activation.ReLU"), strict=True
     ):
-        torch.save({**state, **added}, file, _use_new_zipfile_serialization=new)
+        torch.save({**state, **added}, file, _use_new_zipfile_serialization=False)
         with pytest.raises(UserError, match="more than tensors") as refused:
             read_published(file)
         assert name in refused.value.what and "state_dict" in refused.value.remedy
@@ -238,17 +238,24 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(1000)}, whole)
     for name, content, what in (
         ("cut.pth", whole.read_bytes()[:-700], "damaged"),
-        ("text.pt", b"<html>not found</html>", "damaged"),
-        ("empty.pth", b"", "damaged"),
-        ("text.pkl", b"<html>not found</html>", "damaged"),
-        ("text.safetensors", b"<html>not found</html>", "cannot be read"),
-        ("weights.h5", b"", ".h5 is no known kind"),
+        ("page.pt", b"<html>not found</html>", "HTML"),
+        ("page.safetensors", b"\n<!DOCTYPE html>", "HTML"),
+        ("text.pkl", b"not found", "damaged"),
+        ("empty.pth", b"", "empty"),
+        ("cut.safetensors", b'\x40\0\0\0\0\0\0\0{"weight":', "cannot be read"),
+        ("weights.h5", b"\x89HDF\r\n\x1a\n", "HDF5"),
+        ("weights.pth.gz", b"\x1f\x8b\x08\0", "gzip"),
+        ("weights.pth", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("photo.zip", b"PK\x03\x04", "damaged"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=what):
             read_published(tmp_path / name)
-    for name in ("nowhere.pth", "."):
-        with pytest.raises(UserError, match="no such file"):
+    np.savez(tmp_path / "weights.npz", weight=np.ones(3))
+    with pytest.raises(UserError, match=r"a zip that torch\.save did not write, of weight\.npy"):
+        read_published(tmp_path / "weights.npz")
+    for name, what in (("nowhere.pth", "no such file"), (".", "a folder, not a file")):
+        with pytest.raises(UserError, match=what):
             read_published(tmp_path / name)
 
 

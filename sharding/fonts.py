@@ -1,0 +1,125 @@
+"""Which installed fonts write a text: for pictures with names in any script, in which nobody is to see boxes."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from PIL import ImageFont
+
+SEE = "fonts are looked for in the system's folders and in ~/.local/share/fonts; Noto Sans (CJK) has most scripts"
+LEFT_TO_RIGHT = "\N{LEFT-TO-RIGHT MARK}"  # which is not seen
+_SYSTEMS = ("/usr/share", "/usr/local/share")
+_MACS = ("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts")
+_ENDINGS = (".ttf", ".otf", ".ttc", ".otc")
+_FALSE = ("lastresort", "adobeblank", "notdef", "tofu")  # their glyphs are boxes, or nothing, for every character
+_UNUSUAL = (
+    "bold", "black", "heavy", "medium", "light", "thin", "italic", "oblique", "condensed", "mono", "serif", "display",
+    "math",
+)  # fmt: skip
+_SIZE = 24  # pixels, at which a font's glyphs differ
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text as it can be drawn, and each of its characters' fonts: neighbours have the same one where they can."""
+
+    text: str
+    files: tuple[Path, ...]
+
+    def pieces(self) -> list[tuple[str, Path]]:
+        """The text in pieces of one font each."""
+        return [
+            ("".join(character for character, _ in piece), file)
+            for file, piece in groupby(zip(self.text, self.files, strict=True), key=lambda pair: pair[1])
+        ]
+
+
+class Fonts:
+    """The fonts for a set of texts: each file is opened once, and only if a text needs more than the first font."""
+
+    def __init__(self, texts: Iterable[str], first: Path | None = None) -> None:
+        """`first`: a font that is taken wherever it does; the others are those installed."""
+        given = {character for text in texts for character in text}
+        self._has: dict[Path, set[str]] = {} if first is None else {first: _glyphs(first, given)}
+        needed = {character for character in given if not _is_unseen(character)}.difference(*self._has.values())
+        for file in installed() if needed else ():
+            found = _glyphs(file, given)
+            if found & needed:
+                self._has[file] = found
+            if found >= needed:
+                break
+        self._first = first
+
+    def written(self, text: str) -> Written | None:
+        """How to draw the text, by as few fonts as will do; None if the fonts lack one of its characters.
+
+        Characters that are not seen (joiners, variation selectors) and that no font of it has are left out.
+        """
+        chosen = [] if self._first is None else [self._first]
+        left = {character for character in text if not _is_unseen(character)}
+        left = left.difference(*(self._has[file] for file in chosen))
+        while left:
+            best = max(self._has, key=lambda file: len(left & self._has[file]), default=None)
+            if best is None or not left & self._has[best]:
+                return None
+            chosen.append(best)
+            left -= self._has[best]
+        kept: list[tuple[str, Path]] = []
+        for character in text:
+            files = [file for file in chosen if character in self._has[file] or character == " "]
+            if files:
+                before = kept[-1][1] if kept else None
+                kept.append((character, before if before in files else files[0]))
+        return Written("".join(character for character, _ in kept), tuple(file for _, file in kept))
+
+
+def installed() -> Iterator[Path]:
+    """The files of the fonts of this machine and user, the upright regular ones without serifs first."""
+    data = os.environ.get("XDG_DATA_DIRS") or ":".join(_SYSTEMS)
+    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    roots = [*(f"{folder}/fonts" for folder in (home, *data.split(":"), *_SYSTEMS)), "~/.fonts", *_MACS]
+    files = {
+        file
+        for root in dict.fromkeys(Path(root).expanduser() for root in roots)
+        for folder, _, names in os.walk(root)
+        for name in names
+        if (file := Path(folder, name)).suffix.lower() in _ENDINGS
+    }
+    named = {file: file.name.lower().replace("-", "").replace("sansserif", "") for file in files}
+    plain = [file for file in files if not any(name in named[file] for name in _FALSE)]
+    yield from sorted(plain, key=lambda file: (sum(word in named[file] for word in _UNUSUAL), named[file], str(file)))
+
+
+def right_to_left(text: str) -> bool:
+    """Whether a part of the text runs from right to left."""
+    return any(unicodedata.bidirectional(character) in ("R", "AL") for character in text)
+
+
+def _is_unseen(character: str) -> bool:
+    """Whether nothing is drawn for it: a blank, a joiner, a mark of direction, a variation selector."""
+    selects = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    return character == " " or selects or unicodedata.category(character) == "Cf"
+
+
+def _glyphs(file: Path, wanted: set[str]) -> set[str]:
+    """Those of the characters that the font draws: not as its sign for a missing one, and, if they are seen, not empty.
+
+    A font that cannot be read, or has pictures of one size alone (coloured emoji), draws none.
+    """
+    found = set()
+    with suppress(OSError, ValueError):
+        font = ImageFont.truetype(file, _SIZE, layout_engine=ImageFont.Layout.BASIC)
+        missing = font.getmask("\uffff")  # which is no character
+        for character in wanted:
+            if unicodedata.category(character) not in ("Cc", "Cs"):
+                mask = font.getmask(character)
+                differs = (mask.size, bytes(mask)) != (missing.size, bytes(missing))
+                if differs and (mask.getbbox() is not None or _is_unseen(character)):
+                    found.add(character)
+    return found
