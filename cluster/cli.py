@@ -195,7 +195,11 @@ def finetune(config: Config, overrides: Overrides = None, dry_run: DryRun = Fals
 
 @app.command()
 def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Evaluate a run's network: clip@1, video@1, video@5, every video counted once. Files go to RUN/evaluation.
+    """Evaluate a run's network: clip@1, video@1, video@5, every video counted once.
+
+    Classes are the run's, by name: the store may have some of them, and in another order. Files go to a folder of the
+    store, split and number of clips in RUN/evaluation. The same command goes on after a stop. Exit codes: 0 done,
+    75 stopped by a signal with the scores so far saved, 2 a mistake, or too many damaged videos, 1 failed.
 
     Examples:
 
@@ -213,15 +217,14 @@ def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
         print_json(summary)
         return
     rows = {name: f"{100 * summary[name]:.1f} %" for name in ("clip1", "video1", "video5")}
-    print_table(
-        "evaluation",
-        {"run": summary["weights"], "videos": summary["videos"], "clips": summary["clips"], **rows},
-    )
+    counts = {name: summary[name] for name in ("videos", "clips")}
+    damaged = {"damaged": f"{summary['damaged']}, counted as wrong"} if summary["damaged"] else {}
+    print_table("evaluation", {"run": summary["weights"], **counts, **damaged, **rows, "folder": summary["folder"]})
     if "fused" in summary:
         fused = summary["fused"]
         print_table(
             "fused",
-            {"with": fused["run"], **{name: f"{100 * fused[name]:.1f} %" for name in ("video1", "video5")}},
+            {"with": fused["folder"], **{name: f"{100 * fused[name]:.1f} %" for name in ("video1", "video5")}},
         )
 
 

@@ -20,7 +20,7 @@ from pretrain.run import Run, read_settings
 from pretrain.settings import DataSettings, TrainSettings
 from sharding.errors import UserError
 
-NO_STORE = "(imported weights have no store: give store=STORE)"
+NO_STORE = "(none: the weights were imported)"
 _PROVENANCE = "provenance.json"
 _I3D_FLOW = Normalisation(mean=(0.0, 0.0), std=(20.0, 20.0))  # cut at 20 pixels, to [-1, 1]
 _HALF = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # RGB to [-1, 1], as kinetics-i3d's

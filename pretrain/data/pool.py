@@ -105,7 +105,7 @@ class WorkerPool:
     def take(self, ticket: int) -> Batch:
         """Wait for a batch.
 
-        Raises what its making raised (UserError, Damaged), WorkerDied as soon as any worker is gone, and
+        Raises what its making raised (UserError), WorkerDied as soon as any worker is gone, and
         WorkersStalled if nothing comes from any of them for `stall_seconds`.
         """
         deadline = time.monotonic() + max(self._stall_seconds, 0.0 if self._heard else _START_SECONDS)
