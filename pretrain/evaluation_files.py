@@ -83,8 +83,8 @@ class Pieces:
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        """`identity`: JSON values, all that the scores follow from."""
-        self._folder, self._identity = folder / _PIECES, {"format": _FORMAT, **identity}
+        """`folder`: of the evaluation; `identity`: JSON values, all that the scores follow from."""
+        self.folder, self._identity = folder / _PIECES, {"format": _FORMAT, **identity}
         self._waiting: list[VideoScore] = []
         self._begun = self._written = time.monotonic()
         self._told = False
@@ -100,7 +100,7 @@ class Pieces:
     def read(self) -> dict[int, VideoScore]:
         """The scores of sound videos that are there, by row."""
         found: dict[int, VideoScore] = {}
-        for path in sorted(self._folder.glob("*.parquet")):
+        for path in sorted(self.folder.glob("*.parquet")):
             try:
                 table = from_parquet(path.read_bytes())
                 if record_meta(table.schema) == self._identity:
@@ -122,8 +122,8 @@ class Pieces:
             return
         data = to_parquet(with_meta(_table(self._waiting), self._identity))
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            put(self._folder / f"{secrets.token_hex(8)}.parquet", data)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            put(self.folder / f"{secrets.token_hex(8)}.parquet", data)
         except OSError as error:
             if not self._told:
                 log.warning("scores cannot be written as they come: %s; the evaluation goes on", error)
@@ -135,7 +135,7 @@ class Pieces:
     def clear(self) -> None:
         """Remove them, once the evaluation's own files are there."""
         self._waiting = []
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def write_files(
