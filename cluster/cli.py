@@ -1,5 +1,6 @@
 """The command line: `reelscale …`. Thin: it reads arguments, calls a job, prints, and picks the exit code."""
 
+import importlib.metadata
 import json
 import os
 import sys
@@ -33,7 +34,6 @@ from sharding.errors import CannotGoOn, UserError
 
 app = typer.Typer(
     name="reelscale",
-    help="Pretrain video networks: shard a corpus, pretrain, fine-tune, evaluate, report.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,6 +54,21 @@ Media = Annotated[str | None, typer.Option("--media", help="a folder or URL that
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else on standard output")]
 Config = Annotated[str, typer.Argument(help="a recipe (YAML), e.g. one of configs/")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything, print the derived quantities, stop")]
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"reelscale {importlib.metadata.version('reelscale')}")
+        raise typer.Exit
+
+
+@app.callback()
+def reelscale(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="show the version and stop")
+    ] = False,
+) -> None:
+    """Pretrain video networks: shard a corpus, pretrain, fine-tune, evaluate, report."""
 
 
 @app.command()
@@ -212,7 +227,8 @@ def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
     from cluster.jobs.evaluation import EvaluationJob, run_evaluation
     from sharding.settings import load_settings
 
-    summary = run_evaluation(load_settings(EvaluationJob, config, overrides or []))
+    with stdout_to_stderr() if as_json else nullcontext():
+        summary = run_evaluation(load_settings(EvaluationJob, config, overrides or []))
     if as_json:
         print_json(summary)
         return
@@ -374,7 +390,7 @@ def _shard(name: str, *arguments: Any, as_json: bool) -> None:
         with postponed():
             from cluster.jobs import sharding
 
-        with interruption_told():
+        with interruption_told(), stdout_to_stderr() if as_json else nullcontext():
             found = getattr(sharding, name)(*arguments)
     except WorkerDied as error:
         print(f"reelscale: {error}; the same command goes on, with less memory where workers=1", file=sys.stderr)
