@@ -98,10 +98,14 @@ def write_evaluation(
 
 def right_shares(classes: Sequence[str], labels: Sequence[Sequence[int]], ranks: Sequence[float]) -> dict[str, Any]:
     """video1, video5 and, for each class, its videos and their video1, of the ranks of the videos' best labels."""
-    per_class = []
-    for number, name in enumerate(classes):
-        own = [rank for rank, of in zip(ranks, labels, strict=True) if number in of]
-        per_class.append({"name": name, "videos": len(own), "video1": _below(own, 1) if own else None})
+    by_class: list[list[float]] = [[] for _ in classes]
+    for rank, of in zip(ranks, labels, strict=True):
+        for number in set(of):
+            by_class[number].append(rank)
+    per_class = [
+        {"name": name, "videos": len(own), "video1": _below(own, 1) if own else None}
+        for name, own in zip(classes, by_class, strict=True)
+    ]
     return {"video1": _below(ranks, 1), "video5": _below(ranks, 5), "per_class": per_class}
 
 

@@ -1,6 +1,5 @@
 """The job `evaluate`: a split's videos shared out to Ray tasks, or scored in this process."""
 
-import logging
 import sys
 import uuid
 from collections.abc import Generator
@@ -19,8 +18,6 @@ from pretrain.evaluate import EvaluateSettings, Scorer, Subject, open_subject
 from pretrain.evaluation_summary import folder_of, other_of, pieces_of, require_sound, write_evaluation
 from pretrain.video_score import VideoScore
 from sharding.errors import CannotGoOn
-
-log = logging.getLogger("reelscale")
 
 _ROWS_A_TASK = 64
 _TASKS_A_WORKER = 8  # at least, so that an evaluation of few videos is kept in pieces, too
@@ -57,23 +54,26 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
         runner = _by_ray if launcher == "ray" else _in_this_process
         with progress("evaluate", len(subject.rows)) as advance, closing(runner(job, subject, todo)) as results:
             advance(len(found))
+            damaged: list[VideoScore] = []
             for scores in results:
                 raise_if_interrupted()
                 pieces.add(scores)
-                _tell_damaged(scores, found)
                 found |= {score.row: score for score in scores}
-                require_sound(list(found.values()), subject, job.damaged)
+                if more := [score for score in scores if score.damaged is not None]:
+                    _tell_damaged(more, damaged)
+                    damaged += more
+                    require_sound(damaged, subject, job.damaged)
                 advance(len(scores))
         summary = write_evaluation(subject, job, list(found.values()), other)
         pieces.clear()
     return summary
 
 
-def _tell_damaged(scores: list[VideoScore], found: dict[int, VideoScore]) -> None:
-    met = {score.damaged for score in found.values()}
-    for told in dict.fromkeys(score.damaged for score in scores if score.damaged is not None):
-        if told not in met:
-            print(f"damaged: {told}; it counts as wrong", file=sys.stderr)
+def _tell_damaged(more: list[VideoScore], before: list[VideoScore]) -> None:
+    """Each once: a damaged record is that of many videos."""
+    met = {score.damaged for score in before}
+    for told in dict.fromkeys(score.damaged for score in more if score.damaged not in met):
+        print(f"damaged: {told}; counted as wrong", file=sys.stderr)
 
 
 def _in_this_process(job: EvaluationJob, subject: Subject, todo: list[int]) -> Generator[list[VideoScore]]:
