@@ -114,7 +114,7 @@ def require_sound(found: Sequence[VideoScore], subject: Subject, share: float) -
     damaged = [score.damaged for score in found if score.damaged is not None]
     most = allowed(len(subject.rows), share)
     if len(damaged) > most:
-        what = f"{len(damaged)} videos are damaged; damaged={share:g} allows {most} of {len(subject.rows)}"
+        what = f"damaged videos: {len(damaged)} of {len(subject.rows)}; damaged={share:g} allows {most}"
         raise too_much(what, list(dict.fromkeys(damaged)), subject.split.store.url, "damaged")
 
 

@@ -19,6 +19,7 @@ from pretrain.run import Run
 from pretrain.settings import TrainSettings
 from tests.cluster.conftest import RECIPE, Say
 from tests.cluster.running import Command, reelscale, refused, running, succeeded
+from tests.pretrain.evaluating import spoil
 
 pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
 
@@ -99,6 +100,19 @@ def test_what_cannot_be_fused_is_refused_at_once(say: Say, begun: Path, tmp_path
     (tmp_path / "none.yaml").write_text(f"run: {begun}\nlauncher: none\n")
     refused(say("evaluate", "none.yaml", "fuse.run=nowhere", *LONG), "no evaluation to fuse", str(tmp_path / "nowhere"))
     assert not (begun / "evaluation").exists()
+
+
+def test_damage_is_named_and_too_much_of_it_refused(say: Say, begun: Path, store: Path, tmp_path: Path) -> None:
+    run, copied = shutil.copytree(begun, tmp_path / "run"), shutil.copytree(store, tmp_path / "copied")
+    (key,) = spoil(str(copied), [2])
+    (tmp_path / "none.yaml").write_text(f"run: {run}\nstore: {copied}\nlauncher: none\nclips: 1\n")
+    refused(say("evaluate", "none.yaml", "damaged=0"), "damaged videos: 1 of 6; damaged=0 allows 0", key)
+    done = say("evaluate", "none.yaml")
+    assert done.returncode == 0 and "1, counted as wrong" in done.stdout, done.stderr
+    assert done.stderr.count(f"damaged: sample {key}") == 1 and "are scored already" in done.stderr
+    (path,) = run.glob("evaluation/*/summary.json")
+    found = json.loads(path.read_text())
+    assert (found["videos"], found["damaged"]) == (6, 1) and found["clip1"] == found["video1"] <= 5 / 6
 
 
 def test_the_version_is_told(say: Say) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.checkpoint import begin_attempt, load_run, save_checkpoint
+from pretrain.data.stream import open_split
 from pretrain.evaluate import EvaluateSettings, open_subject, score_videos
 from pretrain.evaluation_summary import other_of, write_evaluation
 from sharding.manifest import CorpusSettings
@@ -60,6 +61,18 @@ def evaluated(run: Path, **settings: Any) -> dict[str, Any]:
     other = other_of(subject, given)
     scores = list(score_videos(subject, subject.rows, given.clips, given.batch, workers=1))
     return write_evaluation(subject, given, scores, other)
+
+
+def spoil(url: str, numbers: list[int], split: str = "val") -> list[str]:
+    """Flip a bit in every byte of some samples' videos; their keys."""
+    store, opened = open_store(url), open_split(open_store(url), split)
+    samples = [opened.sample(number) for number in numbers]
+    for sample in samples:
+        body = np.frombuffer(store.get(sample.tar), np.uint8).copy()
+        start = sample.packets.start + int(sample.packets.offset.min())
+        body[start : start + int(sample.packets.size.sum())] ^= 16
+        store.put(sample.tar, body.tobytes())
+    return [sample.key for sample in samples]
 
 
 def table_of(summary: dict[str, Any]) -> list[dict[str, Any]]:

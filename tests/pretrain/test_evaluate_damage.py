@@ -22,7 +22,7 @@ from sharding.errors import UserError
 from sharding.record import record_path
 from sharding.store import open_store
 from tests.pretrain.conftest import CLASSES, Finished, end, start, write_recipe
-from tests.pretrain.evaluating import evaluated, named_in, right_by_folder, table_of
+from tests.pretrain.evaluating import evaluated, named_in, right_by_folder, spoil, table_of
 
 
 @pytest.fixture()
@@ -33,18 +33,6 @@ def run(finished: Finished, tmp_path: Path) -> Path:
 @pytest.fixture()
 def copied(store: str, tmp_path: Path) -> str:
     return str(shutil.copytree(store, tmp_path / "copy" / "store"))
-
-
-def spoil(url: str, numbers: list[int], split: str = "val") -> list[str]:
-    """Flip a bit in every byte of some samples' videos; their keys."""
-    store, opened = open_store(url), open_split(open_store(url), split)
-    samples = [opened.sample(number) for number in numbers]
-    for sample in samples:
-        body = np.frombuffer(store.get(sample.tar), np.uint8).copy()
-        start = sample.packets.start + int(sample.packets.offset.min())
-        body[start : start + int(sample.packets.size.sum())] ^= 16
-        store.put(sample.tar, body.tobytes())
-    return [sample.key for sample in samples]
 
 
 def assert_figures(summary: dict[str, Any]) -> None:
@@ -97,7 +85,7 @@ def test_more_than_a_share_of_damage_is_refused_with_its_list(run: Path, copied:
     require_sound(scores, subject, 2 / 7)
     require_sound(scores[1:], subject, 0.01)  # a single one may be, in however few videos
     for share, allowed, given in ((0.01, 1, scores), (0.0, 0, scores[1:]), (0.2, 1, scores)):
-        with pytest.raises(UserError, match=f"videos are damaged; damaged={share:g} allows {allowed} of 7") as refused:
+        with pytest.raises(UserError, match=f"of 7; damaged={share:g} allows {allowed}") as refused:
             require_sound(given, subject, share)
         assert keys[1] in str(refused.value) and "shards verify" in refused.value.remedy
 
