@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -17,8 +16,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from pretrain.data.stream import Sample
 from pretrain.video_score import Scores, VideoScore
@@ -220,12 +217,3 @@ def _scores(table: pa.Table) -> list[VideoScore]:
 
 def _rows_of(column: pa.ChunkedArray) -> list[Scores | None]:
     return [None if not row.is_valid else np.asarray(row.values, np.float32) for row in column]
-
-
-def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """sha256 of a network's weights, whatever checkpoint they came from."""
-    found = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pretrain.data.clips import evaluation_starts
 from pretrain.data.damage import allowed, too_much
@@ -17,7 +20,7 @@ from pretrain.data.tensors import plane_batch
 from pretrain.data.transforms import pictures
 from pretrain.data.views import centre_view
 from pretrain.evaluate import EvaluateSettings, Subject
-from pretrain.evaluation_files import Pieces, evaluation_folder, weights_digest, write_files
+from pretrain.evaluation_files import Pieces, evaluation_folder, write_files
 from pretrain.fusion import Other, fused, open_other
 from pretrain.video_score import VideoScore, best_rank
 
@@ -34,7 +37,7 @@ def folder_of(subject: Subject, settings: EvaluateSettings) -> Path:
 def pieces_of(subject: Subject, settings: EvaluateSettings) -> Pieces:
     """The scores that are there already, and to which more come."""
     identity = {
-        "weights": weights_digest(subject.weights),
+        "weights": _weights_digest(subject.weights),
         "index": subject.split.index.version,
         "split": subject.split.name,
         "clips": settings.clips,
@@ -158,3 +161,12 @@ def _thumbs(subject: Subject, found: Sequence[VideoScore], samples: Sequence[Sam
     file = io.BytesIO()
     np.savez_compressed(file, frames=np.stack(sheets), rows=np.asarray(rows, np.int64))
     return file.getvalue()
+
+
+def _weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256 of a network's weights, whatever checkpoint they came from."""
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
