@@ -170,6 +170,6 @@ def test_the_other_split_too(settings: EvaluateSettings, store: str) -> None:
 
 def test_a_network_of_no_use_gives_no_figures(subject: Subject) -> None:
     """Of scores that are not numbers the first class would be the top one."""
-    spoilt = {name: torch.full_like(value, torch.nan) for name, value in subject.weights.items()}
+    spoilt = {**subject.weights, "fc.bias": torch.full_like(subject.weights["fc.bias"], torch.nan)}
     with pytest.raises(CannotGoOn, match="not finite"):
         list(score_videos(replace(subject, weights=spoilt), [0], 1, 1, 1))
