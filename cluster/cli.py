@@ -1,5 +1,6 @@
 """The command line: `reelscale …`. Thin: it reads arguments, calls a job, prints, and picks the exit code."""
 
+import importlib.metadata
 import io
 import json
 import os
@@ -38,7 +39,6 @@ _UsageError: Any = typer.BadParameter.__base__  # click's, which typer may bring
 
 app = typer.Typer(
     name="reelscale",
-    help="Pretrain video networks: shard a corpus, pretrain, fine-tune, evaluate, report.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,6 +59,21 @@ Media = Annotated[str | None, typer.Option("--media", help="a folder or URL that
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON and nothing else on standard output")]
 Config = Annotated[str, typer.Argument(help="a recipe (YAML), e.g. one of configs/")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="check everything, print the derived quantities, stop")]
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"reelscale {importlib.metadata.version('reelscale')}")
+        raise typer.Exit
+
+
+@app.callback()
+def reelscale(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="show the version and stop")
+    ] = False,
+) -> None:
+    """Pretrain video networks: shard a corpus, pretrain, fine-tune, evaluate, report."""
 
 
 @app.command()
@@ -202,7 +217,11 @@ def finetune(config: Config, overrides: Overrides = None, dry_run: DryRun = Fals
 
 @app.command()
 def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Evaluate a run's network: clip@1, video@1, video@5, every video counted once. Files go to RUN/evaluation.
+    """Evaluate a run's network: clip@1, video@1, video@5, every video counted once.
+
+    Classes are the run's, by name: the store may have some of them, and in another order. Files go to a folder of the
+    store, split and number of clips in RUN/evaluation. The same command goes on after a stop. Exit codes: 0 done,
+    75 stopped by a signal with the scores so far saved, 2 a mistake, or too many damaged videos, 1 failed.
 
     Examples:
 
@@ -215,20 +234,20 @@ def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
     from cluster.jobs.evaluation import EvaluationJob, run_evaluation
     from sharding.settings import load_settings
 
-    summary = run_evaluation(load_settings(EvaluationJob, config, overrides or []))
+    with stdout_to_stderr() if as_json else nullcontext():
+        summary = run_evaluation(load_settings(EvaluationJob, config, overrides or []))
     if as_json:
         print_json(summary)
         return
     rows = {name: f"{100 * summary[name]:.1f} %" for name in ("clip1", "video1", "video5")}
-    print_table(
-        "evaluation",
-        {"run": summary["weights"], "videos": summary["videos"], "clips": summary["clips"], **rows},
-    )
+    counts = {name: summary[name] for name in ("videos", "clips")}
+    damaged = {"damaged": f"{summary['damaged']}, counted as wrong"} if summary["damaged"] else {}
+    print_table("evaluation", {"run": summary["weights"], **counts, **damaged, **rows, "folder": summary["folder"]})
     if "fused" in summary:
         fused = summary["fused"]
         print_table(
             "fused",
-            {"with": fused["run"], **{name: f"{100 * fused[name]:.1f} %" for name in ("video1", "video5")}},
+            {"with": fused["folder"], **{name: f"{100 * fused[name]:.1f} %" for name in ("video1", "video5")}},
         )
 
 
@@ -384,7 +403,7 @@ def _shard(name: str, *arguments: Any, as_json: bool) -> None:
         with postponed():
             from cluster.jobs import sharding
 
-        with interruption_told():
+        with interruption_told(), stdout_to_stderr() if as_json else nullcontext():
             found = getattr(sharding, name)(*arguments)
     except WorkerDied as error:
         told = f"reelscale: {error}; the same command goes on, with less memory where workers=1"

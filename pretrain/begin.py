@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork
 from pretrain.models.paths import PATHS
 from pretrain.models.paths import Path as ComputePath
-from pretrain.models.weights import load_weights
+from pretrain.models.weights import load_weights, order_classifier
 from pretrain.models.zoo import build_model
 from pretrain.run import Run, read_settings
 from pretrain.settings import TrainSettings, check_lane, check_ranks, derived, held_bytes, is_deterministic
@@ -138,6 +137,8 @@ def begin_measuring(settings: TrainSettings, folder: Path) -> None:
 def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, classes: list[str]) -> None:
     """Load another run's network; its classifier stays behind when its classes are not the same.
 
+    Classes are the same by name: a classifier's rows come in the order of `classes`.
+
     Raises UserError for a network that computes something else than this run's, or on other input.
     """
     theirs, known = read_settings(source)
@@ -147,9 +148,12 @@ def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, class
         _same("data.clip.frames", theirs.data.clip.frames, settings.data.clip.frames, source)
     _same("data.clip.normalisation", theirs.data.clip.normalisation, settings.data.clip.normalisation, source)
     checkpoint = load_run(source)
-    head: Literal["keep", "swap"] = "keep" if known == classes else "swap"
-    load_weights(model, checkpoint.weights, head, str(source))
-    how = "kept" if head == "keep" else "new"
+    same = sorted(known) == sorted(classes)
+    load_weights(model, checkpoint.weights, "keep" if same else "swap", str(source))
+    how = "kept" if same else "new"
+    if same and known != classes:
+        order_classifier(model, [known.index(name) for name in classes])
+        how = "kept, its rows in the order of this run's classes"
     log.info("starting from %s, step %d, classifier %s", source, checkpoint.step, how)
 
 

@@ -1,44 +1,41 @@
-"""Evaluation of a run's network on a store's videos: clip@1, video@1, video@5, and their files."""
+"""Evaluation of a run's network on a store's videos: what is evaluated, and the scores of each video."""
 
-import json
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from types import TracebackType
+from typing import Annotated, Self
 
-import numpy as np
-import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from pretrain.checkpoint import load_run
 from pretrain.data.batches import Batch
 from pretrain.data.clips import evaluation_starts
-from pretrain.data.decode import decode_frames
 from pretrain.data.loader import evaluation_clips
 from pretrain.data.pool import LoaderSettings, WorkerPool
 from pretrain.data.reading import ReadingSettings
-from pretrain.data.stream import Damaged, Split, open_split
-from pretrain.data.tensors import made_batch, plane_batch
-from pretrain.data.transforms import network_input, pictures
-from pretrain.data.views import ClipSettings, centre_view
+from pretrain.data.stream import Damaged, Split
+from pretrain.data.tensors import made_batch
+from pretrain.data.transforms import network_input
+from pretrain.data.views import ClipSettings
 from pretrain.data.worker import Work
 from pretrain.engine.autotune.choose import evaluation_path
-from pretrain.fusion import FuseSettings, best_rank, fuse_evaluation
+from pretrain.evaluation_data import evaluated_videos
+from pretrain.fusion import FuseSettings
 from pretrain.models.network import VideoNetwork
-from pretrain.models.weights import load_weights
+from pretrain.models.published import on_meta
+from pretrain.models.weights import check_weights, load_weights
 from pretrain.models.zoo import build_model
-from pretrain.run import read_settings
-from sharding.aside import put_whole
-from sharding.errors import UserError
-from sharding.record import to_parquet
+from pretrain.run import Run, read_settings
+from pretrain.settings import TrainSettings
+from pretrain.video_score import VideoScore, best_rank
+from sharding.errors import CannotGoOn, UserError
 from sharding.settings import Settings
 from sharding.store import open_store
-from sharding.writable import writing
-
-_THUMBS = 48
-_THUMB_FRAMES = 6
 
 
 class EvaluateSettings(Settings):
@@ -47,159 +44,149 @@ class EvaluateSettings(Settings):
     run: Annotated[str, Field(description="the run's folder; its newest checkpoint is evaluated")]
     store: Annotated[str | None, Field(description="the store; the run's own unless given")] = None
     split: Annotated[str, Field(description="which split of it")] = "val"
+    index: Annotated[
+        str | None,
+        Field(description="which version of the store's index, or `newest`; unless given, the one that the run began "
+              "with where the store is one of the run's, else the newest"),
+    ] = None  # fmt: skip
     clips: Annotated[int, Field(ge=1, le=10**4, description="uniform clips a video (10; 100 on Sports-1M)")] = 10
     batch: Annotated[int, Field(ge=1, le=2**16, description="clips scored at once")] = 32
+    damaged: Annotated[
+        float,
+        Field(ge=0, le=1, description="share of the videos that may be damaged, or a single one if it is not 0, before "
+              "the evaluation fails; each is named and counts as wrong"),
+    ] = 0.01  # fmt: skip
     fuse: Annotated[FuseSettings | None, Field(description="two-stream: add another run's scores")] = None
 
 
 @dataclass(frozen=True)
-class VideoScore:
-    """One video: row of the split, mean softmax and mean logits over its clips [classes], clips, and how many of
-    them have a right top class."""
-
-    row: int
-    scores: NDArray[np.float32]
-    logits: NDArray[np.float32]
-    clips: int
-    clips_right: int
-
-
-@dataclass(frozen=True)
 class Subject:
-    """What is evaluated: the network in evaluation mode, where it computes, and its input."""
+    """What is evaluated: a run's network of a step, and the rows of a split; its labels are the run's class numbers.
 
-    model: VideoNetwork
-    device: torch.device
-    clip: ClipSettings
-    split: Split
+    `notes`: what to tell about the choice of videos; `left_out`: of how many videos no label is among the classes.
+    """
+
+    run: Path
+    train: TrainSettings
+    classes: list[str]
+    weights: dict[str, Tensor]
     step: int
+    split: Split
+    rows: list[int]
+    left_out: int
+    notes: list[str]
+
+    @property
+    def clip(self) -> ClipSettings:
+        """The run's clips."""
+        return self.train.data.clip
+
+    def network(self) -> VideoNetwork:
+        """The network in evaluation mode, on the device of this process."""
+        model = build_model(self.train.model, len(self.classes), self.clip.frames, self.clip.crop)
+        load_weights(model, self.weights, "keep", str(self.run))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model.use(evaluation_path(self.run, self.train.engine.path, device))
+        return model.to(device).eval()
 
 
 def open_subject(settings: EvaluateSettings) -> Subject:
     """Load the run's newest network and open the videos.
 
-    Raises UserError for a folder that is no run, a store without the split, or other classes than the run's.
+    Raises UserError for a folder that is no run, a store without the split, or without a class of the run's.
     """
     run = Path(settings.run)
     train, classes = read_settings(run)
     if train.model.in_channels != train.data.clip.channels:
         what = f"the network takes {train.model.in_channels} channels, and its clips have {train.data.clip.channels}"
         raise UserError(what, str(run), "evaluate a network with the clips that it was trained on")
-    split = open_split(open_store(settings.store or train.data.store), settings.split)
-    if not set(split.index.classes) <= set(classes):
-        raise UserError(
-            f"the store's {len(split.index.classes)} classes are not among the {len(classes)} that the run learned",
-            split.store.url,
-            "evaluate on the store the run was trained on, or fine-tune the run on this one first",
-        )
-    split.number_classes(classes)
+    known = Run(run, writes=False).versions(train.data) or []
+    if settings.store is None and not known:
+        what = "the run was imported and has no store of its own to be evaluated on"
+        raise UserError(what, str(run), "name one: store=STORE")
+    store = open_store(settings.store or train.data.store)
+    videos = evaluated_videos(store, settings.split, settings.index, known, classes)
+    clip = train.data.clip
+    if clip.input == "flow" and not _has_flow(videos.split, videos.rows[0]):
+        what = "the network takes optical flow, and the store holds none"
+        raise UserError(what, store.url, "shard the corpus into a new store with the setting flow={}")
     checkpoint = load_run(run)
-    model = build_model(train.model, len(classes), train.data.clip.frames, train.data.clip.crop)
-    load_weights(model, checkpoint.weights, "keep", str(run))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.use(evaluation_path(run, train.engine.path, device))
-    return Subject(model.to(device).eval(), device, train.data.clip, split, checkpoint.step)
+    check_weights(on_meta(train.model, len(classes), clip.frames, clip.crop), checkpoint.weights, "keep", str(run))
+    return Subject(
+        run, train, classes, checkpoint.weights, checkpoint.step, videos.split, videos.rows, videos.left_out,
+        videos.notes,
+    )  # fmt: skip
+
+
+def _has_flow(split: Split, row: int) -> bool:
+    try:
+        return split.sample(row).flow is not None
+    except Damaged:
+        return True
+
+
+class Scorer:
+    """Scores a subject's videos, by a network and processes that decode for it; these end with it. A context manager.
+
+    `workers`: how many decode. They change no score.
+    """
+
+    def __init__(self, subject: Subject, workers: int) -> None:
+        self.subject = subject
+        self.model = subject.network()
+        self.device = next(self.model.parameters()).device
+        gives_way = self.device.type == "cpu"
+        work = Work(subject.clip, ReadingSettings(), unseen=subject.split, gives_way=gives_way)
+        self._pool = WorkerPool(workers, work, LoaderSettings().stall_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.close()
+
+    def scores(self, rows: list[int], clips: int, batch: int) -> Iterator[VideoScore]:
+        """Softmax of each centre-cropped clip, averaged over the video's; `batch` clips go through at once.
+
+        Raises CannotGoOn for a network whose outputs are not finite.
+        """
+        for row, video in zip(rows, evaluation_clips(self._pool, rows, clips, 1), strict=True):
+            if video.damaged:
+                yield VideoScore(row, None, None, self._clips_of(row, clips), 0, str(video.damaged[0]))
+            else:
+                yield self._score(row, video, batch)
+
+    def _score(self, row: int, video: Batch, batch: int) -> VideoScore:
+        with torch.inference_mode():
+            logits = []
+            for begin in range(0, len(video.planes), batch):
+                part = made_batch(video.planes.part(begin, begin + batch)).each(lambda planes: planes.to(self.device))
+                logits.append(self.model(network_input(part, self.subject.clip)).float())
+        together = torch.cat(logits).cpu()
+        if not together.isfinite().all():
+            what = f"the network of step {self.subject.step} gives scores that are not finite"
+            raise CannotGoOn(f"{what} (video {video.keys[0]}): its weights are of no use")
+        scores = together.softmax(1)
+        # By the function that judges a video, so that a video of one clip is right when its clip is.
+        right = sum(best_rank(clip, video.labels[0]) < 1 for clip in scores.numpy())
+        return VideoScore(row, scores.mean(0).numpy(), together.mean(0).numpy(), len(scores), right)
+
+    def _clips_of(self, row: int, clips: int) -> int:
+        """How many clips a damaged video would have given, as far as its record tells."""
+        try:
+            sample = self.subject.split.sample(row)
+        except Damaged:
+            return clips
+        return len(evaluation_starts(sample.frames, self.subject.clip.needed(sample.times), clips))
 
 
 def score_videos(subject: Subject, rows: list[int], clips: int, batch: int, workers: int) -> Iterator[VideoScore]:
-    """Score videos by their rows in the split: softmax of each centre-cropped clip, averaged over the video's.
-
-    `batch` clips go through the network at once; `workers` processes decode. Raises UserError for a damaged video.
-    """
-    work = Work(subject.clip, ReadingSettings(), unseen=subject.split, gives_way=subject.device.type == "cpu")
-    with WorkerPool(workers, work, LoaderSettings().stall_seconds) as pool:
-        try:
-            for row, video in zip(rows, evaluation_clips(pool, rows, clips, 1), strict=True):
-                yield _score(subject, row, video, batch)
-        except Damaged as error:
-            remedy = "find out with `reelscale shards verify STORE`, and shard it anew"
-            raise UserError(f"a video cannot be evaluated: {error}", subject.split.store.url, remedy) from error
-
-
-def _score(subject: Subject, row: int, video: Batch, batch: int) -> VideoScore:
-    with torch.inference_mode():
-        logits = []
-        for begin in range(0, len(video.planes), batch):
-            part = made_batch(video.planes.part(begin, begin + batch)).each(lambda planes: planes.to(subject.device))
-            logits.append(subject.model(network_input(part, subject.clip)).float())
-    together = torch.cat(logits).cpu()
-    scores = together.softmax(1)
-    right = sum(int(top) in video.labels[0] for top in scores.argmax(1))
-    return VideoScore(row, scores.mean(0).numpy(), together.mean(0).numpy(), len(scores), right)
-
-
-def write_evaluation(subject: Subject, settings: EvaluateSettings, found: list[VideoScore]) -> dict[str, Any]:
-    """Write RUN/evaluation (summary.json, videos.parquet, clips.npz) and return the summary."""
-    folder = Path(settings.run) / "evaluation"
-    with writing(folder, "run"):
-        folder.mkdir(parents=True, exist_ok=True)
-    found = sorted(found, key=lambda score: score.row)
-    classes = subject.split.index.classes
-    samples = [subject.split.sample(score.row) for score in found]
-    right = [best_rank(score.scores, sample.labels) for score, sample in zip(found, samples, strict=True)]
-    summary = {
-        "format": 1,
-        "videos": len(found),
-        "clips": sum(score.clips for score in found),
-        "clip1": sum(score.clips_right for score in found) / sum(score.clips for score in found),
-        "video1": sum(rank < 1 for rank in right) / len(found),
-        "video5": sum(rank < 5 for rank in right) / len(found),
-        "step": subject.step,
-        "store": subject.split.store.url,
-        "index": subject.split.index.version,
-        "split": settings.split,
-        "weights": settings.run,
-        "classes": classes,
-        "per_class": _per_class(classes, [sample.labels for sample in samples], right),
-    }
-    table = {
-        "key": [sample.key for sample in samples],
-        "uri": [sample.uri for sample in samples],
-        "split": [settings.split] * len(samples),
-        "labels": pa.array([list(sample.labels) for sample in samples], pa.list_(pa.int32())),
-        "predicted": pa.array([int(score.scores.argmax()) for score in found], pa.int32()),
-        "logits": pa.array([score.logits.tolist() for score in found], pa.list_(pa.float32())),
-        "scores": pa.array([score.scores.tolist() for score in found], pa.list_(pa.float32())),
-        "clips": pa.array([score.clips for score in found], pa.int32()),
-        "clips_right": pa.array([score.clips_right for score in found], pa.int32()),
-    }
-    _put(folder / "videos.parquet", to_parquet(pa.table(table)))
-    _write_thumbs(subject, found, folder / "clips.npz")
-    if settings.fuse:
-        summary["fused"] = fuse_evaluation(Path(settings.run), settings.fuse)
-    _put(folder / "summary.json", json.dumps(summary, indent=1).encode())
-    return summary
-
-
-def _put(path: Path, data: bytes) -> None:
-    with writing(path.parent, "run"), put_whole(path) as aside:
-        aside.write_bytes(data)
-
-
-def _per_class(classes: list[str], labels: list[tuple[int, ...]], right: list[int]) -> list[dict[str, Any]]:
-    rows = []
-    for number, name in enumerate(classes):
-        ranks = [rank for rank, of in zip(right, labels, strict=True) if number in of]
-        share = sum(rank < 1 for rank in ranks) / len(ranks) if ranks else None
-        rows.append({"name": name, "videos": len(ranks), "video1": share})
-    return rows
-
-
-def _write_thumbs(subject: Subject, found: list[VideoScore], path: Path) -> None:
-    """A few frames of the middle clip of videos spread over the evaluation, for the contact sheet."""
-    count = min(len(found), _THUMBS)
-    positions = [i * len(found) // count for i in range(count)]
-    sheets = []
-    clip = subject.clip
-    for position in positions:
-        sample = subject.split.sample(found[position].row)
-        times = sample.times
-        first = evaluation_starts(sample.frames, clip.needed(times), 1)[0]
-        wanted = clip.numbers(times, first)
-        planes = decode_frames(
-            subject.split.store, sample, [wanted[i * len(wanted) // _THUMB_FRAMES] for i in range(_THUMB_FRAMES)]
-        )
-        view = centre_view(clip, (sample.height, sample.width))
-        sheets.append(pictures(plane_batch([planes], [view]), clip)[0].permute(1, 2, 3, 0).numpy())  # F H W 3
-    with writing(path.parent, "run"):
-        np.savez_compressed(path, frames=np.stack(sheets), rows=np.asarray(positions, np.int64))
+    """The scores of videos by their rows in the split: see `Scorer`."""
+    with Scorer(subject, workers) as scorer:
+        yield from scorer.scores(rows, clips, batch)

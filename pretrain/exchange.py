@@ -26,7 +26,7 @@ from sharding.json_file import read_json
 from sharding.text import read_text
 from sharding.writable import require_writable
 
-NO_STORE = "(imported weights have no store: give store=STORE)"
+NO_STORE = "(none: the weights were imported)"
 _PROVENANCE = "provenance.json"
 _AGAIN = "restore the file, or import the weights again"
 _I3D_FLOW = Normalisation(mean=(0.0, 0.0), std=(20.0, 20.0))  # cut at 20 pixels, to [-1, 1]

@@ -162,7 +162,7 @@ class StatisticsHook:
 class ValidationHook:
     """One centre clip of unseen videos, each counted once, spread over the ranks; by averaged weights where kept.
 
-    `seconds`: that it took so far.
+    Damaged videos are left out, and the figures say of how many. `seconds`: that it took so far.
     """
 
     def __init__(
@@ -185,7 +185,9 @@ class ValidationHook:
         self.seconds = 0.0
 
     def after_step(self, report: StepReport, last: bool) -> None:
-        """See `Hook`. Enters `clip1` and `best` in the report; `stopping`, where it was broken off on any rank."""
+        """See `Hook`. Enters `clip1` and `best` in the report, unless all videos are damaged; `stopping`, where it was
+        broken off on any rank.
+        """
         finished = report.step == self._settings.steps
         if report.step % self._settings.validation.every_steps and not finished:
             return
@@ -206,25 +208,30 @@ class ValidationHook:
         model.train()
         self._world.sum_(sums)
         loss, right, videos, broken_off = sums.tolist()
+        self.seconds += time.perf_counter() - begin
         if broken_off:
             report.stopping = True
             log.warning("the validation at step %d was broken off: it has no figures", report.step)
+            return
+        if not videos:
+            log.warning("no validation at step %d: all %d videos are damaged", report.step, len(self._rows))
             return
         report.clip1 = right / videos
         report.best = self._position.best is None or report.clip1 > self._position.best
         if report.best:
             self._position.best = report.clip1
+        damaged = len(self._rows) - int(videos)
         values = {
             "step": report.step,
             "samples": report.samples,
             "loss": loss / videos,
             "clip1": report.clip1,
         }
-        self._run.event("validation", {**values, "videos": int(videos)})
+        self._run.event("validation", {**values, "videos": int(videos), "damaged": damaged})
         metrics.VALIDATION_CLIP1.set(report.clip1)
-        self.seconds += time.perf_counter() - begin
-        log.info("validation at step %d: loss %.3f, clip@1 %.1f %% on %d videos", report.step, loss / videos,
-                 100 * report.clip1, int(videos))  # fmt: skip
+        log.info("validation at step %d: loss %.3f, clip@1 %.1f %% on %d%s videos%s", report.step, loss / videos,
+                 100 * report.clip1, int(videos), f" of {len(self._rows)}" if damaged else "",
+                 f", the other {damaged} damaged" if damaged else "")  # fmt: skip
 
     def _batch(self, clips: Clips) -> torch.Tensor:
         video = network_input(clips.planes, self._settings.data.clip)

@@ -8,7 +8,9 @@ DECODE_SECONDS = Counter("reelscale_decode_seconds_total", "Time this rank's wor
 DATA_WAIT_SECONDS = Counter("reelscale_train_data_wait_seconds_total", "Time this rank waited for data.")
 BYTES_READ = Counter("reelscale_read_bytes_total", "Bytes this rank's workers read from stores.")
 READ_RETRIES = Counter("reelscale_read_retries_total", "Reads of stores that were tried again.")
-DAMAGED_SAMPLES = Counter("reelscale_damaged_samples_total", "Training samples left out because they are damaged.")
+DAMAGED_SAMPLES = Counter(
+    "reelscale_damaged_samples_total", "Samples of training and validation left out because they are damaged."
+)
 SAMPLES = Gauge("reelscale_train_samples", "Samples trained on so far, over all ranks.")
 STEP = Gauge("reelscale_train_step", "Optimizer steps taken.")
 STEPS = Gauge("reelscale_train_steps", "Optimizer steps of the whole run.")

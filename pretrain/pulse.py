@@ -96,8 +96,8 @@ class Pulse:
         """`told`: the store holds what the others have yet to read."""
         if self._left.is_set():
             return
-        log.error("rank %d: rank %d is gone (%s); the same command goes on from the last checkpoint",
-                  self._world.rank, lost, why)  # fmt: skip
+        log.error("rank %d: rank %d is gone (%s); unless it tells an error of its own, the same command goes on from "
+                  "the last checkpoint", self._world.rank, lost, why)  # fmt: skip
         for handler in log.handlers:
             handler.flush()
         sys.stdout.flush()

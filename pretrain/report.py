@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def _run(run: RunFiles, album: _Album) -> Iterator[str]:
     yield f"<h2>{html.text_of(run.name)}</h2>"
     yield f'<p class="soft">{html.text_of(_described(run))}</p>'
     yield html.figures(_headline(run))
-    if run.evaluation is None:
+    if not run.evaluations:
         command = f"reelscale evaluate configs/demo-evaluate.yaml run={shlex.quote(str(run.path))}"
         yield html.note("This run has not been evaluated yet. To evaluate it:", command)
     if run.train:
@@ -77,8 +77,13 @@ def _run(run: RunFiles, album: _Album) -> Iterator[str]:
         yield html.note("No training step has been written yet.")
     if run.train and not run.validation:
         yield html.note("No validation was run during training, so the curves show training alone.")
-    if run.evaluation is not None:
-        yield from _evaluated(run.evaluation, album)
+    for evaluation in run.evaluations:
+        if len(run.evaluations) == 1:
+            yield from _evaluated(evaluation, album)
+        else:
+            yield f"<h3>{html.text_of(evaluation.name)}</h3>"
+            yield html.figures([*_scored(evaluation.summary), *_places(run, evaluation.summary)])
+            yield from _evaluated(evaluation, replace(album, prefix=f"{album.prefix}{evaluation.name}-"))
     shown = {
         path.removeprefix("settings."): value
         for path, value in run.settings.items()
@@ -91,31 +96,39 @@ def _run(run: RunFiles, album: _Album) -> Iterator[str]:
 
 
 def _described(run: RunFiles) -> str:
-    if run.evaluation is None:
+    if not run.evaluations:
         return str(run.path)
-    summary = run.evaluation.summary
+    summary = run.evaluations[-1].summary
     told = (("evaluated at step", summary.get("step")), ("split", summary.get("split")))
     return " · ".join([str(run.path), *(f"{name} {value}" for name, value in told if value is not None)])
 
 
 def _headline(run: RunFiles) -> list[tuple[str, str, str]]:
-    summary: dict[str, Any] = {} if run.evaluation is None else run.evaluation.summary
-    boxes = [
-        (_percent(summary[name]), label, "main")
-        for name, label in (("video1", "video@1"), ("video5", "video@5"), ("clip1", "clip@1"))
-        if name in summary
-    ]
+    """Of the last evaluation, and of training."""
+    summary: dict[str, Any] = run.evaluations[-1].summary if run.evaluations else {}
+    boxes = _scored(summary)
     if not summary and run.validation and run.validation[-1].get("clip1") is not None:
         boxes.append((_percent(run.validation[-1]["clip1"]), "clip@1, last validation", "main"))
-    boxes += [(f"{summary[name]:,}", f"{name} evaluated", "") for name in ("videos", "clips") if name in summary]
     if run.train:
         last = run.train[-1]
         boxes += [(f"{last[name]:,}", label, "") for name, label in _TRAINED if last.get(name) is not None]
-    for name in ("store", "index"):
-        value = summary.get(name) or run.setting(name)
-        if value is not None:
-            boxes.append((str(value), name, "small"))
-    return boxes
+    return boxes + _places(run, summary)
+
+
+def _scored(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    shares = (("video1", "video@1"), ("video5", "video@5"), ("clip1", "clip@1"))
+    boxes = [(_percent(summary[name]), label, "main") for name, label in shares if name in summary]
+    if "fused" in summary:
+        other = Path(summary["fused"]["run"]).name
+        boxes.append((_percent(summary["fused"]["video1"]), f"video@1, fused with {other}", "main"))
+    boxes += [(f"{summary[name]:,}", f"{name} evaluated", "") for name in ("videos", "clips") if name in summary]
+    counted = (("damaged", "damaged videos, counted as wrong"), ("left_out", "videos of other classes, left out"))
+    return boxes + [(f"{summary[name]:,}", label, "") for name, label in counted if summary.get(name)]
+
+
+def _places(run: RunFiles, summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    found = [(name, summary.get(name) or run.setting(name)) for name in ("store", "index")]
+    return [(str(value), name, "small") for name, value in found if value is not None]
 
 
 _TRAINED = (("step", "steps"), ("samples", "samples trained on"))
@@ -196,14 +209,21 @@ def _per_class(evaluation: Evaluation, album: _Album, labels: ClassLabels) -> st
 
 
 def _comparison(runs: list[RunFiles]) -> str:
-    def row(run: RunFiles) -> list[str]:
-        summary = {} if run.evaluation is None else run.evaluation.summary
+    def row(run: RunFiles, evaluation: Evaluation | None) -> list[str]:
+        summary = evaluation.summary if evaluation else {}
         shares = [_percent(summary[name]) if name in summary else "–" for name in ("video1", "video5", "clip1")]
         last = run.train[-1] if run.train else {}
-        return [run.name, *shares, f"{summary.get('videos', 0):,}", f"{last.get('step', 0):,}"]
+        name = evaluation.name if evaluation else "–"
+        return [run.name, name, *shares, f"{summary.get('videos', 0):,}", f"{last.get('step', 0):,}"]
 
-    heads = ("run", "video@1", "video@5", "clip@1", "videos", "steps")
-    return html.card("Runs", html.table(heads, map(row, runs), frozenset({1, 2, 3, 4, 5})))
+    heads = ("run", "evaluation", "video@1", "video@5", "clip@1", "videos", "steps")
+    rows = [row(run, evaluation) for run in runs for evaluation in (*run.evaluations, *_none_yet(run))]
+    return html.card("Runs", html.table(heads, rows, frozenset({2, 3, 4, 5, 6})))
+
+
+def _none_yet(run: RunFiles) -> tuple[None, ...]:
+    """One where a run has no evaluation, so that it has a row all the same."""
+    return () if run.evaluations else (None,)
 
 
 def _percent(fraction: float) -> str:

@@ -12,38 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
-from pretrain.run_settings import CLASSES, read_classes_file, read_settings_file
+from pretrain.evaluation_files import THUMBS, evaluations_of, read_evaluated
+from pretrain.run_settings import read_settings_file
 from sharding.errors import UserError
-from sharding.json_file import read_json
-from sharding.record import from_parquet
 
 Event = dict[str, Any]
 _EVENT = pydantic.TypeAdapter(dict[str, int | float | Literal["train", "validation"] | None])
-_EVALUATE = "evaluate the run again"  # a remedy
-
-
-class ClassFigures(pydantic.BaseModel):
-    """One class' share of an evaluation."""
-
-    model_config = pydantic.ConfigDict(extra="allow")
-
-    name: str
-    videos: int
-    video1: float | None
-
-
-class Summary(pydantic.BaseModel):
-    """What of an evaluation's summary.json a report shows; shares are in [0, 1]."""
-
-    model_config = pydantic.ConfigDict(extra="allow")
-
-    video1: float = 0.0
-    video5: float = 0.0
-    clip1: float = 0.0
-    videos: int = 0
-    clips: int = 0
-    classes: list[str] = []
-    per_class: list[ClassFigures] = []
 
 
 @dataclass(frozen=True)
@@ -56,35 +30,36 @@ class Clips:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation's summary (fractions in [0, 1]), and what each video was and was taken for."""
+    """An evaluation's name and summary (fractions in [0, 1]), and what each video was and was taken for."""
 
+    name: str
     summary: dict[str, Any]
     classes: list[str]
     keys: list[str]
     truths: list[int]  # of several labels the predicted one, if it is among them; -1 if there is no label
-    predictions: list[int]
-    scores: list[float]  # the predicted class's
+    predictions: list[int]  # -1 of a damaged video
+    scores: list[float]  # the predicted class's; 0 of a damaged video
     clips: Clips | None = None
 
     def confusion(self) -> np.ndarray:
-        """Videos by true class (rows) and predicted class (columns), classes × classes."""
+        """Videos by true class (rows) and predicted class (columns), classes × classes; without damaged ones."""
         counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
         for truth, prediction in zip(self.truths, self.predictions, strict=True):
-            if truth >= 0:
+            if truth >= 0 and prediction >= 0:
                 counts[truth, prediction] += 1
         return counts
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run's folder: its settings by dotted path, its events by step, its evaluation if there is one."""
+    """A run's folder: its settings by dotted path, its events by step, its evaluations, the last one last."""
 
     path: Path
     name: str
     settings: dict[str, Any]
     train: list[Event]
     validation: list[Event]
-    evaluation: Evaluation | None
+    evaluations: list[Evaluation]
     unreadable: int = 0  # lines of metrics.jsonl
 
     def setting(self, last: str) -> Any:
@@ -103,12 +78,9 @@ def read_run(path: Path) -> RunFiles:
         )
     settings = dict(_flat(read_settings_file(path).model_dump(exclude={"format", "threads"})))
     train, validation, unreadable = read_metrics(path / "metrics.jsonl")
-    classes = read_classes_file(path) if (path / CLASSES).exists() else []
-    evaluation = None
-    if (path / "evaluation" / "summary.json").exists():
-        evaluation = _read_evaluation(path / "evaluation", classes)
+    evaluations = [_read_evaluation(folder) for folder in evaluations_of(path)]
     name = path.resolve().name
-    return RunFiles(path, name, settings, train, validation, evaluation, unreadable)
+    return RunFiles(path, name, settings, train, validation, evaluations, unreadable)
 
 
 def read_metrics(path: Path) -> tuple[list[Event], list[Event], int]:
@@ -147,32 +119,21 @@ def confused_pairs(counts: np.ndarray, limit: int) -> list[tuple[int, int, int]]
     return [(truth, taken, int(wrong[truth, taken])) for truth, taken in pairs if wrong[truth, taken]]
 
 
-def _read_evaluation(folder: Path, classes: list[str]) -> Evaluation:
+def _read_evaluation(folder: Path) -> Evaluation:
+    found = read_evaluated(folder, "scores")
     try:
-        summary = read_json(
-            (folder / "summary.json").read_bytes(), Summary, "the evaluation's summary.json", str(folder), _EVALUATE
-        ).model_dump(exclude_unset=True)
-        return _evaluation(folder, summary, classes)
+        clips = _read_clips(folder / THUMBS)
     except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
         what = f"the evaluation cannot be read ({type(error).__name__}: {error})"
-        raise UserError(what, str(folder), _EVALUATE) from error
-
-
-def _evaluation(folder: Path, summary: dict[str, Any], classes: list[str]) -> Evaluation:
-    columns = ["key", "labels", "predicted", "scores"]
-    rows = from_parquet((folder / "videos.parquet").read_bytes(), columns).to_pydict()
-    clips = _read_clips(folder / "clips.npz")
-    predictions = [int(predicted) for predicted in rows["predicted"]]
-    labels = [list(map(int, given)) for given in rows["labels"]]
+        raise UserError(what, str(folder), "evaluate the run again") from error
+    predictions = [-1 if row is None else int(row.argmax()) for row in found.scores]
     truths = [
         taken if taken in given else (given[0] if given else -1)
-        for taken, given in zip(predictions, labels, strict=True)
+        for taken, given in zip(predictions, found.labels, strict=True)
     ]
-    names = [str(name) for name in summary.get("classes") or classes]
-    most = max([*predictions, *truths, -1])
-    names += [f"class {number}" for number in range(len(names), most + 1)]
-    scores = [float(row[taken]) for row, taken in zip(rows["scores"], predictions, strict=True)]
-    return Evaluation(summary, names, [str(key) for key in rows["key"]], truths, predictions, scores, clips)
+    scores = [0.0 if row is None else float(row.max()) for row in found.scores]
+    keys = [str(key) for key in found.keys]
+    return Evaluation(folder.name, found.summary, found.classes, keys, truths, predictions, scores, clips)
 
 
 def _read_clips(path: Path) -> Clips | None:

@@ -186,6 +186,11 @@ def has_index(store: Store) -> bool:
     return bool(_versions(store))
 
 
+def has_version(store: Store, version: str) -> bool:
+    """Whether the store holds this version of the index, whose name tells its content."""
+    return version in _versions(store)
+
+
 def read_index(store: Store, version: str) -> Index:
     """One version of the index. Raises UserError if it is damaged."""
     meta, rows = _read_index(store, index_path(version))

@@ -14,7 +14,7 @@ from cluster.jobs.paths import absolute
 from cluster.jobs.tally import Tally
 from cluster.launch.choose import Launcher, choose_launcher, require_room
 from cluster.launch.processes import Again, Done, WorkerDied, spread
-from cluster.launch.ray_cluster import cpus, ray_cluster, result_of
+from cluster.launch.ray_cluster import cpus, is_gone, ray_cluster, result_of
 from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.endpoint import MonitorSettings, serve
 from cluster.progress import progress
@@ -203,7 +203,9 @@ def _make_telling(
 def _ended(ray: Any, reference: Any, job: str) -> Progress:
     try:
         return result_of(ray, reference)
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
+    except Exception as error:
+        if not is_gone(ray, error):
+            raise
         raise WorkerDied(f"the worker of job {job} died {_TRIES + 1} times ({type(error).__name__})") from error
 
 

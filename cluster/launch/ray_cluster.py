@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.launch.ray_folder import session_folder
 from cluster.launch.signals import postponed, raise_if_interrupted, undisturbed
-from sharding.errors import UserError
+from sharding.errors import CannotGoOn, UserError
 
 _LOOK_SECONDS = 1.0
 
@@ -111,13 +111,19 @@ def first_ready(ray: Any, references: list[Any]) -> Any:
 
 
 def result_of(ray: Any, reference: Any) -> Any:
-    """What a task returned. Raises the UserError that it raised, as it was raised."""
+    """What a task returned. Raises the UserError or CannotGoOn that it raised, as it was raised."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
+        if isinstance(error.cause, UserError | CannotGoOn):
             raise error.cause from None
         raise
+
+
+def is_gone(ray: Any, error: BaseException) -> bool:
+    """Whether a task has ended because its process or its node did: killed, out of memory, or crashed in a library."""
+    lost = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "ObjectLostError", "RaySystemError")
+    return isinstance(error, tuple(getattr(ray.exceptions, name) for name in lost))
 
 
 def cpus(ray: Any) -> int:

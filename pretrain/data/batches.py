@@ -139,15 +139,23 @@ class BatchMaker:
     def evaluation(self, numbers: Sequence[int], clips: int) -> Batch:
         """The uniform clips of each of these samples of the split `unseen`, seen in their centre.
 
-        A short video gives one clip. Raises Damaged.
+        A short video gives one clip. A damaged sample is left out, and stands in the batch's `damaged`: one for each.
         """
-        begin = self._begin()
-        shown = [self._evaluation_clips(number, clips) for number in numbers]
-        try:
-            planes = self._planes([clip for video in shown for clip in video])
-        except _Lost as lost:
-            raise lost.damaged from None
-        return self._batch(planes, shown, [], begin)
+        begin, damaged, shown = self._begin(), list[Damaged](), list[list[_Shown]]()
+        for number in numbers:
+            try:
+                shown.append(self._evaluation_clips(number, clips))
+            except Damaged as error:
+                damaged.append(error)
+        while True:
+            try:
+                planes = self._planes([clip for video in shown for clip in video])
+                break
+            except _Lost as lost:
+                damaged.append(lost.damaged)
+                ends = itertools.accumulate(map(len, shown))
+                del shown[next(place for place, end in enumerate(ends) if lost.clip < end)]
+        return self._batch(planes, shown, damaged, begin)
 
     def _places(self, seed: int, draw: Draw, damaged: list[Damaged]) -> Iterator[tuple[int, int, Sample]]:
         """(shard, row, sample) of the draw, then of those that may stand in its place; none known to be damaged."""
@@ -211,8 +219,8 @@ class BatchMaker:
     def _planes(self, shown: list[_Shown]) -> BatchPlanes:
         flow = self.clip.input == "flow"
         windows = [_window(clip, self.clip.crop) for clip in shown]
-        height = max(window.rows.stop - window.rows.start for window in windows)
-        width = max(window.columns.stop - window.columns.start for window in windows)
+        height = max((window.rows.stop - window.rows.start for window in windows), default=0)
+        width = max((window.columns.stop - window.columns.start for window in windows), default=0)
         y, uv = lay_out(self.memory, (len(shown), self.clip.frames, height, width), flow)
         videos = [list(clips) for _, clips in itertools.groupby(shown, key=lambda clip: id(clip.sample))]
         self._expect(videos)
@@ -268,7 +276,7 @@ class BatchMaker:
         return Batch(
             planes,
             keys=[video[0].sample.key for video in shown],
-            labels=[video[0].split.labels(video[0].sample) for video in shown],
+            labels=[video[0].sample.labels for video in shown],
             counts=[len(video) for video in shown],
             damaged=damaged,
             looped=sum(clip.looped for video in shown for clip in video),
@@ -298,6 +306,7 @@ def lay_out(
     y_shape: tuple[int, ...] = (count, frames, 2, height, width) if flow else (count, frames, height, width)
     uv_shape = (count, frames, 2, (height + 1) // 2, (width + 1) // 2)
     start = -(-math.prod(y_shape) // _ALIGNED) * _ALIGNED
-    body = np.frombuffer(memory(start + (0 if flow else math.prod(uv_shape))), np.uint8)
+    size = start + (0 if flow else math.prod(uv_shape))
+    body = np.frombuffer(memory(max(size, 1)), np.uint8)  # no memory is empty, though a batch may be
     y = body[: math.prod(y_shape)].reshape(y_shape)
     return y, None if flow else body[start : start + math.prod(uv_shape)].reshape(uv_shape)

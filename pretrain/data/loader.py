@@ -103,6 +103,7 @@ class Loader:
         self.told = Telling()
         where = ", ".join(split.store.url for split in sources.splits)
         self.damage = Damage(where, sources.samples * len(lanes) / order.lanes, settings.damaged)
+        self._damage_unseen = Damage(sources.unseen.store.url, len(sources.unseen), None)
         self._index = sources.versions
         workers = workers_of(settings)
         self._ahead = max(settings.ahead, -(-2 * workers // len(lanes)))
@@ -185,9 +186,14 @@ class Loader:
         return [self._order.lane(step, lane) for lane in self._lanes]
 
     def unseen_clips(self, numbers: Sequence[int], at_once: int) -> Iterator[Clips]:
-        """One centre clip of each of these samples of the sources' `unseen`, by the same processes."""
+        """One centre clip of each of these samples of the sources' `unseen`, by the same processes.
+
+        Those that are damaged are left out, named in the log and counted.
+        """
         for batch in evaluation_clips(self._pool, numbers, 1, at_once):
-            yield self._mover.start(self._clips(batch)).here()
+            self._damage_unseen.add(batch.damaged)
+            if batch.keys:
+                yield self._mover.start(self._clips(batch)).here()
 
     def _clips(self, batch: Batch) -> Clips:
         targets = torch.stack([target(labels, self._classes) for labels in batch.labels])
@@ -227,8 +233,8 @@ class Loader:
 def evaluation_clips(pool: WorkerPool, numbers: Sequence[int], clips: int, at_once: int) -> Iterator[Batch]:
     """The `clips` uniform clips of each sample, in order: `at_once` samples a batch, each decoded in one pass.
 
-    A batch may be read until the next is asked for. Raises Damaged for a sample that cannot be read: no figure leaves
-    out a video untold.
+    A batch may be read until the next is asked for. Its `damaged` are the samples of it that cannot be read: no figure
+    leaves out a video untold.
     """
     chunks = [list(numbers[begin : begin + at_once]) for begin in range(0, len(numbers), at_once)]
     tickets: deque[int] = deque()

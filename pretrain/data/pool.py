@@ -111,9 +111,9 @@ class WorkerPool:
     def take(self, ticket: int) -> Batch:
         """Wait for a batch.
 
-        Raises what its making raised (UserError, Damaged, StoreGone), NoMoreClips where the run is asked to stop
-        meanwhile and it does not come soon, WorkerDied as soon as any worker is gone, and WorkersStalled if nothing
-        comes from any of them for `stall_seconds`.
+        Raises what its making raised (UserError, StoreGone), NoMoreClips where the run is asked to stop meanwhile and
+        it does not come soon, WorkerDied as soon as any worker is gone, and WorkersStalled if nothing comes from any
+        of them for `stall_seconds`.
         """
         begin = time.monotonic()
         deadline = begin + max(self._stall_seconds, 0.0 if self._heard else _START_SECONDS)

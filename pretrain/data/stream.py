@@ -82,7 +82,7 @@ class FlowTable:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One stored video: a row of its shard's record (see `sharding.record`)."""
+    """One stored video: a row of its shard's record (see `sharding.record`); labels as its split numbers classes."""
 
     key: str
     uri: str
@@ -114,12 +114,15 @@ class Sample:
 
 
 class ShardRows:
-    """A shard's record, for rows to be taken from quickly."""
+    """A shard's record, for rows to be taken from quickly.
 
-    def __init__(self, table: pa.Table, paths: Sequence[str]) -> None:
+    numbers: of each of the store's classes, the number that labels get instead; None for a class that is left out.
+    """
+
+    def __init__(self, table: pa.Table, paths: Sequence[str], numbers: Sequence[int | None] | None = None) -> None:
         whole = table.combine_chunks()
         columns = {name: whole[name].chunk(0) for name in whole.column_names}
-        self._paths = paths
+        self._paths, self._numbers = paths, numbers
         self._plain = {name: columns[name] for name in _PLAIN}
         self._video = _PacketColumns(columns.__getitem__)
         self._flow = columns["flow"]
@@ -131,19 +134,26 @@ class ShardRows:
         return len(self._flow)
 
     def labels(self, row: int) -> tuple[int, ...]:
-        """The class numbers of a row."""
+        """The class numbers of a row, as the split numbers classes: none where it knows none of them."""
+        stored = self._stored_labels(row)
+        if self._numbers is None:
+            return stored
+        numbers = (self._numbers[label] for label in stored)
+        return tuple(number for number in numbers if number is not None)
+
+    def _stored_labels(self, row: int) -> tuple[int, ...]:
         return tuple(self._labels[self._label_ends[row] : self._label_ends[row + 1]].tolist())
 
     @cached_property
     def _rows_of_labels(self) -> dict[int, list[int]]:
         found: dict[int, list[int]] = {}
         for row in range(len(self)):
-            for label in self.labels(row):
+            for label in self._stored_labels(row):
                 found.setdefault(label, []).append(row)
         return found
 
     def row_with(self, label: int, number: int) -> int:
-        """The `number`-th of the rows that have the label, counted from 0."""
+        """The `number`-th of the rows that have the label, a number of the store's own, counted from 0."""
         return self._rows_of_labels[label][number]
 
     def sample(self, row: int) -> Sample:
@@ -215,7 +225,7 @@ class Split:
         self.shard_sizes = tuple(samples[job] for job in self.jobs)
         self.shard_bytes = tuple(size[job] for job in self.jobs)
         self._ends = list(accumulate(self.shard_sizes))
-        self._numbers: list[int] | None = None
+        self._numbers: list[int | None] | None = None
         self._rows: OrderedDict[int, ShardRows] = OrderedDict()
         self._lock = threading.Lock()
         self.records_kept = _FEWEST_RECORDS_KEPT
@@ -236,13 +246,14 @@ class Split:
         self.records_kept = max(_FEWEST_RECORDS_KEPT, shards)
 
     def number_classes(self, classes: Sequence[str]) -> None:
-        """Number classes as in this list, which holds all of the store's by name."""
-        places = {name: number for number, name in enumerate(classes)}
-        self._numbers = [places[name] for name in self.index.classes]
+        """Number the labels of samples as in this list, by the classes' names; those that it lacks are left out.
 
-    def labels(self, sample: Sample) -> tuple[int, ...]:
-        """The class numbers of a sample: the store's own, unless `number_classes` gave others."""
-        return sample.labels if self._numbers is None else tuple(self._numbers[label] for label in sample.labels)
+        Until then they have the store's own numbers.
+        """
+        places = {name: number for number, name in enumerate(classes)}
+        with self._lock:
+            self._numbers = [places.get(name) for name in self.index.classes]
+            self._rows.clear()
 
     def label_histograms(self) -> Iterator[dict[int, int]]:
         """Samples of each of the store's class numbers in each shard."""
@@ -297,7 +308,7 @@ class Split:
         if [part["path"] for part in record_meta(table.schema)["parts"]] != paths:
             why = "its record names other parts than the index"
             raise Damaged(f"shard {job}", paths[0], why, self.shard_sizes[shard])
-        rows = ShardRows(table, paths)
+        rows = ShardRows(table, paths, self._numbers)
         with self._lock:
             self._rows[shard] = rows
             while len(self._rows) > self.records_kept:

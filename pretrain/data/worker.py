@@ -26,7 +26,7 @@ from pretrain.data.cache import Cache
 from pretrain.data.order import Draw
 from pretrain.data.outage import PatientStore, StoreGone
 from pretrain.data.reading import PartReader, ReadingSettings, reads_parts
-from pretrain.data.stream import Damaged, Split
+from pretrain.data.stream import Split
 from pretrain.data.views import ClipSettings
 from sharding.errors import UserError
 from sharding.lifeline import STOP_SIGNALS, die_with
@@ -214,7 +214,7 @@ def _done(maker: BatchMaker, memory: SharedMemory, job: TrainingJob | Evaluation
             batch = maker.training(job.seed, [Draw(*draw) for draw in job.draws.tolist()])
         else:
             batch = maker.evaluation(job.numbers, job.clips)
-    except (UserError, Damaged, StoreGone) as error:
+    except (UserError, StoreGone) as error:
         return Failed(error)
     except Exception as error:
         return Failed(RuntimeError(redacted("".join(traceback.format_exception(error)))))

@@ -199,7 +199,8 @@ def ranks_are_there() -> Iterator[None]:
         if not any(words in reason for words in _LOST):
             raise
         raise CannotGoOn(
-            f"training failed: another rank is gone ({reason}); the same command goes on from the last checkpoint"
+            f"training failed: another rank is gone ({reason}); unless it tells an error of its own, the same command "
+            "goes on from the last checkpoint"
         ) from error
 
 

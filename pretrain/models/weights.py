@@ -33,6 +33,13 @@ def load_weights(
                 wanted[name].copy_(value)
 
 
+def order_classifier(model: VideoNetwork, rows: Sequence[int]) -> None:
+    """Give the classifier's rows, one for each class, another order: row i is what row `rows[i]` was."""
+    with torch.no_grad():
+        for value in model.get_submodule(model.head).state_dict().values():
+            value.copy_(value[list(rows)])
+
+
 def check_weights(
     model: VideoNetwork,
     state: Mapping[str, Tensor],

@@ -107,7 +107,8 @@ def _say_stopped() -> None:
 
 def _told_video1(run: Path) -> float:
     """Print a run's evaluation; its video@1."""
-    summary = json.loads((run / "evaluation/summary.json").read_text())
+    (path,) = run.glob("evaluation/*/summary.json")
+    summary = json.loads(path.read_text())
     print(
         f"{run.name:9} clip@1 {100 * summary['clip1']:5.1f} %   video@1 {100 * summary['video1']:5.1f} %   "
         f"video@5 {100 * summary['video5']:5.1f} %   on {summary['videos']} unseen videos"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,10 @@ from pretrain.data.stream import open_split
 from pretrain.data.tensors import plane_batch
 from pretrain.data.transforms import network_input
 from pretrain.data.views import centre_view
-from pretrain.evaluate import (
-    EvaluateSettings,
-    Subject,
-    VideoScore,
-    open_subject,
-    score_videos,
-    write_evaluation,
-)
-from sharding.errors import UserError
+from pretrain.evaluate import EvaluateSettings, Subject, open_subject, score_videos
+from pretrain.evaluation_summary import write_evaluation
+from pretrain.video_score import VideoScore
+from sharding.errors import CannotGoOn, UserError
 from sharding.record import from_parquet, read_record
 from sharding.store import open_store
 from tests.pretrain.conftest import CLASSES, SHORT, Finished
@@ -51,8 +47,8 @@ def scored(subject: Subject) -> list[VideoScore]:
     return list(score_videos(subject, list(range(len(subject.split))), CLIPS, 3, workers=1))
 
 
-def table_of(settings: EvaluateSettings) -> list[dict[str, Any]]:
-    return from_parquet((Path(settings.run) / "evaluation" / "videos.parquet").read_bytes()).to_pylist()
+def table_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    return from_parquet((Path(summary["folder"]) / "videos.parquet").read_bytes()).to_pylist()
 
 
 def assert_summary(summary: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -75,10 +71,11 @@ def test_every_video_is_counted_once(
     subject: Subject, settings: EvaluateSettings, scored: list[VideoScore], store: str
 ) -> None:
     summary = write_evaluation(subject, settings, scored)
-    folder = Path(settings.run) / "evaluation"
+    folder = Path(summary["folder"])
+    assert folder.parent == Path(settings.run) / "evaluation"
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert (summary["step"], summary["split"], summary["classes"]) == (30, "val", CLASSES)
-    rows = table_of(settings)
+    rows = table_of(summary)
     opened = open_store(store)
     stored = [
         row
@@ -104,9 +101,10 @@ def test_scores_are_the_networks_softmax_over_the_clips(
     finished: Finished, subject: Subject, scored: list[VideoScore]
 ) -> None:
     """All clips of a video at once, through a network filled from the checkpoint's file."""
-    assert not subject.model.training
+    model = subject.network()
+    assert not model.training
     weights = load_run(finished.folder).model
-    assert all(torch.equal(value.cpu(), weights[name]) for name, value in subject.model.state_dict().items())
+    assert all(torch.equal(value.cpu(), weights[name]) for name, value in model.state_dict().items())
     for score in scored:
         sample = subject.split.sample(score.row)
         view = centre_view(subject.clip, (sample.height, sample.width))
@@ -116,7 +114,7 @@ def test_scores_are_the_networks_softmax_over_the_clips(
             for first in starts
         ]
         with torch.no_grad():
-            logits = subject.model(network_input(plane_batch(planes, [view] * len(starts)), subject.clip))
+            logits = model(network_input(plane_batch(planes, [view] * len(starts)), subject.clip))
         expected = logits.softmax(1).mean(0).cpu().numpy()
         assert score.scores == pytest.approx(expected, abs=1e-5)
         assert score.logits == pytest.approx(logits.mean(0).cpu().numpy(), abs=1e-5)
@@ -126,12 +124,12 @@ def test_scores_are_the_networks_softmax_over_the_clips(
 
 def test_halves_are_the_whole(subject: Subject, settings: EvaluateSettings, scored: list[VideoScore]) -> None:
     summary = write_evaluation(subject, settings, scored)
-    rows = table_of(settings)
+    rows = table_of(summary)
     count = len(subject.split)
     rest, first = list(range(3, count)), [0, 1, 2]
     halves = [*score_videos(subject, rest, CLIPS, 3, workers=2), *score_videos(subject, first, CLIPS, 3, workers=1)]
     assert write_evaluation(subject, settings, halves) == summary
-    assert table_of(settings) == rows
+    assert table_of(summary) == rows
 
 
 def test_numbers_of_made_up_scores(subject: Subject, settings: EvaluateSettings) -> None:
@@ -145,13 +143,14 @@ def test_numbers_of_made_up_scores(subject: Subject, settings: EvaluateSettings)
     last[list(subject.split.sample(0).labels)] = 0.0
     found[0] = VideoScore(0, last, last, CLIPS, 0)
     summary = write_evaluation(subject, settings, found)
-    assert_summary(summary, table_of(settings))
+    assert_summary(summary, table_of(summary))
     assert summary["video1"] < summary["video5"] < 1
 
 
 def test_what_cannot_be_evaluated(finished: Finished, other_store: str, tmp_path: Path) -> None:
     run = str(finished.folder)
-    with pytest.raises(UserError, match="the store's 2 classes are not among the 6 that the run learned"):
+    nothing_in_common = r"among the 6 that the run learned: the store has left, right; the run class0, class1"
+    with pytest.raises(UserError, match=nothing_in_common):
         open_subject(EvaluateSettings(run=run, store=other_store))
     with pytest.raises(UserError, match="not a run's folder"):
         open_subject(EvaluateSettings(run=str(tmp_path)))
@@ -167,3 +166,10 @@ def test_the_other_split_too(settings: EvaluateSettings, store: str) -> None:
     subject = open_subject(settings.model_copy(update={"split": "train"}))
     assert len(subject.split) == len(open_split(open_store(store), "train")) == 13
     assert next(score_videos(subject, [12], 2, 1, 1)).row == 12
+
+
+def test_a_network_of_no_use_gives_no_figures(subject: Subject) -> None:
+    """Of scores that are not numbers the first class would be the top one."""
+    spoilt = {**subject.weights, "fc.bias": torch.full_like(subject.weights["fc.bias"], torch.nan)}
+    with pytest.raises(CannotGoOn, match="not finite"):
+        list(score_videos(replace(subject, weights=spoilt), [0], 1, 1, 1))

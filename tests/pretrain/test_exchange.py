@@ -143,10 +143,10 @@ def test_an_imported_run_is_evaluated_and_fine_tuned(r3d: Path, tmp_path: Path, 
     subject = open_subject(EvaluateSettings(run=str(run), store=store))
     assert subject.step == 0 and subject.split.index.classes == CLASSES
     (score,) = score_videos(subject, [0], clips=1, batch=1, workers=1)
-    assert score.scores.shape == (6,) and score.scores.sum() == pytest.approx(1, abs=1e-5)
-    with pytest.raises(UserError, match="no shards here") as refused:
+    assert score.scores is not None and score.scores.shape == (6,) and score.scores.sum() == pytest.approx(1, abs=1e-5)
+    with pytest.raises(UserError, match="imported and has no store") as refused:
         open_subject(EvaluateSettings(run=str(run)))
-    assert "give store=STORE" in refused.value.where
+    assert refused.value.where == str(run) and "store=STORE" in refused.value.remedy
     published = torch.load(r3d, weights_only=True)
     settings = read_settings(run)[0]
     for changed, said in (({"eps": 1e-3}, "set model.eps=1e-05"), ({"pool1": True}, "set model.pool1=False")):

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow
-import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +28,7 @@ from pretrain.report_names import short
 from pretrain.report_runs import confused_pairs, read_metrics, read_run
 from sharding import fonts
 from sharding.errors import UserError
+from sharding.record import to_parquet, with_meta
 from tests.fonts import write_font
 
 CLASSES = ["archery", "<script>alert(1)</script>", "100 $ bill & $x_2$", "bobsleigh"]
@@ -61,12 +61,12 @@ def write_run(folder: Path, classes: list[str], evaluated: bool = True, validate
         ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     if evaluated:
-        write_evaluation(folder / "evaluation", classes, videos=3 * len(classes))
+        write_evaluation(folder / "evaluation" / "sports-val", classes, videos=3 * len(classes))
     return folder
 
 
 def write_evaluation(folder: Path, classes: list[str], videos: int) -> None:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     chance = np.random.default_rng(7)
     truths = np.arange(videos) % len(classes)
     taken = np.where(chance.random(videos) < 0.7, truths, chance.integers(len(classes), size=videos))
@@ -78,7 +78,7 @@ def write_evaluation(folder: Path, classes: list[str], videos: int) -> None:
         "predicted": pyarrow.array(taken, pyarrow.int32()),
         "scores": pyarrow.array(scores.tolist(), pyarrow.list_(pyarrow.float32())),
     }
-    pyarrow.parquet.write_table(pyarrow.table(rows), folder / "videos.parquet")
+    write_videos(folder, rows, classes)
     per_class = [
         {"name": name, "videos": int((truths == n).sum()), "video1": float((taken == n)[truths == n].mean())}
         for n, name in enumerate(classes)
@@ -91,6 +91,10 @@ def write_evaluation(folder: Path, classes: list[str], videos: int) -> None:
     ramp = np.linspace(0, 255, 32, dtype=np.uint8)
     frames = np.broadcast_to(ramp[None, None, None, :, None], (shown, 4, 24, 32, 3)).copy()
     np.savez(folder / "clips.npz", frames=frames, rows=np.arange(shown))
+
+
+def write_videos(folder: Path, rows: dict[str, Any], classes: list[str]) -> None:
+    (folder / "videos.parquet").write_bytes(to_parquet(with_meta(pyarrow.table(rows), {"classes": classes})))
 
 
 class Page(HTMLParser):
@@ -217,15 +221,14 @@ def test_a_step_written_twice_counts_as_last_written_and_torn_lines_are_left_out
 def test_several_labels_count_as_the_predicted_one_among_them(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", CLASSES)
     rows = {
-        "key": ["a", "b", "c"],
-        "labels": [[0, 2], [3, 1], []],
-        "predicted": [2, 0, 1],
-        "scores": [[0.1, 0.1, 0.7, 0.1]] * 3,
+        "key": ["a", "b", "c", "d"],
+        "labels": [[0, 2], [3, 1], [], [1]],
+        "predicted": [2, 0, 1, None],
+        "scores": [[0.1, 0.1, 0.7, 0.1], [0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1], None],
     }
-    pyarrow.parquet.write_table(pyarrow.table(rows), run / "evaluation" / "videos.parquet")
-    evaluation = read_run(run).evaluation
-    assert evaluation is not None
-    assert evaluation.truths == [2, 3, -1]
+    write_videos(run / "evaluation" / "sports-val", rows, CLASSES)
+    (evaluation,) = read_run(run).evaluations
+    assert evaluation.truths == [2, 3, -1, 1] and evaluation.predictions == [2, 0, 1, -1]
     assert confused_pairs(evaluation.confusion(), limit=5) == [(3, 0, 1)]
 
 
@@ -236,7 +239,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError):
             write_report(runs, tmp_path / "out")
     run = write_run(tmp_path / "run", CLASSES)
-    (run / "evaluation" / "videos.parquet").write_bytes(b"PAR1 torn")
+    (run / "evaluation" / "sports-val" / "videos.parquet").write_bytes(b"PAR1 torn")
     with pytest.raises(UserError, match="evaluate the run again"):
         write_report([run], tmp_path / "out")
 

@@ -193,10 +193,15 @@ def test_a_fine_tuning_run_goes_on_without_the_run_it_began_from(
 def test_the_same_classes_keep_the_head(finished: Finished) -> None:
     settings, classes = read_settings(finished.folder)
     source = load_run(finished.folder).model
-    for known, kept in ((classes, True), (classes[::-1], False)):
-        model = build_model(settings.model, len(classes), 4)
+    others = [*classes[:-1], "another"]
+    for known, kept in ((classes, True), (classes[::-1], True), (classes[2:] + classes[:2], True), (others, False)):
+        model = build_model(settings.model, len(known), 4)
         start_from(model, settings, finished.folder, known)
-        assert torch.equal(model.fc.weight, source["fc.weight"]) is kept
+        for number, name in enumerate(known):
+            if name in classes:
+                theirs = classes.index(name)
+                assert torch.equal(model.fc.weight[number], source["fc.weight"][theirs]) is kept
+                assert torch.equal(model.fc.bias[number], source["fc.bias"][theirs]) is kept
         assert torch.equal(model.stem[0].weight, source["stem.0.weight"])
 
 

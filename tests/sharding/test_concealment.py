@@ -293,7 +293,7 @@ def test_a_segment_answers_for_itself(sound: Callable[[str], Path], tmp_path: Pa
 
 
 def test_copied_packets(sound: Callable[[str], Path], tmp_path: Path) -> None:
-    """Not decoded: gaps in a transport stream are noticed, and damaged packets left out; so are holes; other bytes are not."""
+    """Not decoded: gaps in a transport stream are noticed, damaged packets left out, holes noticed, other bytes not."""
     whole = sound("b.ts")
     hurt = without_packets(tmp_path / "hurt.ts", whole, [whole.stat().st_size // 188 // 2], 3)
     assert made(whole, EncodeSettings(copy=True)).concealed == 0

@@ -1,0 +1,36 @@
+"""The scores of one video, and which place its labels have among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class VideoScore:
+    """One video: row of the split, mean softmax and mean logits over its clips [classes], clips, and how many of
+    them have a right top class. Of a damaged one what is wrong, and no scores: all its clips count as wrong.
+    """
+
+    row: int
+    scores: Scores | None
+    logits: Scores | None
+    clips: int
+    clips_right: int
+    damaged: str | None = None
+
+
+def best_rank(scores: Scores | None, labels: Sequence[int]) -> float:
+    """Rank (0 is the top) of the best-placed of a video's labels: below k it is right at k (video@k, Hit@k).
+
+    Infinite, wrong at any k, where there are no scores or no labels.
+    """
+    if scores is None:
+        return float("inf")
+    order = np.argsort(-scores, kind="stable").tolist()
+    return min((order.index(label) for label in labels), default=float("inf"))
