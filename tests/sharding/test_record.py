@@ -90,7 +90,7 @@ def test_a_damaged_end_of_a_record_is_told_without_the_rest(made: Store) -> None
 
 def test_metadata_longer_than_what_is_read_at_first(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    meta = {"histogram": {str(number): number for number in range(20_000)}}
+    meta = {"format": record.FORMAT, "histogram": {str(number): number for number in range(20_000)}}
     assert record.write_record(store, "train", "g0-000000", [], meta)
     assert store.size("train/g0-000000.parquet") > 2**17
     assert record.read_meta(store, "train", "g0-000000") == meta
