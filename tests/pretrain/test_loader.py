@@ -24,10 +24,10 @@ from pretrain.data.sources import DataSettings, Sources, open_sources, order_of
 from pretrain.data.tensors import plane_batch
 from pretrain.data.transforms import network_input
 from pretrain.data.views import VIEW_RANDOMS, ClipSettings, train_view
-from pretrain.data.worker import STOPS
 from pretrain.engine.world import World
 from pretrain.session import lanes_of
 from sharding.errors import UserError
+from sharding.lifeline import STOP_SIGNALS
 from sharding.record import read_record, record_meta, record_path, write_record
 from sharding.store import open_store
 from tests.pretrain.conftest import CLASSES, CLIP, SHORT
@@ -233,7 +233,7 @@ def test_a_worker_is_no_rank(sources: Sources, monkeypatch: pytest.MonkeyPatch) 
         assert not [entry for entry in environment if entry.startswith(b"RANK=")]
 
 
-@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_to_all_of_a_job_ends_no_worker(sources: Sources, number: int) -> None:
     """The trainer decides: it may still validate and save."""
     before = children()
