@@ -258,7 +258,7 @@ def test_imports_that_are_refused_leave_nothing(r3d: Path, trained: Path, tmp_pa
         (r3d, r3d, "something already"),
         (tmp_path / "run", tmp_path / "nowhere.pth", "no such file"),
         (tmp_path / "run", tmp_path / "nowhere.safetensors", "no such file"),
-        (r3d / "run", r3d, "cannot be written"),
+        (r3d / "run", r3d, "is no folder"),
     ):
         with pytest.raises(UserError, match=what):
             import_run(file, run)
