@@ -299,7 +299,7 @@ def test_the_summary_of_a_store_on_s3(
     for path in local.list(""):
         remote.put(path, local.get(path))
     current: Index = index.current_index(remote)
-    png = contact_sheet(remote, current)
-    assert png == contact_sheet(local, index.current_index(local))
-    text = page(summary(classes=current.classes), png)
-    assert "篮球" in text and len(text) > len(png)
+    sheet = contact_sheet(remote, current)
+    assert sheet == contact_sheet(local, index.current_index(local))
+    text = page(summary(classes=current.classes), sheet)
+    assert "篮球" in text and len(text) > len(sheet.png)
