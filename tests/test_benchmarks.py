@@ -267,7 +267,7 @@ def test_every_way_to_clips_is_timed_and_judged(task: loader_ways.Task, monkeypa
 def test_an_enlarged_store_is_whole(task: loader_ways.Task, tmp_path: Path) -> None:
     """The store of the first-batch figures: as many bytes as told, all as their record says."""
     large, parts = open_store(tmp_path / "large"), tmp_path / "parts"
-    written = enlarged(task.store, large.url, parts, 10**6)
+    written = enlarged(open_store(task.store.url), large.url, parts, 10**6)
     found = verify(large, "all", 1)
     assert found.damages == [] and found.samples == -(-(10**6) // (written // found.samples)) > 1
     assert 10**6 <= written <= found.bytes

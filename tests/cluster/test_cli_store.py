@@ -14,6 +14,7 @@ from tests.cluster.conftest import SMALL, Say
 from tests.cluster.running import reelscale, refused, running, shards, succeeded
 
 RUN = [*SMALL, "launcher=none", "workers=1"]
+LISTED = [*RUN, "labels_separator=;"]
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -38,7 +39,7 @@ def listed(tmp_path: Path, pieces: list[Path], broken: dict[str, Path]) -> tuple
 def test_the_life_of_a_store(listed: tuple[Path, Path], pieces: list[Path], tmp_path: Path, say: Say) -> None:
     corpus, media = listed
     store = tmp_path / "store"
-    first = succeeded(reelscale("shard", corpus, store, *RUN, "--media", media, "--json", folder=tmp_path))
+    first = succeeded(reelscale("shard", corpus, store, *LISTED, "--media", media, "--json", folder=tmp_path))
     found = json.loads(first.stdout)
     assert found["samples"] == 6 and found["classes"] == ["calm", "lively", "slow"]
     assert found["left_out"] == {"missing": 1} and sum(found["failures"].values()) == 2
@@ -53,11 +54,11 @@ def test_the_life_of_a_store(listed: tuple[Path, Path], pieces: list[Path], tmp_
     assert found["samples"] == 7 and list(found["failures"].values()) == [1]
     assert [plan["kind"] for plan in found["generations"]] == ["corpus", "retry"]
 
-    again = succeeded(reelscale("shard", corpus, store, *RUN, "--media", media, "--json", folder=tmp_path))
+    again = succeeded(reelscale("shard", corpus, store, *LISTED, "--media", media, "--json", folder=tmp_path))
     assert json.loads(again.stdout)["samples"] == 8 and "1 new videos: generation 2" in again.stderr
 
     refused(
-        reelscale("shard", corpus, store, "encode.short_edge=32", "--media", media, folder=tmp_path),
+        reelscale("shard", corpus, store, LISTED[-1], "encode.short_edge=32", "--media", media, folder=tmp_path),
         "encode.short_edge: there 16, here 32",
     )
     verified = succeeded(say("shards", "verify", store))

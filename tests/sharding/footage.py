@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -62,6 +63,8 @@ def written(
                 change(frame)
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
+    if codec == "libsvtav1" and os.geteuid() == 0:  # it gives the caller's thread real-time priority, and all it starts
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     return path
 
 
