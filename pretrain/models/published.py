@@ -33,6 +33,8 @@ from sharding.settings import validate
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CLIP = 16  # frames; of no weight's shape but R2D's and C3D's, which say theirs
 
+_PICKLES = f"give one of VMZ's Caffe2 .pkl files; of another network, in a place where you trust it, {ALONE}"
+
 
 @dataclass(frozen=True)
 class Published:
@@ -241,12 +243,13 @@ def _caffe2(path: Path) -> _File:
     blobs = tree.get("blobs", tree) if isinstance(tree, dict) else {}
     aside = [str(key) for key in tree if key != "blobs"] if blobs is not tree and isinstance(tree, dict) else []
     if not isinstance(blobs, dict) or not blobs:
-        raise UserError("the pickle holds no blobs by name", str(path), "give one of VMZ's Caffe2 .pkl files")
+        raise UserError("the file is a pickle, and holds no blobs by name as VMZ's do", str(path), _PICKLES)
     aside += [str(name) for name in blobs if is_solvers(str(name))]
     arrays = {str(name): value for name, value in blobs.items() if not is_solvers(str(name))}
     others = [name for name, value in arrays.items() if not hasattr(value, "shape")]
     if others:
-        raise UserError(f"these are no arrays: {some(others)}", str(path), "give one of VMZ's Caffe2 .pkl files")
+        what = f"the file is a pickle, and these in it are no arrays as in VMZ's: {some(others)}"
+        raise UserError(what, str(path), _PICKLES)
     shapes = {name: tuple(value.shape) for name, value in arrays.items()}
     names = names_from_caffe2(shapes, str(path))
     _refuse({blob: _fault_of_array(value) for blob, value in arrays.items()}, str(path))

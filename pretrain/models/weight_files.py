@@ -9,7 +9,8 @@ from sharding.errors import UserError
 
 Kind = Literal["torch", "safetensors", "pickle"]
 
-_ZIP, _LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's, now and before 1.6
+_ZIP = b"PK\x03\x04"  # torch.save's files begin so now; before 1.6 with a pickle, of any protocol, of this number
+_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _OTHERS = {
     b"\x89HDF": "an HDF5 file, as Keras writes",
     b"\x1f\x8b": "packed with gzip; unpack it",
@@ -36,7 +37,7 @@ def kind_of(path: Path) -> Kind:
             start = file.read(_START)
     except OSError as error:
         raise UserError(f"the file cannot be read: {error}", str(path), "give a readable file") from error
-    if start.startswith((_ZIP, _LEGACY)):
+    if start.startswith(_ZIP) or (start.startswith(b"\x80") and _LEGACY in start[:32]):
         return "torch"
     if int.from_bytes(start[:8], "little") < _LONGEST and start[8:10] == b'{"':
         return "safetensors"
