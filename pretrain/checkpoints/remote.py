@@ -112,6 +112,9 @@ class Remote:
             yield
         except FileExistsError:
             raise
+        except UserError as error:
+            what = f"checkpoints cannot be kept at {self.where}: {error.what}"
+            raise UserError(what, "checkpoint.store", error.remedy) from error
         except OSError as error:
             what = f"checkpoints cannot be kept at {self.where}: {error}"
             remedy = "give a directory that can be made and written to, or a URL"
