@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pretrain.data.loader import Clips, Loader
+from pretrain.data.outage import StoreGone
 from pretrain.data.pool import LoaderSettings
 from pretrain.data.reading import ReadingSettings
 from pretrain.data.sources import open_sources, order_of
-from sharding.errors import UserError
 from sharding.store import open_store
 from tests.faults import Proxy, before_s3
 from tests.pretrain.test_loader import SETTINGS, assert_same, data, kept
@@ -67,16 +67,14 @@ def test_whole_parts_from_afar(store: str, proxy: Proxy, tmp_path: Path) -> None
 
 
 def test_a_store_that_is_gone_ends_the_run(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what the store's own patience ends in, at the trainer."""
-    settings = data("s3://bucket/store")
+    """With what patience ends in, at the trainer."""
+    settings = data("s3://bucket/store").model_copy(update={"patience_seconds": 1.0})
     sources = open_sources(settings)
-    for split in sources.splits:
-        split.store.patience = 1  # type: ignore[attr-defined]
     order = order_of(sources, settings, 3, 2, 2)
     with Loader(sources, order, SETTINGS, LoaderSettings(workers=1, ahead=1), range(2)) as loader:
         steps = iter(loader)
         next(steps)
         proxy.rate = 1.0
-        with pytest.raises(UserError, match="does not answer"):
+        with pytest.raises(StoreGone, match="does not answer"):
             for _ in range(200):
                 next(steps)
