@@ -184,9 +184,3 @@ class Scorer:
         except Damaged:
             return clips
         return len(evaluation_starts(sample.frames, self.subject.clip.needed(sample.times), clips))
-
-
-def score_videos(subject: Subject, rows: list[int], clips: int, batch: int, workers: int) -> Iterator[VideoScore]:
-    """The scores of videos by their rows in the split: see `Scorer`."""
-    with Scorer(subject, workers) as scorer:
-        yield from scorer.scores(rows, clips, batch)

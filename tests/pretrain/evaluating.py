@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from pretrain.checkpoint import begin_attempt, load_run, save_checkpoint
 from pretrain.data.stream import open_split
-from pretrain.evaluate import EvaluateSettings, open_subject, score_videos
+from pretrain.evaluate import EvaluateSettings, Scorer, Subject, open_subject
 from pretrain.evaluation_summary import other_of, write_evaluation
+from pretrain.video_score import VideoScore
 from sharding.manifest import CorpusSettings
 from sharding.record import from_parquet
 from sharding.store import open_store
@@ -92,3 +93,9 @@ def right_by_folder(rows: Sequence[dict[str, Any]], classes: Sequence[str], k: i
         best = [] if row["scores"] is None else [classes[number] for number in np.argsort(row["scores"])[::-1][:k]]
         found.setdefault(named_in(row), []).append(named_in(row) in best)
     return found
+
+
+def score_videos(subject: Subject, rows: list[int], clips: int, batch: int, workers: int) -> Iterator[VideoScore]:
+    """The scores of videos by their rows in the split, by a scorer of their own."""
+    with Scorer(subject, workers) as scorer:
+        yield from scorer.scores(rows, clips, batch)

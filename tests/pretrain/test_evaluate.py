@@ -19,13 +19,14 @@ from pretrain.data.stream import open_split
 from pretrain.data.tensors import plane_batch
 from pretrain.data.transforms import network_input
 from pretrain.data.views import centre_view
-from pretrain.evaluate import EvaluateSettings, Subject, open_subject, score_videos
+from pretrain.evaluate import EvaluateSettings, Subject, open_subject
 from pretrain.evaluation_summary import write_evaluation
 from pretrain.video_score import VideoScore
 from sharding.errors import CannotGoOn, UserError
 from sharding.record import from_parquet, read_record
 from sharding.store import open_store
 from tests.pretrain.conftest import CLASSES, SHORT, Finished
+from tests.pretrain.evaluating import score_videos
 
 CLIPS = 4
 

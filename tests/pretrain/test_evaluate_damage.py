@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pretrain.data.stream import open_split
-from pretrain.evaluate import EvaluateSettings, Subject, open_subject, score_videos
+from pretrain.evaluate import EvaluateSettings, Subject, open_subject
 from pretrain.evaluation_files import Pieces
 from pretrain.evaluation_summary import pieces_of, require_sound, write_evaluation
 from pretrain.fusion import FuseSettings
@@ -22,7 +22,7 @@ from sharding.errors import UserError
 from sharding.record import record_path
 from sharding.store import open_store
 from tests.pretrain.conftest import CLASSES, Finished, end, start, write_recipe
-from tests.pretrain.evaluating import evaluated, named_in, right_by_folder, spoil, table_of
+from tests.pretrain.evaluating import evaluated, named_in, right_by_folder, score_videos, spoil, table_of
 
 
 @pytest.fixture()

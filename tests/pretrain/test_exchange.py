@@ -15,7 +15,7 @@ from torch import Tensor
 from pretrain.begin import start_from
 from pretrain.checkpoint import Checkpoint, begin_attempt, load_run, save_checkpoint
 from pretrain.data.views import FLOW_MEAN, FLOW_STD, MEAN, STD, ClipSettings, Normalisation
-from pretrain.evaluate import EvaluateSettings, open_subject, score_videos
+from pretrain.evaluate import EvaluateSettings, open_subject
 from pretrain.exchange import export_run, import_run, read_classes
 from pretrain.exports import Export, is_export, read_export, write_export
 from pretrain.models.weights import load_weights
@@ -25,6 +25,7 @@ from pretrain.run import Run, read_settings
 from pretrain.settings import DataSettings, TrainSettings
 from sharding.errors import UserError
 from tests.pretrain.conftest import CLASSES
+from tests.pretrain.evaluating import score_videos
 from tests.pretrain.models.published_files import i3d_shapes, image_shapes, random_state, video_shapes
 
 CLIP = ClipSettings(frames=4, stride=2, resize=(18, 22), crop=16, flip=False)
