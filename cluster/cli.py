@@ -15,15 +15,14 @@ import typer
 from cluster.launch.processes import WorkerDied
 from cluster.launch.signals import (
     NOT_BEGUN,
-    STOPPED,
     Interrupted,
     interruptible,
     interruption_told,
     postponed,
     started_by_run_ranks,
 )
-from cluster.output import end_process, stdout_to_stderr
-from cluster.tables import (
+from cluster.terminal.output import end_process, stdout_to_stderr
+from cluster.terminal.tables import (
     print_json,
     print_models,
     print_network,
@@ -32,8 +31,9 @@ from cluster.tables import (
     print_verification,
     readable,
 )
-from sharding.errors import CannotGoOn, UserError
-from sharding.visible import visible, visible_lines
+from sharding.base.errors import CannotGoOn, UserError
+from sharding.base.exit_codes import STOPPED
+from sharding.base.printable import visible, visible_lines
 
 _UsageError: Any = typer.BadParameter.__base__  # click's, which typer may bring along under a name of its own
 
@@ -232,7 +232,7 @@ def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
       reelscale evaluate configs/demo-evaluate.yaml run=runs/rgb fuse.run=runs/flow
     """
     from cluster.jobs.evaluation import EvaluationJob, run_evaluation
-    from sharding.settings import load_settings
+    from sharding.base.settings import load_settings
 
     with stdout_to_stderr() if as_json else nullcontext():
         summary = run_evaluation(load_settings(EvaluationJob, config, overrides or []))
@@ -292,9 +292,9 @@ def report(
 
       reelscale report runs/demo-pretrain-motion runs/demo-finetune-motion2
     """
-    from cluster.jobs.paths import absolute, writable_folder
-    from pretrain.report import write_report
-    from sharding.writable import writing
+    from cluster.jobs.user_paths import absolute, writable_folder
+    from pretrain.report.report import write_report
+    from sharding.base.writable import writing
 
     runs = [Path(absolute(str(run))) for run in runs]
     folder = Path(writable_folder(str(out or runs[-1] / "report"), "--out"))
@@ -357,7 +357,7 @@ def export_network(
 
       reelscale export runs/mine mine.safetensors
     """
-    from pretrain.exchange import export_run
+    from pretrain.conversion.import_export import export_run
 
     print_network("exported", export_run(run, file), as_json)
 
@@ -393,7 +393,7 @@ def import_network(
 
       reelscale import resnet50.pth runs/inflated --inflate r3d
     """
-    from pretrain.exchange import import_run
+    from pretrain.conversion.import_export import import_run
 
     print_network("imported", import_run(file, run, classes, inflate, frames), as_json)
 

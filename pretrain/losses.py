@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pretrain.data.order import mix
-from sharding.settings import Settings
+from pretrain.data.sampling.order import mix
+from sharding.base.settings import Settings
 
 _MIXUP = 0x6D6978  # tells mixup's draws from others of the same lane
 

@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import Field
 
-from sharding.errors import UserError
-from sharding.json_file import read_json
-from sharding.text import nfc
+from sharding.base.errors import UserError
+from sharding.base.text import nfc, read_json
 
 SETTINGS, CLASSES = "settings.json", "classes.json"
 FORMAT = 1

@@ -6,18 +6,18 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from pretrain.checkpoint import CheckpointSettings
+from pretrain.checkpoints.checkpoint import CheckpointSettings
 from pretrain.data.sources import DataSettings
-from pretrain.engine.config import EngineSettings
-from pretrain.health import HealthSettings
+from pretrain.engine.deepspeed_config import EngineSettings
 from pretrain.losses import LossSettings
+from pretrain.lr_schedule import ScheduleSettings, highest_rate, total_steps
 from pretrain.models.count import activation_bytes, fewest_values, macs, parameters
 from pretrain.models.zoo import ModelSettings, build_model
-from pretrain.pulse import PulseSettings
-from pretrain.schedule import ScheduleSettings, highest_rate, total_steps
-from pretrain.watchdog import WatchdogSettings
-from sharding.errors import UserError
-from sharding.settings import Settings
+from pretrain.resilience.hang_watchdog import WatchdogSettings
+from pretrain.resilience.liveness import PulseSettings
+from pretrain.resilience.loss_monitor import HealthSettings
+from sharding.base.errors import UserError
+from sharding.base.settings import Settings
 
 PATIENCE = 7200.0  # seconds that a validation or a save may take
 

@@ -19,35 +19,27 @@ from torch.testing import assert_close
 
 from pretrain.data.sources import DataSettings
 from pretrain.engine.autotune.choose import worth_trying
-from pretrain.engine.world import leave_world, start_world
+from pretrain.engine.distributed import leave_world, start_world
 from pretrain.models.zoo import ModelSettings, build_model
-from sharding.manifest import Video
-from sharding.source import Source
-from sharding.store import open_store
-from sharding.verify import verify
-from sharding.video import EncodeSettings, VideoSettings, packet_table, transcode
-from tests.benchmarks import (
-    busy,
-    children,
-    encoding,
-    loader,
-    loader_ways,
-    models,
-    models_steps,
-    tables,
-    training,
-    transforms,
-)
-from tests.benchmarks.loader_s3 import enlarged
-from tests.benchmarks.loader_stores import segmented
-from tests.benchmarks.models_steps import Case, Contender, plain_network
+from sharding.corpora.manifest import Video
+from sharding.inspect.verify import verify
+from sharding.media.encoder import EncodeSettings
+from sharding.media.h264 import packet_table
+from sharding.media.input.source import Source
+from sharding.media.transcode import VideoSettings, transcode
+from sharding.storage.store import open_store
+from tests.benchmarks import encoding, loader, models, training, transforms
+from tests.benchmarks.support import busy, children, loader_ways, models_steps, tables
+from tests.benchmarks.support.loader_s3 import enlarged
+from tests.benchmarks.support.loader_stores import segmented
+from tests.benchmarks.support.models_steps import Case, Contender, plain_network
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parent / "benchmarks").glob("*.py")), ids=lambda path: path.stem
+    "path", sorted((Path(__file__).parent / "benchmarks").rglob("*.py")), ids=lambda path: path.stem
 )
 def test_every_benchmark_can_be_loaded(path: Path) -> None:
-    importlib.import_module(f"tests.benchmarks.{path.stem}")
+    importlib.import_module(".".join(path.relative_to(Path(__file__).parents[1]).with_suffix("").parts))
 
 
 @pytest.mark.parametrize("settings", [{"depth": 10, "width": 0.125}, {"depth": 50, "width": 0.0625}])

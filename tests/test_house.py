@@ -48,7 +48,7 @@ def run(program: str) -> str:
 
 
 def test_imports_are_really_read() -> None:
-    assert "pretrain/trainer.py" in importers("torch")
+    assert "pretrain/training/trainer.py" in importers("torch")
     assert "cluster/launch/ray_cluster.py" in importers("ray")
     assert len(MODULES) > 30
 
@@ -66,12 +66,12 @@ def test_arrows_go_down(lower: str, upper: str) -> None:
         ("ray", ("cluster/",)),
         ("typer", ("cluster/cli.py",)),
         ("deepspeed", ("pretrain/engine/",)),
-        ("fsspec", ("sharding/store.py",)),
-        ("s3fs", ("sharding/store.py",)),
-        ("botocore", ("sharding/store.py",)),
-        ("aiobotocore", ("sharding/store.py",)),
+        ("fsspec", ("sharding/storage/store.py",)),
+        ("s3fs", ("sharding/storage/store.py",)),
+        ("botocore", ("sharding/storage/store.py",)),
+        ("aiobotocore", ("sharding/storage/store.py",)),
         ("torch", ("pretrain/",)),
-        ("triton", ("pretrain/models/row_kernels.py",)),
+        ("triton", ("pretrain/models/compute/row_kernels.py",)),
         ("matplotlib", ("pretrain/report",)),
         ("webdataset", ("sharding/",)),
     ],
@@ -130,7 +130,7 @@ real = importlib.machinery.PathFinder.find_spec
 importlib.machinery.PathFinder.find_spec = classmethod(
     lambda cls, name, path=None, target=None: None if name.split(".")[0] == "ray" else real(name, path, target)
 )
-import sharding.shard, pretrain.trainer, pretrain.evaluate, pretrain.report, cluster.cli
+import sharding.make.shard, pretrain.training.trainer, pretrain.evaluation.evaluate, pretrain.report.report, cluster.cli
 import cluster.jobs.sharding, cluster.jobs.training, cluster.jobs.evaluation
 try:
     import ray

@@ -8,16 +8,16 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from cluster.jobs.paths import absolute, writable_folder
+from cluster.jobs.user_paths import absolute, writable_folder
 from cluster.launch.choose import Launcher, choose_launcher
 from cluster.launch.ray_cluster import cpus, first_ready, is_gone, ray_cluster, result_of
 from cluster.launch.signals import raise_if_interrupted
-from cluster.progress import progress
-from pretrain.data.pool import LoaderSettings, WorkerDied, workers_of
-from pretrain.evaluate import EvaluateSettings, Scorer, Subject, open_subject
-from pretrain.evaluation_summary import folder_of, other_of, pieces_of, require_sound, write_evaluation
-from pretrain.video_score import VideoScore
-from sharding.errors import CannotGoOn
+from cluster.terminal.progress import progress
+from pretrain.data.workers.pool import LoaderSettings, WorkerDied, workers_of
+from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open_subject
+from pretrain.evaluation.summary import folder_of, other_of, pieces_of, require_sound, write_evaluation
+from pretrain.evaluation.video_score import VideoScore
+from sharding.base.errors import CannotGoOn
 
 _ROWS_A_TASK = 64
 _TASKS_A_WORKER = 8  # at least, so that an evaluation of few videos is kept in pieces, too

@@ -4,11 +4,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from cluster.jobs.paths import writable_folder
-from sharding.index import current_index
-from sharding.store import open_store
-from sharding.summary import summary
-from sharding.writable import writing
+from cluster.jobs.user_paths import writable_folder
+from sharding.base.writable import writing
+from sharding.format.index import current_index
+from sharding.inspect.summary import summary
+from sharding.storage.store import open_store
 
 log = logging.getLogger("reelscale")
 
@@ -19,9 +19,9 @@ def run_inspection(url: str, out: Path | None) -> dict[str, Any]:
     found = summary(store)
     if out is None:
         return found
-    from sharding.fonts import SEE
-    from sharding.page import page
-    from sharding.sheet import contact_sheet
+    from sharding.inspect.contact_sheet import contact_sheet
+    from sharding.inspect.html import page
+    from sharding.pages.fonts import SEE
 
     folder = Path(writable_folder(str(out), "--out"))
     picture = contact_sheet(store, current_index(store))

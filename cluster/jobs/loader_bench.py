@@ -11,16 +11,16 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from cluster.jobs.paths import absolute
+from cluster.jobs.process_usage import Usage, started_by, usage_of
+from cluster.jobs.user_paths import absolute
 from cluster.launch.signals import raise_if_interrupted
-from cluster.progress import progress
-from cluster.usage import Usage, started_by, usage_of
+from cluster.terminal.progress import progress
+from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import Clips, Loader
-from pretrain.data.pool import workers_of
 from pretrain.data.sources import DataSettings, open_sources, order_of
-from pretrain.data.transforms import network_input
-from pretrain.data.views import ClipSettings
-from sharding.settings import Seconds, Settings, load_settings
+from pretrain.data.views.views import ClipSettings
+from pretrain.data.workers.pool import workers_of
+from sharding.base.settings import Seconds, Settings, load_settings
 
 
 class LoaderBench(Settings):
@@ -40,7 +40,7 @@ def run_loader_bench(store: str, overrides: list[str]) -> dict[str, Any]:
     """Measure a store: `planes`, clips as they reach the trainer's process, and `network_input`, made there on the CPU.
 
     Figures a clip are means; a core second is a CPU second of a worker or of this process. Raises UserError, and
-    WorkerDied or WorkersStalled of `pretrain.data.pool`.
+    WorkerDied or WorkersStalled of `pretrain.data.workers.pool`.
     """
     job = load_settings(LoaderBench, None, [f"data.store={json.dumps(absolute(store))}", *overrides])
     data, workers = job.data, workers_of(job.data.loader)

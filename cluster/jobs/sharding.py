@@ -10,25 +10,25 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from cluster.jobs.paths import absolute
-from cluster.jobs.tally import Tally
+from cluster.jobs.stats import Tally
+from cluster.jobs.user_paths import absolute
 from cluster.launch.choose import Launcher, choose_launcher, require_room
 from cluster.launch.processes import Again, Done, WorkerDied, spread
 from cluster.launch.ray_cluster import cpus, is_gone, ray_cluster, result_of
 from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.endpoint import MonitorSettings, serve
-from cluster.progress import progress
-from sharding.errors import UserError
-from sharding.index import merge
-from sharding.manifest import CorpusSettings
-from sharding.plan import ShardJob
-from sharding.prepare import Prepared, prepare, prepare_retry, stored_settings
-from sharding.settings import load_settings
-from sharding.shard import Progress, ShardSettings, WorkSettings, make_shard
-from sharding.store import Store, open_store
-from sharding.summary import summary
-from sharding.visible import visible
-from sharding.writable import require_writable
+from cluster.terminal.progress import progress
+from sharding.base.errors import UserError
+from sharding.base.printable import visible
+from sharding.base.settings import load_settings
+from sharding.base.writable import require_writable
+from sharding.corpora.manifest import CorpusSettings
+from sharding.format.index import merge
+from sharding.format.plan import ShardJob
+from sharding.inspect.summary import summary
+from sharding.make.prepare import Prepared, prepare, prepare_retry, stored_settings
+from sharding.make.shard import Progress, ShardSettings, WorkSettings, make_shard
+from sharding.storage.store import Store, open_store
 
 _TRIES = 3  # of a job whose worker or node dies
 _LOOK_SECONDS = 1.0

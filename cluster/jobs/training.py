@@ -9,21 +9,23 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from cluster.jobs.paths import absolute, writable_folder
+from cluster.jobs.user_paths import absolute, writable_folder
 from cluster.launch import local, ray_ranks
 from cluster.launch.choose import Launcher, choose_launcher, require_room
-from cluster.launch.signals import STARTED_BY, STOPPED, die_with, raise_if_interrupted, started_by_run_ranks
+from cluster.launch.signals import STARTED_BY, raise_if_interrupted, started_by_run_ranks
 from cluster.monitor.endpoint import MonitorSettings, serve
-from pretrain.begin import check
-from pretrain.checkpoint import load_newest
-from pretrain.engine.world import world_size_from_environment
-from pretrain.report_runs import read_metrics
+from pretrain.checkpoints.checkpoint import load_newest
+from pretrain.engine.distributed import world_size_from_environment
+from pretrain.report.run_data import read_metrics
 from pretrain.settings import InitSettings, TrainSettings, longest_wait
-from pretrain.trainer import train
-from sharding.errors import UserError
-from sharding.settings import load_settings
-from sharding.store import open_store
-from sharding.visible import visible_lines
+from pretrain.training.preflight import check
+from pretrain.training.trainer import train
+from sharding.base.errors import UserError
+from sharding.base.exit_codes import STOPPED
+from sharding.base.parent_death import die_with
+from sharding.base.printable import visible_lines
+from sharding.base.settings import load_settings
+from sharding.storage.store import open_store
 
 log = logging.getLogger("reelscale")
 

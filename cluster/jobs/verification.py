@@ -5,10 +5,10 @@ from dataclasses import asdict
 from typing import Any, cast, get_args
 
 from cluster.launch.signals import raise_if_interrupted
-from cluster.progress import Advance, progress
-from sharding.errors import UserError
-from sharding.store import open_store
-from sharding.verify import Decode, Progress, verify
+from cluster.terminal.progress import Advance, progress
+from sharding.base.errors import UserError
+from sharding.inspect.verify import Decode, Progress, verify
+from sharding.storage.store import open_store
 
 
 def run_verification(url: str, decode: str, workers: int) -> dict[str, Any]:

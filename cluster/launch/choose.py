@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sharding.errors import UserError
+from sharding.base.errors import UserError
 
 Launcher = Annotated[
     Literal["auto", "ray", "none"],

@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from cluster.launch.signals import NOT_BEGUN, STARTED_BY, STOPPED
-from pretrain.engine.world import free_port
-from sharding.lifeline import stop_signals
+from cluster.launch.signals import NOT_BEGUN, STARTED_BY
+from pretrain.engine.distributed import free_port
+from sharding.base.exit_codes import STOPPED
+from sharding.base.parent_death import stop_signals
 
 _GRACE_SECONDS = 20.0
 _NOT_BEGUN_SECONDS = 3.0

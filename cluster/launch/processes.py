@@ -15,10 +15,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar, cast
 
-from cluster.launch.signals import STOPPED, undisturbed
-from sharding.errors import UserError
-from sharding.lifeline import die_with
-from sharding.redact import redacted
+from cluster.launch.signals import undisturbed
+from sharding.base.errors import UserError
+from sharding.base.exit_codes import STOPPED
+from sharding.base.parent_death import die_with
+from sharding.base.redact import redacted
 
 A = TypeVar("A", bound=tuple[Any, ...])
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.launch.ray_folder import session_folder
 from cluster.launch.signals import postponed, raise_if_interrupted, undisturbed
-from sharding.errors import CannotGoOn, UserError
+from sharding.base.errors import CannotGoOn, UserError
 
 _LOOK_SECONDS = 1.0
 

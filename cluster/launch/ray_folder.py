@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sharding.errors import UserError
-from sharding.visible import visible
+from sharding.base.errors import UserError
+from sharding.base.printable import visible
 
 _LONGEST = 107  # bytes of a socket's path in Linux
 _SOCKET = "/ray/session_2000-12-31_23-59-59_999999_4194304/sockets/plasma_store"  # Ray's longest, below the folder

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 from cluster.launch.ray_cluster import ray_cluster
 from cluster.launch.signals import NOT_BEGUN
-from pretrain.stop import BEGUN_FILE, FOLLOWED, STOP_FILE
-from sharding.errors import InVain, UserError
-from sharding.lifeline import stop_signals
-from sharding.visible import visible_lines
+from pretrain.resilience.stop_signal import BEGUN_FILE, FOLLOWED, STOP_FILE
+from sharding.base.errors import InVain, UserError
+from sharding.base.parent_death import stop_signals
+from sharding.base.printable import visible_lines
 
 _LOG = "train.log"
 _NOT_BEGUN_SECONDS = 3.0  # that a run which is asked to stop may take to begin

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pretrain.stop import NOT_BEGUN as NOT_BEGUN
-from sharding.lifeline import STOP_SIGNALS, stop_signals
-from sharding.lifeline import STOPPED as STOPPED
-from sharding.lifeline import die_with as die_with
+from pretrain.resilience.stop_signal import NOT_BEGUN as NOT_BEGUN
+from sharding.base.parent_death import STOP_SIGNALS, stop_signals
 
 STARTED_BY = "REELSCALE_PARENT"  # in the environment of a rank of launcher=none: the pid of the command
 

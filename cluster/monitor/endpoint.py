@@ -10,7 +10,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import make_wsgi_app
 from pydantic import Field
 
-from sharding.settings import Settings
+from sharding.base.settings import Settings
 
 log = logging.getLogger("reelscale")
 

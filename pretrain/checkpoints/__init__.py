@@ -1,1 +1,1 @@
-"""What a checkpoint's commit is made of: its manifest, its folder, the run's attempts, and its place in a store."""
+"""Checkpoints: written whole or not at all, here and in a store, by the newest attempt only."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pretrain.checkpoints.identity import keep_settings
 from pretrain.checkpoints.remote import Remote
-from sharding.errors import InVain
+from sharding.base.errors import InVain
 
 
 class Superseded(InVain):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pretrain.checkpoints.manifest import MANIFEST, Manifest, kept, read_manifest, sha256
-from sharding.errors import UserError
+from sharding.base.errors import UserError
 
 T = TypeVar("T")
 

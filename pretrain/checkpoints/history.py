@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sharding.aside import put_whole
+from sharding.base.atomic import put_whole
 
 HISTORY = "metrics.jsonl"
 SETTINGS_HISTORY = "settings-history.jsonl"

@@ -7,9 +7,9 @@ from typing import Any
 
 from pretrain.checkpoints.remote import Remote
 from pretrain.run_settings import CLASSES, SETTINGS, parse_settings, read_settings_file
-from sharding.aside import put_whole
-from sharding.errors import UserError
-from sharding.settings import differences
+from sharding.base.atomic import put_whole
+from sharding.base.errors import UserError
+from sharding.base.settings import differences
 
 _FILES = (CLASSES, SETTINGS)
 

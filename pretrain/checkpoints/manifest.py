@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sharding.errors import UserError
+from sharding.base.errors import UserError
 
 FORMAT = 2
 MANIFEST = "manifest.json"

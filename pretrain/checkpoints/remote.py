@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pretrain.checkpoints.manifest import MANIFEST, Manifest, kept, read_manifest, step_name
-from sharding.errors import UserError
-from sharding.redact import redacted
-from sharding.store import open_store
+from sharding.base.errors import UserError
+from sharding.base.redact import redacted
+from sharding.storage.store import open_store
 
 _PLACE = re.compile(r"step-(\d+)/attempt-(\d+)/(.+)")
 _PATIENCE = 60.0  # seconds that a request is tried for: training may come to wait for it

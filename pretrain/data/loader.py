@@ -12,17 +12,17 @@ from typing import Any, Self
 import torch
 
 from pretrain import metrics
-from pretrain.data.batches import Batch
-from pretrain.data.damage import Damage
-from pretrain.data.mixture import Mixture
-from pretrain.data.order import Draw, Order
-from pretrain.data.pool import LoaderSettings, WorkerPool, workers_of
-from pretrain.data.reading import ReadingSettings, fetcher_of
+from pretrain.data.damage_budget import Damage
+from pretrain.data.device.tensors import FlowBatch, Mover, Moving, PlaneBatch, joined, made_batch
+from pretrain.data.reading.whole_parts import ReadingSettings, fetcher_of
+from pretrain.data.sampling.mixture import Mixture
+from pretrain.data.sampling.order import Draw, Order
 from pretrain.data.sources import Sources
-from pretrain.data.tensors import FlowBatch, Mover, Moving, PlaneBatch, joined, made_batch
-from pretrain.data.views import ClipSettings
-from pretrain.data.worker import Work
-from sharding.errors import UserError
+from pretrain.data.views.views import ClipSettings
+from pretrain.data.workers.batches import Batch
+from pretrain.data.workers.pool import LoaderSettings, WorkerPool, workers_of
+from pretrain.data.workers.worker import Work
+from sharding.base.errors import UserError
 
 _FETCHED_AHEAD = 64  # steps before their first use that parts are sent for
 

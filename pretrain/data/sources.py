@@ -9,17 +9,17 @@ from typing import Annotated, cast
 import numpy as np
 from pydantic import Field
 
-from pretrain.data.balance import Balance
-from pretrain.data.mixture import Mixture
-from pretrain.data.order import Order, OrderSettings, Shards, ShardSizes
-from pretrain.data.outage import OWN_PATIENCE, PatientStore
-from pretrain.data.pool import LoaderSettings
-from pretrain.data.reading import ReadingSettings
-from pretrain.data.stream import Split, open_split
-from pretrain.data.views import ClipSettings
-from sharding.index import index_path
-from sharding.settings import Seconds, Settings
-from sharding.store import Store, open_store
+from pretrain.data.reading.outage import OWN_PATIENCE, PatientStore
+from pretrain.data.reading.store_split import Split, open_split
+from pretrain.data.reading.whole_parts import ReadingSettings
+from pretrain.data.sampling.balance import Balance
+from pretrain.data.sampling.mixture import Mixture
+from pretrain.data.sampling.order import Order, OrderSettings, Shards, ShardSizes
+from pretrain.data.views.views import ClipSettings
+from pretrain.data.workers.pool import LoaderSettings
+from sharding.base.settings import Seconds, Settings
+from sharding.format.index import index_path
+from sharding.storage.store import Store, open_store
 
 Weight = Annotated[int, Field(ge=1, description="so many samples of this store for every `weight` of the others")]
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pretrain.engine.capture import Capture
-from pretrain.engine.config import EngineSettings
-from pretrain.engine.lost import is_device_lost
-from pretrain.engine.world import World
-from pretrain.models.batchnorm import LaneBatchNorm
+from pretrain.engine.deepspeed_config import EngineSettings
+from pretrain.engine.device_lost import is_device_lost
+from pretrain.engine.distributed import World
+from pretrain.models.compute.batchnorm import LaneBatchNorm
 from pretrain.models.network import LaneDropout, VideoNetwork
 
 log = logging.getLogger("reelscale")

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from pretrain import metrics
 from pretrain.engine.capture import Capture, capture_for
-from pretrain.engine.config import EngineSettings, deepspeed_config, refusals_told
 from pretrain.engine.cuda_graph import set_graphed
-from pretrain.engine.parts import Parts
+from pretrain.engine.deepspeed_config import EngineSettings, deepspeed_config, refusals_told
+from pretrain.engine.distributed import World
 from pretrain.engine.precision import HALVES, autocast
 from pretrain.engine.scaler import LossScale
-from pretrain.engine.verdict import Judge, adamw, gradients_of, sgd
-from pretrain.engine.world import World
+from pretrain.engine.step_verdict import Judge, adamw, gradients_of, sgd
+from pretrain.engine.zero_state import Parts
 from pretrain.models import count
-from pretrain.models.batchnorm import (
+from pretrain.models.compute.batchnorm import (
     commit_statistics,
     discard_statistics,
     recompute_statistics,
@@ -174,7 +174,7 @@ class Engine:
         """Set the running BN statistics to the mean over many batches, all ranks' shares together. A collective.
 
         They are those of the weights that are used: of their average where the settings ask for one.
-        `pretrain.models.batchnorm.recompute_statistics` says how; by the copy that predicts where there is one.
+        `pretrain.models.compute.batchnorm.recompute_statistics` says how; by the copy that predicts where there is one.
         """
         averaged = self._settings.average is not None
         self.gather_for_predictions(averaged)

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from pretrain.models.batchnorm import LaneBatchNorm
+from pretrain.models.compute.batchnorm import LaneBatchNorm
 from pretrain.models.convolutions import conv3d
 from pretrain.models.network import LaneDropout, VideoNetwork
-from sharding.errors import UserError
+from sharding.base.errors import UserError
 
 _GROUPS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 _FC = 4096

@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import nn
 
-from pretrain.models.batchnorm import LaneBatchNorm
-from pretrain.models.paths import Convolution, Factored
+from pretrain.models.compute.batchnorm import LaneBatchNorm
+from pretrain.models.compute.compute_path import Convolution, Factored
 
 Kind = Literal["3d", "2d", "(2+1)d"]
 StemKind = Literal["3d", "2d", "(2+1)d", "folded"]

@@ -12,9 +12,9 @@ from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
-from pretrain.models.batchnorm import LaneBatchNorm
+from pretrain.models.compute.batchnorm import LaneBatchNorm
+from pretrain.models.compute.compute_path import PATHS, unpadded
 from pretrain.models.network import VideoNetwork
-from pretrain.models.paths import PATHS, unpadded
 
 
 def parameters(model: nn.Module) -> int:

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from pretrain.data.views import LARGEST_CROP, MOST_FRAMES
+from pretrain.data.views.views import LARGEST_CROP, MOST_FRAMES
 from pretrain.models.convolutions import FORMS
 from pretrain.models.count import activations, conv_fc_parameters, macs, parameters
 from pretrain.models.zoo import NAMES, RESNET_ONLY, ModelSettings, build_model
-from sharding.errors import UserError
-from sharding.settings import load_settings, validate
+from sharding.base.errors import UserError
+from sharding.base.settings import load_settings, validate
 
 _USUAL = {"i3d": {"frames": 64, "size": 224}}  # what a network is published for, where it is not 16 frames of 112²
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from pretrain.models.batchnorm import LaneBatchNorm
+from pretrain.models.compute.batchnorm import LaneBatchNorm
 from pretrain.models.network import VideoNetwork
-from sharding.errors import UserError
+from sharding.base.errors import UserError
 
 _STAGES = "stages"
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.models.batchnorm import LaneBatchNorm
+from pretrain.models.compute.batchnorm import LaneBatchNorm
 from pretrain.models.convolutions import conv3d
 from pretrain.models.network import LaneDropout, VideoNetwork
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pretrain.models.batchnorm import statistics_held
-from pretrain.models.paths import PATHS, Convolution, Path, set_path
-from pretrain.models.weight_cast import cast_at_once
+from pretrain.models.compute.batchnorm import statistics_held
+from pretrain.models.compute.compute_path import PATHS, Convolution, Path, set_path
+from pretrain.models.compute.weight_cast import cast_at_once
 
 
 class VideoNetwork(nn.Module):

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from pretrain.models.batchnorm import LaneBatchNorm
+from pretrain.models.compute.batchnorm import LaneBatchNorm
 from pretrain.models.convolutions import Form, Kind, Stride, conv3d, convolution, midplanes, stem, temporal_strides
 from pretrain.models.network import LaneDropout, VideoNetwork
-from sharding.errors import UserError
+from sharding.base.errors import UserError
 
 
 @dataclass(frozen=True)

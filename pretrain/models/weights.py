@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pretrain.models.network import VideoNetwork
-from sharding.errors import UserError
+from sharding.base.errors import UserError
 
 _SHOWN = 8
 Head = Literal["keep", "swap"]

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from pretrain.models.batchnorm import LaneBatchNorm
 from pretrain.models.c3d import C3D
+from pretrain.models.compute.batchnorm import LaneBatchNorm
 from pretrain.models.convolutions import FORMS
 from pretrain.models.inception import I3D
 from pretrain.models.network import VideoNetwork
 from pretrain.models.resnet import DEPTHS, VideoResNet
-from sharding.settings import Settings
+from sharding.base.settings import Settings
 
 Name = Literal[
     "r2d", "fr2d", "r3d", "mc2", "mc3", "mc4", "mc5", "rmc2", "rmc3", "rmc4", "rmc5", "r2plus1d", "i3d", "c3d"

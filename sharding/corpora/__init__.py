@@ -1,1 +1,1 @@
-"""A corpus as it comes, read into a plan's videos: `sharding.manifest` is the door."""
+"""A corpus as it comes, read into a plan's videos: `manifest` is the door."""

@@ -8,11 +8,11 @@ import os
 import unicodedata
 from typing import NamedTuple
 
-from sharding.corpora.roots import Roots, size_of
-from sharding.corpora.rows import decoded
-from sharding.corpora.settle import ABSENT, UNKNOWN
-from sharding.source import is_absolute
-from sharding.text import nfc
+from sharding.base.text import nfc
+from sharding.corpora.entries.roots import Roots, size_of
+from sharding.corpora.entries.rows import decoded
+from sharding.corpora.merge import ABSENT, UNKNOWN
+from sharding.media.input.source import is_absolute
 
 
 class Named(NamedTuple):

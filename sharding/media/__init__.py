@@ -1,1 +1,1 @@
-"""One video, from its bytes to its clips: `sharding.video` is the door."""
+"""One video, from its bytes to its stored segments: `transcode` is the door."""

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import io
-import zlib
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
-import av
-import numpy as np
 import pydantic
-from av.container import OutputContainer
 from av.video.frame import PictureType, VideoFrame
-from av.video.stream import VideoStream
 
-from sharding.media.judge import MINIMUM_FRAMES, BadVideo
-from sharding.media.picture import Fitter, luma_of
-from sharding.settings import Settings
-
-if TYPE_CHECKING:
-    from sharding.flow import FlowClip, FlowEncoder
+from sharding.base.settings import Settings
+from sharding.media.clip import Clip
+from sharding.media.decoding.picture import Fitter, luma_of
+from sharding.media.flow import FlowEncoder
+from sharding.media.h264 import TICKS, TIME_BASE, open_h264, packet_table, x264_options
+from sharding.media.input.bad_video import BadVideo
+from sharding.media.input.validity import MINIMUM_FRAMES
 
 KEY_FRAME_EVERY = 16
 SHORT_EDGE = 128
-TIME_BASE = Fraction(1, 90000)  # whole steps for 24, 25, 30, 50, 60 and 30000/1001 frames a second
-TICKS = TIME_BASE.denominator
 BURST, BURST_PIXELS = 64, 2**23  # pictures that are encoded together, at most
 LONGEST_GAP = 600.0  # seconds between two frames; more is a damaged timestamp
 
@@ -75,100 +68,6 @@ class EncodeSettings(Settings):
             if given:
                 raise ValueError(f"copy stores the packets as they are: leave out {', '.join(given)}, or copy")
         return self
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A stored video: the bytes of its mp4, and the packet table to read them by.
-
-    The table is in decode order; where nothing was copied, packet i is frame i. `offset`, `size`, `key` are inside
-    `data`; `pts` in TIME_BASE; `group_crc32` one a key-frame group, over its packets' bytes in order. `start`, `end`
-    in seconds of the source; `segment`: its number among the video's segments. `codec`: FFmpeg's name of the decoder.
-    `concealed`: how many of the source's frames in it show damage that the decoder concealed (media/concealment.py).
-    """
-
-    data: bytes
-    segment: int
-    start: float
-    end: float
-    fps: float
-    frames: int
-    width: int
-    height: int
-    matrix: str
-    range: str
-    codec: str
-    extradata: bytes
-    packet_offset: np.ndarray
-    packet_size: np.ndarray
-    packet_pts: np.ndarray
-    packet_key: np.ndarray
-    group_crc32: np.ndarray
-    flow: FlowClip | None = None
-    concealed: int = 0
-
-
-def packet_table(data: bytes) -> dict[str, Any]:
-    """extradata, packet_offset, packet_size, packet_pts, packet_key and group_crc32 of an mp4's bytes."""
-    offsets, sizes, times, keys, crcs = [], [], [], [], []
-    with av.open(io.BytesIO(data), "r", format="mp4") as container:
-        stream = container.streams.video[0]
-        extradata = bytes(stream.codec_context.extradata or b"")
-        for packet in container.demux(stream):
-            if not packet.size:
-                continue
-            assert packet.pos is not None and packet.pts is not None
-            payload = data[packet.pos : packet.pos + packet.size]
-            assert payload == bytes(packet)
-            if packet.is_keyframe:
-                crcs.append(0)
-            crcs[-1] = zlib.crc32(payload, crcs[-1])
-            offsets.append(packet.pos)
-            sizes.append(packet.size)
-            times.append(packet.pts)
-            keys.append(packet.is_keyframe)
-        assert stream.time_base == TIME_BASE
-    return {
-        "extradata": extradata,
-        "packet_offset": np.array(offsets, np.int64),
-        "packet_size": np.array(sizes, np.int32),
-        "packet_pts": np.array(times, np.int64),
-        "packet_key": np.array(keys, np.bool_),
-        "group_crc32": np.array(crcs, np.uint32),
-    }
-
-
-def x264_options(key_frame_every: int, preset: str, crf: int, **more: int) -> dict[str, str]:
-    """libx264's options for bytes that are cheap to decode and the same on every processor; `more` of x264's own."""
-    x264 = {
-        "keyint": key_frame_every,
-        "min-keyint": key_frame_every,
-        "scenecut": 0,
-        "open-gop": 0,
-        "bframes": 0,
-        "cabac": 0,
-        "no-deblock": 1,
-        "threads": 1,
-        "cpu-independent": 1,  # else other instruction sets make other bytes
-        **more,
-    }
-    params = ":".join(f"{key}={value}" for key, value in x264.items())
-    return {"preset": preset, "tune": "fastdecode", "crf": str(crf), "x264-params": params}
-
-
-def open_h264(
-    sink: io.BytesIO, picture: VideoFrame, rate: Fraction, key_frame_every: int, options: dict[str, str]
-) -> tuple[OutputContainer, VideoStream]:
-    """An mp4 with one H.264 stream for pictures like this one, in TIME_BASE; nothing in it depends on the moment."""
-    container = av.open(sink, "w", format="mp4", options={"fflags": "+bitexact"})
-    stream = container.add_stream("libx264", rate=rate, options=options)
-    context = stream.codec_context
-    context.width, context.height, context.pix_fmt = picture.width, picture.height, "yuv420p"
-    context.time_base = stream.time_base = TIME_BASE
-    context.gop_size, context.max_b_frames = key_frame_every, 0
-    context.thread_count = 1  # more threads make other bytes
-    context.flags |= int(av.codec.context.Flags.bitexact | av.codec.context.Flags.closed_gop)
-    return container, stream
 
 
 class Encoder:

@@ -16,12 +16,15 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
-from sharding.media.encoder import TICKS, Clip, EncodeSettings, packet_table
-from sharding.media.judge import BadVideo, Decoded, judge_concealed
-from sharding.media.orientation import UPRIGHT, orientation_of
-from sharding.media.picture import MATRIX_NAMES, is_full_range, source_matrix
-from sharding.media.reader import Reader
-from sharding.media.segments import TOLERANCE, WHOLE, Stretch
+from sharding.media.clip import Clip
+from sharding.media.decoding.orientation import UPRIGHT, orientation_of
+from sharding.media.decoding.picture import MATRIX_NAMES, is_full_range, source_matrix
+from sharding.media.decoding.reader import Reader
+from sharding.media.encoder import EncodeSettings
+from sharding.media.h264 import TICKS, packet_table
+from sharding.media.input.bad_video import BadVideo
+from sharding.media.input.segments import TOLERANCE, WHOLE, Stretch
+from sharding.media.input.validity import Decoded, judge_concealed
 
 COPYABLE = ("h264", "hevc", "av1", "vp9", "mpeg4")
 MOST_REORDERED = 32

@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from sharding.media.encoder import TIME_BASE, Encoder, EncodeSettings, packet_table
-from sharding.media.picture import Fitter
-from tests.benchmarks.tables import table, write_figures
+from sharding.media.decoding.picture import Fitter
+from sharding.media.encoder import Encoder, EncodeSettings
+from sharding.media.h264 import TIME_BASE, packet_table
+from tests.benchmarks.support.tables import table, write_figures
 
 FOOTAGE = Path(__file__).parents[1] / "data" / "footage"
 VIDEOS = ("balance_cam01.mp4", "bigbuckbunny.mp4", "bikes.mp4", "carphone.mp4", "cup.mp4", "slackline.mp4", "tree.avi")

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sharding.flow import FlowEncoder, FlowSettings
 from sharding.media.encoder import KEY_FRAME_EVERY, EncodeSettings
+from sharding.media.flow import FlowEncoder, FlowSettings
 from tests.benchmarks.encoding import FOOTAGE, VIDEOS, luma, source_frames
-from tests.benchmarks.tables import table, write_figures
+from tests.benchmarks.support.tables import table, write_figures
 
 CRFS = (4, 8, 10, 11, 12, 14, 16, 20)
 FRAMES = 120  # of each video

@@ -26,12 +26,12 @@ from typing import Any
 
 import torch
 
-from cluster.usage import started_by
+from cluster.jobs.process_usage import started_by
+from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import Loader, LoaderSettings
 from pretrain.data.sources import DataSettings, order_of
-from pretrain.data.transforms import network_input
-from tests.benchmarks import loader_ways as ways
-from tests.benchmarks.loader_ways import Sink, Task, Way
+from tests.benchmarks.support import loader_ways as ways
+from tests.benchmarks.support.loader_ways import Sink, Task, Way
 
 VIDEOS = ("bikes.mp4", "slackline.mp4", "cup.mp4")
 LANE_BATCH = 8
@@ -202,7 +202,7 @@ def table(found: dict[str, Any]) -> str:
 
 def comparison(folder: Path, quick: bool, rounds: int) -> dict[str, Any]:
     """The stores made, the ways compared and told."""
-    from tests.benchmarks.loader_stores import segmented
+    from tests.benchmarks.support.loader_stores import segmented
 
     store, tar = segmented(folder, VIDEOS[:1] if quick else VIDEOS, 1 if quick else 3)
     before, threads = os.sched_getaffinity(0), torch.get_num_threads()
@@ -235,11 +235,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-loader-") as name:
         folder = Path(name)
         if given.leak:
-            from tests.benchmarks.loader_leak import leak
+            from tests.benchmarks.support.loader_leak import leak
 
             found["leak"] = leak(folder / "leak", given.clips or (2_000 if given.quick else 100_000))
         if given.s3:
-            from tests.benchmarks.loader_s3 import s3
+            from tests.benchmarks.support.loader_s3 import s3
 
             found["s3"] = s3(folder / "s3", given.quick)
         if not given.leak and not given.s3:

@@ -28,11 +28,11 @@ import torch
 from torch.utils.benchmark import Timer
 
 from pretrain.engine.autotune.choose import worth_trying
-from pretrain.engine.peak import mfu, product_flops
+from pretrain.engine.mfu import mfu, product_flops
 from pretrain.models.count import macs
 from pretrain.models.zoo import ModelSettings, build_model
-from tests.benchmarks.children import ChildFailed, in_a_child
-from tests.benchmarks.models_steps import CLASSES, Case, Contender, chosen, rows
+from tests.benchmarks.support.children import ChildFailed, in_a_child
+from tests.benchmarks.support.models_steps import CLASSES, Case, Contender, chosen, rows
 
 PLAIN = Contender().name
 GOALS = {"ours / best peer": 1.25, "ours / plain": 3.0, "of the matrix product": 0.36}  # on a GPU

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.balance import Balance
-from pretrain.data.order import Order, ShardSizes
+from pretrain.data.sampling.balance import Balance
+from pretrain.data.sampling.order import Order, ShardSizes
 
 SHARDS, SAMPLES, CLASSES = 20_000, 34_000_000, 487
 LANES, LANE_BATCH, STEPS = 1024, 32, 100

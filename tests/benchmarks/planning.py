@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sharding.corpora.roots import files_below
-from sharding.manifest import CorpusSettings, read_manifest
-from sharding.plan import plan
+from sharding.corpora.entries.roots import files_below
+from sharding.corpora.manifest import CorpusSettings, read_manifest
+from sharding.format.plan import plan
 
 LINES = 1_133_158
 CLASSES = 487

@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sharding import index, record
-from sharding.generations import add_generation, generations, planned_jobs
-from sharding.manifest import Video
-from sharding.plan import ShardJob, job_id
-from sharding.prepare import Prepared
-from sharding.settings import digest
-from sharding.shard import ShardSettings, WorkSettings
-from sharding.store import open_store
+from sharding.base.settings import digest
+from sharding.corpora.manifest import Video
+from sharding.format import index, record
+from sharding.format.generations import add_generation, generations, planned_jobs
+from sharding.format.plan import ShardJob, job_id
+from sharding.make.prepare import Prepared
+from sharding.make.shard import ShardSettings, WorkSettings
+from sharding.storage.store import open_store
 
 VIDEOS_A_JOB, SEGMENTS, CLASSES = 57, 30, 487
 
@@ -115,7 +115,7 @@ def merged(url: str) -> str:
 
 def opened(url: str) -> str:
     """As a training run opens a store."""
-    from pretrain.data.stream import open_split
+    from pretrain.data.reading.store_split import open_split
 
     split = open_split(open_store(url), "train")
     return f"{len(split):,} samples; sample {len(split) - 1:,} is {split.sample(len(split) - 1).key}"
@@ -147,7 +147,7 @@ def by_ray(url: str) -> str:
 
 def driven(url: str, runner: Callable[..., Generator[Any]]) -> str:
     """Every job of a store given out, though its record is there; the driver's memory after a tenth and at the end."""
-    from cluster.jobs.tally import Tally
+    from cluster.jobs.stats import Tally
 
     store = open_store(url)
     plans = generations(store)

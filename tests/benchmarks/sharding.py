@@ -29,10 +29,10 @@ from typing import Any
 import av
 import imageio_ffmpeg
 
-from sharding.manifest import Video
-from sharding.media.encoder import x264_options
-from sharding.plan import ShardJob, job_id
-from sharding.shard import ShardSettings, WorkSettings, make_shard
+from sharding.corpora.manifest import Video
+from sharding.format.plan import ShardJob, job_id
+from sharding.make.shard import ShardSettings, WorkSettings, make_shard
+from sharding.media.h264 import x264_options
 
 FOOTAGE = Path(__file__).parents[1] / "data" / "footage"
 VIDEOS = (

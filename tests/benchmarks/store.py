@@ -28,9 +28,9 @@ import botocore.session
 import s3fs
 import urllib3
 
-from sharding.store import open_store
-from sharding.stores.s3 import S3Store
-from tests.s3 import running_s3
+from sharding.storage.s3 import S3Store
+from sharding.storage.store import open_store
+from tests.support.s3 import running_s3
 
 OBJECT = 64 * 2**20
 SIZES = {"20 kB": 20_000, "8 MB": 8 * 2**20, "16 MB": 16 * 2**20}

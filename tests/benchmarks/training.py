@@ -29,16 +29,16 @@ from typing import Any
 import torch
 import yaml
 
+from cluster.jobs.process_usage import started_by, usage_of
 from cluster.jobs.training import TrainingJob
-from cluster.usage import started_by, usage_of
-from pretrain.engine.peak import peak_flops, product_flops
-from pretrain.engine.world import free_port
+from pretrain.engine.distributed import free_port
+from pretrain.engine.mfu import peak_flops, product_flops
 from pretrain.models.count import macs
 from pretrain.models.zoo import build_model
-from pretrain.report_runs import read_metrics
-from sharding.settings import validate
-from tests.benchmarks.loader_stores import segmented
-from tests.benchmarks.training_figures import Seen, Window, judged, median, row, saved, table
+from pretrain.report.run_data import read_metrics
+from sharding.base.settings import validate
+from tests.benchmarks.support.loader_stores import segmented
+from tests.benchmarks.support.training_figures import Seen, Window, judged, median, row, saved, table
 
 ROOT = Path(__file__).parents[2]
 VIDEOS = ("bikes.mp4", "slackline.mp4", "cup.mp4")
@@ -120,7 +120,9 @@ class Bench:
         if seen.name.startswith("ours"):
             commands = [["cluster.cli", "pretrain", str(file), f"run={run}", f"ranks={seen.ranks}"]]
         else:
-            commands = [["tests.benchmarks.training_rank", seen.name, str(file), str(run), str(steps)]] * seen.ranks
+            commands = [
+                ["tests.benchmarks.support.training_rank", seen.name, str(file), str(run), str(steps)]
+            ] * seen.ranks
         try:
             windows, first = watched(commands, run, job.batch * job.log_steps, self._caches)
             seen.rounds.append(windows)

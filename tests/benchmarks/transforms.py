@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.data.decode import Planes
-from pretrain.data.tensors import plane_batch
-from pretrain.data.transforms import network_input
-from pretrain.data.views import ClipSettings, View, train_view
+from pretrain.data.device.tensors import plane_batch
+from pretrain.data.device.transforms import network_input
+from pretrain.data.reading.decode import Planes
+from pretrain.data.views.views import ClipSettings, View, train_view
 from sharding.media.encoder import EncodeSettings
 from tests.benchmarks.encoding import FOOTAGE, source_frames
 

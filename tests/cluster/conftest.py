@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from cluster import cli
-from tests.cluster.running import ray_elsewhere, reelscale, succeeded
-from tests.s3 import S3Server, running_s3, s3_server
 from tests.sharding.conftest import FOOTAGE, cut
+from tests.support.commands import ray_elsewhere, reelscale, succeeded
+from tests.support.s3 import S3Server, running_s3, s3_server
 
 Say = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["encode.short_edge=16", "encode.preset=ultrafast"]

@@ -9,8 +9,8 @@ import pytest
 from cluster.jobs.evaluation import EvaluationJob
 from cluster.jobs.sharding import ShardingJob
 from cluster.jobs.training import TrainingJob
-from pretrain.schedule import highest_rate, learning_rate
-from sharding.settings import Settings, load_settings
+from pretrain.lr_schedule import highest_rate, learning_rate
+from sharding.base.settings import Settings, load_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(CONFIGS.rglob("*.yaml"))

@@ -17,12 +17,12 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from pretrain.engine.world import free_port
-from sharding.manifest import CorpusSettings
-from sharding.shard import ShardSettings
-from sharding.store import open_store
+from pretrain.engine.distributed import free_port
+from sharding.corpora.manifest import CorpusSettings
+from sharding.make.shard import ShardSettings
+from sharding.storage.store import open_store
 from tests.demo.corpora import FOOTAGE, read_footage, write_video
-from tests.sharding.making import shard
+from tests.support.stores import shard
 
 # Triton's kernels run on the CPU where there is no GPU, in all processes of the tests: it must be said before Triton is
 # imported for the first time, by whomever.
@@ -70,7 +70,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     """What came out of the engine's cases, by world size."""
-    from tests.pretrain.engine_cases import run_cases  # loads torch, which other tests do without
+    from tests.support.training.engine_cases import run_cases  # loads torch, which other tests do without
 
     return run_cases(tmp_path_factory.mktemp("engine"))
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from pretrain.checkpoint import CheckpointSettings, begin_attempt
+from pretrain.checkpoints.checkpoint import CheckpointSettings, begin_attempt
+from pretrain.conversion.import_export import export_run
 from pretrain.engine.autotune.record import kept
-from pretrain.exchange import export_run
-from pretrain.report import write_report
-from pretrain.report_runs import read_metrics
-from pretrain.run import Run, read_settings
+from pretrain.report.report import write_report
+from pretrain.report.run_data import read_metrics
+from pretrain.run_folder import Run, read_settings
 from pretrain.run_settings import read_settings_file
-from sharding.errors import UserError
+from sharding.base.errors import UserError
 from tests.pretrain.conftest import Finished
-from tests.pretrain.test_report import write_evaluation
+from tests.pretrain.report.test_report import write_evaluation
 
 EVALUATION = "evaluation/store-val-10-clips-0a1b2c3d"
 NONE = [b"", b"{", b"[1, 2]", b"null", b"7", b'"text"', b"\xff\xfe{", b"[" * 100_000, b'{"format": 99}', b"\0" * 512]

@@ -16,7 +16,7 @@ from pretrain.settings import (
     require_memory,
     state_bytes,
 )
-from sharding.errors import UserError
+from sharding.base.errors import UserError
 
 
 def settings(**given: Any) -> TrainSettings:

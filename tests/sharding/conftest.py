@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.s3 import s3_server
+from tests.support.s3 import s3_server
 
 FOOTAGE = Path(__file__).parents[1] / "data" / "footage"
 

@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 
+from pretrain.engine.autotune.benchmark import Watcher, is_out_of_memory
 from pretrain.engine.autotune.choose import device_name, measured, noise, too_large
 from pretrain.engine.autotune.isolated import Recipe, Task
-from pretrain.engine.autotune.measure import Watcher, is_out_of_memory
 from pretrain.engine.autotune.record import Measured, libraries
+from pretrain.engine.device_lost import is_device_lost
+from pretrain.engine.distributed import World, leave_world, start_world
 from pretrain.engine.engine import Engine, import_deepspeed
-from pretrain.engine.lost import is_device_lost
-from pretrain.engine.world import World, leave_world, start_world
 from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork, seed_dropout
 from pretrain.models.zoo import build_model
-from sharding.errors import UserError
-from sharding.lifeline import die_with
-from sharding.visible import visible_lines
+from sharding.base.errors import UserError
+from sharding.base.parent_death import die_with
+from sharding.base.printable import visible_lines
 
 log = logging.getLogger("reelscale")
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pretrain.engine.precision import HALVES, Precision, autocast
+from pretrain.models.compute.compute_path import PATHS, Convolution, Factored
 from pretrain.models.network import VideoNetwork
-from pretrain.models.paths import PATHS, Convolution, Factored
 
 log = logging.getLogger("reelscale")
 

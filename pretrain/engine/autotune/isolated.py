@@ -18,10 +18,10 @@ from pydantic import BaseModel
 
 from pretrain.engine.autotune.process import MODULE, SPARE, CannotStart
 from pretrain.engine.autotune.record import Measured
-from pretrain.engine.config import EngineSettings
+from pretrain.engine.deepspeed_config import EngineSettings
 from pretrain.engine.precision import Pass
 from pretrain.models.zoo import ModelSettings
-from sharding.errors import UserError
+from sharding.base.errors import UserError
 
 log = logging.getLogger("reelscale")
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from pydantic import BaseModel
 
-from pretrain.engine.world import free_port
+from pretrain.engine.distributed import free_port
 
 MODULE = "pretrain.engine.autotune.child"
 _CHILD = "import sys; sys.path[:] = {path!r}; from {module} import main; main({fd}, {parent})"

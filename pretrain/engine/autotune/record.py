@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from pretrain.engine.precision import Pass, Precision
-from pretrain.models.paths import PATHS, Path
-from sharding.aside import put_whole
+from pretrain.models.compute.compute_path import PATHS, Path
+from sharding.base.atomic import put_whole
 
 log = logging.getLogger("reelscale")
 

@@ -10,7 +10,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.models.batchnorm import LaneBatchNorm
+from pretrain.models.compute.batchnorm import LaneBatchNorm
 from pretrain.models.count import activation_bytes, conv_fc_parameters, macs, parameters
 from pretrain.models.network import VideoNetwork
 from pretrain.models.zoo import ModelSettings, build_model

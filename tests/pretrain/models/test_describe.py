@@ -6,7 +6,7 @@ import pytest
 
 from pretrain.models.describe import NetworkQuery, describe, describe_given
 from pretrain.models.zoo import NAMES
-from sharding.errors import UserError
+from sharding.base.errors import UserError
 
 
 def test_a_network_is_told_with_its_published_counts() -> None:

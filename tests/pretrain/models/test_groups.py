@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pretrain.models.batchnorm import LaneBatchNorm, commit_statistics
+from pretrain.models.compute.batchnorm import LaneBatchNorm, commit_statistics
+from pretrain.models.compute.compute_path import PATHS
 from pretrain.models.groups import freeze, parameter_groups
 from pretrain.models.network import VideoNetwork
-from pretrain.models.paths import PATHS
 from pretrain.models.zoo import NAMES, ModelSettings, build_model
-from sharding.errors import UserError
+from sharding.base.errors import UserError
 
 VMZ = {"stem": 0.0, "stages": 0.01, "head": 1.0}
 CLASSIFIER_ONLY = {"stem": 0.0, "stages": 0.0}

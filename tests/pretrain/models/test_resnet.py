@@ -15,7 +15,7 @@ from pretrain.models.network import VideoNetwork
 from pretrain.models.resnet import DEPTHS
 from pretrain.models.weights import load_weights
 from pretrain.models.zoo import ModelSettings, build_model
-from sharding.errors import UserError
+from sharding.base.errors import UserError
 
 
 def on_meta(frames: int = 16, classes: int = 400, **settings: object) -> VideoNetwork:

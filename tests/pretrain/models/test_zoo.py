@@ -16,7 +16,7 @@ from pretrain.models.count import activations, conv_fc_parameters, macs, paramet
 from pretrain.models.inception import same_padding
 from pretrain.models.network import VideoNetwork
 from pretrain.models.zoo import NAMES, ModelSettings, build_model
-from sharding.errors import UserError
+from sharding.base.errors import UserError
 
 # R(2+1)D paper, table 2 and the counts that reproduce it: (name, all parameters at 8 and 16 frames, conv + fc
 # in M as counted, GMACs at 8 and 16 frames), depth 18, 112², 400 classes.

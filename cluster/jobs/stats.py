@@ -1,0 +1,135 @@
+"""What the workers tell, summed: videos, frames and bytes a second, failures by kind, what is left, stragglers."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+
+from sharding import metrics
+from sharding.make.shard import Progress
+
+_SHORT_SECONDS = 60.0  # nothing that has run for less is late
+_WINDOW_SECONDS = 300.0  # rates and the time left go by the last five minutes
+
+
+class Tally:
+    """Sums over jobs. A job tells counts from its own beginning, so that one made a second time is not counted twice.
+
+    Holds the jobs being made and a few samples of the past, however many jobs there are. `total`: videos to be done.
+    """
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total = total
+        self.videos = self.samples = self.frames = self.bytes_in = self.bytes_out = self.jobs = 0
+        self.failures: Counter[str] = Counter()
+        self._clock = clock
+        self._running: dict[str, Progress] = {}
+        self._since: dict[str, float] = {}
+        self._past: deque[tuple[float, int, int, int, int]] = deque([(clock(), 0, 0, 0, 0)])
+        self._took: deque[float] = deque(maxlen=100)  # seconds of the last jobs
+
+    def began(self, job: str) -> None:
+        """A job was given to a worker."""
+        self._since.setdefault(job, self._clock())
+
+    def add(self, told: Progress) -> None:
+        """Count what a job has done since it last told."""
+        self.began(told.job)
+        last = self._running.get(told.job, Progress(told.job, told.split))
+        if told.already:
+            self.total -= told.videos - last.videos
+        else:
+            self._count(last, told)
+        if told.done:
+            self._took.append(self._clock() - self._since.pop(told.job))
+            self._running.pop(told.job, None)
+            self.jobs += 1
+            metrics.JOBS.inc()
+        elif told.videos > last.videos:
+            self._running[told.job] = told
+        self._sample()
+
+    def straggler(self) -> tuple[str, float] | None:
+        """The job that has run the longest, and its seconds, if that is over three times the usual."""
+        if not self._since or len(self._took) < 3:
+            return None
+        job, since = min(self._since.items(), key=lambda item: item[1])
+        seconds = self._clock() - since
+        usual = sorted(self._took)[len(self._took) // 2]
+        return (job, seconds) if seconds > max(3 * usual, _SHORT_SECONDS) else None
+
+    def rates(self) -> tuple[float, float, float, float]:
+        """Videos, frames, bytes in and bytes out a second, lately."""
+        begin, *before = self._past[0]
+        now = self._clock()
+        counts = (self.videos, self.frames, self.bytes_in, self.bytes_out)
+        first, second, third, fourth = (
+            (count - old) / max(now - begin, 1e-9) for count, old in zip(counts, before, strict=True)
+        )
+        return first, second, third, fourth
+
+    def seconds_left(self) -> float | None:
+        """At the rate of late; None if nothing was done lately."""
+        videos_per_second = self.rates()[0]
+        return max(0, self.total - self.videos) / videos_per_second if videos_per_second else None
+
+    def line(self) -> str:
+        """One line for a person."""
+        videos, frames, read, written = self.rates()
+        parts = [
+            f"{videos:.3g} videos/s",
+            f"{frames:,.0f} frames/s",
+            f"in {read / 1e6:,.1f} MB/s",
+            f"out {written / 1e6:,.2f} MB/s",
+        ]
+        if self.failures:
+            kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.failures.most_common(4))
+            parts.append(f"failed {sum(self.failures.values()):,} ({kinds})")
+        left = self.seconds_left()
+        if left is not None and self.videos < self.total:
+            parts.append(f"{duration(left)} left")
+        straggler = self.straggler()
+        if straggler:
+            parts.append(f"{straggler[0]} has run for {duration(straggler[1])}")
+        return "  ".join(parts)
+
+    def _count(self, last: Progress, told: Progress) -> None:
+        for name, counter in _COUNTERS.items():
+            more = max(0, getattr(told, name) - getattr(last, name))
+            setattr(self, name, getattr(self, name) + more)
+            counter.inc(more)
+        for kind, count in told.failures.items():
+            more = max(0, count - last.failures.get(kind, 0))
+            self.failures[kind] += more
+            metrics.FAILURES.labels(kind=kind).inc(more)
+
+    def _sample(self) -> None:
+        now = self._clock()
+        if now - self._past[-1][0] > _WINDOW_SECONDS / 30:
+            self._past.append((now, self.videos, self.frames, self.bytes_in, self.bytes_out))
+            while now - self._past[1][0] > _WINDOW_SECONDS:
+                self._past.popleft()
+        metrics.REMAINING.set(max(0, self.total - self.videos))
+        metrics.LEFT_SECONDS.set(self.seconds_left() or 0.0)
+        metrics.OLDEST_SECONDS.set(now - min(self._since.values(), default=now))
+
+
+_COUNTERS = {
+    "videos": metrics.VIDEOS,
+    "samples": metrics.SAMPLES,
+    "frames": metrics.FRAMES,
+    "bytes_in": metrics.BYTES_READ,
+    "bytes_out": metrics.BYTES,
+}
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"

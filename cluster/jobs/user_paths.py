@@ -1,0 +1,23 @@
+"""Paths that a user names: absolute, so that every process means the same, and refused before anything begins."""
+
+from pathlib import Path
+
+from sharding.base.errors import UserError
+from sharding.base.writable import require_writable
+
+
+def absolute(text: str) -> str:
+    """A path made absolute, `~` included; a URL as it is. Raises UserError for a `~name` that is nobody's."""
+    if "://" in text:
+        return text
+    try:
+        return str(Path(text).expanduser().absolute())
+    except RuntimeError as error:
+        raise UserError(f"{error}", text, "write the path without ~") from error
+
+
+def writable_folder(text: str, setting: str) -> str:
+    """The absolute path of a folder that is there or could be made. Raises UserError where it could not."""
+    path = absolute(text)
+    require_writable(Path(path), f"{setting}={text}")
+    return path

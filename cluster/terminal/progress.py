@@ -1,0 +1,52 @@
+"""Progress of long work: a bar on a terminal, plain lines in a log."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from sharding.base.printable import visible
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Advance(Protocol):
+    """Tells that `count` more are done, with a line on how it goes."""
+
+    def __call__(self, count: int, told: str = "") -> None:
+        """Shown at once on a terminal, every few seconds in a log."""
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Advance]:
+    """Yields an `Advance`. Everything goes to standard error, which leaves standard output to results."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn(visible(what), markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[told]}", markup=False),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(what, total=total, told="")
+            yield lambda count, told="": bar.update(task, advance=count, told=visible(told))
+        return
+    done, shown, printed = 0, time.monotonic(), -1
+
+    def advance(count: int, told: str = "") -> None:
+        nonlocal done, shown, printed
+        done += count
+        if (done == total and printed != total) or time.monotonic() - shown > _SECONDS_BETWEEN_LINES:
+            shown, printed = time.monotonic(), done
+            print(
+                "  ".join(filter(None, (visible(f"{what}: {done}/{total}"), visible(told)))),
+                file=sys.stderr,
+                flush=True,
+            )
+
+    yield advance

@@ -1,0 +1,126 @@
+"""What commands print: tables for people, JSON for programs."""
+
+import json
+import sys
+from typing import Any
+
+from sharding.base.printable import visible
+
+
+def readable(quantities: dict[str, Any]) -> dict[str, Any]:
+    """A run's derived quantities as rows for `print_table`: bytes as MiB, large numbers with commas."""
+    shown = {}
+    for name, value in quantities.items():
+        if name.endswith("_bytes"):
+            shown[name.removesuffix("_bytes")] = f"about {value / 2**20:,.0f} MiB"
+        elif isinstance(value, float):
+            shown[name] = f"{value:,.4g}"
+        else:
+            shown[name] = f"{value:,}" if isinstance(value, int) else value
+    return {name.replace("_", " "): value for name, value in shown.items()}
+
+
+def print_models(rows: list[dict[str, Any]]) -> None:
+    """A line a network, or why it is refused."""
+    columns = ("name", "depth", "frames", "size", "classes", "parameters", "conv+fc", "GMACs", "activations")
+    print("  ".join(f"{column:>11}" for column in columns))
+    for row in rows:
+        if "refused" in row:
+            print(f"{visible(row['name']):>11}  {visible(row['refused'])}")
+            continue
+        shown = [row["name"], row["depth"] or "–", row["frames"], row["size"], row["classes"]]
+        shown += [f"{row[name]:,}" for name in ("parameters", "conv_fc_parameters")]
+        shown += [f"{row['gmacs']:.2f}", f"{row['activations']:,}"]
+        print("  ".join(f"{value!s:>11}" for value in shown))
+
+
+def print_store(found: dict[str, Any]) -> None:
+    """A store's summary (sharding.inspect.summary), with at most 50 failures one by one."""
+    from sharding.inspect.summary import concealed_words, length_words
+
+    rows: dict[str, Any] = {"samples": f"{found['samples']:,}", "classes": len(found["classes"])}
+    for split, counts in sorted(found["splits"].items()):
+        size = f"{counts['bytes'] / 1e6:,.1f} MB"
+        videos = f"of {counts['videos']:,} videos, {counts['seconds'] / 3600:,.2f} h"
+        rows[split] = f"{counts['samples']:,} samples {videos}, in {counts['shards']:,} shards, {size}"
+    left = found["jobs"]["planned"] - found["jobs"]["done"]
+    if left:
+        rows["still to be made"] = f"{left:,} of {found['jobs']['planned']:,} shards"
+    concealed = concealed_words(found["concealed"], found["frames"])
+    if concealed:
+        rows["concealed damage"] = concealed
+    for name in ("failures", "left_out"):
+        if found[name]:
+            kinds = ", ".join(f"{kind} {count:,}" for kind, count in found[name].items())
+            rows[name.replace("_", " ")] = f"{sum(found[name].values()):,}: {kinds}"
+    rows |= found.get("files", {})
+    print_table(found["store"], rows)
+    lengths = {length_words(bucket): bucket["samples"] for bucket in found["lengths"]}
+    print(_bars("lengths", lengths), end="")
+    for split, counts in found["label_histogram"].items():
+        named = {found["classes"][int(label)]: count for label, count in counts.items()}
+        print(_bars(f"classes of {split}", named), end="")
+    for failure in found["failure_examples"][:50]:
+        print(f"  {visible(failure['uri'])}: {visible(failure['reason'])}")
+    if len(found["failure_examples"]) > 50:
+        print(f"  … and more: reelscale shards inspect {visible(found['store'])} --json")
+
+
+def print_verification(found: dict[str, Any]) -> None:
+    """What `shards verify` read, every damage and every orphan."""
+    rows = {name: f"{found[name]:,}" for name in ("shards", "samples", "decoded", "bytes")}
+    print_table(found["store"], rows | {"damaged": len(found["damages"]), "orphans": len(found["orphans"])})
+    for damage in found["damages"]:
+        print(f"  {visible(damage['where'])}: {visible(damage['what'])}")
+    for path in found["orphans"]:
+        print(f"  {visible(path)}: no record names it; it may be deleted while nothing shards into the store")
+
+
+def print_network(title: str, found: dict[str, Any], as_json: bool) -> None:
+    """A network that was exported or imported, with the settings that fit it."""
+    if as_json:
+        print_json(found)
+        return
+    clip, notes = found["clip"], found.get("notes", [])
+    given = {f"model.{name}": value for name, value in found["model"].items()}
+    if found["normalisation"]:
+        numbers = {name: str(values).replace(" ", "") for name, values in clip["normalisation"].items()}
+        given |= {f"data.clip.normalisation.{name}": text for name, text in numbers.items()}
+    lines = {
+        "settings": " ".join(f"{name}={value}" for name, value in given.items()),
+        "parameters": f"{found['parameters']:,}",
+        "clip": f"{clip['frames']} frames of {clip['crop']} x {clip['crop']} pixels",
+    }
+    rest = ("file", "run", "step", "classes", "class_names")
+    print_table(title, lines | {name.replace("_", " "): found[name] for name in rest if name in found})
+    for note in notes:
+        print(f"  note: {visible(note)}")
+
+
+def print_table(title: str, rows: dict[str, Any]) -> None:
+    """A title, and a line a row."""
+    print(visible(title))
+    for name, value in rows.items():
+        print(f"  {visible(name):<22} {visible(value)}")
+    sys.stdout.flush()
+
+
+def print_json(value: Any) -> None:
+    """The one thing on standard output where JSON was asked for."""
+    print(json.dumps(value, indent=1).replace("\x7f", "\\u007f"))  # the one control that JSON leaves as it is
+
+
+def _bars(title: str, counts: dict[str, int], most: int = 12, width: int = 40) -> str:
+    """A small histogram: the largest of `counts` in their order, the rest summed up. "" for nothing."""
+    if not counts:
+        return ""
+    kept = set(sorted(counts, key=lambda name: -counts[name])[:most])
+    longest = max(counts.values())
+    lines = [title]
+    for name, count in counts.items():
+        if name in kept:
+            lines.append(f"  {visible(name)[:30]:<30} {count:>10,} {'█' * max(1, round(width * count / longest))}")
+    rest = len(counts) - len(kept)
+    if rest:
+        lines.append(f"  {f'… and {rest} more':<30} {sum(counts.values()) - sum(counts[name] for name in kept):>10,}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""Weights into and out of Reelscale: published files, other trainers' checkpoints, exports."""

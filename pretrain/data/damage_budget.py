@@ -1,0 +1,54 @@
+"""What damaged samples a run may meet: each told once, and above a rate the run stops with their list."""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from pretrain import metrics
+from pretrain.data.reading.store_split import Damaged
+from sharding.base.errors import UserError
+
+log = logging.getLogger("reelscale")
+
+_LISTED = 50
+
+
+class Damage:
+    """Damaged samples and shards met so far, each counted once.
+
+    samples: those of all that this rank will meet; `rate` of them may be damaged, or a single one if `rate` > 0. In
+    their places stand other samples. Without a rate any number may be, and they are left out.
+    """
+
+    def __init__(self, where: str, samples: float, rate: float | None) -> None:
+        self.where, self.rate = where, rate
+        self.allowed = 0 if rate is None else allowed(samples, rate)
+        self.met: dict[tuple[str, str], Damaged] = {}
+
+    @property
+    def samples(self) -> int:
+        """How many samples were lost."""
+        return sum(damaged.samples for damaged in self.met.values())
+
+    def add(self, found: Iterable[Damaged]) -> None:
+        """Count and log what was not met before. Raises UserError, with the list, when it is too much."""
+        instead = "left out of the validation" if self.rate is None else "other samples take their place"
+        for damaged in found:
+            if (damaged.tar, damaged.name) not in self.met:
+                self.met[damaged.tar, damaged.name] = damaged
+                metrics.DAMAGED_SAMPLES.inc(damaged.samples)
+                log.warning("damaged: %s%s", damaged, f"; {instead}" if damaged.samples else "")
+        if self.rate is not None and self.samples > self.allowed:
+            what = f"{self.samples} samples are damaged; data.loader.damaged={self.rate:g} allows {self.allowed}"
+            raise too_much(what, [str(damaged) for damaged in self.met.values()], self.where, "data.loader.damaged")
+
+
+def allowed(samples: float, rate: float) -> int:
+    """How many of the samples may be damaged: the share `rate`, or a single one if `rate` > 0."""
+    return max(int(samples * rate), 1 if rate else 0)
+
+
+def too_much(what: str, listed: Sequence[str], where: str, setting: str) -> UserError:
+    """The error that says `what` is too much, with the list of what is damaged; `setting` allows more."""
+    more = [f"and {len(listed) - _LISTED} more"] if len(listed) > _LISTED else []
+    remedy = f"find out with `reelscale shards verify STORE`, shard these anew, or raise {setting}"
+    return UserError(f"{what}:\n" + "\n".join([*listed[:_LISTED], *more]), where, remedy)

@@ -1,0 +1,1 @@
+"""Batches on the device: from planes to a network's input."""

@@ -1,0 +1,166 @@
+"""Planes of clips as tensors: what workers made, several batches as one, and their way to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pretrain.data.reading.decode import Planes
+from pretrain.data.views.views import View
+from pretrain.data.workers.batches import BatchPlanes
+
+
+@dataclass(frozen=True)
+class PlaneBatch:
+    """N clips as decoded, uint8, limited range; smaller ones than the largest lie at the top left.
+
+    y [N, T, H, W]; uv [N, T, 2, ceil(H/2), ceil(W/2)]; of each clip the (H, W) of its whole pictures, the row and the
+    column of them that are the first here, both even, bt601 or bt709, and its view.
+    """
+
+    y: Tensor
+    uv: Tensor
+    sizes: list[tuple[int, int]]
+    origins: list[tuple[int, int]]
+    matrices: list[str]
+    views: list[View]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> PlaneBatch:
+        """The same clips with other tensors."""
+        return replace(self, y=change(self.y), uv=change(self.uv))
+
+
+@dataclass(frozen=True)
+class FlowBatch:
+    """N clips of optical flow as decoded (`sharding.media.flow`); smaller ones than the largest lie at the top left.
+
+    steps uint8 [N, T, 2, H, W]: dx, dy; of each clip the (H, W) of its whole pictures, the row and the column of them
+    that are the first here, the motion that the largest step stands for, in pixels of the stored picture, and its view.
+    """
+
+    steps: Tensor
+    sizes: list[tuple[int, int]]
+    origins: list[tuple[int, int]]
+    bounds: list[float]
+    views: list[View]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> FlowBatch:
+        """The same clips with other tensors."""
+        return replace(self, steps=change(self.steps))
+
+
+def plane_batch(clips: Sequence[Planes], views: Sequence[View]) -> PlaneBatch:
+    """Decoded clips of as many frames, of any sizes and matrices, as a batch in host memory."""
+    sizes = [(clip.y.shape[1], clip.y.shape[2]) for clip in clips]
+    y, uv = _together([clip.y for clip in clips]), _together([clip.uv for clip in clips])
+    return PlaneBatch(y, uv, sizes, [(0, 0)] * len(sizes), [clip.matrix for clip in clips], list(views))
+
+
+def flow_batch(lumas: Sequence[NDArray[np.uint8]], bounds: Sequence[float], views: Sequence[View]) -> FlowBatch:
+    """Decoded lumas of flow, [T, 2H, W] of as many frames and any sizes, as a batch in host memory."""
+    steps = [luma.reshape(len(luma), 2, -1, luma.shape[-1]) for luma in lumas]
+    sizes = [(step.shape[2], step.shape[3]) for step in steps]
+    return FlowBatch(_together(steps), sizes, [(0, 0)] * len(sizes), list(bounds), list(views))
+
+
+def _together(clips: list[NDArray[np.uint8]]) -> Tensor:
+    height, width = (max(clip.shape[axis] for clip in clips) for axis in (-2, -1))
+    batch = np.empty((len(clips), *clips[0].shape[:-2], height, width), np.uint8)
+    for place, clip in zip(batch, clips, strict=True):
+        place[..., : clip.shape[-2], : clip.shape[-1]] = clip
+    return torch.from_numpy(batch)
+
+
+def made_batch(planes: BatchPlanes) -> PlaneBatch | FlowBatch:
+    """What a worker made, not copied."""
+    y = torch.from_numpy(planes.y)
+    if planes.uv is None:
+        return FlowBatch(y, planes.sizes, planes.origins, planes.bounds, planes.views)
+    return PlaneBatch(y, torch.from_numpy(planes.uv), planes.sizes, planes.origins, planes.matrices, planes.views)
+
+
+def joined(batches: Sequence[PlaneBatch | FlowBatch]) -> PlaneBatch | FlowBatch:
+    """Several batches of one kind as one."""
+    sizes = [size for batch in batches for size in batch.sizes]
+    origins = [origin for batch in batches for origin in batch.origins]
+    views = [view for batch in batches for view in batch.views]
+    if isinstance(batches[0], FlowBatch):
+        flows = [batch for batch in batches if isinstance(batch, FlowBatch)]
+        bounds = [bound for batch in flows for bound in batch.bounds]
+        return FlowBatch(_padded([batch.steps for batch in flows]), sizes, origins, bounds, views)
+    pictures = [batch for batch in batches if isinstance(batch, PlaneBatch)]
+    y, uv = _padded([batch.y for batch in pictures]), _padded([batch.uv for batch in pictures])
+    return PlaneBatch(y, uv, sizes, origins, [matrix for batch in pictures for matrix in batch.matrices], views)
+
+
+def _padded(planes: list[Tensor]) -> Tensor:
+    height, width = (max(each.shape[axis] for each in planes) for axis in (-2, -1))
+    return torch.cat([F.pad(each, (0, width - each.shape[-1], 0, height - each.shape[-2])) for each in planes])
+
+
+class Movable(Protocol):
+    """Something made of tensors."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with other tensors."""
+
+
+M = TypeVar("M", bound=Movable)
+
+
+class Moving(Generic[M]):
+    """Something on its way to a device."""
+
+    def __init__(self, found: Future[M], stream: torch.cuda.Stream | None) -> None:
+        self._found, self._stream = found, stream
+
+    def here(self) -> M:
+        """It, on the device; what is computed of it next waits for it there."""
+        found = self._found.result()
+        if self._stream is not None:
+            now = torch.cuda.current_stream(self._stream.device)
+            now.wait_stream(self._stream)
+            found.each(lambda tensor: _in_use(tensor, now))
+        return found
+
+
+class Mover:
+    """Brings batches to a device while it computes: through pinned memory, by a thread, on a stream of its own.
+
+    Where the device is the CPU nothing is moved.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mover") if self._stream else None
+
+    def start(self, batch: M) -> Moving[M]:
+        """Send a batch on its way. Its own memory may be used again once it is `here`."""
+        if self._thread is None:
+            done: Future[M] = Future()
+            done.set_result(batch.each(lambda tensor: tensor.to(self.device)))
+            return Moving(done, None)
+        return Moving(self._thread.submit(self._moved, batch), self._stream)
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+
+    def _moved(self, batch: M) -> M:
+        with torch.cuda.stream(self._stream):
+            return batch.each(lambda tensor: tensor.pin_memory().to(self.device, non_blocking=True))
+
+
+def _in_use(tensor: Tensor, stream: Any) -> Tensor:
+    tensor.record_stream(stream)  # else its memory, the other stream's, might be used again too early
+    return tensor

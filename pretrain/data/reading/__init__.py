@@ -1,0 +1,1 @@
+"""The bytes of clips, read from a store and decoded."""

@@ -1,0 +1,52 @@
+"""Ranges of a store that is far away, on their way before they are asked for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from pretrain.data.reading.store_split import Ranges
+
+UNDER_WAY = 16  # reads at once: a store answers each late, and many as fast as one
+
+
+class Extent(NamedTuple):
+    """Bytes [start, end) of an object."""
+
+    path: str
+    start: int
+    end: int
+
+
+class ReadAhead:
+    """What a store gives, the same bytes and the same errors; up to UNDER_WAY of the expected reads at once.
+
+    Called from one thread.
+    """
+
+    def __init__(self, store: Ranges) -> None:
+        self._store = store
+        self._threads = ThreadPoolExecutor(UNDER_WAY, "ranges")
+        self._waiting: deque[Extent] = deque()
+        self._begun: dict[Extent, Future[bytes]] = {}
+
+    def expect(self, extents: Iterable[Extent]) -> None:
+        """These are asked for next, in this order, and what was expected before is not any more."""
+        wanted = dict.fromkeys(extents)
+        for extent in [extent for extent in self._begun if extent not in wanted]:
+            self._begun.pop(extent).cancel()
+        self._waiting = deque(extent for extent in wanted if extent not in self._begun)
+        self._begin()
+
+    def get_range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of an object; raises as `sharding.storage.store.Store.get_range`."""
+        begun = self._begun.pop(Extent(path, start, end), None)
+        self._begin()
+        return begun.result() if begun else self._store.get_range(path, start, end)
+
+    def _begin(self) -> None:
+        while self._waiting and len(self._begun) < UNDER_WAY:
+            extent = self._waiting.popleft()
+            self._begun[extent] = self._threads.submit(self._store.get_range, *extent)

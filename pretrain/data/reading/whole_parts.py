@@ -1,0 +1,155 @@
+"""How the bytes of clips are read: by ranges of a store's tars, or of whole parts that are fetched ahead to this host.
+
+Which is cheaper follows from what a clip needs of a sample. Neither way decides what is shown.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pretrain.data.reading.outage import StoreGone
+from pretrain.data.reading.part_cache import Cache, CacheSettings, DamagedPart
+from pretrain.data.reading.prefetch import Extent, ReadAhead
+from pretrain.data.reading.store_split import Ranges, Split, TarPart
+from pretrain.data.views.frames import needed_frames
+from pretrain.data.views.views import ClipSettings
+from sharding.base.errors import UserError
+
+log = logging.getLogger("reelscale")
+
+_REQUEST = 2**16  # bytes that could have been read in the time of a request
+_GROUP = 16  # frames that a range has more than its clip, as long as groups are the ones that `shard` makes
+_OPEN = 64  # parts that are kept open
+_WANTED = 1024  # shards that are not asked for again
+
+
+class ReadingSettings(CacheSettings):
+    """Ranges of packets, or whole parts through a folder of this host."""
+
+    way: Annotated[
+        Literal["auto", "ranges", "parts"],
+        Field(description="ranges: a clip's packets alone; parts: whole tars, ahead, kept in `folder`; auto: where a "
+              "folder is given, parts if they all fit there or a clip needs most of a sample"),
+    ] = "auto"  # fmt: skip
+
+
+def reads_parts(settings: ReadingSettings, split: Split, clip: ClipSettings) -> bool:
+    """Whether whole parts are fetched. Raises UserError where they are asked for and have no place."""
+    if settings.way == "ranges":
+        return False
+    if settings.folder is None:
+        if settings.way == "auto":
+            return False
+        raise UserError(
+            "whole parts are to be read, and nothing says where they are kept",
+            "data.reading",
+            "set data.reading.folder to a folder on a local disk, or data.reading.way=ranges",
+        )
+    total, samples = sum(split.shard_bytes), len(split)
+    if settings.way == "parts" or total <= settings.bytes:
+        return True
+    frames = split.index.splits[split.name].frames / samples
+    share = min(1.0, (needed_frames(clip.frames, clip.stride) + _GROUP) / frames)
+    return total / samples * share + _REQUEST >= total / samples
+
+
+class PartReader:
+    """Ranges of a store's parts: from the copy on this host where there is one, else from the store."""
+
+    def __init__(self, store: Ranges, parts: Mapping[str, TarPart], cache: Cache) -> None:
+        self._store, self._cache, self._parts = store, cache, parts
+        self._handles: OrderedDict[str, int] = OrderedDict()
+
+    def get_range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of a part; raises as `Store.get_range`."""
+        handle = self._handle(path)
+        if handle is not None and len(data := os.pread(handle, end - start, start)) == end - start:
+            return data
+        return self._store.get_range(path, start, end)
+
+    def discard(self, path: str) -> bool:
+        """Forget a copy, whose bytes turned out to be damaged; whether there was one."""
+        if path not in self._handles:
+            return False
+        os.close(self._handles.pop(path))
+        self._cache.discard(self._parts[path].sha256)
+        return True
+
+    def expect(self, extents: Iterable[Extent]) -> None:
+        """See `ReadAhead`; a copy is not far away."""
+        if isinstance(self._store, ReadAhead):
+            self._store.expect(extent for extent in extents if self._handle(extent.path) is None)
+
+    def _handle(self, path: str) -> int | None:
+        if path in self._handles:
+            self._handles.move_to_end(path)
+            return self._handles[path]
+        part = self._parts[path]
+        handle = self._cache.open(part.sha256, part.bytes)
+        if handle is None:
+            return None
+        self._handles[path] = handle
+        if len(self._handles) > _OPEN:
+            os.close(self._handles.popitem(last=False)[1])
+        return handle
+
+
+class PartFetcher:
+    """Fetches the parts of splits to this host, in a thread: one that needs a part meanwhile reads ranges of it.
+
+    `close` ends the thread, after the part it is at.
+    """
+
+    def __init__(self, splits: Mapping[int, Split], cache: Cache) -> None:
+        self._splits, self._cache = splits, cache
+        self._queue: queue.SimpleQueue[tuple[Split, str] | None] = queue.SimpleQueue()
+        self._wanted: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._closed = False
+        threading.Thread(target=self._fetch, name="parts", daemon=True).start()
+
+    def want(self, shards: Iterable[tuple[int, int]]) -> None:
+        """Fetch the parts of these shards, (split, shard), in this order, unless they were wanted lately."""
+        for number, shard in shards:
+            if number not in self._splits:
+                continue
+            if (number, shard) in self._wanted:
+                self._wanted.move_to_end((number, shard))
+                continue
+            self._wanted[number, shard] = None
+            if len(self._wanted) > _WANTED:
+                self._wanted.popitem(last=False)
+            for path in self._splits[number].paths(shard):
+                self._queue.put((self._splits[number], path))
+
+    def close(self) -> None:
+        """Fetch nothing more."""
+        self._closed = True
+        self._queue.put(None)
+
+    def _fetch(self) -> None:
+        while (wanted := self._queue.get()) is not None and not self._closed:
+            split, path = wanted
+            part = split.parts[path]
+            try:
+                self._cache.fetch(split.store, path, part.sha256, part.bytes)
+            except DamagedPart as error:
+                log.warning("damaged: %s; its samples are read one by one", error)
+            except (UserError, FileNotFoundError, StoreGone) as error:
+                log.warning("a part is not fetched: %s", error)  # who needs its samples is told by the store, too
+
+
+def fetcher_of(settings: ReadingSettings, splits: Sequence[Split], clip: ClipSettings) -> PartFetcher | None:
+    """What fetches parts ahead, if any split is read so. Raises as `reads_parts`, and UserError for a bad folder."""
+    fetched = {number: split for number, split in enumerate(splits) if reads_parts(settings, split, clip)}
+    if not fetched:
+        return None
+    assert settings.folder is not None
+    return PartFetcher(fetched, Cache(settings.folder, settings.bytes))

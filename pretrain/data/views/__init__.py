@@ -1,0 +1,1 @@
+"""Which frames and pixels of a sample a clip shows: pure."""

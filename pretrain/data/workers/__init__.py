@@ -1,0 +1,1 @@
+"""Processes that make batches of clips, and the pool that the trainer sees."""

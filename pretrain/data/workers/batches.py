@@ -1,0 +1,312 @@
+"""What a batch shows, which frames of which samples seen how, and its planes in one stretch of memory."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.data.reading.decode import Window, decode_flow_into, decode_into, plane_matrix
+from pretrain.data.reading.packets import extents
+from pretrain.data.reading.prefetch import Extent, ReadAhead
+from pretrain.data.reading.store_split import Damaged, Sample, Split
+from pretrain.data.reading.whole_parts import PartReader
+from pretrain.data.sampling.order import Draw, mix, sample_randoms
+from pretrain.data.views.frames import evaluation_starts, is_looped, train_start
+from pretrain.data.views.resample import window
+from pretrain.data.views.views import VIEW_RANDOMS, ClipSettings, View, centre_view, train_view
+from sharding.base.errors import UserError
+
+_TRIES = 100
+_SUBSTITUTE = 3  # the word that tells this hash from the order's
+_ALIGNED = 64
+
+Memory = Callable[[int], memoryview]
+
+
+@dataclass(frozen=True)
+class BatchPlanes:
+    """Clips of a batch as decoded, the part of their pictures that is seen, padded to the largest: uint8.
+
+    RGB: y [N, T, H, W], uv [N, T, 2, ceil(H/2), ceil(W/2)]. Flow: y [N, T, 2, H, W], dx and dy, and no uv. `sizes`:
+    H, W of the whole pictures, `origins`: the row and the column of them that come first here, both even; `matrices`:
+    bt601 or bt709; `bounds`: of flow, the motion in pixels that 127 steps are.
+    """
+
+    y: NDArray[np.uint8]
+    uv: NDArray[np.uint8] | None
+    sizes: list[tuple[int, int]]
+    origins: list[tuple[int, int]]
+    matrices: list[str]
+    bounds: list[float]
+    views: list[View]
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def part(self, begin: int, end: int) -> BatchPlanes:
+        """Some of the clips, not copied."""
+        cut = slice(begin, end)
+        uv = None if self.uv is None else self.uv[cut]
+        return replace(
+            self,
+            y=self.y[cut],
+            uv=uv,
+            sizes=self.sizes[cut],
+            origins=self.origins[cut],
+            matrices=self.matrices[cut],
+            bounds=self.bounds[cut],
+            views=self.views[cut],
+        )
+
+
+@dataclass
+class Batch:
+    """A made batch: `keys`, `labels` and `counts` (of clips) of the samples it shows, in order.
+
+    `damaged`: what was met and left out; `looped`: clips of videos that are shorter than a clip; `seconds` that
+    making it took, `bytes` that were read for it, and `retries` of these reads.
+    """
+
+    planes: BatchPlanes
+    keys: list[str]
+    labels: list[tuple[int, ...]]
+    counts: list[int]
+    damaged: list[Damaged] = field(default_factory=list)
+    looped: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    retries: int = 0
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One clip: its sample, the numbers of its frames, how they are seen, and whether some come twice."""
+
+    split: Split
+    sample: Sample
+    frames: Sequence[int]
+    view: View
+    looped: bool
+
+
+class _Lost(Exception):
+    """A clip of the batch cannot be made."""
+
+    def __init__(self, clip: int, damaged: Damaged) -> None:
+        super().__init__(clip, damaged)
+        self.clip, self.damaged = clip, damaged
+
+
+class BatchMaker:
+    """Makes batches of stores' training splits, and of one that is evaluated on: what a worker does.
+
+    `memory(size)` gives writable bytes for the planes of the batch that is made next.
+    """
+
+    def __init__(self, splits: Sequence[Split], unseen: Split | None, clip: ClipSettings, memory: Memory) -> None:
+        self.splits, self.unseen, self.clip, self.memory = splits, unseen, clip, memory
+        every = [*splits, unseen] if unseen else splits
+        self._counters = list({id(split.store): split.store.counters for split in every}.values())
+        self._known: dict[tuple[int, ...], Damaged] = {}
+        self._seen: set[tuple[int, str]] = set()
+
+    def training(self, seed: int, draws: Sequence[Draw]) -> Batch:
+        """One clip of each draw: the same wherever it is made.
+
+        In the place of a damaged sample stands another of the same store, found by a hash of the damaged one's place.
+        Raises UserError if a hundred of these are damaged, too.
+        """
+        begin, damaged = self._begin(), list[Damaged]()
+        places = [self._places(seed, draw, damaged) for draw in draws]
+        now = [next(place) for place in places]
+        while True:
+            try:
+                shown = [self._training_clip(seed, draw, *place) for draw, place in zip(draws, now, strict=True)]
+                planes = self._planes(shown)
+                break
+            except _Lost as lost:
+                self._known[draws[lost.clip].store, *now[lost.clip][:2]] = lost.damaged
+                damaged.append(lost.damaged)
+                now[lost.clip] = next(places[lost.clip])
+        return self._batch(planes, [[clip] for clip in shown], damaged, begin)
+
+    def evaluation(self, numbers: Sequence[int], clips: int) -> Batch:
+        """The uniform clips of each of these samples of the split `unseen`, seen in their centre.
+
+        A short video gives one clip. A damaged sample is left out, and stands in the batch's `damaged`: one for each.
+        """
+        begin, damaged, shown = self._begin(), list[Damaged](), list[list[_Shown]]()
+        for number in numbers:
+            try:
+                shown.append(self._evaluation_clips(number, clips))
+            except Damaged as error:
+                damaged.append(error)
+        while True:
+            try:
+                planes = self._planes([clip for video in shown for clip in video])
+                break
+            except _Lost as lost:
+                damaged.append(lost.damaged)
+                ends = itertools.accumulate(map(len, shown))
+                del shown[next(place for place, end in enumerate(ends) if lost.clip < end)]
+        return self._batch(planes, shown, damaged, begin)
+
+    def _places(self, seed: int, draw: Draw, damaged: list[Damaged]) -> Iterator[tuple[int, int, Sample]]:
+        """(shard, row, sample) of the draw, then of those that may stand in its place; none known to be damaged."""
+        split = self.splits[draw.store]
+        for attempt in range(_TRIES):
+            try:
+                if attempt:
+                    words = mix(seed, _SUBSTITUTE, draw.pass_number, draw.store, draw.shard, draw.row, attempt)
+                    shard, row = split.place(int(words[0] % np.uint64(len(split))))
+                else:
+                    shard, row = draw.shard, draw.row
+                if (known := self._known.get((draw.store, shard), self._known.get((draw.store, shard, row)))) is None:
+                    rows = split.rows(shard)
+                    if not attempt and draw.label >= 0:
+                        row = rows.row_with(draw.label, row)
+                    sample = rows.sample(row)
+                    self._look_at(draw.store, sample.tar, damaged)
+                    yield shard, row, sample
+                    continue
+            except Damaged as error:
+                known = self._known[draw.store, shard] = error
+            damaged.append(known)
+        raise UserError(
+            f"{_TRIES} samples, one after the other, are damaged:\n" + "\n".join(dict.fromkeys(map(str, damaged))),
+            split.store.url,
+            "see what is left of it: reelscale shards verify STORE",
+        )
+
+    def _look_at(self, store: int, tar: str, damaged: list[Damaged]) -> None:
+        """Once for each tar: one that is too short has lost samples, whether or not these are shown soon."""
+        if (store, tar) not in self._seen:
+            self._seen.add((store, tar))
+            if misfit := self.splits[store].misfit(tar):
+                damaged.append(misfit)
+
+    def _training_clip(self, seed: int, draw: Draw, shard: int, row: int, sample: Sample) -> _Shown:
+        split = self.splits[draw.store]
+        start, *view = sample_randoms(seed, draw, split.first(shard) + row, 1 + VIEW_RANDOMS)
+        times = self._times(sample)
+        needed = self.clip.needed(times)
+        frames = self.clip.numbers(times, train_start(sample.frames, needed, start))
+        seen = train_view(self.clip, (sample.height, sample.width), view)
+        return _Shown(split, sample, frames, seen, is_looped(sample.frames, needed))
+
+    def _times(self, sample: Sample) -> Sequence[float] | NDArray[np.float64]:
+        """When its frames are shown; where only their number matters, that."""
+        return sample.times if self.clip.fps else range(sample.frames)
+
+    def _evaluation_clips(self, number: int, clips: int) -> list[_Shown]:
+        split = self.unseen
+        assert split is not None
+        sample = split.sample(number)
+        times = self._times(sample)
+        needed = self.clip.needed(times)
+        view, looped = centre_view(self.clip, (sample.height, sample.width)), is_looped(sample.frames, needed)
+        return [
+            _Shown(split, sample, self.clip.numbers(times, first), view, looped)
+            for first in evaluation_starts(sample.frames, needed, clips)
+        ]
+
+    def _planes(self, shown: list[_Shown]) -> BatchPlanes:
+        flow = self.clip.input == "flow"
+        windows = [_window(clip, self.clip.crop) for clip in shown]
+        height = max((window.rows.stop - window.rows.start for window in windows), default=0)
+        width = max((window.columns.stop - window.columns.start for window in windows), default=0)
+        y, uv = lay_out(self.memory, (len(shown), self.clip.frames, height, width), flow)
+        videos = [list(clips) for _, clips in itertools.groupby(shown, key=lambda clip: id(clip.sample))]
+        self._expect(videos)
+        first = 0
+        for video in videos:  # decoded in one pass
+            count, sample, frames = len(video), video[0].sample, _frames(video)
+            luma = y[first : first + count].reshape(count * self.clip.frames, *y.shape[2:])
+            source = video[0].split.source
+            try:
+                if uv is None:
+                    decode_flow_into(source, sample, frames, windows[first], luma)
+                else:
+                    chroma = uv[first : first + count].reshape(count * self.clip.frames, *uv.shape[2:])
+                    decode_into(source, sample, frames, windows[first], luma, chroma)
+            except Damaged as error:
+                raise _Lost(first, error) from error
+            first += count
+        return BatchPlanes(
+            y,
+            uv,
+            [(clip.sample.height, clip.sample.width) for clip in shown],
+            [(window.rows.start, window.columns.start) for window in windows],
+            [plane_matrix(clip.sample) for clip in shown],
+            [clip.sample.flow.bound if clip.sample.flow else math.nan for clip in shown],
+            [clip.view for clip in shown],
+        )
+
+    def _expect(self, videos: list[list[_Shown]]) -> None:
+        """Have what is far away sent for, all that the batch needs."""
+        coming: dict[int, tuple[ReadAhead | PartReader, list[Extent]]] = {}
+        for video in videos:
+            source, sample = video[0].split.source, video[0].sample
+            if isinstance(source, ReadAhead | PartReader):
+                table = sample.flow.packets if self.clip.input == "flow" and sample.flow else sample.packets
+                _, expected = coming.setdefault(id(source), (source, []))
+                expected += extents(table, _frames(video))
+        for source, expected in coming.values():
+            source.expect(expected)
+
+    def _begin(self) -> tuple[float, int, int]:
+        """The time, and what stores counted so far: bytes and retries."""
+        counters = self._counters
+        return time.perf_counter(), sum(each.bytes for each in counters), sum(each.retries for each in counters)
+
+    def _batch(
+        self,
+        planes: BatchPlanes,
+        shown: list[list[_Shown]],
+        damaged: list[Damaged],
+        begin: tuple[float, int, int],
+    ) -> Batch:
+        seconds, read, retries = (now - then for now, then in zip(self._begin(), begin, strict=True))
+        return Batch(
+            planes,
+            keys=[video[0].sample.key for video in shown],
+            labels=[video[0].sample.labels for video in shown],
+            counts=[len(video) for video in shown],
+            damaged=damaged,
+            looped=sum(clip.looped for video in shown for clip in video),
+            seconds=seconds,
+            bytes=int(read),
+            retries=int(retries),
+        )
+
+
+def _frames(video: list[_Shown]) -> list[int]:
+    return [frame for clip in video for frame in clip.frames]
+
+
+def _window(clip: _Shown, crop: int) -> Window:
+    """The part of a clip's pictures that its view is made of. All clips of one sample in a batch have one view."""
+    view, sample = clip.view, clip.sample
+    rows = window(sample.height, view.size[0], view.top, crop)
+    columns = window(sample.width, view.size[1], view.left, crop)
+    return Window(slice(*rows), slice(*columns))
+
+
+def lay_out(
+    memory: Memory, shape: tuple[int, int, int, int], flow: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Arrays for the planes of N clips of T frames of at most H x W (see `BatchPlanes`), y before uv in one stretch."""
+    count, frames, height, width = shape
+    y_shape: tuple[int, ...] = (count, frames, 2, height, width) if flow else (count, frames, height, width)
+    uv_shape = (count, frames, 2, (height + 1) // 2, (width + 1) // 2)
+    start = -(-math.prod(y_shape) // _ALIGNED) * _ALIGNED
+    size = start + (0 if flow else math.prod(uv_shape))
+    body = np.frombuffer(memory(max(size, 1)), np.uint8)  # no memory is empty, though a batch may be
+    y = body[: math.prod(y_shape)].reshape(y_shape)
+    return y, None if flow else body[start : start + math.prod(uv_shape)].reshape(uv_shape)

@@ -1,0 +1,245 @@
+"""Worker processes, seen from the trainer's: jobs go to whichever is free, batches come back by their tickets."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import recv_handle
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from pretrain.data.reading.outage import NoMoreClips, Outage, Waiting
+from pretrain.data.sampling.order import Draw
+from pretrain.data.workers.batches import Batch, lay_out
+from pretrain.data.workers.worker import EvaluationJob, Failed, Made, NewMemory, TrainingJob, Work, hand_over
+from sharding.base.errors import CannotGoOn
+from sharding.base.parent_death import STOP_SIGNALS
+from sharding.base.settings import Seconds, Settings
+
+_MOST_WORKERS = 16
+_STOP_SECONDS = 15.0  # that a run which is to stop waits for clips
+_START_SECONDS = 120.0  # that nothing may come for as they start
+_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # which a worker is not
+# A path of the parent's own, because it need not be that of a fresh interpreter: a Ray worker's is its job's.
+_CHILD = (
+    "import sys; sys.path[:] = {path!r}; from pretrain.data.workers.worker import serve; "
+    "serve({jobs}, {pipe}, {parent})"
+)
+
+
+class LoaderSettings(Settings):
+    """Who makes clips, how far ahead, and what they may meet."""
+
+    workers: Annotated[
+        int | None,
+        Field(ge=1, le=1024, description="processes a rank that decode; unless given, this rank's share of the cores"),
+    ] = None
+    ahead: Annotated[int, Field(ge=1, le=1024, description="steps made ahead of the one being trained, at least")] = 1
+    damaged: Annotated[
+        float, Field(ge=0, le=1, description="share of the samples that may be damaged before the run stops")
+    ] = 0.001
+    stall_seconds: Annotated[Seconds, Field(description="a run whose workers make nothing for so long ends")] = 600
+
+
+class WorkerDied(CannotGoOn):
+    """A worker process ended, and with it the batches that it was making."""
+
+
+class WorkersStalled(CannotGoOn):
+    """No batch came for so long that none will."""
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+    memory: dict[int, mmap.mmap]
+
+
+def workers_of(settings: LoaderSettings) -> int:
+    """Processes that this rank decodes with: its share of the cores that this machine's ranks may use."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return settings.workers or max(1, min(len(os.sched_getaffinity(0)) // ranks_here, _MOST_WORKERS))
+
+
+class WorkerPool:
+    """`count` processes that make batches; they start with the first job and end with `close`, or with this process.
+
+    A batch's arrays are the worker's own memory: `release` gives it back. From one thread. A context manager.
+    """
+
+    def __init__(self, count: int, work: Work, stall_seconds: float) -> None:
+        self.count, self._work, self._stall_seconds = count, work, stall_seconds
+        self._workers: list[_Worker] = []
+        self._jobs: socket.socket | None = None
+        self._tickets = 0
+        self._heard = False
+        self.stopping: Callable[[], bool] = bool  # whether the run is asked to stop
+        self.waits: Callable[[], object] = bool  # called now and then while a store is waited for
+        self._outage = Outage()
+        self._made: dict[int, Batch] = {}
+        self._lent: dict[int, tuple[_Worker, int]] = {}
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def train(self, seed: int, draws: Sequence[Draw]) -> int:
+        """Ask for a batch of these draws; the ticket to `take` it with."""
+        return self._submit(lambda ticket: TrainingJob(ticket, seed, np.array(draws, np.int64)))
+
+    def evaluate(self, numbers: list[int], clips: int) -> int:
+        """Ask for the uniform clips of samples; the ticket to `take` them with."""
+        return self._submit(lambda ticket: EvaluationJob(ticket, tuple(numbers), clips))
+
+    def is_made(self, ticket: int) -> bool:
+        """Whether `take` would return at once."""
+        self._hear(0.0)
+        return ticket in self._made
+
+    def take(self, ticket: int) -> Batch:
+        """Wait for a batch.
+
+        Raises what its making raised (UserError, StoreGone), NoMoreClips where the run is asked to stop meanwhile and
+        it does not come soon, WorkerDied as soon as any worker is gone, and WorkersStalled if nothing comes from any
+        of them for `stall_seconds`.
+        """
+        begin = time.monotonic()
+        deadline = begin + max(self._stall_seconds, 0.0 if self._heard else _START_SECONDS)
+        while ticket not in self._made:
+            if self._hear(min(1.0, self._stall_seconds)):
+                deadline = time.monotonic() + self._stall_seconds
+            elif self.stopping() and time.monotonic() - begin > (0.0 if self._outage.lasts else _STOP_SECONDS):
+                raise NoMoreClips("the run is asked to stop while it waits for clips")
+            elif time.monotonic() > deadline and not self._outage.lasts:
+                raise WorkersStalled(
+                    f"the {self.count} processes that decode video have made nothing for {self._stall_seconds:g} s; "
+                    "see data.loader.stall_seconds"
+                )
+        return self._made.pop(ticket)
+
+    def release(self, ticket: int) -> None:
+        """Let the worker use a batch's memory again: its arrays are not to be read any more."""
+        worker, buffer = self._lent.pop(ticket)
+        with suppress(OSError):  # that it died is told by the next `take`
+            worker.pipe.send_bytes(pickle.dumps(buffer))
+
+    def close(self) -> None:
+        """End the processes at once."""
+        workers, self._workers = self._workers, []
+        if self._jobs is not None:
+            self._jobs.close()
+            self._jobs = None
+        for worker in workers:
+            worker.process.kill()
+        for worker in workers:
+            worker.process.wait()
+            worker.pipe.close()
+        self._heard = False
+        self._made.clear()
+        self._lent.clear()
+
+    def _submit(self, job: Callable[[int], TrainingJob | EvaluationJob]) -> int:
+        if self._jobs is None:
+            self._start()
+        assert self._jobs is not None
+        ticket, self._tickets = self._tickets, self._tickets + 1
+        try:
+            hand_over(self._jobs, job(ticket))
+        except ConnectionError:
+            self._hear(0.0)  # tells who died
+            raise
+        return ticket
+
+    def _start(self) -> None:
+        # One socket that all take their jobs from, each message going to one of them: who is free first, works first.
+        self._jobs, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        work = pickle.dumps(self._work, pickle.HIGHEST_PROTOCOL)
+        try:
+            self._workers = [_started(theirs) for _ in range(self.count)]
+        finally:
+            theirs.close()
+        for worker in self._workers:
+            with suppress(ConnectionError):  # told by the first `take`
+                worker.pipe.send_bytes(work)
+
+    def _hear(self, seconds: float) -> bool:
+        """Take in what workers say; whether any of them said something."""
+        by_pipe = {worker.pipe: worker for worker in self._workers}
+        heard = wait(list(by_pipe), seconds)
+        self._heard = self._heard or bool(heard)
+        for pipe in heard:
+            assert isinstance(pipe, Connection)
+            worker = by_pipe[pipe]
+            try:
+                self._take_in(worker, pickle.loads(pipe.recv_bytes()))
+            except (EOFError, ConnectionError) as error:
+                raise WorkerDied(_death(worker.process)) from error
+        return bool(heard)
+
+    def _take_in(self, worker: _Worker, message: NewMemory | Made | Failed | Waiting) -> None:
+        if isinstance(message, NewMemory):
+            handle = recv_handle(worker.pipe)
+            if message.instead_of is not None:
+                del worker.memory[message.instead_of]
+            try:
+                worker.memory[message.buffer] = mmap.mmap(handle, message.size)
+            finally:
+                os.close(handle)
+        elif isinstance(message, Waiting):
+            self._outage.tell(message)
+            self.waits()
+        elif isinstance(message, Failed):
+            raise message.error
+        else:
+            memory = memoryview(worker.memory[message.buffer])
+            y, uv = lay_out(lambda size: memory[:size], message.shape, message.flow)
+            planes = replace(message.batch.planes, y=y, uv=uv)
+            self._made[message.ticket] = replace(message.batch, planes=planes)
+            self._lent[message.ticket] = (worker, message.buffer)
+
+
+def _started(jobs: socket.socket) -> _Worker:
+    here, there = socket.socketpair()
+    program = _CHILD.format(path=[*sys.path], jobs=jobs.fileno(), pipe=there.fileno(), parent=os.getpid())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited: see `serve`
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[jobs.fileno(), there.fileno()],
+            env={name: value for name, value in os.environ.items() if name not in _OF_A_RANK},
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        there.close()
+    return _Worker(process, Connection(here.detach()), {})
+
+
+def _death(process: subprocess.Popen[bytes]) -> str:
+    try:
+        code = process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        code = process.wait()
+    how = f"ended with code {code}"
+    if code < 0:
+        with suppress(ValueError):
+            how = f"was ended by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            how += ": perhaps the machine is short of memory; lower data.loader.workers"
+    return f"a process that decodes video (pid {process.pid}) {how}"

@@ -1,0 +1,224 @@
+"""This process among its fellows: rank, size and the few collectives that the trainer needs."""
+
+import contextlib
+import logging
+import os
+import random
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from sharding.base.errors import CannotGoOn, UserError
+
+log = logging.getLogger("reelscale")
+
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "NCCL error")
+
+
+@dataclass(frozen=True)
+class World:
+    """rank of size processes; device is where this rank computes."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        """Sum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def gather(self, row: torch.Tensor) -> torch.Tensor:
+        """Every rank's vector of the same length: D → W D."""
+        if self.size == 1:
+            return row[None]
+        rows = [torch.empty_like(row) for _ in range(self.size)]
+        dist.all_gather(rows, row.contiguous())
+        return torch.stack(rows)
+
+    def hosts(self) -> list[str]:
+        """The name of every rank's machine, as far as 64 bytes go."""
+        name = socket.gethostname().encode()[:64]
+        row = torch.zeros(64, dtype=torch.uint8)
+        row[: len(name)] = torch.tensor(list(name), dtype=torch.uint8)
+        rows = self.gather(row.to(self.device)).cpu()
+        return [bytes(each.tolist()).rstrip(b"\0").decode(errors="replace") for each in rows]
+
+    def share(self, make: Callable[[], str], patience: timedelta = timedelta(hours=2)) -> str:
+        """What `make` says on rank 0, on every rank; the others wait for it, longer than for other collectives."""
+        if self.size == 1:
+            return make()
+        group = dist.new_group(backend="gloo", timeout=patience)
+        text = torch.tensor(list(make().encode()) if self.rank == 0 else [], dtype=torch.uint8)
+        length = torch.tensor(len(text))
+        dist.broadcast(length, src=0, group=group)
+        text = text if self.rank == 0 else torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(text, src=0, group=group)
+        dist.destroy_process_group(group)
+        return bytes(text.tolist()).decode()
+
+    def broadcast(self, value: int) -> int:
+        """Rank 0's integer, on every rank."""
+        if self.size == 1:
+            return value
+        word = torch.tensor(value, dtype=torch.int64, device=self.device)
+        dist.broadcast(word, src=0)
+        return int(word.item())
+
+    @contextlib.contextmanager
+    def by_host(self, patience: timedelta) -> Iterator[Callable[[int], int]]:
+        """A function that gives the highest of all ranks' integers, without the devices, which may be what fails.
+
+        It raises CannotGoOn for a rank that does not call it within `patience`. Entered by all ranks.
+        """
+        if self.size == 1:
+            yield lambda value: value
+            return
+        group = dist.new_group(backend="gloo", timeout=patience)
+
+        def highest(value: int) -> int:
+            word = torch.tensor(value)
+            try:
+                dist.all_reduce(word, dist.ReduceOp.MAX, group=group)
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                raise CannotGoOn(f"training failed: another rank does not answer ({reason})") from error
+            return int(word)
+
+        yield highest
+        dist.destroy_process_group(group)
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def world_size_from_environment() -> int | None:
+    """The world size a launcher (torchrun, deepspeed, srun) set for this process; None outside of one."""
+    _adopt_slurm()
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
+
+
+def _adopt_slurm() -> None:
+    """Under srun with several tasks, speak torch.distributed's variables; a single task is a machine like others.
+
+    MASTER_ADDR and MASTER_PORT stay the job script's. Raises UserError where it did not set them.
+    """
+    if "SLURM_PROCID" not in os.environ or "SLURM_STEP_ID" not in os.environ or "RANK" in os.environ:
+        return
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", "1"))
+    if tasks == "1":
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"srun started {tasks} tasks, and they do not know where to meet: {' and '.join(missing)} not set",
+            f"task {os.environ['SLURM_PROCID']}",
+            'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1) MASTER_PORT=29500',
+        )
+    os.environ["RANK"] = os.environ["SLURM_PROCID"]
+    os.environ["WORLD_SIZE"] = tasks
+    os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
+
+
+def start_world(timeout_seconds: float = 600.0, deterministic: bool = False, meet_seconds: float = 1800.0) -> World:
+    """Join the process group that the environment names (one process if none), nccl on GPUs, gloo without.
+
+    `deterministic`: operations of a GPU that give other bits each time are not used. On a CPU there are none.
+    Raises CannotGoOn if the ranks have not all come in `meet_seconds`; a collective may then take `timeout_seconds`.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first GPU operation runs
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs
+    world_size = world_size_from_environment()
+    cuda = enough_gpus(torch.cuda.device_count() if torch.cuda.is_available() else 0, os.environ)
+    if not dist.is_initialized():
+        if world_size is None:
+            os.environ.update(
+                RANK="0",
+                WORLD_SIZE="1",
+                LOCAL_RANK="0",
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(free_port()),
+            )
+        store = _meet(timedelta(seconds=meet_seconds))
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        longest = timedelta(seconds=timeout_seconds)
+        store.set_timeout(longest)
+        backend = "nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest)
+    cuda = cuda and dist.get_backend() == "nccl"
+    # A scheduler may show each task its own GPU alone, as the first.
+    number = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
+    device = torch.device("cuda", number) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = not deterministic  # a run's shapes hardly change
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _meet(within: timedelta) -> dist.Store:
+    """The store by which all ranks have met, at the first of them.
+
+    torchrun keeps its own for all starts of a run: each has its part of it, where no former rank's address is.
+    """
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=within))
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise CannotGoOn(
+            f"the {size} ranks of the run did not meet at {where} within {within.total_seconds():g} s "
+            f"(rank {rank}: {str(error).partition(chr(10))[0]}); look for those that did not start, or cannot reach it"
+        ) from error
+    return dist.PrefixStore(f"ranks {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def enough_gpus(gpus: int, environment: Mapping[str, str]) -> bool:
+    """Whether each rank of this machine (LOCAL_WORLD_SIZE, where the launcher says it) has a GPU of its own."""
+    ranks = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    if 0 < gpus < ranks:
+        log.warning("%d GPUs for %d ranks on this machine: training on the CPU; ranks=%d uses them", gpus, ranks, gpus)
+    return gpus >= ranks
+
+
+@contextlib.contextmanager
+def ranks_are_there() -> Iterator[None]:
+    """Inside the `with`, a collective that fails because a rank is gone raises CannotGoOn."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if not any(words in reason for words in _LOST):
+            raise
+        raise CannotGoOn(
+            f"training failed: another rank is gone ({reason}); unless it tells an error of its own, the same command "
+            "goes on from the last checkpoint"
+        ) from error
+
+
+def leave_world() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def free_port() -> int:
+    """A TCP port free on loopback just now, of those that the system gives to no connection by itself meanwhile."""
+    try:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        lowest = 32768
+    chance = random.SystemRandom()
+    while True:
+        port = chance.randrange(10000, lowest) if lowest > 12000 else 0
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])

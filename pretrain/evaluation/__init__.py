@@ -1,0 +1,1 @@
+"""Evaluation of a trained network on a store's videos."""

@@ -1,0 +1,245 @@
+"""An evaluation's folder in its run's: the scores as they come, and the files that it ends with."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pydantic
+
+from pretrain.data.reading.store_split import Sample
+from pretrain.evaluation.video_score import Scores, VideoScore
+from sharding.base.atomic import put_whole
+from sharding.base.errors import UserError
+from sharding.base.text import read_json
+from sharding.format.record import from_parquet, record_meta, to_parquet, with_meta
+
+log = logging.getLogger("reelscale")
+
+SUMMARY, VIDEOS, THUMBS = "summary.json", "videos.parquet", "clips.npz"
+_AGAIN = "evaluate the run again"  # a remedy
+_PIECES = "pieces"
+FORMAT = 1
+_SECONDS = 1.0  # that scores wait to be written, at least
+_SHARE = 0.01  # of the time so far: pieces of a long evaluation are not many
+
+
+def evaluation_folder(run: Path, store: str, index: str, split: str, clips: int) -> Path:
+    """The folder of a run's evaluation: one for each content of a store, split and number of clips.
+
+    RUN/evaluation/NAME-SPLIT-N-clips-DIGEST: the store's last name, and the first of what its index' version digests.
+    """
+    name = re.sub(r"[^\w.-]+", "-", PurePosixPath(store.rstrip("/")).name).strip("-.") or "store"
+    return run / "evaluation" / f"{name}-{split}-{clips}-clips-{index.rpartition('-')[2][:8]}"
+
+
+def evaluations_of(run: Path) -> list[Path]:
+    """The folders of a run's finished evaluations, the last finished last."""
+    summaries = (run / "evaluation").glob(f"*/{SUMMARY}")
+    return [path.parent for path in sorted(summaries, key=lambda path: (path.stat().st_mtime_ns, path))]
+
+
+class ClassFigures(pydantic.BaseModel):
+    """One class' share of an evaluation."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+    name: str
+    videos: int
+    video1: float | None
+
+
+class Summary(pydantic.BaseModel):
+    """What of an evaluation's summary.json a report shows; shares are in [0, 1]."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+    video1: float = 0.0
+    video5: float = 0.0
+    clip1: float = 0.0
+    videos: int = 0
+    clips: int = 0
+    classes: list[str] = []
+    per_class: list[ClassFigures] = []
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A finished evaluation: its summary, and of each video its key, its labels, which are numbers of `classes`, and
+    its scores or logits [classes]. A damaged video has no scores, one whose record is damaged no key either.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    classes: list[str]
+    keys: list[str | None]
+    labels: list[list[int]]
+    scores: list[Scores | None]
+
+
+def read_evaluated(folder: Path, of: str) -> Evaluated:
+    """What `write_files` wrote there; `of`: scores or logits. Raises UserError if it is damaged."""
+    try:
+        data = (folder / SUMMARY).read_bytes()
+        summary = read_json(data, Summary, f"the evaluation's {SUMMARY}", str(folder), _AGAIN, FORMAT)
+        table = from_parquet((folder / VIDEOS).read_bytes(), ["key", "labels", of])
+        classes = [str(name) for name in record_meta(table.schema)["classes"]]
+        keys, labels = (table[name].to_pylist() for name in ("key", "labels"))
+        return Evaluated(folder, summary.model_dump(exclude_unset=True), classes, keys, labels, _rows_of(table[of]))
+    except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
+        what = f"the evaluation cannot be read ({type(error).__name__}: {error})"
+        raise UserError(what, str(folder), _AGAIN) from error
+
+
+class Pieces:
+    """Scores of an evaluation that is under way, written as they come: what an earlier call left is taken up.
+
+    Only of the same identity; damaged videos are tried again. A context manager, which writes what is left as it ends,
+    however it ends.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        """`folder`: of the evaluation; `identity`: JSON values, all that the scores follow from."""
+        self.folder, self._identity = folder / _PIECES, {"format": FORMAT, **identity}
+        self._waiting: list[VideoScore] = []
+        self._begun = self._written = time.monotonic()
+        self._told = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()
+
+    def read(self) -> dict[int, VideoScore]:
+        """The scores of sound videos that are there, by row."""
+        found: dict[int, VideoScore] = {}
+        for path in sorted(self.folder.glob("*.parquet")):
+            try:
+                table = from_parquet(path.read_bytes())
+                if record_meta(table.schema) == self._identity:
+                    found |= {score.row: score for score in _scores(table) if score.damaged is None}
+            except (OSError, ValueError, KeyError):  # made anew, as is what it held
+                continue
+        return found
+
+    def add(self, scores: Iterable[VideoScore]) -> None:
+        """Have some more written, within about a second."""
+        self._waiting += scores
+        now = time.monotonic()
+        if now - self._written > max(_SECONDS, _SHARE * (now - self._begun)):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits. A disk that takes nothing is told once: the scores are still at hand."""
+        if not self._waiting:
+            return
+        data = to_parquet(with_meta(_table(self._waiting), self._identity))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            put(self.folder / f"{secrets.token_hex(8)}.parquet", data)
+        except OSError as error:
+            if not self._told:
+                log.warning("scores cannot be written as they come: %s; the evaluation goes on", error)
+            self._told = True
+        else:
+            self._waiting = []
+        self._written = time.monotonic()
+
+    def clear(self) -> None:
+        """Remove them, once the evaluation's own files are there."""
+        self._waiting = []
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_files(
+    folder: Path,
+    summary: dict[str, Any],
+    scores: Sequence[VideoScore],
+    samples: Sequence[Sample | None],
+    thumbs: bytes | None,
+) -> None:
+    """Write videos.parquet, clips.npz and, when these are there, summary.json. Raises UserError where they cannot be.
+
+    A video that is damaged has no prediction and no scores; of one whose record is, nothing else is known either.
+    """
+    table = {
+        "key": pa.array([sample and sample.key for sample in samples], pa.string()),
+        "uri": pa.array([sample and sample.uri for sample in samples], pa.string()),
+        "split": pa.array([summary["split"]] * len(scores), pa.string()),
+        "labels": pa.array([list(sample.labels) if sample else [] for sample in samples], pa.list_(pa.int32())),
+        "predicted": pa.array([_predicted(score) for score in scores], pa.int32()),
+        **_columns(scores),
+    }
+    meta = {"format": FORMAT, "classes": summary["classes"]}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SUMMARY).unlink(missing_ok=True)  # it says of files that all belong together
+        put(folder / VIDEOS, to_parquet(with_meta(pa.table(table), meta)))
+        if thumbs is None:
+            (folder / THUMBS).unlink(missing_ok=True)
+        else:
+            put(folder / THUMBS, thumbs)
+        put(folder / SUMMARY, json.dumps(summary, indent=1).encode())
+    except OSError as error:
+        remedy = "make room, then give the same command: it goes on from the scores that are there"
+        raise UserError(f"the evaluation cannot be written: {error}", str(folder), remedy) from error
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    with put_whole(path) as aside:
+        aside.write_bytes(data)
+
+
+def _predicted(score: VideoScore) -> int | None:
+    return None if score.scores is None else int(score.scores.argmax())
+
+
+def _table(scores: Sequence[VideoScore]) -> pa.Table:
+    return pa.table({"row": pa.array([score.row for score in scores], pa.int64()), **_columns(scores)})
+
+
+def _columns(scores: Sequence[VideoScore]) -> dict[str, pa.Array]:
+    return {
+        "logits": _vectors([score.logits for score in scores]),
+        "scores": _vectors([score.scores for score in scores]),
+        "clips": pa.array([score.clips for score in scores], pa.int32()),
+        "clips_right": pa.array([score.clips_right for score in scores], pa.int32()),
+        "damaged": pa.array([score.damaged for score in scores], pa.string()),
+    }
+
+
+def _vectors(rows: Sequence[Scores | None]) -> pa.Array:
+    """Lists of numbers, a row each, without a Python object for each number."""
+    there = [row for row in rows if row is not None]
+    values = np.concatenate(there) if there else np.zeros(0, np.float32)
+    ends = np.cumsum([0, *(0 if row is None else len(row) for row in rows)])
+    offsets = pa.array(ends, pa.int32(), mask=np.array([row is None for row in rows] + [False]))
+    return pa.ListArray.from_arrays(offsets, pa.array(values, pa.float32()))
+
+
+def _scores(table: pa.Table) -> list[VideoScore]:
+    columns = {name: table[name].to_pylist() for name in ("row", "clips", "clips_right", "damaged")}
+    vectors = [_rows_of(table[name]) for name in ("scores", "logits")]
+    return [
+        VideoScore(row, scores, logits, clips, right, damaged)
+        for row, clips, right, damaged, scores, logits in zip(*columns.values(), *vectors, strict=True)
+    ]
+
+
+def _rows_of(column: pa.ChunkedArray) -> list[Scores | None]:
+    return [None if not row.is_valid else np.asarray(row.values, np.float32) for row in column]

@@ -1,0 +1,98 @@
+"""Two-stream fusion: the scores of two networks for the same videos, added class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pretrain.data.reading.store_split import Sample
+from pretrain.evaluation.files import Evaluated, evaluations_of, read_evaluated
+from pretrain.evaluation.video_score import Scores
+from pretrain.models.weights import some
+from sharding.base.errors import UserError
+from sharding.base.settings import Settings
+
+
+class FuseSettings(Settings):
+    """With which other network's evaluation, and how. The defaults are I3D's; VMZ has scores and a weight of 0.6."""
+
+    run: Annotated[str, Field(description="the other run's folder, evaluated on the same videos")]
+    of: Annotated[Literal["logits", "scores"], Field(description="what is added: logits, or softmax scores")] = "logits"
+    weight: Annotated[float, Field(ge=0, le=1, description="of this run's; the other's is the rest")] = 0.5
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another run's evaluation: each video's scores by its key, in the order of this run's classes; None of damaged."""
+
+    folder: Path
+    scores: Mapping[str, Scores | None]
+
+
+def fused(own: Scores | None, other: Scores | None, weight: float) -> Scores | None:
+    """weight · own + (1 - weight) · other, of the same classes; None where there is one of them alone.
+
+    Source: I3D, section 3.4; VMZ's fusion script.
+    """
+    return None if own is None or other is None else weight * own + (1 - weight) * other
+
+
+def open_other(
+    settings: FuseSettings, samples: Sequence[Sample | None], classes: Sequence[str], index: str, clips: int
+) -> Other:
+    """The other run's evaluation of these videos: their keys are the same in every store.
+
+    samples: the videos, labelled by `classes`; None where a record is damaged. Of several evaluations the one of the
+    same `index` of a store and as many `clips`. Raises UserError for a run that was not evaluated on these videos, or
+    knows other classes.
+    """
+    folders = evaluations_of(Path(settings.run))
+    remedy = f"evaluate it first on the same videos: reelscale evaluate CONFIG run={settings.run} clips={clips}"
+    if not folders:
+        raise UserError("there is no evaluation to fuse", settings.run, remedy)
+    found = [read_evaluated(folder, settings.of) for folder in folders]
+    keys = {sample.key for sample in samples if sample}
+    fitting = [each for each in found if _holds(each, keys, len(samples))]
+    if not fitting:
+        names = some([each.folder.name for each in found])
+        raise UserError(f"it was evaluated on other videos than the {len(samples)} here: {names}", settings.run, remedy)
+    ranks = [(each.summary.get("index") == index, each.summary.get("clips_a_video") == clips) for each in fitting]
+    best = [each for each, rank in zip(fitting, ranks, strict=True) if rank == max(ranks)]
+    if len(best) > 1 and max(ranks) != (True, True):
+        names = some([each.folder.name for each in best])
+        raise UserError(f"which of its evaluations is to be fused is not clear: {names}", settings.run, remedy)
+    chosen = best[-1]
+    _require_names(chosen, settings.run, classes)
+    _require_labels(chosen, settings.run, samples, classes)
+    order = [chosen.classes.index(name) for name in classes]
+    rows = zip(chosen.keys, chosen.scores, strict=True)
+    return Other(chosen.folder, {key: None if row is None else row[order] for key, row in rows if key is not None})
+
+
+def _holds(found: Evaluated, keys: set[str], videos: int) -> bool:
+    """Whether it is of these videos, as far as damaged records tell."""
+    return len(found.keys) == videos and len(keys.difference(found.keys)) <= found.keys.count(None)
+
+
+def _require_names(found: Evaluated, run: str, classes: Sequence[str]) -> None:
+    missing = [name for name in classes if name not in set(found.classes)]
+    strange = [name for name in found.classes if name not in set(classes)]
+    if missing or strange:
+        told = [
+            f"{said}: {some(names)}" for said, names in (("it lacks", missing), ("this run lacks", strange)) if names
+        ]
+        what = f"its {len(found.classes)} classes are not this run's {len(classes)} by name ({'; '.join(told)})"
+        raise UserError(what, run, "fuse runs that learned the same classes; their order does not matter")
+
+
+def _require_labels(found: Evaluated, run: str, samples: Sequence[Sample | None], classes: Sequence[str]) -> None:
+    theirs = {key: {found.classes[label] for label in of} for key, of in zip(found.keys, found.labels, strict=True)}
+    for sample in samples:
+        if sample and theirs.get(sample.key, ours := {classes[label] for label in sample.labels}) != ours:
+            there, here = (some(sorted(names)) for names in (theirs[sample.key], ours))
+            what = f"{sample.uri} is {there} in {found.folder.name} and {here} here: these are not the same videos"
+            raise UserError(what, run, "evaluate both runs on the same store and split")

@@ -1,0 +1,173 @@
+"""What an evaluation comes to: its figures over all videos and by class, its pictures, and all of it written."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrain.data.damage_budget import allowed, too_much
+from pretrain.data.device.tensors import plane_batch
+from pretrain.data.device.transforms import pictures
+from pretrain.data.reading.decode import decode_frames
+from pretrain.data.reading.store_split import Damaged, Sample
+from pretrain.data.views.frames import evaluation_starts
+from pretrain.data.views.views import centre_view
+from pretrain.evaluation.evaluate import EvaluateSettings, Subject
+from pretrain.evaluation.files import FORMAT, Pieces, evaluation_folder, write_files
+from pretrain.evaluation.fusion import Other, fused, open_other
+from pretrain.evaluation.video_score import VideoScore, best_rank
+
+_THUMBS = 48
+_THUMB_FRAMES = 6
+
+
+def folder_of(subject: Subject, settings: EvaluateSettings) -> Path:
+    """Where the evaluation's files go."""
+    split = subject.split
+    return evaluation_folder(subject.run, split.store.url, split.index.version, split.name, settings.clips)
+
+
+def pieces_of(subject: Subject, settings: EvaluateSettings) -> Pieces:
+    """The scores that are there already, and to which more come."""
+    identity = {
+        "weights": _weights_digest(subject.weights),
+        "index": subject.split.index.version,
+        "split": subject.split.name,
+        "clips": settings.clips,
+    }
+    return Pieces(folder_of(subject, settings), identity)
+
+
+def other_of(subject: Subject, settings: EvaluateSettings) -> Other | None:
+    """What is to be fused, if something is. Raises UserError where it cannot be: before anything is scored."""
+    if settings.fuse is None:
+        return None
+    samples = samples_of(subject, subject.rows)
+    return open_other(settings.fuse, samples, subject.classes, subject.split.index.version, settings.clips)
+
+
+def write_evaluation(
+    subject: Subject, settings: EvaluateSettings, found: Sequence[VideoScore], other: Other | None = None
+) -> dict[str, Any]:
+    """Write the evaluation's files (summary.json, videos.parquet, clips.npz) and return the summary.
+
+    other: the evaluation to fuse with, where `settings.fuse` names one. Raises UserError where nothing can be written.
+    """
+    found = sorted(found, key=lambda score: score.row)
+    samples = samples_of(subject, [score.row for score in found])
+    labels = [sample.labels if sample else () for sample in samples]
+    ranks = [best_rank(score.scores, of) for score, of in zip(found, labels, strict=True)]
+    clips, right = sum(score.clips for score in found), sum(score.clips_right for score in found)
+    figures = right_shares(subject.classes, labels, ranks)
+    if all(score.clips == 1 for score in found):
+        assert right == sum(rank < 1 for rank in ranks), "clips and videos were not judged by the same classes"
+    folder = folder_of(subject, settings)
+    summary = {
+        "videos": len(found),
+        "clips": clips,
+        "format": FORMAT,
+        "clip1": right / clips,
+        **figures,
+        "damaged": sum(score.damaged is not None for score in found),
+        "left_out": subject.left_out,
+        "notes": subject.notes,
+        "step": subject.step,
+        "store": subject.split.store.url,
+        "index": subject.split.index.version,
+        "split": subject.split.name,
+        "clips_a_video": settings.clips,
+        "weights": str(subject.run),
+        "folder": str(folder),
+        "classes": subject.classes,
+    }
+    if other is not None and settings.fuse is not None:
+        own = [score.logits if settings.fuse.of == "logits" else score.scores for score in found]
+        theirs = [other.scores.get(sample.key) if sample else None for sample in samples]
+        sums = [fused(*rows, settings.fuse.weight) for rows in zip(own, theirs, strict=True)]
+        summary["fused"] = {
+            **settings.fuse.model_dump(mode="json"),
+            "folder": str(other.folder),
+            **right_shares(subject.classes, labels, [best_rank(*each) for each in zip(sums, labels, strict=True)]),
+        }
+    write_files(folder, summary, found, samples, _thumbs(subject, found, samples))
+    return summary
+
+
+def right_shares(classes: Sequence[str], labels: Sequence[Sequence[int]], ranks: Sequence[float]) -> dict[str, Any]:
+    """video1, video5 and, for each class, its videos and their video1, of the ranks of the videos' best labels."""
+    by_class: list[list[float]] = [[] for _ in classes]
+    for rank, of in zip(ranks, labels, strict=True):
+        for number in set(of):
+            by_class[number].append(rank)
+    per_class = [
+        {"name": name, "videos": len(own), "video1": _below(own, 1) if own else None}
+        for name, own in zip(classes, by_class, strict=True)
+    ]
+    return {"video1": _below(ranks, 1), "video5": _below(ranks, 5), "per_class": per_class}
+
+
+def require_sound(found: Sequence[VideoScore], subject: Subject, share: float) -> None:
+    """Raises UserError, with the list, where more than the share of the subject's videos is damaged."""
+    damaged = [score.damaged for score in found if score.damaged is not None]
+    most = allowed(len(subject.rows), share)
+    if len(damaged) > most:
+        what = f"damaged videos: {len(damaged)} of {len(subject.rows)}; damaged={share:g} allows {most}"
+        raise too_much(what, list(dict.fromkeys(damaged)), subject.split.store.url, "damaged")
+
+
+def _below(ranks: Sequence[float], k: int) -> float:
+    return sum(rank < k for rank in ranks) / len(ranks)
+
+
+def samples_of(subject: Subject, rows: Sequence[int]) -> list[Sample | None]:
+    """The subject's videos in these rows; None where a record is damaged."""
+
+    def sample(row: int) -> Sample | None:
+        try:
+            return subject.split.sample(row)
+        except Damaged:
+            return None
+
+    return [sample(row) for row in rows]
+
+
+def _thumbs(subject: Subject, found: Sequence[VideoScore], samples: Sequence[Sample | None]) -> bytes | None:
+    """A few frames of the middle clip of videos spread over the evaluation, for the contact sheet; an npz file."""
+    sound = [place for place, score in enumerate(found) if score.damaged is None]
+    count = min(len(sound), _THUMBS)
+    sheets, rows, clip = [], [], subject.clip
+    for place in (sound[i * len(sound) // count] for i in range(count)):
+        sample = samples[place]
+        assert sample is not None, "it was scored"
+        times = sample.times
+        first = evaluation_starts(sample.frames, clip.needed(times), 1)[0]
+        wanted = clip.numbers(times, first)
+        shown = [wanted[i * len(wanted) // _THUMB_FRAMES] for i in range(_THUMB_FRAMES)]
+        try:
+            planes = decode_frames(subject.split.store, sample, shown)
+        except Damaged:  # since it was scored
+            continue
+        view = centre_view(clip, (sample.height, sample.width))
+        sheets.append(pictures(plane_batch([planes], [view]), clip)[0].permute(1, 2, 3, 0).numpy())  # F H W 3
+        rows.append(place)
+    if not sheets:
+        return None
+    file = io.BytesIO()
+    np.savez_compressed(file, frames=np.stack(sheets), rows=np.asarray(rows, np.int64))
+    return file.getvalue()
+
+
+def _weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256 of a network's weights, whatever checkpoint they came from."""
+    found = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

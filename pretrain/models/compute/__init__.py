@@ -1,0 +1,1 @@
+"""How a network computes: compute paths, batch normalisation and its kernels, weights cast at once."""

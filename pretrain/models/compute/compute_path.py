@@ -1,0 +1,185 @@
+"""How a network computes: the same function in different orders of memory, of which the fastest is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.models.compute.batchnorm import LaneBatchNorm
+from pretrain.models.compute.space_to_depth import fits_blocks, space_to_depth
+
+
+@dataclass(frozen=True)
+class Path:
+    """A way to compute the same function.
+
+    channels_last: activations lie N T H W C in memory, else N C T H W. planar: (1,k,k) convolutions run as 2D
+    ones over N·T and (k,1,1) ones as (k,1) ones over (T, H·W), which in that order are views (but for a stride
+    along time of a (1,k,k) one, which copies); True for all that can, or the names of those that do.
+    multiple: mid-planes are padded with zero channels to a multiple of it, for tensor cores. rows: in training,
+    batch normalisation, addition and ReLU are one (`normalise`). blocks: a convolution of pictures that strides by two
+    is one over their blocks of 2 × 2 pixels, which fill a tensor core's channels (`space_to_depth`). cast_at_once: in
+    half precision all weights are cast by one call. recomputed: the activations inside so many of the network's first
+    groups of layers are not kept for the backward pass but computed again.
+    """
+
+    channels_last: bool = True
+    planar: bool | frozenset[str] = False
+    multiple: int = 1
+    rows: bool = False
+    blocks: bool = False
+    cast_at_once: bool = False
+    recomputed: int = 0
+
+
+PATHS: dict[str, Path] = {
+    "plain": Path(channels_last=False),
+    "channels-last": Path(),
+    "planar": Path(planar=True),
+    "rows": Path(planar=True, multiple=8, rows=True, blocks=True, cast_at_once=True),
+}
+ON_CPU = ("plain", "channels-last", "planar")  # what the other does for tensor cores costs there
+ON_GPU = ("rows", "channels-last")
+
+
+class Convolution(nn.Conv3d):
+    """`nn.Conv3d` that computes by the network's path; its weight keeps its five dimensions."""
+
+    planar = False
+    blocks = False
+    cast: Tensor | None = None  # the weight in half precision, while a pass has cast all at once
+
+    @property
+    def flat(self) -> bool:
+        """Whether it can run as a 2D convolution."""
+        return self._is_of_pictures or self._is_of_time
+
+    @property
+    def _is_of_pictures(self) -> bool:
+        return self.kernel_size[0] == 1 and self._sides()[0] == 0
+
+    @property
+    def _is_of_time(self) -> bool:
+        return self.kernel_size[1:] == (1, 1) and self._sides()[1:] == (0, 0) and self.stride[1:] == (1, 1)
+
+    def forward(self, input: Tensor) -> Tensor:  # N C T H W → N C' T' H' W'
+        """The convolution."""
+        return self.compute(input, self.used_weight)
+
+    def makes_blocks_of(self, pictures: Tensor) -> bool:
+        """Whether the network's path has it compute over blocks of these pictures' pixels."""
+        return self.blocks and fits_blocks(self) and not pictures.requires_grad
+
+    @property
+    def used_weight(self) -> Tensor:
+        """The weight as this pass computes with it, of the weight's own shape."""
+        return self.weight if self.cast is None else self.cast
+
+    def compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution with another weight of the same kernel."""
+        if self.makes_blocks_of(x):
+            return self._over_blocks(x, weight)
+        if self.planar and self._is_of_pictures:
+            return self._over_pictures(x, weight)
+        if self.planar and self._is_of_time:
+            return self._over_time(x, weight)
+        padding = self._sides()
+        if padding[0] and x.shape[2] == 2 and x.device.type == "cpu" and _in_half(x):
+            # oneDNN's bf16 weight gradient of a padded convolution over two frames reads memory it never set.
+            x, padding = F.pad(x, (0, 0, 0, 0, padding[0], padding[0])), (0, *padding[1:])
+        return F.conv3d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    def _sides(self) -> tuple[int, int, int]:
+        time, height, width = (int(side) for side in self.padding)
+        return time, height, width
+
+    def _over_blocks(self, x: Tensor, weight: Tensor) -> Tensor:
+        x, weight = space_to_depth(x, weight, autocast_type(x.device) or x.dtype)
+        if self.kernel_size[0] == 1 and self.stride[0] == 1:
+            y = F.conv2d(x.transpose(1, 2).flatten(0, 1), weight.squeeze(2), self.bias)
+            return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+        return F.conv3d(x, weight, self.bias, (self.stride[0], 1, 1), (self._sides()[0], 0, 0))
+
+    def _over_pictures(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.stride[0] > 1:
+            x = x[:, :, :: self.stride[0]]
+        pictures = _last(x).transpose(1, 2).flatten(0, 1)  # N·T C H W
+        y = F.conv2d(pictures, weight.squeeze(2), self.bias, self.stride[1:], self._sides()[1:])
+        return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+    def _over_time(self, x: Tensor, weight: Tensor) -> Tensor:
+        rows = _last(x).flatten(3)  # N C T H·W
+        y = F.conv2d(rows, weight.squeeze(4), self.bias, (self.stride[0], 1), (self._sides()[0], 0))
+        return y.unflatten(3, x.shape[3:])
+
+
+class Factored(nn.Sequential):
+    """Spatial convolution, BN with ReLU, temporal convolution, and what follows; its mid-planes may be padded."""
+
+    multiple = 1
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The layers one after the other."""
+        spatial, norm, temporal = self[0], self[1], self[3]
+        assert isinstance(spatial, Convolution) and isinstance(temporal, Convolution)
+        assert isinstance(norm, LaneBatchNorm)
+        zeros = -spatial.out_channels % self.multiple
+        if zeros:
+            x = spatial.compute(input, F.pad(spatial.used_weight, (0,) * 9 + (zeros,)))
+            x = norm(x, zeros=zeros)
+            x = temporal.compute(x, F.pad(temporal.used_weight, (0,) * 7 + (zeros,)))
+        else:
+            x = temporal(norm(spatial(input)))
+        for layer in list(self)[4:]:
+            x = layer(x)
+        return x
+
+
+def _in_half(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """What autocast has convolutions compute in on such a device; None without it."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+@contextmanager
+def unpadded(model: nn.Module) -> Iterator[None]:
+    """The network's own channels for a while: what is counted is the network, not the way it computes."""
+    padded = [(module, module.multiple) for module in model.modules() if isinstance(module, Factored)]
+    blocks = [module for module in model.modules() if isinstance(module, Convolution) and module.blocks]
+    for module, _ in padded:
+        module.multiple = 1
+    for layer in blocks:
+        layer.blocks = False
+    try:
+        yield
+    finally:
+        for module, multiple in padded:
+            module.multiple = multiple
+        for layer in blocks:
+            layer.blocks = True
+
+
+def set_path(model: nn.Module, path: Path) -> None:
+    """Let every layer of the network compute by `path`."""
+    for name, module in model.named_modules():
+        if isinstance(module, Convolution):
+            module.planar = path.planar if isinstance(path.planar, bool) else name in path.planar
+            module.blocks = path.blocks
+        elif isinstance(module, Factored):
+            module.multiple = path.multiple
+        elif isinstance(module, LaneBatchNorm):
+            module.rows = path.rows

@@ -1,0 +1,1 @@
+"""What people look at: an HTML page about one or more runs."""

@@ -1,0 +1,1 @@
+"""What keeps a run sound: liveness, hangs, stop signals, losses that jump, stragglers."""

@@ -1,0 +1,126 @@
+"""Ranks that die are missed by the others: each shows that it lives, and looks whether its neighbour does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from datetime import timedelta
+from types import TracebackType
+from typing import Annotated, Self
+
+import torch.distributed as dist
+from pydantic import Field
+
+from pretrain.engine.distributed import World
+from sharding.base.settings import Seconds, Settings
+
+log = logging.getLogger("reelscale")
+
+_ANSWERS_WITHIN = timedelta(seconds=10)
+_LOST = "lost"  # the key of the first rank that was missed
+
+
+class PulseSettings(Settings):
+    """When a rank is given up."""
+
+    every_seconds: Annotated[Seconds, Field(description="between two signs of life of a rank")] = 5.0
+    lost_seconds: Annotated[Seconds, Field(description="without one, after which the others end")] = 35.0
+
+
+class Pulse:
+    """While the `with` lasts, a thread ends this process (exit 1) once any rank has gone.
+
+    A collective of NCCL waits hours for a rank that was killed (`longest_wait`), and a launcher that sees it die is not
+    everywhere. A rank that is only slow shows that it lives: the thread needs nothing of the main one. Signs of life go
+    through the store by which the ranks met, at rank 0. Each rank looks after the next one only, and whoever misses it
+    tells all the others there.
+    """
+
+    def __init__(self, world: World, settings: PulseSettings) -> None:
+        self._world, self._settings = world, settings
+        self._left, self._failed = threading.Event(), False
+        self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._world.size > 1:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """One that leaves in order is not missed; one that an error ends is."""
+        self._failed = error is not None
+        self._left.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        # A connection of its own: a timeout is the whole connection's, and one that waits keeps it locked.
+        own = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+        store = dist.PrefixStore("pulse", own)
+        store.set_timeout(_ANSWERS_WITHIN)
+        rank, size = self._world.rank, self._world.size
+        neighbour = (rank + 1) % size
+        seen, since, beats = "", time.monotonic(), 0
+        before: str | None = None  # torchrun keeps the store, and what was told in it, when it starts ranks again
+        while True:
+            left = self._left.wait(self._settings.every_seconds)
+            beats += 1
+            if left and self._failed:
+                return
+            try:
+                store.set(str(rank), "left" if left else str(beats))
+                if left:
+                    return
+                told = store.get(_LOST).decode() if store.check([_LOST]) else ""
+                before = told if before is None else before
+                if told != before:
+                    self._end(*_read(told), told=True)
+                    return
+                there = store.get(str(neighbour)).decode() if store.check([str(neighbour)]) else ""
+            except (RuntimeError, ValueError) as error:  # what torch raises of a store that is gone
+                self._end(0, str(error).partition("\n")[0], told=False)
+                return
+            if there != seen or there == "left":
+                seen, since = there, time.monotonic()
+            elif time.monotonic() - since > self._settings.lost_seconds:
+                why = f"no sign of life for {self._settings.lost_seconds:g} s"
+                self._end(*_tell(store, before, neighbour, why), told=True)
+                return
+
+    def _end(self, lost: int, why: str, told: bool) -> None:
+        """`told`: the store holds what the others have yet to read."""
+        if self._left.is_set():
+            return
+        log.error("rank %d: rank %d is gone (%s); unless it tells an error of its own, the same command goes on from "
+                  "the last checkpoint", self._world.rank, lost, why)  # fmt: skip
+        for handler in log.handlers:
+            handler.flush()
+        sys.stdout.flush()
+        if told:
+            # Whoever ends breaks the others' collectives, and rank 0 takes the store along.
+            beats = 2 if self._world.rank == 0 else 1
+            time.sleep(min(beats * self._settings.every_seconds, self._settings.lost_seconds))
+            if self._failed:
+                return  # the main thread has an error of its own to tell
+        os._exit(1)
+
+
+def _tell(store: dist.Store, before: str, lost: int, why: str) -> tuple[int, str]:
+    """Tell all ranks through the store which one is lost, and why, where it can be: what the first has told stays.
+
+    `before`: what the store held when the ranks began, from which anything told now differs.
+    """
+    try:
+        return _read(store.compare_set(_LOST, before, f"{lost} {time.time_ns()} {why}").decode())
+    except (RuntimeError, ValueError):
+        return lost, why
+
+
+def _read(told: str) -> tuple[int, str]:
+    lost, _, why = told.split(" ", 2)
+    return int(lost), why

@@ -1,0 +1,158 @@
+"""A run's folder: its settings, classes, log and metrics; and whether it may go on with the settings at hand."""
+
+import copy
+import json
+import logging
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain.data.sources import DataSettings
+from pretrain.resilience.stop_signal import FOLLOWED
+from pretrain.run_settings import CLASSES, SETTINGS, RunSettings, read_classes_file, read_settings_file
+from pretrain.settings import TrainSettings
+from sharding.base.atomic import put_whole
+from sharding.base.errors import UserError
+from sharding.base.printable import visible, visible_lines
+from sharding.base.settings import differences, validate
+from sharding.base.text import WRITER
+from sharding.base.writable import writing
+
+log = logging.getLogger("reelscale")
+
+_INFINITE = (math.inf, -math.inf)
+
+
+class Run:
+    """The folder of one run. Only rank 0 writes into it."""
+
+    def __init__(self, folder: Path, writes: bool) -> None:
+        self.folder, self._writes = folder, writes
+        self.before: dict[str, Any] | None = None  # the settings of its last start, known once it begins
+        self._cut = False  # whether the last line of metrics.jsonl may be half a one
+
+    def versions(self, data: DataSettings) -> list[str] | None:
+        """The index versions that the run began with of these stores; None if it has not, or with others."""
+        known = self.folder / SETTINGS
+        if not known.exists():
+            return None
+        began = read_settings_file(self.folder).began_with(str(known))
+        mine = data.model_dump(mode="json")
+        return began["index"] if all(began.get(field) == mine[field] for field in ("store", "mix")) else None
+
+    def begin(self, settings: TrainSettings, classes: list[str], index: list[str], derived: dict[str, Any]) -> None:
+        """Write the settings and the log's head. Raises UserError if the folder holds another run."""
+        identity = run_identity(settings, classes, index)
+        known = self.folder / SETTINGS
+        threads = torch.get_num_threads()
+        if known.exists():
+            there = read_settings_file(self.folder)
+            _check_identity(self.folder, there.identity, identity)
+            threads, self.before = there.threads or threads, there.settings
+        if not self._writes:
+            return
+        settings_now = settings.model_dump(mode="json")
+        whole = RunSettings(settings=settings_now, identity=identity, derived=derived, threads=threads)
+        with writing(self.folder, "run"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(self.folder / CLASSES, json.dumps(classes, indent=1))
+            _write(known, json.dumps(whole.model_dump(), indent=1))
+
+    @property
+    def threads(self) -> int:
+        """How many the first rank had to compute with when the run began."""
+        return read_settings_file(self.folder).threads or torch.get_num_threads()
+
+    def event(self, kind: str, values: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl; numbers that are not finite become null."""
+        if not self._writes:
+            return
+        values = {name: None if value != value or value in _INFINITE else value for name, value in values.items()}
+        line = json.dumps({"event": kind, **values}) + "\n"
+        try:
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write("\n" + line if self._cut else line)
+        except OSError as error:  # a full disk, say, where half a line may be left
+            if not self._cut:
+                log.warning("metrics.jsonl cannot be written: %s; training goes on", error)
+            self._cut = True
+        else:
+            self._cut = False
+
+    def log_to_file(self) -> None:
+        """Send log lines to train.log and, unless something else follows that file, to standard output."""
+        log.setLevel(logging.INFO if self._writes else logging.WARNING)
+        log.propagate = False
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+            handler.close()
+        if self._writes:
+            with writing(self.folder, "run"):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                file = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
+            file.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
+            log.addHandler(file)
+        if FOLLOWED not in os.environ:
+            console = logging.StreamHandler(sys.stdout)
+            console.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
+            log.addHandler(console)
+
+
+class _Plain(logging.Formatter):
+    """Names in messages do nothing to the log or the terminal, and one that is an argument stays on its line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record = copy.copy(record)
+            record.args = tuple(visible(each) if isinstance(each, str | Path) else each for each in record.args or ())
+        return visible_lines(super().format(record))
+
+
+def run_identity(settings: TrainSettings, classes: list[str], index: list[str]) -> dict[str, Any]:
+    """What may not change while a run goes on: its samples, their order and views, its network."""
+    return {
+        "seed": settings.seed,
+        "lanes": settings.lanes,
+        "lane_batch": settings.lane_batch,
+        "data": {
+            **settings.data.model_dump(mode="json", exclude={"loader", "reading", "patience_seconds"}),
+            "index": index,
+        },
+        "model": settings.model.model_dump(mode="json"),
+        "loss": settings.loss.model_dump(mode="json"),
+        "init": settings.init.model_dump(mode="json") if settings.init else None,
+        "classes": classes,
+    }
+
+
+def read_settings(folder: Path) -> tuple[TrainSettings, list[str]]:
+    """The settings and class names of an existing run.
+
+    Raises UserError if the folder is none, or a file in it is damaged or another version's.
+    """
+    where, known = str(folder / SETTINGS), read_settings_file(folder).settings
+    try:
+        settings = validate(TrainSettings, known, where)
+    except UserError as error:
+        raise UserError(f"the run's {SETTINGS} does not fit this version: {error.what}", where, WRITER) from error
+    return settings, read_classes_file(folder)
+
+
+def _check_identity(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    changed = differences(there, here)
+    if changed:
+        lines = "; ".join(f"{path}: {old!r} there, {new!r} here" for path, old, new in changed[:6])
+        raise UserError(
+            f"the folder holds another run ({lines})",
+            str(folder),
+            "give this one a folder of its own: run=runs/NAME",
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    with put_whole(path) as aside:
+        aside.write_text(text)

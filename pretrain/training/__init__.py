@@ -1,0 +1,1 @@
+"""The trainer, and what a run begins with, goes on from and calls after each step."""

@@ -1,0 +1,87 @@
+"""How often a run went back to which checkpoint, kept beside its checkpoints, so that the limit holds over restarts."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, remote_of
+from pretrain.settings import TrainSettings, what_matters
+from sharding.base.errors import UserError
+from sharding.base.settings import digest
+
+MOST = 3  # times to the same checkpoint
+REMEDY = "lower schedule.lr, or set engine.clip_gradient"
+FILE = "rollbacks.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """To the checkpoint of a step that an attempt saved: how many times, and the samples passed over since, in steps'
+    worth, with those of the last time.
+    """
+
+    step: int
+    attempt: int
+    times: int
+    passed_over: int
+
+    def is_to(self, checkpoint: Checkpoint) -> bool:
+        """Whether it is this checkpoint."""
+        return (self.step, self.attempt) == (checkpoint.step, checkpoint.attempt)
+
+
+def once_more(before: Rollback | None, checkpoint: Checkpoint, passed_over: int) -> Rollback:
+    """The roll-back to a checkpoint, counted with those before to the same one."""
+    times = before.times if before and before.is_to(checkpoint) else 0
+    return Rollback(checkpoint.step, checkpoint.attempt, times + 1, passed_over)
+
+
+def encoded(rollback: Rollback, settings: TrainSettings) -> str:
+    """As JSON. With other settings that matter the count begins anew: they are the remedy."""
+    return json.dumps({"format": _FORMAT, "settings": digest(what_matters(settings)), **asdict(rollback)}, indent=1)
+
+
+def decoded(text: str, settings: TrainSettings) -> Rollback | None:
+    """What `encoded` wrote with these settings; None of others, and of what is damaged."""
+    try:
+        tree = json.loads(text)
+        if tree["format"] != _FORMAT or tree["settings"] != digest(what_matters(settings)):
+            return None
+        return Rollback(*(int(tree[name]) for name in ("step", "attempt", "times", "passed_over")))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def require_hope(rollback: Rollback | None, checkpoint: Checkpoint | None, run: Path) -> None:
+    """Raises UserError for a run that was given up, and has the same checkpoint and settings as then."""
+    if rollback and checkpoint and rollback.is_to(checkpoint) and rollback.times > MOST:
+        raise UserError(
+            f"the run was given up: training went wrong each of the {rollback.times} times that it went on from the "
+            f"checkpoint at step {rollback.step}",
+            str(run),
+            f"{REMEDY}: with other settings it goes on from there",
+        )
+
+
+def keep(rollback: Rollback, run: Path, settings: TrainSettings) -> None:
+    """Write it into the run's folder, and beside the checkpoints in the settings' store. Raises UserError, OSError."""
+    text = encoded(rollback, settings)
+    aside = run / f".{FILE}.{os.getpid()}"
+    aside.write_text(text)
+    aside.replace(run / FILE)
+    remote = remote_of(run, settings.checkpoint, ask=False)
+    if remote:
+        remote.put(FILE, text.encode())
+
+
+def kept(run: Path, checkpoints: CheckpointSettings) -> str:
+    """What is kept as it is written, in the run's folder or else in the store; "{}" for nothing."""
+    if (run / FILE).exists():
+        return (run / FILE).read_text(errors="replace")
+    remote = remote_of(run, checkpoints, ask=False)
+    data = remote.get(FILE) if remote else None
+    return data.decode(errors="replace") if data else "{}"

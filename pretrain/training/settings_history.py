@@ -1,0 +1,96 @@
+"""What a run was trained with at each of its starts: a line an attempt, and what changed from one to the next."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain.checkpoints.history import SETTINGS_HISTORY
+from pretrain.engine.distributed import World
+from pretrain.settings import TrainSettings, what_matters
+from sharding.base.settings import differences
+
+log = logging.getLogger("reelscale")
+
+_FORMAT = 1
+
+
+def record_start(
+    run: Path, settings: TrainSettings, world: World, attempt: int, step: int, before: dict[str, Any] | None
+) -> None:
+    """Tell what matters and has changed since the run's last start, and enter it. Rank 0's.
+
+    step: of the checkpoint that it goes on from. before: the settings of that start, where the history has none.
+    """
+    mine = settings.model_dump(mode="json")
+    computed_by = _computed_by(world)
+    last = _last(run) or {"settings": before, "computed_by": computed_by}
+    changed = []
+    if last["settings"] is not None:
+        changed = changes(last["settings"], settings)
+        changed += differences(last["computed_by"], computed_by, "computed by")
+    for name, old, new in changed:
+        log.warning("changed since the run's last start: %s is %s, was %s", name, json.dumps(new), json.dumps(old))
+    entry = {
+        "step": step,  # first: by which lines go along with checkpoints
+        "format": _FORMAT,
+        "attempt": attempt,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "changed": [{"setting": name, "old": old, "new": new} for name, old, new in changed],
+        "computed_by": computed_by,
+        "settings": mine,
+    }
+    try:
+        _append(run / SETTINGS_HISTORY, json.dumps(entry))
+    except OSError as error:
+        log.warning("%s cannot be written: %s; training goes on", SETTINGS_HISTORY, error)
+
+
+def changes(before: dict[str, Any], settings: TrainSettings) -> list[tuple[str, Any, Any]]:
+    """(setting, old, new) of what matters and is not as in a former dump; what that has not is as it was."""
+    mine = what_matters(settings)
+    try:
+        former = what_matters(TrainSettings.model_validate(before))
+    except ValueError:  # of a version whose settings were others
+        former = {name: value for name, value in before.items() if name in mine}
+    return differences(former, mine)
+
+
+def _computed_by(world: World) -> dict[str, Any]:
+    """What sums are rounded by, whatever the settings are."""
+    device = world.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"ranks": world.size, "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def _last(run: Path) -> dict[str, Any] | None:
+    try:
+        lines = (run / SETTINGS_HISTORY).read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+            if isinstance(entry["settings"], dict) and isinstance(entry["computed_by"], dict):
+                return dict(entry)
+        except (ValueError, KeyError, TypeError):  # a line that a kill cut short
+            continue
+    return None
+
+
+def _append(path: Path, line: str) -> None:
+    """A whole line, on the disk: a former one that was cut short is ended first."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(f"{line}\n".encode())
+        file.flush()
+        os.fsync(file.fileno())

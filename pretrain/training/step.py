@@ -1,0 +1,167 @@
+"""One step of training: what is summed over its clips, and what all ranks agree on, read when it is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from pretrain.engine.distributed import World
+from pretrain.training.rollbacks import Rollback
+
+T = TypeVar("T")
+
+
+@dataclass
+class Position:
+    """Where a run is: optimizer steps taken, and steps' worth of samples that were shown in vain.
+
+    `best`: the highest clip@1 of a validation so far; `rollback`: how often the run went back to its checkpoint.
+    """
+
+    step: int = 0
+    passed_over: int = 0
+    best: float | None = None
+    rollback: Rollback | None = None
+
+    @property
+    def data_step(self) -> int:
+        """The step of the order whose samples come next."""
+        return self.step + self.passed_over
+
+
+@dataclass
+class StepReport:
+    """A step and its figures: of this rank on the device, then sent to the host, and of all ranks once they are read.
+
+    loss: sum over clips; right: clips whose top class is among their labels; skipped: the optimizer left it out;
+    gradient_norm: before clipping; stopping: a rank was asked to stop; `own_seconds`: what this rank took until the
+    others could have waited for it; `clip1`: of a validation after this step; `absent`: a rank had no clips for it.
+    """
+
+    step: int
+    samples: int
+    learning_rate: float
+    skipped: bool = False
+    stopping: bool = False
+    absent: bool = False
+    clips: float = 0.0
+    loss: float = 0.0
+    right: float = 0.0
+    gradient_norm: float = float("nan")
+    own_seconds: float = 0.0
+    clip1: float | None = None
+    best: bool = False
+    _sums: list[Tensor] = field(default_factory=list)
+    _word: Tensor | None = None
+    _there: torch.cuda.Event | None = None
+    _own: Callable[[], float] = float
+
+    def add(self, targets: Tensor, logits: Tensor, loss: Tensor) -> None:
+        """Add a pass: targets as trained on and logits [N, classes], its mean loss. Nothing waits for the device."""
+        count = float(len(logits))
+        right = right_clips(logits.detach(), targets)
+        self._sums.append(torch.stack([loss.detach().float() * count, right, right.new_full((), count)]))
+
+    def send(self, world: World, stop: bool, verdict: Tensor, own: Callable[[], float] = float) -> None:
+        """Sum over all ranks and send the sums to the host: one collective, and nothing waits for a GPU.
+
+        stop: whether this rank is to stop. verdict: the engine's of this step, the same on every rank. own: what gives
+        `own_seconds` once the device is done.
+        """
+        sums = torch.stack(self._sums).sum(0)
+        word = torch.cat([sums, sums.new_full((1,), float(self.absent)), sums.new_full((1,), float(stop))])
+        world.sum_(word)
+        # From a GPU into pinned memory, which torch takes by itself where a copy is not to block.
+        self._word, self._own = torch.cat([word, verdict]).to("cpu", non_blocking=True), own
+        if word.is_cuda:
+            self._there = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # leaves the core to others
+            self._there.record()
+
+    def read(self) -> None:
+        """The figures, once they have come: the one wait for the device that a step costs, for this step alone."""
+        assert self._word is not None, "not sent"
+        if self._there is not None:
+            self._there.synchronize()
+        self.loss, self.right, self.clips, absent, stops, taken, self.gradient_norm = self._word.tolist()
+        self.stopping, self.absent, self.skipped = stops > 0, absent > 0, taken == 0
+        self.own_seconds = self._own()
+
+    @property
+    def mean_loss(self) -> float:
+        """A clip's."""
+        return self.loss / self.clips
+
+
+def right_clips(logits: Tensor, targets: Tensor) -> Tensor:
+    """How many rows of logits [N, classes] have their top class among those that weigh most in targets [N, classes].
+
+    Those are a clip's labels; of two that were mixed, the labels of the one that is more of the clip.
+    """
+    chosen = targets.gather(1, logits.argmax(1, keepdim=True))
+    return (chosen >= targets.amax(1, keepdim=True)).sum().float()
+
+
+class OwnTime:
+    """Seconds that this rank's device and host took by themselves in a step, between each `begin` and `end` of it.
+
+    Of each pass up to where it may wait for other ranks: what waits is as slow on all of them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._begun = 0.0
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def begin(self) -> None:
+        """Of work that waits for no other rank."""
+        if self._device.type == "cuda":
+            self._events.append((_marked(), torch.cuda.Event(enable_timing=True)))
+        else:
+            self._begun = time.perf_counter()
+
+    def end(self, here: bool = True) -> None:
+        """Of that work, as far as it was sent to the device, if it is `here`."""
+        if not here:
+            return
+        if self._device.type == "cuda":
+            self._events[-1][1].record()
+        else:
+            self._seconds += time.perf_counter() - self._begun
+
+    def step(self) -> Callable[[], float]:
+        """What gives the seconds of the step that ends here, once the device has done it; the next begins at nought."""
+        seconds, events = self._seconds, self._events
+        self._seconds, self._events = 0.0, []
+        return lambda: seconds + sum(first.elapsed_time(last) for first, last in events) / 1e3
+
+
+def _marked() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+class Repeatable(Generic[T]):
+    """An iterator whose last item comes once more after `again`."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items, self._last, self._again = iter(items), list[T](), False
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if not self._again:
+            self._last = [next(self._items)]
+        self._again = False
+        return self._last[0]
+
+    def again(self) -> None:
+        """Have the last item come again."""
+        self._again = True

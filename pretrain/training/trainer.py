@@ -1,0 +1,180 @@
+"""A training run from top to bottom: settings and a store in, checkpoints, metrics and a trained network out."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from pretrain import metrics
+from pretrain.checkpoints.checkpoint import prepare_folder
+from pretrain.data.device.transforms import network_input
+from pretrain.data.loader import Clips
+from pretrain.data.sampling.order import mix
+from pretrain.engine.autotune.process import SPARE
+from pretrain.engine.device_lost import device_is_there
+from pretrain.engine.distributed import World, leave_world, ranks_are_there, start_world
+from pretrain.losses import loss as loss_of
+from pretrain.losses import mixed
+from pretrain.lr_schedule import learning_rate
+from pretrain.models.network import seed_dropout
+from pretrain.resilience.liveness import Pulse
+from pretrain.resilience.loss_monitor import Verdict
+from pretrain.resilience.stop_signal import Stop
+from pretrain.run_folder import Run
+from pretrain.settings import PATIENCE, TrainSettings, check_ranks, derived, longest_wait, require_memory
+from pretrain.training.callbacks import Hook
+from pretrain.training.no_clips import clips_or_none, leave_out, take_part
+from pretrain.training.preflight import begin_measuring, sources_of
+from pretrain.training.resume import go_back
+from pretrain.training.setup import Session, open_session
+from pretrain.training.step import Repeatable, StepReport
+
+log = logging.getLogger("reelscale")
+
+Outcome = Literal["finished", "stopped"]
+
+
+def train(
+    settings: TrainSettings, extra_hooks: Sequence[Hook] = (), on_start: Callable[[int], None] | None = None
+) -> Outcome:
+    """Train on this rank until the schedule ends ("finished") or all ranks agree to stop ("stopped", all saved).
+
+    Called by every rank; joins their process group. Goes on from the newest checkpoint in the run's folder.
+    `on_start(rank)` is called once the run's log is open.
+    Raises UserError for what a user can mend, CannotGoOn where training fails. A lost device ends the process.
+    """
+    folder = Path(settings.run or "run")
+    with ExitStack() as leaving:
+        leaving.callback(SPARE.end)
+        stop = leaving.enter_context(Stop(folder))
+        begin_measuring(settings, folder)
+        world = start_world(longest_wait(settings), deterministic=settings.deterministic is True)
+        check_ranks(settings.lanes, world.size)
+        leaving.enter_context(Pulse(world, settings.pulse))
+        leaving.enter_context(ranks_are_there())
+        prepare_folder(folder, settings.checkpoint)
+        run = Run(folder, writes=world.rank == 0)
+        sources = sources_of(settings, run, world)
+        classes = sources.classes
+        quantities = derived(settings, len(classes), sources.samples, world.size)
+        require_memory(quantities["memory_per_rank_bytes"], world.device)
+        run.begin(settings, classes, sources.versions, quantities)
+        run.log_to_file()
+        if on_start:
+            on_start(world.rank)
+        with device_is_there():
+            session = open_session(settings, world, run, sources, extra_hooks, leaving, stop)
+        stop.begin(looks=world.rank == 0)
+        with device_is_there(session.saving.written):
+            outcome = run_steps(settings, world, folder, session, stop)
+            with session.watchdog.patience(PATIENCE):
+                session.saving.finish()
+    if outcome == "stopped":
+        log.info("stopped at step %d with everything saved; the same command goes on from here", session.position.step)
+    stop.clear()
+    world.barrier()  # the other ranks' pulses go by rank 0 until they have left
+    leave_world()
+    return outcome
+
+
+def run_steps(settings: TrainSettings, world: World, folder: Path, session: Session, stop: Stop) -> Outcome:
+    """The loop: a step is a batch of every lane, one optimizer step, and what hangs on it.
+
+    A GPU is never left idle: a step's figures are read, and what hangs on them is done, when the next step's work has
+    been sent, unless something must see the run right after it (`is_read_at_once`).
+    """
+    engine, position, lanes, together = session.engine, session.position, session.lanes, settings.together
+    video: torch.Tensor | None = None  # the same memory for every pass
+    steps, first = Repeatable(clips_or_none(session.loader)), position.step + 1
+    sent = deque[StepReport]()  # whose figures are not read yet: of this step, and of the one before it
+    for batches in steps:
+        step = position.step
+        report = StepReport(step + 1, (step + 1) * settings.batch, rate := rate_at(settings, step))
+        engine.set_learning_rate(rate)
+        if batches is None:
+            take_part(settings, session, report)
+        for numbers, clips in passes(lanes, batches, together) if batches else ():
+            session.own_time.begin()
+            seeds = [seed_of(settings, step, lane) for lane in numbers]
+            seed_dropout(engine.model, seeds, world.device)
+            buffer = video if engine.input_buffer is None else engine.input_buffer
+            video = network_input(clips.planes, settings.data.clip, out=buffer)  # N C T H W
+            video, targets = mixed(settings.loss, video, clips.targets, seeds)
+            session.own_time.end(engine.forward_waits)
+            logits = engine.forward(video)  # N classes
+            loss = loss_of(settings.loss, logits, targets)
+            session.own_time.end(not engine.forward_waits)
+            engine.backward(loss)
+            engine.step()
+            report.add(targets, logits, loss)
+        position.step += 1
+        report.send(world, stop.wanted, engine.verdict, session.own_time.step())
+        sent.append(report)
+        at_once, stopping = report.step == first or is_read_at_once(settings, report.step), False
+        while sent and (len(sent) > 1 or at_once or stopping):
+            read = sent.popleft()
+            read.read()
+            if read.absent:
+                leave_out(session, read)
+                return "stopped"
+            stopping |= read.stopping
+            with session.watchdog.patience(PATIENCE):
+                if judge(session, read) == "rollback":
+                    session.saving.wait()
+                    position.step = read.step
+                    if sent:  # a step that was sent meanwhile was none: its samples come next
+                        sent.clear()
+                        steps.again()
+                    go_back(folder, settings, engine, position, session.watch, world)
+                    session.loader.last = settings.steps + position.passed_over
+                    stopping = False
+                    break
+                for hook in session.hooks:
+                    ending = stopping or read.stopping or read.step == settings.steps  # a validation may be broken off
+                    hook.after_step(read, last=not sent and ending)
+                stopping |= read.stopping
+        if stopping and position.step < settings.steps:
+            return "stopped"
+    return "finished"
+
+
+def judge(session: Session, report: StepReport) -> Verdict:
+    """What the figures of a step that were read mean for the run. Called once a step, in order."""
+    session.engine.settle(not report.skipped)
+    verdict = session.watch.step(report.mean_loss, report.skipped and not session.engine.was_overflow)
+    if verdict == "spike":
+        metrics.LOSS_SPIKES.inc()
+        log.warning("the loss of step %d, %.3f, is far above those before it", report.step, report.mean_loss)
+    return verdict
+
+
+def is_read_at_once(settings: TrainSettings, step: int) -> bool:
+    """Whether the figures of a step, counted from 1, are read before the next one begins: the same on every rank.
+
+    They are where a checkpoint or a validation is due, at the end, and in fp16, whose loss scale follows from them.
+    """
+    due = any(step % each == 0 for each in (settings.checkpoint.every_steps, settings.validation.every_steps))
+    return due or step == settings.steps or settings.engine.precision == "fp16"
+
+
+def passes(lanes: range, batches: list[Clips], together: bool) -> Iterator[tuple[Sequence[int], Clips]]:
+    """(lanes, clips) of each pass of a step: a lane at a time, or all lanes at once."""
+    if together:
+        yield lanes, Clips.together(batches)
+        return
+    for lane, clips in zip(lanes, batches, strict=True):
+        yield [lane], clips
+
+
+def rate_at(settings: TrainSettings, step: int) -> float:
+    """Learning rate of step `step`, counted from 0."""
+    return learning_rate(settings.schedule, settings.lanes, step * settings.batch)
+
+
+def seed_of(settings: TrainSettings, step: int, lane: int) -> int:
+    """What a lane's dropout and mixup are drawn from at a step."""
+    return int(mix(settings.seed, step, lane)[0] >> 1)

@@ -1,0 +1,237 @@
+"""Settings: typed models, read from YAML and `key.path=value`, refused with the field's path."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+import yaml
+
+from sharding.base.errors import UserError
+from sharding.base.printable import visible
+from sharding.base.text import nfc, read_text
+
+LARGEST = 2**53  # of any setting: beyond it neither JSON nor a float holds every whole number
+Seconds = Annotated[float, pydantic.Field(gt=0, le=366 * 86400)]  # a wait: what clocks and threads can count
+
+
+class Settings(pydantic.BaseModel):
+    """Base of all settings: unknown keys are refused, a value once made never changes.
+
+    So are numbers that are not finite, or that no arithmetic on them would survive, wherever they stand.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @pydantic.field_validator("*", mode="after")
+    @classmethod
+    def _numbers_that_can_be_used(cls, value: Any) -> Any:
+        if (number := _unusable(value)) is not None:
+            raise ValueError(f"{_short(number)} is no number to compute with; it should lie within ±{LARGEST:,}")
+        return value
+
+
+def _unusable(value: Any) -> int | float | None:
+    """The first number in a value, however deep in lists and dictionaries, that is not finite or too large."""
+    if isinstance(value, int | float):
+        return None if -LARGEST <= value <= LARGEST else value
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    elif not isinstance(value, list | tuple | set | frozenset):
+        return None
+    return next((number for each in value if (number := _unusable(each)) is not None), None)
+
+
+M = TypeVar("M", bound=pydantic.BaseModel)
+Loc = tuple[int | str, ...]
+_SHOWN = 200  # characters of a value that does not fit
+
+
+def load_settings(model: type[M], path: str | None, overrides: Sequence[str] = ()) -> M:
+    """The settings of the YAML file at `path` (None: all defaults), changed by `key.path=value` overrides.
+
+    Raises UserError for a file that is missing or not YAML, and for every unknown key, wrong type or
+    malformed override, each named by its field's path with what was found.
+    """
+    tree = _read_yaml(path) if path is not None else {}
+    for override in overrides:
+        _apply(tree, override)
+    where = path if path is not None else "the settings given on the command line"
+    return validate(model, tree, where)
+
+
+def validate(model: type[M], tree: dict[str, Any], where: str) -> M:
+    """`tree` as an instance of `model`; raises UserError naming every field that does not fit."""
+    try:
+        return model.model_validate(tree)
+    except pydantic.ValidationError as error:
+        problems = [_problem(model, detail) for detail in error.errors(include_url=False)]
+    what = problems[0] if len(problems) == 1 else "\n".join([f"{len(problems)} settings do not fit:", *problems])
+    raise UserError(what, where, "correct the settings named above, then run the command again")
+
+
+def digest(settings: pydantic.BaseModel | dict[str, Any]) -> str:
+    """sha256 (hex) of the settings' canonical JSON."""
+    tree = settings if isinstance(settings, dict) else settings.model_dump(mode="json")
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def differences(there: Any, here: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """(field path, value there, value here) of every leaf in which two JSON trees differ."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = sorted({*there, *here})
+        return [
+            found
+            for key in keys
+            for found in differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if there == here or _canonical(there) == _canonical(here) else [(path, there, here)]
+
+
+def _canonical(value: Any) -> str:
+    """A JSON value as a text in which names of one spelling are one, however their letters are composed."""
+    return nfc(json.dumps(value, sort_keys=True, ensure_ascii=False))
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        tree = load_yaml(read_text(Path(path), path, "settings file"))
+    except FileNotFoundError:
+        raise UserError("there is no such settings file", path, "check the path; recipes are in configs/") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date or a number that is none
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else path
+        problem = getattr(error, "problem", None) or str(error)
+        raise UserError(f"not valid YAML: {problem}", place, "correct it there") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        found = type(tree).__name__
+        raise UserError(f"settings are `key: value` lines; found a {found}", path, "write `key: value` lines")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set one `key.path=value` in `tree`, in place."""
+    key, equals, text = override.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"not a setting: {override!r}", "the command line", "write it as key.path=value, e.g. seed=7")
+    try:
+        # A mark alone (labels_separator=,) is itself: to YAML it begins something; only ~ is a value.
+        value = text if len(text) == 1 and not text.isalnum() and text != "~" else load_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
+        problem = getattr(error, "problem", None) or str(error)
+        what = f"{visible(key)}: the value {_short(text)} is not valid YAML: {problem}"
+        raise UserError(what, "the command line", "correct the value, or put it in quotes") from error
+    node: Any = tree
+    for depth, part in enumerate(keys):
+        if not isinstance(node, dict):
+            above = ".".join(keys[:depth])
+            raise UserError(
+                f"{visible(key)}: {visible(above)} is {node!r} and has no fields below it",
+                "the command line",
+                f"set {above} itself",
+            )
+        if depth == len(keys) - 1:
+            node[part] = value
+        elif node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+
+
+def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
+    """One line: field path, what is wrong, what was found, and near names for an unknown key."""
+    loc: Loc = detail["loc"]
+    field = visible(".".join(str(part) for part in loc)) or "settings"
+    if detail["type"] == "extra_forbidden":
+        names = sorted({name for parent in _models_at(model, loc[:-1]) for name in parent.model_fields})
+        near = difflib.get_close_matches(str(loc[-1]), names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(names)}"
+        return f"{field}: there is no such setting; {hint}"
+    if detail["type"] == "missing":
+        return f"{field}: is required and was not given"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not loc:
+        return message
+    found, allowed = detail.get("input"), ""
+    if detail["type"].startswith(("int_", "float_", "finite")):  # the bounds are named only of numbers of that type
+        allowed = _bounds(model, loc)
+    return f"{field}: found {_short(found)} ({type(found).__name__}); {message[:1].lower()}{message[1:]}{allowed}"
+
+
+def _short(value: Any) -> str:
+    """A value in a message, cut where it is long: a number of a thousand digits is one."""
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _bounds(model: type[pydantic.BaseModel], loc: Loc) -> str:
+    """What a number at this location must be, e.g. "; it should be less than 1"; nothing where it is free."""
+    words = {"ge": "greater than or equal to", "gt": "greater than", "le": "less than or equal to", "lt": "less than"}
+    limits = [
+        f"{word} {getattr(limit, name)}"
+        for parent in _models_at(model, loc[:-1])
+        if loc[-1] in parent.model_fields
+        for limit in parent.model_fields[str(loc[-1])].metadata
+        for name, word in words.items()
+        if getattr(limit, name, None) is not None
+    ]
+    return f"; it should be {' and '.join(limits)}" if limits else ""
+
+
+def _models_at(model: type[pydantic.BaseModel], loc: Loc) -> list[type[pydantic.BaseModel]]:
+    """The models that a location of pydantic's error list passes through last."""
+    current = [model]
+    for part in loc:
+        below = [
+            found
+            for parent in current
+            if part in parent.model_fields
+            for found in _models_in(parent.model_fields[str(part)].annotation)
+        ]
+        current = below or current
+    return current
+
+
+def _models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
+
+
+def load_yaml(text: str) -> Any:
+    """What the text says, in plain types. Raises yaml.YAMLError for what is no YAML, and for a key that is there twice.
+
+    What a merge key (`<<`) brings may be given anew, as YAML has it.
+    """
+    try:
+        return yaml.load(text, _StrictLoader)
+    except (ValueError, OverflowError, RecursionError) as error:  # a date that is none; a number or a nest too large
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's own, which goes through every mapping once more: its constructor lets the last of equal keys win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in lines:
+                what = f"the key {key!r} is there twice, first on line {lines[key]}"
+                raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
+            lines[key] = key_node.start_mark.line + 1
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,164 @@
+"""Text and JSON files as people leave them: decoded in one place, read as what they are due to be, or refused."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import unicodedata
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NoReturn, TypeVar
+
+import pydantic
+
+from sharding.base.errors import UserError
+
+WRITER = "use the version of Reelscale that wrote it"  # a remedy
+SAVE = "save it as UTF-8"
+SAY = f"{SAVE}, or say what it is, e.g. encoding=cp1252 (Windows in the West), latin-1, shift_jis, gb18030 or utf-16"
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, with which it begins
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_HEAD = 2**12  # bytes by which a text is judged before it is read
+_WIDE = ("utf-16", "utf-32")
+
+M = TypeVar("M")
+
+
+class WrongEncoding(UserError):
+    """A text is not in the encoding that it is read as."""
+
+
+def nfc(name: str) -> str:
+    """A name in Unicode's composed form: macOS writes é as e and an accent, which others write as one letter."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def known_encoding(name: str) -> str:
+    """The name of an encoding as it is given. Raises ValueError if no encoding of texts is called so."""
+    try:
+        b"text".decode(name, "replace")
+    except (LookupError, ValueError):
+        raise ValueError(
+            "no encoding is called so; known are e.g. cp1252, latin-1, shift_jis, gb18030, utf-16"
+        ) from None
+    return name
+
+
+@contextmanager
+def opened_text(
+    path: Path,
+    where: str,
+    what: str,
+    encoding: str | None = None,
+    newline: str | None = None,
+    strict: bool = True,
+    hint: str = SAVE,
+) -> Iterator[io.TextIOBase]:
+    """A user's text file, unpacked where it is gzip, without its byte-order mark, which outweighs `encoding`.
+
+    `encoding`: None for UTF-8. `newline`: as of `open`. Not `strict`: bytes of another encoding are passed over, to
+    look what a file is. `what` it is, `where`, and what to do where it is in another encoding (`hint`), are for the
+    messages.
+    Raises FileNotFoundError where there is none, WrongEncoding for bytes that are not of the encoding, UserError for a
+    file that cannot be read or is damaged; the last two also while it is read.
+    """
+    try:
+        with path.open("rb") as raw:
+            data = _unpacked(raw)
+            codec = _codec(data.read(_HEAD), encoding, strict, where, what, hint)
+            data.seek(0)
+            with io.TextIOWrapper(data, codec, "strict" if strict else "replace", newline) as text:  # type: ignore[arg-type]
+                yield text
+    except UnicodeError as error:
+        _refuse(path, where, what, encoding, hint, error)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        problem = f"the gzip file is damaged: {error}"
+        raise UserError(problem, where, "get it again; it may have been cut off on its way") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        problem = f"the {what} cannot be read: {error.strerror or error}"
+        raise UserError(problem, where, "give a readable file") from error
+
+
+def read_text(path: Path, where: str, what: str, hint: str = SAVE) -> str:
+    """The whole of a user's text file, which is UTF-8; raises as `opened_text` does."""
+    with opened_text(path, where, what, hint=hint) as text:
+        return text.read()
+
+
+def _unpacked(raw: IO[bytes]) -> IO[bytes]:
+    packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    return gzip.GzipFile(fileobj=raw) if packed else raw  # type: ignore[return-value]
+
+
+def _codec(head: bytes, encoding: str | None, strict: bool, where: str, what: str, hint: str) -> str:
+    """The codec to decode a text with that begins with these bytes."""
+    marked = next((codec for mark, codec in _MARKS if head.startswith(mark)), None)
+    if marked == "utf-8-sig" or (marked is not None and encoding is not None):
+        return marked
+    if marked is not None:
+        raise WrongEncoding(f"the {what} is in {marked.upper()}", where, hint)
+    wide = encoding is not None and codecs.lookup(encoding).name.startswith(_WIDE)
+    if b"\0" in head and not wide and strict:
+        problem = f"the {what} is no UTF-8: it holds NUL bytes, as UTF-16 and files of no text do"
+        raise WrongEncoding(problem, where, hint)
+    if head and wide and b"\0" not in head:  # every line's end holds one
+        raise WrongEncoding(f"the {what} is not in {encoding}", where, "give all texts of a corpus in one encoding")
+    return encoding or "utf-8"
+
+
+def _refuse(path: Path, where: str, what: str, encoding: str | None, hint: str, error: UnicodeError) -> NoReturn:
+    """Raises WrongEncoding for a text of another encoding, with the line where it is read as UTF-8."""
+    if encoding is not None:
+        problem = f"the {what} is not in {encoding}: {getattr(error, 'reason', error)}"
+        raise WrongEncoding(problem, where, "say what it is with encoding=…, or save it as UTF-8") from error
+    line = 1
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as raw:
+        data = _unpacked(raw)
+        while chunk := data.read(2**20):
+            try:
+                decoder.decode(chunk)
+            except UnicodeDecodeError as found:
+                line += found.object[: found.start].count(b"\n")
+                break
+            line += chunk.count(b"\n")
+    raise WrongEncoding(f"the {what} is not UTF-8", f"{where}, line {line}", hint) from error
+
+
+def read_json(data: bytes, kind: type[M], what: str, where: str, remedy: str, newest: int = 1) -> M:
+    """The content of a file as an instance of `kind`, any type that pydantic knows.
+
+    `what` the file is, as in "the run's settings.json". A mapping tells its "format", and is of format 1 unless it
+    does. Raises UserError for a file that is no JSON, of another format than `newest`, or not of this kind.
+    """
+    try:
+        tree = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        why = f"not JSON: {error}" if data.strip() else "it is empty"
+        raise UserError(f"{what} is damaged: {why}", where, remedy) from error
+    if isinstance(tree, dict):
+        require_format(tree.get("format", 1), newest, what, where)
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(tree)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        raise UserError(f"{what} is damaged: {place}: {first['msg']}", where, remedy) from error
+
+
+def require_format(found: object, newest: int, what: str, where: str) -> None:
+    """Raises UserError for a file of another format than this version writes."""
+    if found != newest:
+        raise UserError(f"{what} has format {found!r}; this version reads format {newest}", where, WRITER)

@@ -1,1 +1,0 @@
-"""What `sharding.verify` asks of a shard and a sample."""

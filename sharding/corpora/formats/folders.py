@@ -1,0 +1,37 @@
+"""A folder of class folders → rows: the class from a folder's name, the split from one above it, if there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from sharding.corpora.entries.rows import Refusal, Row
+from sharding.corpora.entries.splits import SPLITS
+from sharding.corpora.formats.lists import Found
+
+Files = Callable[[], Iterable[tuple[str, int | None]]]
+
+
+def folder_rows(files: Files, folder: str) -> Iterator[Found]:
+    """Rows of a listing (path, bytes), which is gone through several times, in one of three layouts.
+
+    `{train,val}/class/**/file`, `class/**/file`, or flat files, which are of one class called `folder`. Videos
+    beside class folders have no class, and are refused.
+    """
+    # A class may be called "train" (the locomotive) among others: splits only if every folder is one.
+    tops: set[str] = set()
+    for uri, _ in files():
+        top, slash, _ = uri.partition("/")
+        if slash:
+            tops.add(top)
+    split_above = bool(tops) and all(top.lower() in SPLITS for top in tops)
+    # If not one lies in a class folder, all are of one class, named after the corpus.
+    depth = 2 if split_above else 1
+    classed = any(uri.count("/") >= depth for uri, _ in files())
+    for uri, size in files():
+        parts = uri.split("/", depth)
+        if len(parts) < depth or (classed and len(parts) == depth):
+            yield Refusal(uri, "unlabelled", "it lies beside the class folders", 0)
+            continue
+        name = parts[depth - 1] if classed else folder
+        split = SPLITS[parts[0].lower()] if split_above else ""
+        yield Row(uri, (name,), split, bytes=size)

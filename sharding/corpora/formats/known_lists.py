@@ -1,0 +1,173 @@
+"""The lists of a corpus of a kind that is known → their rows, the names of its classes, by what ids files are meant."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sharding.base.errors import UserError
+from sharding.corpora.entries.labels import Meaning, read_names
+from sharding.corpora.entries.roots import tellable
+from sharding.corpora.entries.rows import Ids, Listing
+from sharding.corpora.entries.settings import CorpusSettings
+from sharding.corpora.entries.splits import SPLITS
+from sharding.corpora.formats.datasets import (
+    UcfNames,
+    hmdb51_rows,
+    id_in_class,
+    ids_of_file,
+    kinetics_rows,
+    sports1m_json_rows,
+    sports1m_rows,
+    stem,
+    ucf101_names,
+    ucf101_rows,
+)
+from sharding.corpora.formats.json_stream import json_entries
+from sharding.corpora.formats.list_file import ListFile, list_file
+from sharding.corpora.formats.lists import Found, LabelCells, csv_rows, json_lines, json_rows, parquet_rows, text_lines
+
+Kind = Literal["folder", "csv", "jsonl", "parquet", "sports1m", "kinetics", "ucf101", "hmdb51"]
+HMDB = re.compile(r"(.+)_test_split(\d)\.txt")
+_SPLIT = re.compile(r"(?:^|[_.-])(train|training|val|valid|validate|validation|test)(?:[_.-]|$)")
+_BESIDE = {
+    "ucf101": ("UCF-101", "UCF101", "ucf101", "videos"),
+    "hmdb51": ("hmdb51", "HMDB51", "hmdb51_org", "videos"),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A corpus as recognised. `meaning` of its labels; `names` of its classes, where it has a list of them.
+
+    `ids`: those by which a file is meant; None where rows name files by path. `beside`: places to look for the
+    media in, if the lists' own folder holds none.
+    """
+
+    kind: Kind
+    lists: tuple[Listing, ...]
+    meaning: Meaning = "names"
+    names: tuple[str, ...] | None = None
+    ids: Ids | None = None
+    beside: tuple[str, ...] = ()
+
+
+def class_names(place: str, encoding: str | None = None) -> tuple[str, ...]:
+    """Names of a file with one class a line. Raises UserError if it is not there, or is not such a file."""
+    try:
+        with list_file(place, encoding) as file, file.opened() as text:
+            return read_names(text.read(2**26), file.where)
+    except FileNotFoundError:
+        remedy = "check the path; write one class name a line, line 1 being class 0"
+        raise UserError("there is no such file of class names", tellable(place), remedy) from None
+
+
+def shape_of_lists(kind: Kind, folder: str, places: list[str], settings: CorpusSettings) -> Shape:
+    """Lists of a kind, at these places of a corpus' folder, ready to read."""
+    encoding = settings.encoding
+    names = class_names(settings.labels, encoding) if settings.labels is not None else None
+    if kind == "sports1m":
+        names = names or _names_beside(folder, places, encoding)
+        return Shape(kind, _listings(places, _sports1m_list, encoding), "numbers", names, ids_of_file)
+    if kind == "kinetics":
+        return Shape(kind, _listings(places, kinetics_rows, encoding), "names", names, ids_of_file)
+    if kind in ("ucf101", "hmdb51"):
+        return _split_lists(kind, places, names, encoding)
+    labels = LabelCells(settings.labels_separator, names or ())
+
+    def rows(file: ListFile, split: str) -> Iterator[Found]:
+        if kind == "parquet":
+            return parquet_rows(file, split, labels)
+        if kind == "csv":
+            return csv_rows(file, split, labels)
+        if plain_name(file.place).endswith(".json"):
+            return json_rows(((number, entry) for number, _, entry in json_entries(file)), split, labels)
+        return json_rows(json_lines(file), split, labels)
+
+    unit = "row" if kind == "parquet" else "line"
+    return Shape(kind, _listings(places, rows, encoding, unit), "either", names)
+
+
+def _split_lists(kind: Kind, places: list[str], names: tuple[str, ...] | None, encoding: str | None) -> Shape:
+    """UCF101's and HMDB51's lists, which name files by class folder."""
+    home = places[0].rpartition("/")[0]
+    parent = home.rpartition("/")[0]
+    beside = tuple(f"{above}/{name}" for above in dict.fromkeys((home, parent)) for name in _BESIDE[kind])
+    if kind == "hmdb51":
+        classes = names or tuple(sorted({_hmdb_class(place) for place in places}))
+
+        def by_class(file: ListFile, split: str) -> Iterator[Found]:
+            return hmdb51_rows(file, _hmdb_class(file.place))
+
+        return Shape(kind, _listings(places, by_class, encoding), "names", names, id_in_class(classes), beside)
+    if names is None:
+        with contextlib.suppress(FileNotFoundError), list_file(f"{home}/classInd.txt", encoding) as file:
+            names = ucf101_names(file)
+    classes = names or tuple(sorted(_ucf101_classes(places, encoding)))
+    spelled = UcfNames(classes)
+
+    def rows(file: ListFile, split: str) -> Iterator[Found]:
+        return ucf101_rows(file, split, spelled)
+
+    ids = id_in_class(classes, spelled.name)
+    return Shape(kind, _listings(places, rows, encoding), "names", names, ids, beside)
+
+
+def _listings(
+    places: Sequence[str], rows: Callable[[ListFile, str], Iterator[Found]], encoding: str | None, unit: str = "line"
+) -> tuple[Listing, ...]:
+    """Lists that are fetched when they are read; the split that a list's name tells goes for rows that tell none."""
+
+    def read(place: str) -> Iterator[Found]:
+        with list_file(place, encoding) as file:
+            yield from rows(file, split_of_name(place))
+
+    units = ["entry" if plain_name(place).endswith(".json") else unit for place in places]
+    return tuple(Listing(tellable(place), unit, read(place)) for place, unit in zip(places, units, strict=True))
+
+
+def split_of_name(place: str) -> str:
+    """The split that a list's name tells: "train", "val", "test"; "" if it tells none."""
+    name = place.rpartition("/")[2].lower()
+    words = set(_SPLIT.findall(name)) | set(re.findall(r"^(train|test)(?=list\d)", name))
+    return SPLITS[words.pop()] if len(words) == 1 else ""
+
+
+def plain_name(place: str) -> str:
+    """A list's name or place in lower case, as it is called where it is not packed."""
+    return place.lower().removesuffix(".gz")
+
+
+def _names_beside(folder: str, places: list[str], encoding: str | None) -> tuple[str, ...] | None:
+    """Sports-1M's labels.txt: beside its lists, or one folder above."""
+    home = places[0].rpartition("/")[0]
+    for above in dict.fromkeys((home, home.rpartition("/")[0], folder)):
+        place = f"{above}/labels.txt"
+        with contextlib.suppress(FileNotFoundError), list_file(place, encoding) as file, file.opened() as text:
+            return read_names(text.read(2**26), file.where)
+    return None
+
+
+def _sports1m_list(file: ListFile, split: str) -> Iterator[Found]:
+    name = plain_name(file.place)
+    if name.endswith((".jsonl", ".ndjson")):
+        return sports1m_json_rows(((line, "", entry) for line, entry in json_lines(file)), split)
+    if name.endswith(".json"):
+        return sports1m_json_rows(json_entries(file), split)
+    return sports1m_rows(file, split)
+
+
+def _ucf101_classes(places: Sequence[str], encoding: str | None) -> Collection[str]:
+    found = set()
+    for place in places:
+        with list_file(place, encoding) as file:
+            found |= {text.partition("/")[0] for _, text in text_lines(file) if isinstance(text, str)}
+    return found
+
+
+def _hmdb_class(place: str) -> str:
+    match = HMDB.fullmatch(place.rpartition("/")[2])
+    return match.group(1) if match else stem(place)

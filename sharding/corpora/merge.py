@@ -1,0 +1,105 @@
+"""Rows joined with the files there are → videos: each once, on one side only, with all its labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from sharding.corpora.entries.labels import LabelBook
+from sharding.corpora.entries.roots import printable
+from sharding.corpora.entries.rows import Refusal, decoded
+from sharding.corpora.entries.splits import Shares
+
+ABSENT, UNKNOWN = -1, -2  # instead of bytes: the file is known not to be there; it is there, of unknown size
+_SHOWN = 300  # characters of the labels that a reason shows
+
+
+def settled_videos(
+    rows: Iterable[tuple[Any, ...]],
+    book: LabelBook,
+    shares: Shares | None,
+    absent: str,
+    keep: Callable[[int, Refusal], None],
+    place: Callable[[int, int], str],
+) -> Iterator[tuple[Any, ...]]:
+    """Rows of the table `videos`, from rows that come by source video, its training rows first.
+
+    `shares` takes note of them where a share is for validation; `absent` says why a video is missing; `keep` takes
+    (list, refusal), and `place` says in words where (list, line) is.
+    """
+
+    def refuse(row: tuple[Any, ...], kind: str, reason: str, name: bytes | None = None) -> None:
+        keep(row[8], Refusal(decoded(name or row[2]), kind, reason, row[9]))
+
+    indices_of = book.reader()
+    source, trained = b"", False
+    key: tuple[Any, ...] | None = None  # of the video that further rows may still add labels to
+    labels: set[int] = set()
+    size: int | None = None
+    at = (0, 0)
+    for row in rows:
+        split = row[1]
+        if split == "test":
+            refuse(row, "test", "it is of the test split, and there is a validation split")
+            continue
+        indices, bad = indices_of(row[6])
+        if bad:
+            shown = ", ".join(bad[:3])[:_SHOWN] + (", …" if len(bad) > 3 else "")
+            remain = "; its other labels remain" if indices else ""
+            refuse(row, "label_out_of_range", f"there is no class {shown}{remain}")
+            if not indices:
+                continue
+        found = _joined(row)
+        if found is None:
+            refuse(row, "missing", absent)
+            continue
+        uri, start, end, bytes_, copies = found
+        if row[0] != source:
+            trained = False
+        elif split == "val" and trained:
+            refuse(row, "leak", "the same video is listed for training: it stays there", uri)
+            continue
+        if key == (split, uri, start, end):
+            added = "with the same labels" if labels.issuperset(indices) else "its labels were added to those"
+            refuse(row, "duplicate", f"it is listed before, in {place(*at)}; {added}", uri)
+            labels.update(indices)
+            continue
+        if key is not None:
+            yield _video(key, labels, size, at, source if shares is not None else None)
+        source, key, labels, size, at = row[0], (split, uri, start, end), set(indices), bytes_, (row[8], row[9])
+        trained = trained or split == "train"
+        if shares is not None:
+            shares.saw(source, size)
+        if copies > 1:
+            refuse(row, "ambiguous", f"{copies} files have this id; {printable(decoded(uri))} is taken")
+    if key is not None:
+        yield _video(key, labels, size, at, source if shares is not None else None)
+
+
+def identity_digest(uri: bytes, start: float | None, end: float | None) -> bytes:
+    """The place of a video in its split's order: half a sha256, which depends on nothing but its identity."""
+    # Salted: unsalted, the validation share would lie in one corner of the order.
+    stretch = b"" if start is None and end is None else f"\0{start}\0{end}".encode()
+    return hashlib.sha256(b"order:" + uri + stretch).digest()[:16]
+
+
+def _joined(row: tuple[Any, ...]) -> tuple[bytes, float | None, float | None, int | None, int] | None:
+    """(uri, start, end, bytes, files of this id) of a row's file; None if it is missing."""
+    _, _, key, whole, start, end, _, known, _, _, uri, size, copies, whole_uri, whole_size, whole_copies = row
+    if uri is not None:
+        # A file of the stretch's own id holds that stretch alone.
+        return (uri, start, end, size, copies) if whole is None else (uri, None, None, size, copies)
+    if whole_uri is not None:
+        return whole_uri, start, end, whole_size, whole_copies
+    if known is None or known == ABSENT:
+        return None
+    return key, start, end, None if known == UNKNOWN else known, 1
+
+
+def _video(
+    key: tuple[Any, ...], labels: set[int], size: int | None, at: tuple[int, int], source: bytes | None
+) -> tuple[Any, ...]:
+    split, uri, start, end = key
+    code = str(*labels) if len(labels) == 1 else ",".join(map(str, sorted(labels)))
+    return split, identity_digest(uri, start, end), uri, start, end, code, size, *at, source

@@ -1,0 +1,1 @@
+"""What lies in a store: plan, generations, records, index and failure lists."""

@@ -1,0 +1,117 @@
+"""A shard's failure list: the videos and segments that gave no sample, and why; which of a store's still fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from sharding.base.errors import DamagedStore
+from sharding.base.redact import redacted
+from sharding.corpora.manifest import Video, printable
+from sharding.format.generations import Generation, planned_jobs
+from sharding.format.plan import SPLITS, ShardJob
+from sharding.format.record import (
+    failure_list,
+    failures_path,
+    raised_as_damage,
+    read_meta,
+    record_path,
+    shard_of,
+    zip_ahead,
+)
+from sharding.media.input.bad_video import BadVideo
+from sharding.storage.store import Store
+
+Failure = dict[str, Any]
+_FIELDS = {"uri", "start", "end", "segment", "kind", "reason"}
+Unit = tuple[str, float | None, float | None, int | None]  # uri, start, end, segment (None: the whole)
+
+
+def failure(video: Video, segment: int | None, bad: BadVideo) -> Failure:
+    """A line of the failure list: uri, start, end (of the listed stretch), segment, kind, reason, detail."""
+    if segment is None and video.segments:
+        (segment,) = video.segments
+    told = {"kind": bad.kind, "reason": redacted(printable(bad.reason)), "detail": redacted(printable(bad.detail))}
+    place = {"uri": printable(video.uri), "start": video.start, "end": video.end, "segment": segment}
+    return place | told
+
+
+def put_failures(store: Store, split: str, job: str, failures: Sequence[Failure]) -> str | None:
+    """Put a shard's failure list; its path, which the record is to name, or None where nothing failed."""
+    if not failures:
+        return None
+    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in failures).encode()
+    path = failures_path(split, job, content)
+    store.put(path, content)
+    return path
+
+
+def read_failures(
+    store: Store, shards: Iterable[tuple[str, str]], listed: Collection[tuple[str, str]]
+) -> Iterator[Failure]:
+    """Every failure of these shards, in their order, with the "split" and the "job" it happened in.
+
+    `listed`: the shards `with_failures` of the store. Raises UserError for a list that is damaged, or gone.
+    """
+    some = (shard for shard in shards if shard in listed)
+    with ThreadPoolExecutor(16) as pool:
+        for (split, job), lines in zip_ahead(pool, lambda shard: _lines(store, *shard), some):
+            yield from (line | {"split": split, "job": job} for line in lines)
+
+
+def with_failures(store: Store) -> set[tuple[str, str]]:
+    """(split, job) of each shard that a failure list is there of, be it that of its record or not."""
+    end = ".failures.jsonl"
+    paths = (path for split in SPLITS for path, _ in store.walk(f"{split}/") if path.endswith(end))
+    return {shard for shard in map(shard_of, paths) if shard}
+
+
+def current_failures(
+    store: Store, plans: Sequence[Generation], done: Collection[tuple[str, str]]
+) -> dict[Unit, Failure]:
+    """What of the finished shards still fails: a retry that ended takes back what it tried."""
+    found: dict[Unit, Failure] = {}
+    listed = with_failures(store)
+    for plan in plans:
+        finished = [shard for shard in plan.ids if shard in done]
+        if plan.kind == "retry":
+            for job in planned_jobs(store, plan):
+                if (job.split, job.id) in done:
+                    for unit in units(job):
+                        found.pop(unit, None)
+        found |= {unit_of(line): line for line in read_failures(store, finished, listed)}
+    return found
+
+
+def units(job: ShardJob) -> Iterator[Unit]:
+    """What a job of a retry tries again."""
+    for video in job.videos:
+        yield printable(video.uri), video.start, video.end, video.segments[0] if video.segments else None
+
+
+def unit_of(line: Failure) -> Unit:
+    """What a line of a failure list is about."""
+    return line["uri"], line["start"], line["end"], line["segment"]
+
+
+def _lines(store: Store, split: str, job: str) -> list[Failure]:
+    with raised_as_damage(store, record_path(split, job)):
+        meta = read_meta(store, split, job)
+        path, count = failure_list(split, job, meta), sum(meta["failures"].values())
+    if path is None:
+        return []
+    try:
+        lines = [json.loads(line) for line in store.get(path).decode().split("\n")[:-1]]
+    except FileNotFoundError:
+        wrong: str | None = "missing"
+    except ValueError as error:
+        wrong = f"damaged: {error}"
+    else:
+        right = len(lines) == count and all(isinstance(line, dict) and line.keys() >= _FIELDS for line in lines)
+        wrong = None if right else f"damaged: its lines are not the {count} failures of its record"
+    if wrong:
+        remedy = f"delete {record_path(split, job)} and shard the corpus again"
+        raise DamagedStore(f"a shard's failure list is {wrong}", f"{store.url}/{path}", remedy)
+    return lines

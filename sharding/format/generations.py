@@ -1,0 +1,220 @@
+"""What a store is to hold: the plan of each generation, kept in the store, so that nothing else need be remembered.
+
+`plan/g0.json` names the plan's file, `plan/g0-<digest>.parquet`, a row a video in the order of the jobs. Generation 0
+is the corpus as it was first sharded; later ones are its new videos (`kind` corpus) or a retry of failed ones (`kind`
+retry). A generation exists once its JSON does, which is put only where there is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sharding.base.errors import UserError
+from sharding.base.scratch import scratch
+from sharding.base.text import nfc, read_json
+from sharding.corpora.manifest import Video
+from sharding.format.plan import SPLITS, ShardJob, job_id
+from sharding.storage.store import Store
+
+Kind = Literal["corpus", "retry"]
+_FORMAT = 1
+_PLAN_NAME = re.compile(r"plan/g\d+\.json")
+_BATCH = 2**14  # rows
+_NEW_STORE = "restore it, or shard into a new STORE; the shards that are there can still be read"  # a remedy
+_PLAN = pa.schema(
+    [
+        ("job", pa.int32()),
+        ("split", pa.string()),
+        ("uri", pa.binary()),  # a file's name need not be UTF-8
+        ("labels", pa.list_(pa.int32())),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("bytes", pa.int64()),
+        ("segments", pa.list_(pa.int32())),
+        ("failed", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A planned generation: `root` is what its relative uris lie below; `jobs` and `videos` count by split.
+
+    `left_out`: what its corpus listed and was not planned, by kind. `digest`: of the plan's content, whole.
+    """
+
+    number: int
+    kind: Kind
+    root: str
+    classes: tuple[str, ...]
+    jobs: dict[str, int]
+    videos: dict[str, int]
+    left_out: dict[str, int]
+    file: str
+    digest: str
+
+    def __post_init__(self) -> None:
+        # Plans of before may hold decomposed names, which are those of new lists and folders.
+        object.__setattr__(self, "classes", tuple(map(nfc, self.classes)))
+
+    @property
+    def ids(self) -> Iterator[tuple[str, str]]:
+        """(split, id) of each job, in order."""
+        first = 0
+        for split in SPLITS:
+            for number in range(first, first + self.jobs.get(split, 0)):
+                yield split, job_id(self.number, number)
+            first += self.jobs.get(split, 0)
+
+
+def generations(store: Store) -> list[Generation]:
+    """All generations of a store, in order. Raises UserError for one that is damaged."""
+    found = []
+    for number in range(sum(_PLAN_NAME.fullmatch(path) is not None for path in store.list("plan/"))):
+        path = f"plan/g{number}.json"
+        try:
+            data = store.get(path)
+        except FileNotFoundError as error:
+            raise UserError("the store's plan is missing", f"{store.url}/{path}", _NEW_STORE) from error
+        found.append(read_json(data, Generation, "the store's plan", f"{store.url}/{path}", _NEW_STORE, _FORMAT))
+    return found
+
+
+def add_generation(
+    store: Store,
+    number: int,
+    kind: Kind,
+    root: str,
+    classes: Iterable[str],
+    jobs: Iterable[ShardJob],
+    left_out: dict[str, int] | None = None,
+    refusals: Iterable[dict[str, str]] = (),
+) -> Generation | None:
+    """Put the plan of a new generation; None if that number has been taken meanwhile. Streams jobs and refusals.
+
+    `refusals` are what the corpus lists and is not planned, a line each in `plan/g0-<digest>.left-out.jsonl`.
+    """
+    with scratch("plan") as folder:
+        file = folder / "plan.parquet"
+        job_count, video_count = _write(file, jobs)
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        name = f"plan/g{number}-{digest[:16]}"
+        made = Generation(
+            number=number,
+            kind=kind,
+            root=root,
+            classes=tuple(classes),
+            jobs=dict(job_count),
+            videos=dict(video_count),
+            left_out=left_out or {},
+            file=f"{name}.parquet",
+            digest=digest,
+        )
+        if store.exists(f"plan/g{number}.json"):
+            return None
+        store.put_file(made.file, file)
+        if left_out:
+            told = folder / "left-out.jsonl"
+            with told.open("w", encoding="utf-8") as lines:
+                lines.writelines(json.dumps(refusal, ensure_ascii=False) + "\n" for refusal in refusals)
+            store.put_file(f"{name}.left-out.jsonl", told)
+    try:
+        text = json.dumps({"format": _FORMAT, **asdict(made)}, indent=1) + "\n"
+        store.put(f"plan/g{number}.json", text.encode(), create=True)
+    except FileExistsError:
+        return None
+    return made
+
+
+def planned_videos(store: Store, generation: Generation) -> Iterator[Video]:
+    """Every video of a generation, in the order of its jobs; streamed."""
+    for _, _, video, _ in _rows(store, generation):
+        yield video
+
+
+def planned_jobs(store: Store, generation: Generation, done: Collection[tuple[str, str]] = ()) -> Iterator[ShardJob]:
+    """The jobs of a generation, without those whose (split, id) is in `done`; streamed."""
+    if all(shard in done for shard in generation.ids):
+        return
+    for (number, split), rows in groupby(_rows(store, generation), key=itemgetter(0, 1)):
+        identity = job_id(generation.number, number)
+        if (split, identity) not in done:
+            kept = list(rows)
+            failed = tuple(kind for *_, kind in kept if kind) if generation.kind == "retry" else ()
+            yield ShardJob(identity, split, tuple(video for _, _, video, _ in kept), failed)
+
+
+def videos_in(store: Store, generation: Generation, done: Collection[tuple[str, str]]) -> int:
+    """How many videos the jobs of a generation hold that are not in `done`."""
+    todo = np.array([shard not in done for shard in generation.ids], np.bool_)
+    if todo.all() or not todo.any():
+        return sum(generation.videos.values()) if todo.any() else 0
+    with _local(store, generation) as file:
+        return sum(
+            int(todo[batch.column(0).to_numpy()].sum())
+            for batch in file.iter_batches(_BATCH, columns=["job"], use_threads=False)
+        )
+
+
+def _write(file: Path, jobs: Iterable[ShardJob]) -> tuple[Counter[str], Counter[str]]:
+    job_count: Counter[str] = Counter()
+    video_count: Counter[str] = Counter()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number, job in enumerate(jobs):
+            job_count[job.split] += 1
+            video_count[job.split] += len(job.videos)
+            kinds = job.failed or (None,) * len(job.videos)
+            for video, failed in zip(job.videos, kinds, strict=True):
+                fields = {name: getattr(video, name) for name in ("labels", "start", "end", "bytes", "segments")}
+                yield {"job": number, "split": job.split, "uri": os.fsencode(video.uri), "failed": failed} | fields
+
+    stream = rows()
+    with pq.ParquetWriter(file, _PLAN, compression="zstd", write_page_checksum=True) as writer:
+        while batch := list(islice(stream, _BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=_PLAN))
+    return job_count, video_count
+
+
+@contextlib.contextmanager
+def _local(store: Store, generation: Generation) -> Iterator[pq.ParquetFile]:
+    """A plan's file on the local disk, verified by its digest."""
+    where = f"{store.url}/{generation.file}"
+    with scratch("plan") as folder:
+        path = folder / "plan.parquet"
+        try:
+            store.get_file(generation.file, path)
+        except FileNotFoundError as error:
+            raise UserError("the store's plan is missing", where, _NEW_STORE) from error
+        with path.open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != generation.digest:
+                raise UserError(
+                    "the store's plan is damaged: its content is not what its digest says", where, _NEW_STORE
+                )
+        with pq.ParquetFile(path) as file:
+            yield file
+
+
+def _rows(store: Store, generation: Generation) -> Iterator[tuple[int, str, Video, str | None]]:
+    with _local(store, generation) as file:
+        for batch in file.iter_batches(_BATCH, use_threads=False):
+            columns = [batch.column(name).to_pylist() for name in _PLAN.names]
+            for job, split, uri, labels, start, end, size, segments, failed in zip(*columns, strict=True):
+                video = Video(os.fsdecode(uri), tuple(labels), split, start, end, size, tuple(segments))
+                yield job, split, video, failed

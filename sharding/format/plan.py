@@ -1,0 +1,54 @@
+"""Videos → shard jobs: pure, deterministic, the same on every machine."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from sharding.corpora.manifest import Video
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardJob:
+    """The videos that one worker turns into one shard; `id` is unique over all splits.
+
+    `failed`: of a retry, the kind of failure each of the videos had; else ().
+    """
+
+    id: str
+    split: str
+    videos: tuple[Video, ...]
+    failed: tuple[str, ...] = ()
+
+
+def job_id(generation: int, number: int) -> str:
+    """The name of a job, unique in its store: `g0-000000` is the first of generation 0."""
+    return f"g{generation}-{number:06d}"
+
+
+def shard_size(videos: int) -> int:
+    """Videos a shard of a split, where none is set: as few as make 64 shards, so that they can be made side by side.
+
+    At most 64, so that a large corpus has shards worth streaming.
+    """
+    return min(max(-(-videos // 64), 1), 64)
+
+
+def plan(
+    videos: Iterable[Video], counts: Mapping[str, int], videos_per_shard: int | None, generation: int = 0
+) -> Iterator[ShardJob]:
+    """Jobs of at most `videos_per_shard` videos each (None: `shard_size` of the split), from train on to val.
+
+    `videos` come in a manifest's order, split by split, and are streamed; `counts` says how many a split has.
+    Jobs are numbered through both splits.
+    """
+    number = itertools.count()
+    order = iter(SPLITS)
+    for split, mine in itertools.groupby(videos, key=lambda video: video.split):
+        assert split in order, "videos must come training first, then validation"
+        size = videos_per_shard or shard_size(counts[split])
+        while chunk := tuple(itertools.islice(mine, size)):
+            yield ShardJob(job_id(generation, next(number)), split, chunk)

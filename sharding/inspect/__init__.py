@@ -1,0 +1,1 @@
+"""Looking at a store: verification, summary, contact sheet and page."""

@@ -1,0 +1,43 @@
+"""An object of a store, read forward once: ranges out of it on the way, and the digest of the whole at the end."""
+
+from __future__ import annotations
+
+import hashlib
+
+from sharding.storage.store import Store
+
+BLOCK = 8 * 2**20  # bytes fetched at a time
+
+
+class Forward:
+    """An object read forward in blocks, each once, all of it hashed on the way."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        self.store, self.path = store, path
+        self.size = store.size(path)
+        self.hash = hashlib.sha256()
+        self.buffer = bytearray()
+        self.base = 0  # where the buffer begins
+
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes [start, end), fewer at the object's end; what lies before `start` is forgotten."""
+        assert start >= self.base
+        end = min(end, self.size)
+        while self.base + len(self.buffer) < end:
+            self._forget(start)
+            at = self.base + len(self.buffer)
+            block = self.store.get_range(self.path, at, min(at + BLOCK, self.size))
+            self.hash.update(block)
+            self.buffer += block
+        self._forget(start)
+        return bytes(self.buffer[: max(end - start, 0)])
+
+    def digest(self) -> str:
+        """sha256 (hex) of the whole object, to whose end it reads."""
+        self.read(self.size, self.size)
+        return self.hash.hexdigest()
+
+    def _forget(self, start: int) -> None:
+        gone = min(start - self.base, len(self.buffer))
+        del self.buffer[:gone]
+        self.base += gone

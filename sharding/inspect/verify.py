@@ -1,0 +1,263 @@
+"""Re-reads a whole store: what it should hold, what of it is damaged, and what no record knows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sharding.base.errors import UserError
+from sharding.base.settings import digest
+from sharding.format import index
+from sharding.format.index import Index, Part, current_index, has_index, read_head
+from sharding.format.plan import SPLITS
+from sharding.format.record import list_records, read_record, record_meta, record_path, shard_of
+from sharding.inspect.examine import Damage, Decode, Examined, Rules, examine, key_prefix, require_usable
+from sharding.inspect.forward import Forward
+from sharding.storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far it is: finished shards of `total`, and what was found in them."""
+
+    shards: int
+    total: int
+    samples: int
+    bytes: int
+    damages: int
+
+
+@dataclass
+class Verification:
+    """What was read and found. `decoded` counts samples all of whose frames were decoded.
+
+    No damage: `orphans` (paths that no record names, e.g. of a killed worker), `unfinished` (planned shards without
+    a record), `not_indexed` (shards finished since the index was made).
+    """
+
+    store: str
+    index: str | None = None
+    shards: int = 0
+    parts: int = 0
+    samples: int = 0
+    decoded: int = 0
+    bytes: int = 0
+    damages: list[Damage] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+    unfinished: int = 0
+    not_indexed: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is damaged."""
+        return not self.damages
+
+    def add(
+        self,
+        what: str,
+        split: str = "",
+        job: str = "",
+        part: int | None = None,
+        key: str | None = None,
+        path: str = "",
+    ) -> None:
+        """Note a damage."""
+        self.damages.append(Damage(split, job, part, key, what, path))
+
+
+def verify(
+    store: Store,
+    decode: Decode = "sample",
+    workers: int | None = None,
+    tell: Callable[[Progress], object] = lambda progress: None,
+) -> Verification:
+    """Read everything in a store again; every damaged shard and sample is named, in the order of the shards.
+
+    `decode`: all frames of "all" samples, of a "sample" (about 1 in 50, the same each time, at least 1 a shard), or of
+    "none". `workers`: threads, each of which holds a record, a block and a sample (None: one a core, at least 4).
+    Memory grows with the samples by 8 bytes each, for finding keys that are there twice.
+
+    `tell` is called before the first shard and after each. Raises UserError if there are no shards, or the store cannot
+    be used.
+    """
+    found = Verification(store.url)
+    head = _head(store, found)
+    rules = Rules(len(head["classes"]) if head else None, head["settings_digest"] if head else None, decode)
+    records = list_records(store)
+    current = _index(store, found)
+    if head and current:  # generations add classes; either may have been read before the other was written
+        rules = Rules(max(len(head["classes"]), len(current.classes)), rules.settings_digest, decode)
+    if not head and not records and not current:
+        raise UserError("there are no shards here", store.url, "check the address")
+    if head and current and current.classes[: len(head["classes"])] != head["classes"][: len(current.classes)]:
+        found.add(f"the class names of {index.HEAD} and of the index differ")
+    _plans(store, records, found)
+    listed = _by_shard(current)
+    keys = bytearray()
+    named: set[str] = set()  # what records name
+    unsure: set[tuple[str, str]] = set()
+    tell(Progress(0, len(records), 0, 0, 0))
+    for examined in _examined(store, records, rules, workers or max(4, os.cpu_count() or 1)):
+        found.shards += 1
+        found.parts += len(examined.parts)
+        found.samples += examined.samples
+        found.decoded += examined.decoded
+        found.bytes += examined.bytes
+        found.damages += examined.damages
+        keys += examined.keys
+        shard = (examined.split, examined.job)
+        named |= {record_path(*shard), *map(examined.path, range(len(examined.parts)))}
+        named.add(examined.failure_list or "")
+        _compare(examined, listed.pop(shard, []), current, found)
+        tell(Progress(found.shards, len(records), found.samples, found.bytes, len(found.damages)))
+        if not examined.names_its_own:
+            unsure.add(shard)
+    for (split, job), parts in listed.items():
+        found.add("the index has this shard, but its record is missing", split, job)
+        named |= {part.path for part in parts}
+    _unique(store, records, keys, found)
+    found.orphans = list(_orphans(store, named, unsure))
+    found.damages.sort(key=lambda d: (d.split, d.job, -1 if d.part is None else d.part, d.key or "", d.what))
+    return found
+
+
+def _head(store: Store, found: Verification) -> dict[str, Any] | None:
+    try:
+        head = read_head(store)
+    except UserError as error:
+        require_usable(store)
+        found.add(f"{index.HEAD}: {error.what}")
+        return None
+    if head is None:
+        if store.list("index/"):
+            found.add(f"{index.HEAD} is missing")
+            return None
+        raise UserError("there are no shards here", store.url, "check the address")
+    if digest(head["settings"]) != head["settings_digest"]:
+        found.add(f"{index.HEAD} is damaged: its settings are not what their digest says")
+    return head
+
+
+def _index(store: Store, found: Verification) -> Index | None:
+    if not has_index(store):
+        return None
+    try:
+        current = current_index(store)
+    except UserError as error:
+        require_usable(store)
+        if not any(damage.what.startswith(index.HEAD) for damage in found.damages):
+            found.add(error.what)
+        return None
+    found.index = current.version
+    for name, split in current.splits.items():
+        parts = [part for part in current.parts if part.split == name]
+        sums = (sum(part.samples for part in parts), sum(part.bytes for part in parts), len(parts))
+        if sums != (split.samples, split.bytes, split.shards):
+            found.add(f"the index' totals of {name} are not those of its parts")
+    return current
+
+
+def _plans(store: Store, records: list[tuple[str, str]], found: Verification) -> None:
+    """Whether the plan of each generation is there and whole, and how many planned shards have no record."""
+    there = store.list("plan/")
+    generations = {f"plan/{job.partition('-')[0]}.json" for _, job in records}
+    planned = 0
+    for path in sorted(generations.union(path for path in there if path.endswith(".json"))):
+        try:
+            tree = json.loads(store.get(path))
+            planned += sum(tree["jobs"].values())
+            file, sha256 = tree["file"], tree["digest"]
+        except FileNotFoundError:
+            found.add(f"{path}, a plan, is missing")
+            continue
+        except (ValueError, TypeError, KeyError, AttributeError):
+            found.add(f"{path}, a plan, is damaged")
+            continue
+        if file not in there:
+            found.add(f"{file}, a plan, is missing")
+        elif Forward(store, file).digest() != sha256:
+            found.add(f"{file}, a plan, is damaged: its content is not what its digest says")
+    found.unfinished = max(planned - len(records), 0)
+
+
+def _examined(store: Store, records: list[tuple[str, str]], rules: Rules, workers: int) -> Iterator[Examined]:
+    """Every shard, in order; a few are worked on ahead, so that memory stays flat."""
+    waiting: deque[Future[Examined]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for split, job in records:
+                waiting.append(pool.submit(examine, store, split, job, rules))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _by_shard(current: Index | None) -> dict[tuple[str, str], list[Part]]:
+    found: dict[tuple[str, str], list[Part]] = {}
+    for part in current.parts if current else ():
+        found.setdefault((part.split, part.job), []).append(part)
+    return found
+
+
+def _compare(examined: Examined, listed: list[Part], current: Index | None, found: Verification) -> None:
+    """Whether the index says of a shard's parts what its record says."""
+    if current is None or examined.unread:
+        return
+    if examined.parts and not listed:
+        found.not_indexed += 1
+        return
+    shard = (examined.split, examined.job)
+    if len(listed) != len(examined.parts):
+        found.add(f"the index has {len(listed)} parts of it, its record {len(examined.parts)}", *shard)
+        return
+    for part in listed:
+        there = examined.parts[part.part]
+        wrong = [name for name in ("path", "samples", "bytes", "sha256") if getattr(part, name) != there.get(name)]
+        if wrong:
+            what = f"the index says otherwise than the record: {', '.join(wrong)}"
+            found.add(what, *shard, part.part, path=examined.path(part.part))
+
+
+def _unique(store: Store, records: list[tuple[str, str]], keys: bytearray, found: Verification) -> None:
+    """Whether no key is there twice.
+
+    By the first 8 bytes of each, sorted in place; only if some are equal are the records read again for whole keys.
+    """
+    prefixes = np.frombuffer(keys, np.uint64)
+    prefixes.sort()
+    twice = {number.tobytes() for number in prefixes[1:][prefixes[1:] == prefixes[:-1]]}
+    if not twice:
+        return
+    owners: dict[str, list[tuple[str, str, int, str]]] = {}
+    for split, job in records:
+        try:
+            table = read_record(store, split, job)
+            paths = [str(part["path"]) for part in record_meta(table.schema)["parts"]]
+        except (UserError, ValueError, KeyError, TypeError):
+            continue  # told before
+        for key, part in zip(table["key"].to_pylist(), table["part"].to_pylist(), strict=True):
+            if key_prefix(key) in twice:
+                path = paths[part] if 0 <= part < len(paths) else record_path(split, job)
+                owners.setdefault(key, []).append((split, job, part, path))
+    for key, places in owners.items():
+        for place in places if len(places) > 1 else ():
+            others = ", ".join(other[3] for other in places if other != place) or "the same part"
+            found.add(f"another sample has this key, too, in {others}", *place[:3], key, place[3])
+
+
+def _orphans(store: Store, named: set[str], unsure: set[tuple[str, str]]) -> Iterator[str]:
+    """Paths in the splits' folders that no record names; of a shard whose record is damaged, nobody can say."""
+    for split in SPLITS:
+        for path in store.list(f"{split}/"):
+            if path not in named and shard_of(path) not in unsure:
+                yield path

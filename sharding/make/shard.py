@@ -1,0 +1,236 @@
+"""One shard job → its tar parts, its failure list and its record, which makes it exist."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from typing import Any
+
+import av
+import pydantic
+
+from sharding.base.errors import UserError
+from sharding.base.scratch import scratch
+from sharding.base.settings import Seconds, Settings, digest
+from sharding.corpora.manifest import Video
+from sharding.format import record
+from sharding.format.failures import Failure, failure, put_failures
+from sharding.format.index import length_bucket
+from sharding.format.plan import ShardJob
+from sharding.make.tar_parts import Parts
+from sharding.media.input.bad_video import BadVideo
+from sharding.media.input.source import Source, require_readable
+from sharding.media.isolation import Isolated
+from sharding.media.transcode import SegmentFailure, VideoSettings, Work, transcode_and_tell
+from sharding.storage.store import Store, open_store
+
+
+class ShardSettings(VideoSettings):
+    """What names a store's samples and shards. A tar part is closed once it has `part_bytes` or `part_samples`.
+
+    `videos_per_shard`: None for `plan.shard_size` of each split: 1 up to 64 videos, 64 from 4,033 on.
+    """
+
+    videos_per_shard: int | None = pydantic.Field(default=None, ge=1)
+    part_bytes: int = pydantic.Field(default=256 * 10**6, ge=1)
+    part_samples: int | None = pydantic.Field(default=None, ge=1)
+
+
+class WorkSettings(Settings):
+    """How a worker goes about a video; changes no sample.
+
+    `stall_seconds`: a video of which no frame comes for so long is given up and listed as stalled; a store that is gone
+    is waited for, for two minutes.
+    """
+
+    decoder_threads: int = pydantic.Field(default=1, ge=1, le=16)
+    stall_seconds: Seconds = 300.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job is: counts from its beginning. `failures` by kind, `frames` decoded, `bytes_in` read.
+
+    `bytes_out` and `done` are known at its end; `already`: another worker had finished it.
+    """
+
+    job: str
+    split: str
+    videos: int = 0
+    samples: int = 0
+    frames: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    done: bool = False
+    already: bool = False
+
+
+def make_shard(
+    job: ShardJob,
+    root: str,
+    store: Store | str,
+    settings: ShardSettings,
+    work: WorkSettings | None = None,
+    tell: Callable[[Progress], object] = lambda progress: None,
+) -> Progress:
+    """Transcode the job's videos and put its shard; killed at any moment, it leaves no half shard.
+
+    Relative uris lie below `root`. A video that cannot be used, or that crashes or hangs its decoder, becomes a line
+    of the failure list and never ends the shard. `tell` is called after each video. Raises UserError if the store,
+    the local disk or the corpus itself cannot be used.
+    """
+    store = open_store(store, ask=False) if isinstance(store, str) else store
+    work = work or WorkSettings()
+    so_far = Progress(job.id, job.split)
+    if store.exists(record.record_path(job.split, job.id)):
+        return _already(store, job)
+    failures: list[Failure] = []
+    good = 0
+    with (
+        scratch("shard") as folder,
+        Parts(folder, job, settings.part_bytes, settings.part_samples, settings.segments is not None) as parts,
+    ):
+        for video in job.videos:
+            made = _Video(video)
+            try:
+                made.add_to(parts, isolated(work.stall_seconds), root, settings, work.decoder_threads)
+            except (UserError, MemoryError):
+                raise
+            except Exception as error:
+                require_readable(root, video.uri, error)
+                made.failures.append(failure(video, None, _bad(error)))
+            failures += made.failures
+            good += made.samples > 0
+            kinds = Counter(so_far.failures) + Counter(line["kind"] for line in made.failures)
+            so_far = replace(
+                so_far,
+                videos=so_far.videos + 1,
+                samples=so_far.samples + made.samples,
+                frames=so_far.frames + made.frames,
+                bytes_in=so_far.bytes_in + made.bytes_in,
+                failures=dict(kinds),
+            )
+            tell(so_far)
+        parts.close()
+        rows, described = parts.verified()
+        if store.exists(record.record_path(job.split, job.id)):  # what another worker found may differ: let it be
+            return _already(store, job)
+        for path, part in zip(parts.paths, described, strict=True):
+            store.put_file(part["path"], path)
+    failure_list = put_failures(store, job.split, job.id, failures)
+    meta = record_meta(job, described, rows, good, failures, digest(settings), failure_list)
+    if not record.write_record(store, job.split, job.id, rows, meta):
+        return _already(store, job, {*(part["path"] for part in described), failure_list} - {None})
+    return replace(so_far, bytes_out=sum(part["bytes"] for part in described), done=True)
+
+
+def _already(store: Store, job: ShardJob, put: Collection[str] = ()) -> Progress:
+    """What the worker whose record is there made of a job; what another has `put` and it does not name is removed."""
+    meta = record.read_meta(store, job.split, job.id)
+    theirs = {part["path"] for part in meta["parts"]} | {record.failure_list(job.split, job.id, meta)}
+    for path in sorted(set(put) - theirs):
+        store.delete(path)
+    return Progress(
+        job=job.id,
+        split=job.split,
+        videos=len(job.videos),
+        samples=meta["samples"],
+        frames=meta["frames"],
+        bytes_out=sum(part["bytes"] for part in meta["parts"]),
+        failures=meta["failures"],
+        done=True,
+        already=True,
+    )
+
+
+def isolated(stall_seconds: float) -> Isolated:
+    """This process's child for decoding, which lives as long as it does; another where the credentials are others."""
+    access = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    return _child(stall_seconds, os.getpid(), access)
+
+
+@functools.lru_cache(maxsize=1)
+def _child(stall_seconds: float, process: int, access: tuple[tuple[str, str], ...]) -> Isolated:
+    return Isolated(stall_seconds)
+
+
+def record_meta(
+    job: ShardJob,
+    parts: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    videos: int,
+    failures: Sequence[Failure],
+    settings_digest: str,
+    failure_list: str | None = None,
+) -> dict[str, Any]:
+    """A record's metadata: what the index merges without reading the rows. `videos` gave at least one sample.
+
+    `failure_list`: path of the list of these failures, None where there are none.
+    """
+    lengths = Counter(length_bucket(row["end"] - row["start"]) for row in rows)
+    return {
+        "format": record.FORMAT,
+        "job": job.id,
+        "split": job.split,
+        "parts": list(parts),
+        "videos": videos,
+        "samples": len(rows),
+        "frames": sum(row["frames"] for row in rows),
+        "concealed": {
+            "frames": sum(row["concealed"] for row in rows),
+            "samples": sum(row["concealed"] > 0 for row in rows),
+        },
+        "seconds": round(sum(row["end"] - row["start"] for row in rows), 6),
+        "lengths": dict(lengths),
+        "failures": dict(Counter(line["kind"] for line in failures)),
+        "failure_list": failure_list,
+        "retried": dict(Counter(job.failed)),
+        "versions": {
+            "av": av.__version__,
+            "libavcodec": ".".join(map(str, av.library_versions["libavcodec"])),
+            "webdataset": metadata.version("webdataset"),
+        },
+        "settings_digest": settings_digest,
+    }
+
+
+class _Video:
+    """What one video gave."""
+
+    def __init__(self, video: Video) -> None:
+        self.video = video
+        self.samples = self.frames = self.bytes_in = 0
+        self.failures: list[Failure] = []
+
+    def add_to(self, parts: Parts, child: Isolated, root: str, settings: ShardSettings, threads: int) -> None:
+        """Transcode it in the child process, then append all its samples."""
+        source, recipe = (
+            Source(root, self.video.uri),
+            VideoSettings(**{name: getattr(settings, name) for name in VideoSettings.model_fields}),
+        )
+        try:
+            found = child.all_of(transcode_and_tell, source, self.video, recipe, threads, folder=parts.folder)
+        except MemoryError as error:  # the child's, over this video
+            raise BadVideo("crashed", "it needs more memory than there is", str(error)) from error
+        for made in found:
+            if isinstance(made, Work):
+                self.frames, self.bytes_in = made.frames, made.bytes_read
+            elif isinstance(made, SegmentFailure):
+                bad = BadVideo(made.kind, made.reason, made.detail)
+                self.failures.append(failure(self.video, made.segment, bad))
+            else:
+                parts.add(self.video, made)
+                self.samples += 1
+
+
+def _bad(error: Exception) -> BadVideo:
+    if isinstance(error, BadVideo):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return BadVideo("missing", "the file cannot be read", "it is no longer there")
+    return BadVideo("unexpected", "it could not be transcoded", f"{type(error).__name__}: {error}")

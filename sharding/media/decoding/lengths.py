@@ -1,0 +1,66 @@
+"""How long a stream's picture lasts and how many frames it has, as far as a file's header and index say."""
+
+from __future__ import annotations
+
+import re
+
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from sharding.media.input.validity import Decoded
+
+COMMON_STEP = 1 / 25  # seconds from frame to frame where no header tells
+_CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)")
+
+
+def declared(container: InputContainer, stream: VideoStream) -> tuple[Decoded, bool]:
+    """What the header says before anything is decoded, and whether it says it of the picture itself.
+
+    If not, the length is that of the container, which lasts as long as its audio or subtitles.
+    """
+    name, tick = container.format.name, float(stream.time_base or 0)
+    rate = float(stream.average_rate or stream.guessed_rate or 0)
+    frames = stream.frames
+    whole = max(0.0, (container.duration or 0) / 1e6)
+    own = max(0.0, (stream.duration or 0) * tick)
+    if name == "avi" and frames:
+        own = whole = frames * tick  # of a file cut off, the demuxer's durations are those of the rest
+        if 0 < (chunks := _avi_chunks(stream)) < frames:  # the others are empty: the picture stays
+            frames, rate = chunks, min(rate, float(stream.guessed_rate or rate))
+    elif name == "asf":
+        own = 0.0  # the header's, of all its streams together
+    elif "matroska" in name:
+        begin = max(0.0, (stream.start_time or 0) * tick)
+        own, whole = _matroska(container, stream, begin), max(0.0, whole - begin)
+    # The shorter one: a stream may last as long as before an edit.
+    seconds = min(own, whole) if own and whole else own or whole
+    usual = 1 <= rate <= 240
+    step = 1 / rate if usual else COMMON_STEP
+    return Decoded(frames or (round(seconds / step) if usual else 0), seconds, step), bool(
+        own or len(container.streams) == 1
+    )
+
+
+def shown(container: InputContainer, stream: VideoStream) -> int:
+    """How many frames an mp4's index has that no edit leaves out; 0 if that is not known."""
+    if "mov" not in container.format.name or not stream.frames:
+        return 0
+    return sum(not entry.is_discard for entry in stream.index_entries)
+
+
+def _avi_chunks(stream: VideoStream) -> int:
+    """How many chunks with a picture an AVI's index has; 0 if it has none, or one that ends early."""
+    index = stream.index_entries
+    if not len(index) or index[len(index) - 1].timestamp < 0.9 * stream.frames:
+        return 0
+    return len(index)
+
+
+def _matroska(container: InputContainer, stream: VideoStream, begin: float) -> float:
+    """The seconds in a stream's statistics; 0 if it has none. FFmpeg counts them from zero, others from its begin."""
+    for key in ("DURATION", "DURATION-eng"):
+        if found := _CLOCK.fullmatch(stream.metadata.get(key, "").strip()):
+            hours, minutes, seconds = map(float, found.groups())
+            total = 3600 * hours + 60 * minutes + seconds
+            return max(0.0, total - begin if container.metadata.get("ENCODER", "").startswith("Lavf") else total)
+    return 0.0

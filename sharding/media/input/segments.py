@@ -1,0 +1,113 @@
+"""Which stretches of a video become segments: pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pydantic
+
+from sharding.base.settings import Settings
+from sharding.media.input.bad_video import BadVideo
+
+TOLERANCE = 1e-3  # seconds: containers round times to a millisecond
+
+
+class SegmentSettings(Settings):
+    """Segments of `seconds` each.
+
+    `per_video`: at most so many; None for as many as fit. `spacing`: seconds from one start to the next; None to
+    spread `per_video` segments evenly over the video, or to lay them back to back. `exact`: start at the planned
+    time instead of the source's key frame before it, at the price of decoding from that key frame on.
+    """
+
+    seconds: float = pydantic.Field(gt=0.0, le=3600.0)
+    per_video: int | None = pydantic.Field(default=None, ge=1)
+    spacing: float | None = pydantic.Field(default=None, gt=0.0)
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A segment as planned, in seconds of the source, `known` of which there are.
+
+    It begins at `start`, or up to `limit` earlier at a key frame, and lasts `length`, but not beyond `latest`.
+    """
+
+    segment: int
+    start: float
+    limit: float
+    length: float
+    latest: float
+    known: float
+
+    def end(self, begin: float) -> float:
+        """Where it ends if it begins at `begin`."""
+        return min(begin + self.length, self.latest)
+
+    def expected(self, begin: float) -> float:
+        """How many seconds the source has for it."""
+        return max(0.0, min(self.end(begin), self.known) - begin)
+
+
+WHOLE = Stretch(0, 0.0, 0.0, math.inf, math.inf, math.inf)
+
+
+def stretches(
+    seconds: float, start: float | None, end: float | None, settings: SegmentSettings | None
+) -> list[Stretch]:
+    """The segments of [start, end) of a video that lasts so many seconds; one, all of it, without settings.
+
+    Raises BadVideo if the video ends before `start`.
+    """
+    lowest = start or 0.0
+    latest = math.inf if end is None else end
+    highest = min(latest, seconds)
+    if highest <= lowest:
+        what = f"its stretch, from {lowest:g} to {latest:g} s, is not in the video"
+        raise BadVideo("outside", what, f"the video lasts {seconds:g} s")
+    if settings is None:
+        return [Stretch(0, lowest, 0.0, math.inf, latest, seconds)]
+    starts = [lowest + planned for planned in segment_starts(highest - lowest, settings)]
+    limits = snap_limits(starts, settings, lowest)
+    return [
+        Stretch(number, planned, limit, settings.seconds, latest, seconds)
+        for number, (planned, limit) in enumerate(zip(starts, limits, strict=True))
+    ]
+
+
+def segment_starts(duration: float, settings: SegmentSettings) -> list[float]:
+    """Planned starts, ascending, of the segments of a video of `duration` seconds; at least one.
+
+    Each but the only one of a short video lies inside the video as a whole. Without `spacing` none overlap: each is
+    the middle of an equal part of the video, so that one segment is the video's middle.
+    """
+    room = max(0.0, duration - settings.seconds)
+    if settings.spacing is not None:
+        count = int((room + TOLERANCE) / settings.spacing) + 1
+        return [number * settings.spacing for number in range(min(count, settings.per_video or count))]
+    fitting = max(1, int((max(duration, 0.0) + TOLERANCE) / settings.seconds))
+    if settings.per_video is None:
+        return [number * settings.seconds for number in range(fitting)]
+    count = min(fitting, settings.per_video)
+    part = duration / count
+    return [max(0.0, min(part * number + (part - settings.seconds) / 2, room)) for number in range(count)]
+
+
+def snap_limits(starts: list[float], settings: SegmentSettings, lowest: float) -> list[float]:
+    """By how many seconds each segment may begin before its planned start, at a key frame.
+
+    At most half a segment or half the way to the start before it, and never so far that it overlaps that one more
+    than planned, or begins before `lowest`, where the video's stretch begins. Does not depend on where the others
+    snapped to, so that a segment made alone is the same as among all.
+    """
+    if settings.exact:
+        return [0.0] * len(starts)
+    limits = []
+    for number, start in enumerate(starts):
+        limit = min(settings.seconds / 2, start - lowest)
+        if number:
+            gap = start - starts[number - 1]
+            limit = min(limit, gap / 2, gap - settings.seconds)
+        limits.append(max(0.0, limit))
+    return limits

@@ -1,0 +1,209 @@
+"""A source video's bytes, on this machine or in a store, and whether the machine is to blame if they cannot be read."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from av.error import FFmpegError
+
+from sharding.base.errors import UserError
+from sharding.media.input.bad_video import BadVideo
+from sharding.media.input.ranged import MEBIBYTE, RangedFile
+from sharding.storage.store import Store, open_store
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # only there: an object's key may hold a URL further on
+OF_ONE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+class SourceFile:
+    """What FFmpeg reads: a seekable file of `size` bytes.
+
+    The first thing that goes wrong in reading it is kept in `error`, and the file seems to end there: FFmpeg would
+    hide the error, or ask again and again. `name` is no address, only an extension, which a demuxer may go by.
+    """
+
+    def __init__(self, raw: io.FileIO | RangedFile, size: int, name: str, counted: Callable[[int], None]) -> None:
+        self.raw = raw
+        self.size = size
+        self.name = name
+        self.error: BaseException | None = None
+        self._counted = counted
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes; b"" at the end, and from an error on."""
+        if self.error is not None:
+            return b""
+        try:
+            data = self.raw.read(size)
+        except BaseException as error:
+            self.error = error
+            return b""
+        self._counted(len(data))
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a byte; returns its number."""
+        return self.raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.raw.tell()
+
+
+@dataclass
+class Source:
+    """A video at `uri`: relative to `root` (a folder or a store's URL), an absolute path, or a full URL.
+
+    `bytes_read`: bytes read of the file, or fetched from the store; `frames`: frames decoded. Both grow while the
+    video is read. Picklable; nothing is open but inside `opened`.
+    """
+
+    root: str
+    uri: str
+    bytes_read: int = 0
+    frames: int = 0
+
+    @property
+    def path(self) -> Path | None:
+        """Where the video is on this machine; None if it is in a remote store."""
+        root = local_root(self.uri) if is_absolute(self.uri) else local_root(self.root)
+        if root is None:
+            return None
+        return root if is_absolute(self.uri) else root / self.uri
+
+    @property
+    def where(self) -> str:
+        """The address in words for the user."""
+        return self.uri if is_absolute(self.uri) else f"{self.root.rstrip('/')}/{self.uri}"
+
+    @contextlib.contextmanager
+    def opened(self, sequential: bool, waiting: Callable[[], None] | None = None) -> Iterator[SourceFile]:
+        """The file, open. `sequential`: it will be read from one end to the other, not in places. `waiting` is
+        called now and then while a store does not answer, which is no fault of the video.
+
+        Raises BadVideo if it is missing or forbidden, UserError if the store cannot be used, OSError if the disk
+        does not answer.
+        """
+        name = f"video{PurePosixPath(self.uri).suffix}"
+        path = self.path
+        if path is None:
+            stored = self._object(sequential, waiting)
+            with contextlib.closing(stored):
+                yield SourceFile(stored, stored.size, name, lambda _: None)
+            return
+        try:
+            if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+                raise BadVideo("unreadable", "it is no file but a pipe or a device")  # opened, it might never end
+            local = io.FileIO(path)
+        except OF_ONE_FILE as error:
+            raise BadVideo("unreadable", "the file cannot be read", str(error.strerror or error)) from error
+        with local:
+            yield SourceFile(local, os.fstat(local.fileno()).st_size, name, self._read)
+
+    def _object(self, sequential: bool, waiting: Callable[[], None] | None) -> RangedFile:
+        url, name = (self.root, self.uri) if not is_absolute(self.uri) else _bucket_and_key(self.uri)
+        # Ranges as platforms like them for a whole video; small ones where only pieces are wanted.
+        sizes = {"block": 4 * MEBIBYTE, "keep": 4, "ahead": 2} if sequential else {"block": MEBIBYTE, "keep": 16}
+        store = _store(url, os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+        try:
+            return RangedFile(store, name, counted=self._read, waiting=waiting, **sizes)
+        except FileNotFoundError as error:
+            raise BadVideo("missing", "the file is not in the store", self.where) from error
+
+    def _read(self, count: int) -> None:
+        self.bytes_read += count
+
+
+def raise_hidden(file: SourceFile) -> None:
+    """Raise what went wrong in reading the file, which FFmpeg may have taken for its end.
+
+    An object that vanished while it was read is BadVideo.
+    """
+    if isinstance(file.error, FileNotFoundError):
+        raise BadVideo("missing", "the file is no longer there", str(file.error)) from file.error
+    if file.error is not None:
+        raise file.error
+
+
+def is_absolute(uri: str) -> bool:
+    """Whether a video's uri stands for itself, whatever the corpus' root."""
+    return uri.startswith("/") or _SCHEME.match(uri) is not None
+
+
+def local_root(corpus: str) -> Path | None:
+    """The folder of a corpus on this machine; None if the corpus is in a remote store."""
+    scheme, separator, rest = corpus.partition("://")
+    if separator and scheme not in ("file", "local"):
+        return None
+    return Path(rest if separator else corpus).expanduser()
+
+
+def require_readable(corpus: str, uri: str, error: Exception) -> None:
+    """Raises UserError if a video failed because the corpus cannot be read here, and not because of the video.
+
+    A file that is missing, forbidden or a folder is at fault itself, as long as the folder it lies in, or if that is
+    gone the next one above it, can be read and holds something.
+    """
+    source = Source(corpus, uri)
+    hindrance = _hindrance(source, error)
+    if hindrance is not None:
+        remedy = (
+            "see that every machine that shards can read the corpus under this path, and that its disk is sound, "
+            "or leave the file out; then run the same command again: it goes on where it stopped"
+        )
+        what = f"the corpus cannot be read here: {hindrance.strerror or hindrance}"
+        raise UserError(what, source.where, remedy) from hindrance
+
+
+@functools.lru_cache(maxsize=16)
+def _store(url: str, endpoint: str | None) -> Store:
+    """One connection to each store in a process; `endpoint` only tells two servers apart."""
+    return open_store(url, ask=False)
+
+
+def _bucket_and_key(url: str) -> tuple[str, str]:
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    return f"{scheme}://{bucket}", key
+
+
+def _hindrance(source: Source, error: Exception) -> OSError | None:
+    """What keeps this machine from reading the corpus, None if nothing does.
+
+    FFmpeg's word for an error of the disk may be any, so the file is read once more without it.
+    """
+    if isinstance(error, OSError) and not isinstance(error, (*OF_ONE_FILE, FFmpegError)):
+        return error
+    path = source.path
+    if path is None:
+        return None
+    root = local_root(source.root)
+    folder = path.parent
+    while folder != root and not folder.exists() and root in folder.parents:
+        folder = folder.parent  # one folder that is gone says nothing of the others
+    try:
+        with os.scandir(folder) as entries:
+            if next(entries, None) is None:
+                return FileNotFoundError(f"the folder {folder} is empty")
+        if not os.access(folder, os.X_OK):
+            return PermissionError(f"the folder {folder} may not be entered")
+    except OSError as found:
+        return found
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return None
+        with path.open("rb") as file:
+            while file.read(2**20):
+                pass
+    except OF_ONE_FILE:
+        return None
+    except OSError as found:
+        return found
+    return None

@@ -1,0 +1,189 @@
+"""One video: open, judge, cut into segments, and store each as a small H.264 mp4, or its packets as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+import pydantic
+from av.video.frame import VideoFrame
+
+from sharding.base.settings import Settings
+from sharding.corpora.manifest import Video
+from sharding.media.clip import Clip
+from sharding.media.decoding.reader import Reader
+from sharding.media.encoder import Encoder, EncodeSettings
+from sharding.media.flow import FlowEncoder, FlowSettings
+from sharding.media.input.bad_video import BadVideo
+from sharding.media.input.segments import WHOLE, SegmentSettings, Stretch, stretches
+from sharding.media.input.source import Source, SourceFile, raise_hidden
+from sharding.media.input.validity import Decoded, judge_bytes, judge_concealed
+from sharding.media.remux import copied, require_copyable
+
+HEAD_BYTES = 4096
+MANY = 8  # segments that are tried one by one, though the first of them failed
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a video cost: frames decoded, bytes read."""
+
+    frames: int
+    bytes_read: int
+
+
+class VideoSettings(Settings):
+    """What becomes of a video: `segments` of it, or the whole (None), each stored as `encode` says, with its `flow`."""
+
+    encode: EncodeSettings = pydantic.Field(default_factory=EncodeSettings)
+    segments: SegmentSettings | None = None
+    flow: FlowSettings | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.encode.copy_packets and self.segments is not None and self.segments.exact:
+            raise ValueError("encode.copy and segments.exact are both set: packets can only be cut at key frames")
+        if self.encode.copy_packets and self.flow is not None:
+            raise ValueError("encode.copy and flow are both set: flow is computed from frames that are stored anew")
+        return self
+
+
+@dataclass(frozen=True)
+class SegmentFailure:
+    """A segment that gives no sample: as BadVideo, of one segment."""
+
+    segment: int
+    kind: str
+    reason: str
+    detail: str
+
+
+def transcode(
+    source: Source,
+    video: Video,
+    settings: VideoSettings,
+    threads: int = 1,
+    alive: Callable[[int], None] | None = None,
+) -> Iterator[Clip | SegmentFailure]:
+    """A Clip for each segment of the video, or why there is none; never all frames in memory.
+
+    Only `video.start` to `video.end` is looked at, and where `video.segments` names some, only those are made.
+    `threads` decode and change no byte; `alive` is called with the number of frames decoded so far. What was read
+    and decoded is counted in `source`.
+
+    Raises BadVideo, with a reason a person understands, if it is not a video, is missing or forbidden, or not one
+    segment is usable (unless they were named: then each gives its failure); UserError if the store cannot be used;
+    OSError if the disk does not answer.
+    """
+    whole = settings.segments is None and video.start is None and video.end is None
+    waiting = None if alive is None else lambda: alive(source.frames)
+    with source.opened(sequential=whole, waiting=waiting) as file:
+        head = _head(file)
+        judge_bytes(head, file.size)
+        with Reader(source, file, head, threads, alive) as reader:
+            if settings.encode.copy_packets:
+                require_copyable(reader)
+            if whole:
+                yield _whole(reader, settings)
+            else:
+                yield from _segments(reader, video, settings)
+
+
+def transcode_and_tell(
+    source: Source,
+    video: Video,
+    settings: VideoSettings,
+    threads: int = 1,
+    alive: Callable[[int], None] | None = None,
+) -> Iterator[Clip | SegmentFailure | Work]:
+    """As `transcode`, and at the end the work that it was: the source's own counts stay in the process that reads."""
+    yield from transcode(source, video, settings, threads, alive)
+    yield Work(source.frames, source.bytes_read)
+
+
+def _whole(reader: Reader, settings: VideoSettings) -> Clip:
+    """The whole video, without a seek."""
+    if settings.encode.copy_packets:
+        return copied(reader, WHOLE, settings.encode)
+    return _encoded(reader, reader.all(reader.declared), reader.declared, settings, 0)
+
+
+def _segments(reader: Reader, video: Video, settings: VideoSettings) -> Iterator[Clip | SegmentFailure]:
+    """The segments one after the other; failures wait until one is good, and are the video's own if none is."""
+    planned = stretches(reader.seconds(), video.start, video.end, settings.segments)
+    known = {stretch.segment for stretch in planned}
+    failures = [
+        SegmentFailure(number, "outside", f"there is no segment {number}", f"the video has {len(planned)}")
+        for number in video.segments
+        if number not in known
+    ]
+    good = bool(video.segments)
+    wanted = [stretch for stretch in planned if not video.segments or stretch.segment in video.segments]
+    ends: float | None = None  # where the video does end, once one has failed
+    for number, stretch in enumerate(wanted):
+        if ends is not None and stretch.start > ends + stretch.limit:
+            what = f"the video ends at {ends:.3f} s, though its header says {stretch.known:.3f} s"
+            reason = f"it and the {len(wanted) - number - 1} after it are not in the video"
+            failures.append(SegmentFailure(stretch.segment, "outside", reason, what))
+            break
+        try:
+            clip = _segment(reader, stretch, settings)
+        except BadVideo as error:
+            if ends is None and len(wanted) - number > MANY:
+                ends = reader.measured()
+            failures.append(SegmentFailure(stretch.segment, error.kind, error.reason, error.detail))
+            if good:
+                yield from failures
+                failures = []
+            continue
+        yield from failures
+        failures, good = [], True
+        yield clip
+    if good:
+        yield from failures
+    else:
+        first = failures[0]
+        reason = first.reason
+        if len(failures) > 1:
+            reason = f"not one of its {len(failures)} segments is usable; the first: {reason}"
+        raise BadVideo(first.kind, reason, first.detail)
+
+
+def _segment(reader: Reader, stretch: Stretch, settings: VideoSettings) -> Clip:
+    if settings.encode.copy_packets:
+        return copied(reader, stretch, settings.encode)
+    begin = reader.seek(stretch.start, stretch.limit)
+    decoded = reader.declared.of_stretch(begin, stretch.expected(begin))
+    frames = reader.until(begin, stretch.end(begin), decoded)
+    return _encoded(reader, frames, decoded, settings, stretch.segment)
+
+
+def _encoded(
+    reader: Reader,
+    frames: Iterator[tuple[VideoFrame, float]],
+    decoded: Decoded,
+    settings: VideoSettings,
+    segment: int,
+) -> Clip:
+    """The frames as a clip; `decoded` counts what came of them and is judged."""
+    encode = settings.encode
+    flow = FlowEncoder(settings.flow, encode.key_frame_every) if settings.flow else None
+    encoder = Encoder(encode, reader.declared.step, reader.aspect, flow)
+    start: float | None = None
+    for frame, time in frames:
+        start = time if start is None else start
+        encoder.add(frame, time)
+    reader.judge(decoded, encode.minimum_decoded)
+    judge_concealed(decoded, encode.maximum_concealed)
+    assert start is not None
+    return replace(encoder.finish(segment, start), concealed=decoded.concealed)
+
+
+def _head(file: SourceFile) -> bytes:
+    """The first bytes, or all of a short file."""
+    parts: list[bytes] = []
+    while (missing := HEAD_BYTES - sum(map(len, parts))) and (data := file.read(missing)):
+        parts.append(data)
+    raise_hidden(file)
+    return b"".join(parts)

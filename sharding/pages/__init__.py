@@ -1,0 +1,1 @@
+"""Pages that people look at: the HTML kit, and fonts for names in any script."""

@@ -1,0 +1,1 @@
+"""Object stores: local folders, S3 buckets and any fsspec file system behind one protocol."""

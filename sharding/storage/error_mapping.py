@@ -1,0 +1,89 @@
+"""What a remote store's errors mean: worth another try, taken, or the user's to mend."""
+
+from __future__ import annotations
+
+import errno
+from typing import NoReturn
+
+from sharding.base.errors import UserError
+from sharding.base.redact import redacted
+
+TAKEN = ("PreconditionFailed", "412", "FileExistsError")
+# Errors of the request by their status, of the way or the moment by what they say.
+_PASSING_CODES = (
+    "SlowDown", "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
+    "XAmzContentChecksumMismatch", "InternalError", "ServiceUnavailable", "RequestTimeTooSkewed",
+)  # fmt: skip
+_PASSING_KINDS = (
+    "HTTPClientError", "ConnectionError", "ResponseParserError", "IncompleteReadError", "FlexibleChecksumError",
+)  # fmt: skip
+_REFUSED_CODES = (
+    "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
+    "TokenRefreshRequired",
+)  # fmt: skip
+_REFUSED_KINDS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError")
+_OF_THIS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EFBIG)
+
+
+class BrokenAnswer(OSError):
+    """An answer that came, but not whole or not to what was asked: another may be."""
+
+
+def code_of(error: BaseException) -> str:
+    """The S3 error code behind an exception, else its type's name."""
+    response = _response(error)
+    return type(error).__name__ if response is None else str(response.get("Error", {}).get("Code", ""))
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again may help: no answer, a broken answer, or a server's 5xx, 409 and 429."""
+    response = _response(error)
+    if response is not None:
+        status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
+        return is_passing(status) or code_of(error) in _PASSING_CODES
+    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError | IsADirectoryError):
+        return False
+    if isinstance(error, OSError):
+        return error.errno not in _OF_THIS_DISK
+    kinds = type(error).__mro__
+    return any(kind.__name__ in _PASSING_KINDS or kind.__module__.startswith("aiohttp") for kind in kinds)
+
+
+def is_passing(status: int) -> bool:
+    """Whether an HTTP status says that the same request may succeed later."""
+    return status >= 500 or status in (408, 409, 429)
+
+
+def raise_translated(error: Exception, where: str, bucket_level: bool = False) -> NoReturn:
+    """Raise `error` as what the store's caller should see, secrets taken out.
+
+    Not chained to the original, whose text may hold secrets that a traceback would print.
+    """
+    where, code = redacted(where), code_of(error)
+    said = redacted(str(error)) or type(error).__name__
+    if isinstance(error, UserError | FileExistsError):
+        raise error
+    if code == "NoSuchBucket" or (bucket_level and isinstance(error, FileNotFoundError)):
+        raise UserError("there is no such bucket", where, "create the bucket, or correct its name") from None
+    if isinstance(error, FileNotFoundError):
+        raise FileNotFoundError(where) from None
+    if isinstance(error, PermissionError) or code in _REFUSED_CODES or type(error).__name__ in _REFUSED_KINDS:
+        remedy = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (or the profile) and the bucket's policy"
+        raise UserError(f"the store refused the credentials: {said}", where, remedy) from None
+    if is_transient(error):
+        remedy = "check the address (AWS_ENDPOINT_URL for S3), the network, and that the service is up"
+        raise UserError(f"the store does not answer: {said}", where, remedy) from None
+    if isinstance(error, OSError) or _of_the_client(error) or said.startswith("Invalid endpoint"):  # a ValueError
+        remedy = "check the store's address and settings (AWS_ENDPOINT_URL, region and profile for S3)"
+        raise UserError(f"the store cannot be used: {said}", where, remedy) from None
+    raise error
+
+
+def _response(error: BaseException) -> dict | None:
+    """The server's parsed answer, which s3fs hides behind an OSError."""
+    found = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
+    return found if isinstance(found, dict) else None
+
+
+def _of_the_client(error: BaseException) -> bool:
+    return any(kind.__module__.startswith(("botocore", "aiobotocore", "aiohttp")) for kind in type(error).__mro__)

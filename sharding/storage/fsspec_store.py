@@ -1,0 +1,206 @@
+"""A store on any fsspec file system: each operation tried until it succeeds or patience ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import tenacity
+
+from sharding.base.errors import UserError
+from sharding.base.redact import redacted
+from sharding.storage.counters import Counters
+from sharding.storage.error_mapping import TAKEN, BrokenAnswer, code_of, is_transient, raise_translated
+from sharding.storage.local import landing, whole
+
+T = TypeVar("T")
+
+PATIENCE = 120.0  # seconds that an operation is tried for
+_SLOWEST = 8.0  # seconds between two tries
+_CHECKS, CHECK_SECONDS = 6, 5.0  # when a store is opened: a wrong address is told in seconds
+_CHUNK = 16 * 2**20
+
+
+class RemoteStore:
+    """A prefix of an fsspec file system, as far as fsspec's common interface goes."""
+
+    remote = True
+
+    def __init__(self, url: str, connect: Callable[[str, str], Any], patience: float = PATIENCE) -> None:
+        self.url = url.rstrip("/")
+        self.scheme, _, self.root = self.url.partition("://")
+        if not self.root:
+            raise UserError("the store's address names no bucket", redacted(url), "write it as s3://bucket/prefix")
+        self.patience = patience
+        self.counters = Counters()
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._opened: tuple[int, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_opened")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _opened=None)
+
+    def check(self) -> None:
+        """One question, tried for seconds only: UserError if the store does not answer it."""
+        quick = tenacity.stop_after_attempt(_CHECKS) | tenacity.stop_after_delay(CHECK_SECONDS)
+        try:
+            _retrying(quick, slowest=1.0)(self._check)
+        except Exception as error:
+            raise_translated(error, self.url, bucket_level=True)
+
+    def get(self, path: str) -> bytes:
+        return self._cat(path)
+
+    def get_range(self, path: str, start: int, end: int) -> bytes:
+        if end <= start:
+            return b""
+        return whole(self._cat(path, start=start, end=end), start, end, lambda: self._where(path))
+
+    def get_tail(self, path: str, size: int) -> tuple[bytes, int]:
+        total = self.size(path)
+        return self.get_range(path, max(0, total - size), total), total
+
+    def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        folder = prefix.rpartition("/")[0]
+
+        def find() -> dict[str, Any]:
+            fs = self._fs()
+            fs.invalidate_cache()
+            return cast(dict[str, Any], fs.find(self._full(folder), detail=True))
+
+        base = self._full("").strip("/") + "/"
+        for full, info in self._call(folder, find).items():
+            path = full.strip("/").removeprefix(base)
+            if path.startswith(prefix):
+                yield path, int(info["size"] or 0)
+
+    def list(self, prefix: str = "") -> list[str]:
+        return sorted(path for path, _ in self.walk(prefix))
+
+    def exists(self, path: str) -> bool:
+        try:
+            self.size(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def size(self, path: str) -> int:
+        def info() -> int:
+            fs = self._fs()
+            fs.invalidate_cache()
+            found = fs.info(self._full(path))
+            if found["type"] != "file":
+                raise FileNotFoundError(path)
+            return int(found["size"])
+
+        return self._call(path, info)
+
+    def put(self, path: str, data: bytes, create: bool = False) -> None:
+        tries = 0
+
+        def pipe() -> None:
+            nonlocal tries
+            tries += 1
+            try:
+                self._fs().pipe_file(self._full(path), data, mode="create" if create else "overwrite")
+            except Exception as error:
+                if not create or code_of(error) not in TAKEN:
+                    raise
+                # A try that was lost on its way back may have written it.
+                if tries > 1 and self.get(path) == data:
+                    return
+                raise FileExistsError(self._where(path)) from None
+
+        self._call(path, pipe)
+
+    def put_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
+        length = Path(local_path).stat().st_size
+
+        def put() -> None:
+            self._fs().put_file(os.fspath(local_path), self._full(path))
+            self._require_length(path, length)
+
+        self._call(path, put)
+
+    def get_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
+        total = self.size(path)
+        with landing(local_path) as file:
+            for start in range(0, total, _CHUNK):
+                file.write(self.get_range(path, start, min(start + _CHUNK, total)))
+
+    def delete(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._call(path, lambda: self._fs().rm_file(self._full(path)))
+
+    def _check(self) -> None:
+        self._fs().exists(self._full(""))
+
+    def _cat(self, path: str, **extent: int) -> bytes:
+        data = cast(bytes, self._call(path, lambda: self._fs().cat_file(self._full(path), **extent)))
+        self.counters.add(bytes=len(data))
+        return data
+
+    def _call(self, path: str, action: Callable[[], T]) -> T:
+        self.counters.add(requests=1)
+        try:
+            return action()  # untold to tenacity, whose bookkeeping costs as much as a small read
+        except Exception as error:
+            failed = [error]
+
+        def replayed() -> T:
+            if failed:
+                raise failed.pop()
+            return action()
+
+        # Four tries at least: a server that hangs may eat the whole time with one.
+        enough = tenacity.stop_after_delay(self.patience) & tenacity.stop_after_attempt(4)
+        try:
+            return _retrying(enough, _SLOWEST, self._again)(replayed)
+        except Exception as error:
+            raise_translated(error, self._where(path))
+
+    def _again(self, _: tenacity.RetryCallState) -> None:
+        self.counters.add(requests=1, retries=1)
+
+    def _require_length(self, path: str, length: int) -> None:
+        found = self.size(path)
+        if found != length:
+            raise BrokenAnswer(f"{length} bytes were written, {found} are there")
+
+    def _where(self, path: str) -> str:
+        return redacted(f"{self.url}/{path}".rstrip("/"))
+
+    def _full(self, path: str) -> str:
+        return f"{self.root}/{path}".rstrip("/")
+
+    def _fs(self) -> Any:
+        """This process's file system: connections do not survive a fork."""
+        with self._lock:
+            if self._opened is None or self._opened[0] != os.getpid():
+                if self._opened is not None:
+                    _INHERITED.append(self._opened[1])
+                self._opened = (os.getpid(), self._connect(self.scheme, self.url))
+            return self._opened[1]
+
+
+_INHERITED: list[Any] = []  # a parent's connections: closing them in a forked child fails loudly
+
+
+def _retrying(
+    stop: Any, slowest: float, again: Callable[[tenacity.RetryCallState], None] | None = None
+) -> tenacity.Retrying:
+    """`again` is called before each try but the first."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_transient),
+        stop=stop,
+        wait=tenacity.wait_random_exponential(multiplier=0.25, max=slowest),
+        before_sleep=again,
+        reraise=True,
+    )

@@ -1,0 +1,223 @@
+"""A store in a directory: whole files under their names, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from sharding.base.atomic import TEMPORARY, aside
+from sharding.base.errors import DamagedStore, UserError
+from sharding.storage.counters import Counters
+from sharding.storage.rename import rename_new
+
+
+class LocalStore:
+    """A directory. Links to files count as files, links to folders are not followed."""
+
+    remote = False
+
+    def __init__(self, root: str) -> None:
+        if not root:
+            raise UserError(
+                "the store's address is empty", "STORE", "give a directory or a URL like s3://bucket/prefix"
+            )
+        self.root = Path(root).expanduser().absolute()
+        self.url = str(self.root)
+        self.counters = Counters()
+        with self._told("."):
+            if self.root.exists() and not self.root.is_dir():
+                raise UserError("the store is a file, not a directory", self.url, "give a directory or a URL")
+
+    def get(self, path: str) -> bytes:
+        with self._told(path):
+            return self._counted((self.root / path).read_bytes())
+
+    def get_range(self, path: str, start: int, end: int) -> bytes:
+        if end <= start:
+            return b""
+        try:  # a clip costs one such read: no context manager, path or file object
+            handle = os.open(f"{self.url}/{path}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = _pread(handle, start, end)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            with self._told(path):
+                raise error
+        return whole(self._counted(data), start, end, lambda: f"{self.url}/{path}")
+
+    def get_tail(self, path: str, size: int) -> tuple[bytes, int]:
+        with self._told(path), (self.root / path).open("rb") as file:
+            total = file.seek(0, os.SEEK_END)
+            start = max(0, total - max(0, size))
+            file.seek(start)
+            data = file.read(total - start)
+        return whole(self._counted(data), start, total, lambda: f"{self.url}/{path}"), total
+
+    def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        folders = [prefix.rpartition("/")[0]]
+        while folders:
+            folder = folders.pop()
+            with self._told(folder):
+                for entry in _entries(self.root / folder):
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(path)
+                    elif path.startswith(prefix) and not entry.name.startswith(TEMPORARY):
+                        size = _size(entry)
+                        if size is not None:
+                            yield path, size
+
+    def list(self, prefix: str = "") -> list[str]:
+        return sorted(path for path, _ in self.walk(prefix))
+
+    def exists(self, path: str) -> bool:
+        with self._told(path):
+            return (self.root / path).is_file()
+
+    def size(self, path: str) -> int:
+        with self._told(path):
+            return (self.root / path).stat().st_size
+
+    def put(self, path: str, data: bytes, create: bool = False) -> None:
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(data)
+
+        self._commit(path, write, create)
+
+    def put_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
+        self._commit(path, lambda temporary: _copy(local_path, temporary), create=False)
+
+    def get_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
+        with self._told(path), (self.root / path).open("rb") as source, landing(local_path) as file:
+            shutil.copyfileobj(source, file, 2**20)
+
+    def delete(self, path: str) -> None:
+        with self._told(path):
+            (self.root / path).unlink(missing_ok=True)
+
+    def _counted(self, data: bytes) -> bytes:
+        self.counters.add(requests=1, bytes=len(data))
+        return data
+
+    def _commit(self, path: str, write: Callable[[Path], object], create: bool) -> None:
+        """Write a temporary file beside the target, sync it, then give it its name in one step."""
+        target = self.root / path
+        with self._told(path):
+            _make_folder(target.parent)
+            temporary = aside(target)
+            handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            try:
+                write(temporary)
+                os.fsync(handle)
+                if create:
+                    rename_new(temporary, target)
+                else:
+                    temporary.replace(target)
+            finally:
+                os.close(handle)
+                temporary.unlink(missing_ok=True)
+            _sync_folder(target.parent)
+
+    @contextlib.contextmanager
+    def _told(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except OSError as error:
+            remedy = "check the directory's permissions and the disk's free space"
+            raise UserError(
+                f"the store cannot be used: {error.strerror or error}", f"{self.url}/{path}", remedy
+            ) from error
+
+
+@contextlib.contextmanager
+def landing(local_path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write that has its name once the `with` ends well, and is gone if it does not.
+
+    Raises UserError if the disk does not take it.
+    """
+    target = Path(local_path)
+    temporary = aside(target)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+        temporary.replace(target)
+    except OSError as error:
+        if error.errno is None:  # not the disk's: the store's word for an absent object
+            raise
+        remedy = "check the free space and the permissions of this machine's disk"
+        what = f"a download cannot be written: {error.strerror or error}"
+        raise UserError(what, str(target), remedy) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def whole(data: bytes, start: int, end: int, where: Callable[[], str]) -> bytes:
+    """`data` if it is all of [start, end), else UserError naming what `where` says."""
+    if len(data) == end - start:
+        return data
+    what = f"the object ends early: bytes {start} to {end} were asked for, {len(data)} came"
+    raise DamagedStore(what, where(), "it is damaged or was replaced: shard into a new STORE")
+
+
+def _pread(handle: int, start: int, end: int) -> bytes:
+    """Bytes [start, end) of an open file, fewer if it ends before."""
+    data = os.pread(handle, end - start, start)
+    while start + len(data) < end:  # one call reads 2 GiB at most, and a network's file system less if it likes
+        more = os.pread(handle, end - start - len(data), start + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What lies in a folder; nothing if it is absent."""
+    try:
+        found = os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    with found:
+        yield from found
+
+
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """Bytes of the file an entry leads to; None if it leads to no file, or to one that has just gone."""
+    try:
+        found = entry.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _copy(source: str | os.PathLike[str], target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # not the caller's "the object is taken"
+        raise NotADirectoryError(error.errno, "a file is in the way of a folder", str(folder)) from error
+    except FileNotFoundError as error:  # not the caller's "the object is absent", but a place such as /proc
+        raise PermissionError(error.errno, "no folder can be made there", str(folder)) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # SMB and some FUSE mounts sync no folders
+            raise
+    finally:
+        os.close(handle)

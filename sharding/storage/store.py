@@ -1,0 +1,108 @@
+"""An object store by URL: put atomically or only if absent, get a range, list, retry."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from sharding.base.errors import UserError
+from sharding.base.redact import redacted, require_no_password
+from sharding.storage.counters import Counters
+from sharding.storage.fsspec_store import PATIENCE, RemoteStore
+from sharding.storage.local import LocalStore
+from sharding.storage.s3 import S3Store
+
+
+class Store(Protocol):
+    """Objects by relative posix path. Picklable; used from many threads; one connection a process.
+
+    Every method raises UserError when the store cannot be used (unreachable, refused, full) and
+    FileNotFoundError for a path that is absent. A remote store's method goes on trying for as long as the store
+    was opened with patience for; what it reads or writes is whole, or it raises. `counters` tell what it did in this
+    process. `remote`: an answer takes its time, and many at once take no longer.
+    """
+
+    url: str
+    remote: bool
+    counters: Counters
+
+    def get(self, path: str) -> bytes:
+        """The whole object."""
+
+    def get_range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of the object; UserError if it is shorter than `end`."""
+
+    def get_tail(self, path: str, size: int) -> tuple[bytes, int]:
+        """The object's last `size` bytes, all of it if it is no longer, and its whole length; one request on S3."""
+
+    def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """(relative path, bytes) of all objects whose path begins with `prefix`, in no order.
+
+        Streamed, so that a million names take no more memory than a thousand.
+        """
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Sorted relative paths of all objects whose path begins with `prefix`, recursively."""
+
+    def exists(self, path: str) -> bool:
+        """Whether the object is there."""
+
+    def size(self, path: str) -> int:
+        """Its bytes."""
+
+    def put(self, path: str, data: bytes, create: bool = False) -> None:
+        """Write whole or not at all; with `create`, FileExistsError if the path is taken."""
+
+    def put_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
+        """Upload a local file whole or not at all."""
+
+    def get_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
+        """Download an object to a local file, whole or not at all, without holding it in memory."""
+
+    def delete(self, path: str) -> None:
+        """Remove the object, if it is there."""
+
+
+def open_store(url: str | os.PathLike[str], patience: float = PATIENCE, ask: bool = True) -> Store:
+    """The store at a directory path, `file://` or fsspec URL (`s3://bucket/prefix`).
+
+    A remote store is asked once, so that a wrong address, bucket or secret is a UserError here, in seconds;
+    without `ask` it is not, for an address that worked before. Later each operation is tried for `patience`
+    seconds. A directory need not exist yet: the first put makes it. A URL with a password is a UserError, too.
+    """
+    text = os.fspath(url)
+    require_no_password(text)
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme in ("file", "local"):
+        return LocalStore(rest if separator else text)
+    store = (S3Store if scheme == "s3" else RemoteStore)(text, _connect, patience)
+    if ask:
+        store.check()
+    return store
+
+
+def _connect(scheme: str, url: str) -> Any:
+    import fsspec
+
+    options: dict[str, Any] = {}
+    if scheme == "s3":
+        options["config_kwargs"] = {
+            "connect_timeout": 5,
+            "read_timeout": 30,
+            "retries": {"mode": "standard", "total_max_attempts": 1},
+        }
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            options["endpoint_url"] = endpoint
+    try:
+        fs = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"no store of the kind {scheme}://: {redacted(str(error))}",
+            redacted(url),
+            "use a directory or s3://bucket/prefix",
+        ) from None
+    if scheme == "s3":
+        fs.retries = 1  # the store retries: a second and a third layer only multiply
+    return fs

@@ -1,0 +1,120 @@
+"""The job `evaluate` as a command: it goes on where it was stopped, and outlives its workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pretrain.checkpoints.checkpoint import Checkpoint, begin_attempt, save_checkpoint
+from pretrain.data.sources import open_sources
+from pretrain.models.zoo import build_model
+from pretrain.run_folder import Run
+from pretrain.settings import TrainSettings
+from tests.cluster.conftest import RECIPE, Say
+from tests.support.commands import Command, reelscale, refused, running, succeeded
+from tests.support.training.evaluations import spoil
+
+pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
+
+LONG = ("clips=300", "batch=1")  # some of a second a video
+
+
+@pytest.fixture(scope="module")
+def begun(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a checkpoint of a network that learned nothing."""
+    run = tmp_path_factory.mktemp("begun") / "run"
+    tree = yaml.safe_load(RECIPE)
+    settings = TrainSettings.model_validate(tree | {"data": {**tree["data"], "store": str(store)}})
+    sources = open_sources(settings.data)
+    Run(run, writes=True).begin(settings, sources.classes, sources.versions, {})
+    state = build_model(settings.model, len(sources.classes), 4).state_dict()
+    save_checkpoint(run, begin_attempt(run), Checkpoint(1, state, {}, {}, {"step": 1}), keep=1)
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary of an evaluation that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    run = shutil.copytree(begun, folder / "run")
+    (folder / "none.yaml").write_text(f"run: {run}\nlauncher: none\n")
+    return summary(succeeded(reelscale("evaluate", "none.yaml", "--json", *LONG, folder=folder)).stdout)
+
+
+def summary(text: str) -> dict[str, Any]:
+    """Without what is the run's folder."""
+    return {name: value for name, value in json.loads(text).items() if name not in ("weights", "folder")}
+
+
+def pieces(run: Path) -> list[Path]:
+    return list(run.glob("evaluation/*/pieces/*.parquet"))
+
+
+def test_an_evaluation_goes_on_where_it_was_stopped(begun: Path, whole: dict[str, Any], tmp_path: Path) -> None:
+    run = shutil.copytree(begun, tmp_path / "run")
+    (tmp_path / "none.yaml").write_text(f"run: {run}\nlauncher: none\n")
+    command = ("evaluate", "none.yaml", "--json", *LONG)
+    with running(*command, folder=tmp_path) as first:
+        first.until(lambda: pieces(run))
+        first.kill()
+    there = len(pieces(run))
+    with running(*command, folder=tmp_path) as second:
+        second.until(lambda: len(pieces(run)) > there)
+        second.process.send_signal(signal.SIGTERM)
+        assert second.exit_code() == 75, second.said
+    assert "of 6 videos are scored already" in second.err and "Traceback" not in second.err
+    assert not list(run.glob("evaluation/*/*.*"))
+    last = succeeded(reelscale(*command, folder=tmp_path))
+    assert int(last.stderr.partition(" of 6 videos are scored already")[0].split()[-1]) >= 2
+    assert summary(last.stdout) == whole and not pieces(run)
+
+
+def test_a_worker_of_ray_that_dies_is_replaced(begun: Path, whole: dict[str, Any], tmp_path: Path) -> None:
+    """The network is read once, by the command: the others need no checkpoint."""
+    run = shutil.copytree(begun, tmp_path / "run")
+    (tmp_path / "ray.yaml").write_text(f"run: {run}\nlauncher: ray\nworkers: 2\n")
+
+    def scoring(command: Command) -> list[int]:
+        return [pid for pid, words in command.descendants().items() if words[0].startswith("ray::_task")]
+
+    with running("evaluate", "ray.yaml", "--json", *LONG, folder=tmp_path) as command:
+        command.until(lambda: pieces(run))
+        (run / "checkpoints").rename(tmp_path / "elsewhere")
+        os.kill(command.until(lambda: scoring(command))[0], signal.SIGKILL)
+        assert command.exit_code() == 0, command.said
+    assert "is gone (" in command.err and "another takes them" in command.err and "Traceback" not in command.err
+    found = summary(command.out)
+    assert {name: found[name] for name in ("videos", "clips", "clip1", "video1", "per_class")} == {
+        name: whole[name] for name in ("videos", "clips", "clip1", "video1", "per_class")
+    }
+
+
+def test_what_cannot_be_fused_is_refused_at_once(say: Say, begun: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.yaml").write_text(f"run: {begun}\nlauncher: none\n")
+    refused(say("evaluate", "none.yaml", "fuse.run=nowhere", *LONG), "no evaluation to fuse", str(tmp_path / "nowhere"))
+    assert not (begun / "evaluation").exists()
+
+
+def test_damage_is_named_and_too_much_of_it_refused(say: Say, begun: Path, store: Path, tmp_path: Path) -> None:
+    run, copied = shutil.copytree(begun, tmp_path / "run"), shutil.copytree(store, tmp_path / "copied")
+    (key,) = spoil(str(copied), [2])
+    (tmp_path / "none.yaml").write_text(f"run: {run}\nstore: {copied}\nlauncher: none\nclips: 1\n")
+    refused(say("evaluate", "none.yaml", "damaged=0"), "damaged videos: 1 of 6; damaged=0 allows 0", key)
+    done = say("evaluate", "none.yaml")
+    assert done.returncode == 0 and "1, counted as wrong" in done.stdout, done.stderr
+    assert done.stderr.count(f"damaged: sample {key}") == 1 and "are scored already" in done.stderr
+    (path,) = run.glob("evaluation/*/summary.json")
+    found = json.loads(path.read_text())
+    assert (found["videos"], found["damaged"]) == (6, 1) and found["clip1"] == found["video1"] <= 5 / 6
+
+
+def test_the_version_is_told(say: Say) -> None:
+    told = say("--version")
+    assert told.returncode == 0 and told.stdout.split()[0] == "reelscale" and told.stdout.count(".") == 2

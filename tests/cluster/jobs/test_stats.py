@@ -1,0 +1,83 @@
+"""What workers tell is summed once, whatever is made twice, and stragglers are seen."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.jobs.stats import Tally, duration
+from sharding.make.shard import Progress
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def job(number: int, videos: int) -> list[Progress]:
+    """What a worker tells of a job from its beginning to its end; every third video fails."""
+    steps = [
+        Progress(
+            f"g0-{number:06d}",
+            "train",
+            videos=done,
+            samples=done - done // 3,
+            frames=100 * done,
+            bytes_in=10 * done,
+            failures={"empty": done // 3} if done >= 3 else {},
+        )
+        for done in range(1, videos + 1)
+    ]
+    last = steps[-1]
+    end = Progress(**{**vars_of(last), "done": True, "bytes_out": 7})
+    return [*steps, end]
+
+
+def vars_of(progress: Progress) -> dict:
+    return {name: getattr(progress, name) for name in Progress.__dataclass_fields__}
+
+
+@given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8)), min_size=1, max_size=6))
+def test_a_job_made_a_second_time_after_a_death_counts_once(jobs: list[tuple[int, int]]) -> None:
+    total = sum(videos for videos, _ in jobs)
+    tally = Tally(total)
+    for number, (videos, lost_after) in enumerate(jobs):
+        told = job(number, videos)
+        for progress in [*told[: min(lost_after, videos)], *told]:
+            tally.add(progress)
+    assert (tally.videos, tally.frames, tally.bytes_in) == (total, 100 * total, 10 * total)
+    assert tally.failures == Counter(empty=sum(videos // 3 for videos, _ in jobs)) + Counter()
+    assert tally.jobs == len(jobs) and tally.bytes_out == 7 * len(jobs)
+    assert tally.samples == total - sum(videos // 3 for videos, _ in jobs)
+
+
+def test_what_another_command_made_is_not_counted() -> None:
+    tally = Tally(10)
+    tally.add(Progress("a", "train", videos=4, done=True, already=True))
+    assert (tally.total, tally.videos) == (6, 0)
+
+
+def test_rates_time_left_and_stragglers() -> None:
+    clock = Clock()
+    tally = Tally(1000, clock)
+    for number in range(5):
+        tally.began(f"g0-{number:06d}")
+    for number in range(4):
+        clock.now += 10
+        for progress in job(number, 20):
+            tally.add(progress)
+    assert tally.rates()[:2] == (2.0, 200.0) and tally.seconds_left() == 460.0
+    assert tally.straggler() is None
+    clock.now += 200
+    assert tally.straggler() == ("g0-000004", 240.0)
+    assert "g0-000004 has run for 4 min" in tally.line() and "failed 24 (empty 24)" in tally.line()
+
+
+def test_words_for_seconds() -> None:
+    assert [duration(seconds) for seconds in (3, 300, 7300, 300000)] == ["3 s", "5 min", "2 h 2 min", "3 d 11 h"]

@@ -1,0 +1,100 @@
+"""A Ray cluster that is not the command's own: paths, mistakes, stops and threads reach its workers and come back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.launch.ray_ranks import cpus_a_rank
+from tests.cluster.conftest import SMALL
+from tests.support.commands import ROOT, reelscale, refused, running, shards, succeeded
+
+pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
+
+
+def test_a_relative_corpus(pieces: list[Path], ray: dict[str, str], tmp_path: Path) -> None:
+    (folder := tmp_path / "corpus" / "calm").mkdir(parents=True)
+    for piece in pieces[:2]:
+        shutil.copyfile(piece, folder / piece.name)
+    made = reelscale("shard", "corpus", "store", *SMALL, "launcher=ray", folder=tmp_path, environment=ray)
+    assert "failures" not in succeeded(made).stdout and "samples                2" in made.stdout
+
+
+def test_a_mistake_in_a_task(long_corpus: Path, ray: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "train").write_text("a file is in the way of the first shard")
+    shard = ("shard", long_corpus, "store", "videos_per_shard=1", "launcher=ray")
+    told = refused(reelscale(*shard, folder=tmp_path, environment=ray), "the store cannot be used", "store/train")
+    assert "ray::" not in told
+
+
+def test_ctrl_c_while_sharding(long_corpus: Path, ray: dict[str, str], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shard = ("shard", long_corpus, store, "videos_per_shard=1", "workers=1", "launcher=ray")
+    with running(*shard, folder=tmp_path, environment=ray) as command:
+        command.until(lambda: shards(store))
+        command.ctrl_c()
+        assert command.exit_code() == 75, command.said
+        assert "the shards made so far are kept" in command.err and "Traceback" not in command.err
+    assert 0 < len(shards(store)) < 61
+
+
+def test_ranks_get_all_cores_and_a_mistake_of_theirs_is_not_tried_again(ray: dict[str, str], tmp_path: Path) -> None:
+    program = f"""
+import os, pathlib
+from cluster.launch.ray_ranks import run_ranks
+from sharding.base.errors import UserError
+
+def rank(config):
+    (pathlib.Path(config["run"]) / f"try-{{os.getpid()}}").touch()
+    raise UserError("threads: " + os.environ["OMP_NUM_THREADS"], "here", "none")
+
+try:
+    run_ranks(rank, {{"run": {str(tmp_path)!r}}}, 2, retries=3, wait_seconds=600)
+except UserError as error:
+    print(error)
+"""
+    mine = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "OMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**mine, **ray, "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("threads: 2\n  where: here\n"), f"{done.stdout}\n{done.stderr}"
+    assert 1 <= len(list(tmp_path.glob("try-*"))) <= 2
+
+
+def test_a_signal_before_the_ranks_begin(store: Path, recipe: Path, ray: dict[str, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train = ("pretrain", recipe, f"data.store={store}", f"run={run}", "launcher=ray", "schedule.epochs=60")
+    with running(*train, folder=tmp_path, environment=ray) as command:
+        command.until(run.exists)
+        os.kill(command.process.pid, signal.SIGTERM)
+        assert command.exit_code() == 75, command.said
+        assert "Traceback" not in command.err and "training failed" not in command.err, command.said
+    assert not (run / "stop").exists()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ranks", "cpus"),
+    [
+        ([8], 1, 8),
+        ([8], 2, 4),
+        ([8], 3, 2),
+        ([1], 2, 0.5),
+        ([1], 3, 1 / 3),
+        ([8, 8], 2, 8),
+        ([8, 8], 3, 4),
+        ([8, 0], 2, 4),
+        ([1, 1], 3, 0.5),
+        ([0.5], 1, 1),
+        ([], 2, 0.5),
+    ],
+)
+def test_every_rank_finds_its_cpus(nodes: list[float], ranks: int, cpus: float) -> None:
+    assert cpus_a_rank(nodes, ranks) == pytest.approx(cpus)

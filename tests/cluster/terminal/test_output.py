@@ -1,0 +1,33 @@
+"""A process that ends once all is said."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.commands import ROOT
+
+PROGRAM = """
+import atexit, sys
+atexit.register(print, "taken down")
+sys.argv = ["reelscale", *sys.argv[1:]]
+from cluster.cli import main
+main()
+"""
+
+
+def said(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    mine = {name: value for name, value in os.environ.items() if name != "RANK"} | environment
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=mine, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["nonsense"], 2), (["pretrain", "nowhere.yaml"], 2)])
+def test_a_rank_says_all_and_is_not_taken_down(arguments: list[str], code: int) -> None:
+    alone, rank = said(*arguments), said(*arguments, RANK="0")
+    assert alone.returncode == rank.returncode == code
+    assert alone.stdout == rank.stdout + "taken down\n" and alone.stderr == rank.stderr
+    assert rank.stdout + rank.stderr

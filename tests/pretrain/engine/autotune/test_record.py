@@ -1,0 +1,179 @@
+"""What was measured of the paths, across runs: taken again where all is the same, and never in the way."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.engine.autotune import choose as paths
+from pretrain.engine.autotune import record
+from pretrain.engine.autotune.choose import leave_out, run_path, worth_trying
+from pretrain.engine.autotune.isolated import Recipe
+from pretrain.engine.autotune.process import CannotStart
+from pretrain.engine.autotune.record import Measured, cache_folder, cached, keep, kept, key_of, libraries
+from pretrain.engine.deepspeed_config import EngineSettings
+from pretrain.engine.distributed import World
+from pretrain.engine.precision import Pass
+from pretrain.models.groups import freeze
+from pretrain.models.network import VideoNetwork
+from pretrain.models.zoo import ModelSettings, build_model
+
+GPU = World(0, 1, torch.device("meta"))  # a device that is no CPU, and on which nothing is computed here
+BEST, NEXT, *_ = worth_trying(GPU.device)
+TRAINING = Pass((3, 4, 16, 16), 2, "bf16", held=100)
+RECIPE = Recipe(model=ModelSettings(), classes=3, rates={}, engine=EngineSettings(), ranks=1)
+
+
+def network(width: float = 0.125, frames: int = 4) -> VideoNetwork:
+    return build_model(ModelSettings(depth=10, width=width), 3, frames)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
+    """Every measuring's paths, of which the first is the fastest. The cache folder is this test's own."""
+    asked: list[list[str]] = []
+
+    def measured_in_child(
+        recipe: object, training: Pass, device: object, names: list[str], recomputed: object, **_: object
+    ) -> Measured:
+        asked.append(names)
+        rates = {name: 100.0 - number for number, name in enumerate(names)}
+        found = Measured(
+            path="", planar=["stem.0"], recomputed=0, device="cpu", batch=training.batch,
+            precision=training.precision, clips_per_second=rates, made_by=libraries(),
+        )  # fmt: skip
+        return found.without([])
+
+    monkeypatch.setattr(paths, "measured_in_child", measured_in_child)
+    monkeypatch.setenv("REELSCALE_CACHE", str(tmp_path / "cache"))
+    return asked
+
+
+def begin(folder: Path, model: VideoNetwork | None = None, training: Pass = TRAINING, recipe: Recipe = RECIPE) -> str:
+    """A run of this folder begins: the path that it keeps."""
+    folder.mkdir(exist_ok=True)
+    run_path(folder, model or network(), training, GPU, None, recipe)
+    found = kept(folder)
+    assert found is not None
+    return found.path
+
+
+def test_another_run_takes_what_one_measured(
+    runs: list[list[str]], tmp_path: Path, told: pytest.LogCaptureFixture
+) -> None:
+    told.set_level(logging.INFO, "reelscale")
+    assert begin(tmp_path / "one") == BEST and len(runs) == 1
+    assert "as measured on such a device" not in told.text
+    assert begin(tmp_path / "two") == BEST and len(runs) == 1
+    assert f"path {BEST}, as measured on such a device ({tmp_path / 'cache'}/" in told.text
+    assert (tmp_path / "one" / "path.json").read_text() == (tmp_path / "two" / "path.json").read_text()
+    assert begin(tmp_path / "three", training=replace(TRAINING, batch=4)) == BEST and len(runs) == 2
+    assert begin(tmp_path / "one") == BEST and len(runs) == 2  # of its own folder
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".json"] * 2
+
+
+def test_a_path_that_failed_is_left_out_by_other_runs(
+    runs: list[list[str]], tmp_path: Path, told: pytest.LogCaptureFixture
+) -> None:
+    told.set_level(logging.INFO, "reelscale")
+    begin(tmp_path / "one")
+    assert leave_out(tmp_path / "one", GPU) == NEXT
+    assert begin(tmp_path / "one") == begin(tmp_path / "two") == NEXT and len(runs) == 1
+    assert f"path {NEXT}, as measured" in told.text and f"clips/s; {BEST} failed" in told.text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"path": "none such"}', "\0\xff"])
+def test_garbage_is_measured_again(runs: list[list[str]], tmp_path: Path, text: str) -> None:
+    begin(tmp_path / "one")
+    (file,) = (tmp_path / "cache").iterdir()
+    whole = file.read_text()
+    file.write_bytes(text.encode("latin-1"))
+    assert begin(tmp_path / "two") == BEST and len(runs) == 2
+    assert file.read_text() == whole
+
+
+def test_a_record_of_another_key_is_not_taken(runs: list[list[str]], tmp_path: Path) -> None:
+    begin(tmp_path / "one")
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"key": "another"}))
+    assert begin(tmp_path / "two") == BEST and len(runs) == 2
+
+
+def test_a_folder_that_cannot_be_used_costs_measuring_again(
+    runs: list[list[str]], tmp_path: Path, told: pytest.LogCaptureFixture
+) -> None:
+    told.set_level(logging.DEBUG, "reelscale")
+    (tmp_path / "cache").write_text("a file where the folder is to be")
+    assert begin(tmp_path / "one") == begin(tmp_path / "two") == BEST and len(runs) == 2
+    assert {record.levelname for record in told.records if "other runs" in record.message} == {"DEBUG"}
+
+
+def test_other_libraries_are_measured_again(
+    runs: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(tmp_path / "one")
+    monkeypatch.setattr(record, "_MEASURING", record._MEASURING + 1)
+    assert begin(tmp_path / "two") == BEST and len(runs) == 2
+    monkeypatch.setattr(torch, "__version__", "9.0")
+    assert begin(tmp_path / "three") == BEST and len(runs) == 3
+    assert begin(tmp_path / "one") == BEST and len(runs) == 3  # as the third has kept it
+
+
+def test_without_a_child_this_process_measures(
+    runs: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
+) -> None:
+    told.set_level(logging.INFO, "reelscale")
+    here = paths.measured_in_child
+
+    def none(*_: object, **__: object) -> Measured:
+        raise CannotStart("all GPUs are taken")
+
+    monkeypatch.setattr(paths, "measured_in_child", none)
+    monkeypatch.setattr(paths, "measured", lambda model, *given: here(RECIPE, *given))
+    assert begin(tmp_path / "one") == BEST and len(runs) == 1
+    assert "measured in this process: none beside it can (all GPUs are taken)" in told.text
+
+
+def test_the_key_is_of_all_that_decides() -> None:
+    def key(model: VideoNetwork, training: Pass = TRAINING, device: str = "a GPU", asked: int | None = None) -> str:
+        return key_of(model, training, device, asked, "{}")
+
+    frozen = network()
+    freeze(frozen, {"stem": 0})
+    keys = [
+        key(network()),
+        key(network(0.25)),
+        key(frozen),
+        key(network(), device="another"),
+        key(network(), asked=0),
+        key_of(network(), TRAINING, "a GPU", None, "zero 3"),
+        *(
+            key(network(), replace(TRAINING, **{name: value}))
+            for name, value in {
+                "clip": (3, 8, 16, 16), "batch": 3, "precision": "fp16", "held": 7, "together": True,
+            }.items()
+        ),
+    ]  # fmt: skip
+    assert len(set(keys)) == len(keys)
+    assert key(copy.deepcopy(network())) == keys[0]
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache_folder() == Path(os.environ["REELSCALE_CACHE"])  # of all tests
+    monkeypatch.delenv("REELSCALE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "reelscale"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "reelscale"
+    assert cached("no such key") is None
+    keep(tmp_path, Measured.model_validate_json('{"path":"plain","planar":[],"recomputed":0,"device":"cpu","batch":1,'
+                                                '"precision":"fp32","clips_per_second":{}}'))  # fmt: skip
+    assert not cache_folder().exists()  # a CPU's choice has no key

@@ -1,0 +1,345 @@
+"""The report, from run folders made up by their layout."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.ft2font import FT2Font
+from matplotlib.image import imread
+from matplotlib.text import Text
+
+from pretrain.report.class_names import short
+from pretrain.report.figures import smoothed
+from pretrain.report.report import write_report
+from pretrain.report.run_data import confused_pairs, read_metrics, read_run
+from sharding.base.errors import UserError
+from sharding.base.printable import visible
+from sharding.format.record import to_parquet, with_meta
+from sharding.pages import fonts
+from tests.support.fonts import write_font
+
+CLASSES = ["archery", "<script>alert(1)</script>", "100 $ bill & $x_2$", "bobsleigh"]
+
+
+def write_run(folder: Path, classes: list[str], evaluated: bool = True, validated: bool = True) -> Path:
+    folder.mkdir()
+    settings = {
+        "settings": {"data": {"store": "s3://bucket/sports"}, "model": {"depth": 18}, "note": "<b>bold</b>"},
+        "identity": {"data": {"index": "000002-0123456789abcdef"}},
+        "derived": {"global_batch": 32},
+    }
+    (folder / "settings.json").write_text(json.dumps(settings))
+    (folder / "classes.json").write_text(json.dumps(classes))
+    events: list[dict[str, Any]] = [
+        {
+            "event": "train",
+            "step": step,
+            "samples": 32 * step,
+            "loss": 6 / step,
+            "top1": step / 60,
+            "lr": 0.01,
+        }
+        for step in range(1, 51)
+    ]
+    if validated:
+        events += [
+            {"event": "validation", "step": step, "samples": 32 * step, "loss": 4 / step, "clip1": step / 80}
+            for step in (10, 20, 30, 40, 50)
+        ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    if evaluated:
+        write_evaluation(folder / "evaluation" / "sports-val", classes, videos=3 * len(classes))
+    return folder
+
+
+def write_evaluation(folder: Path, classes: list[str], videos: int) -> None:
+    folder.mkdir(parents=True)
+    chance = np.random.default_rng(7)
+    truths = np.arange(videos) % len(classes)
+    taken = np.where(chance.random(videos) < 0.7, truths, chance.integers(len(classes), size=videos))
+    scores = np.full((videos, len(classes)), 0.25 / len(classes), dtype=np.float32)
+    scores[np.arange(videos), taken] += 0.75
+    rows = {
+        "key": [f"v{number:04d}" for number in range(videos)],
+        "labels": pyarrow.array([[int(truth)] for truth in truths], pyarrow.list_(pyarrow.int32())),
+        "predicted": pyarrow.array(taken, pyarrow.int32()),
+        "scores": pyarrow.array(scores.tolist(), pyarrow.list_(pyarrow.float32())),
+    }
+    write_videos(folder, rows, classes)
+    per_class = [
+        {"name": name, "videos": int((truths == n).sum()), "video1": float((taken == n)[truths == n].mean())}
+        for n, name in enumerate(classes)
+    ]
+    summary = {"videos": videos, "clips": 10 * videos, "clip1": 0.6125, "video1": 0.7, "video5": 0.9875}
+    summary |= {"step": 50, "store": "s3://bucket/sports", "index": "000002-0123456789abcdef", "split": "val"}
+    summary |= {"weights": "step-00000050", "classes": classes, "per_class": per_class}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    shown = min(videos, 6)
+    ramp = np.linspace(0, 255, 32, dtype=np.uint8)
+    frames = np.broadcast_to(ramp[None, None, None, :, None], (shown, 4, 24, 32, 3)).copy()
+    np.savez(folder / "clips.npz", frames=frames, rows=np.arange(shown))
+
+
+def write_videos(folder: Path, rows: dict[str, Any], classes: list[str]) -> None:
+    (folder / "videos.parquet").write_bytes(to_parquet(with_meta(pyarrow.table(rows), {"classes": classes})))
+
+
+class Page(HTMLParser):
+    """The tags of a page and the text between them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.html = path.read_text(encoding="utf-8")
+        self.feed(self.html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def pictures(self) -> list[np.ndarray]:
+        sources = [values.get("src") or values.get("srcset") for tag, values in self.tags if tag in ("img", "source")]
+        coded = [str(source).removeprefix("data:image/png;base64,") for source in sources]
+        return [imread(io.BytesIO(base64.b64decode(data, validate=True)), format="png") for data in coded]
+
+    def headings(self) -> list[str]:
+        return re.findall(r"<h3>(.*?)</h3>", self.html)
+
+
+def test_page_stands_alone_and_its_pictures_decode(tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    path = write_report([write_run(tmp_path / "run", CLASSES)], out)
+    assert path == out / "report.html"
+    page = Page(path)
+    assert len(page.pictures()) == 4 * 2 + 1  # drawn for both pages, and the contact sheet
+    assert all(picture.ndim == 3 and min(picture.shape[:2]) > 50 for picture in page.pictures())
+    assert all(picture.min() < picture.max() for picture in page.pictures())
+    files = {"loss.png", "accuracy.png", "confusion.png", "per-class.png", "clips.png"}
+    assert {file.name for file in out.iterdir()} == files | {"report.html"}
+    assert all(imread(out / name).size for name in files)
+    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    for _, values in page.tags:
+        for name in ("src", "srcset", "href", "data", "poster", "background"):
+            assert (values.get(name) or "data:image/png").startswith("data:image/png")
+    assert "url(" not in page.html
+    assert "@import" not in page.html
+
+
+def test_headline_figures_settings_and_names_are_told(tmp_path: Path) -> None:
+    page = Page(write_report([write_run(tmp_path / "run", CLASSES)], tmp_path / "out"))
+    for told in ("70.0 %", "98.8 %", "61.3 %", "1,600", "s3://bucket/sports", "000002-0123456789abcdef"):
+        assert told in page.text, told
+    for setting in ("model.depth", "derived.global_batch", "<b>bold</b>"):
+        assert setting in page.text
+    assert "identity." not in page.text
+    assert "has not been evaluated" not in page.text
+
+
+def test_names_are_escaped_wherever_they_stand(tmp_path: Path) -> None:
+    classes = [f"<script>alert({number})</script>" for number in range(40)]  # enough for the tables of names
+    page = Page(write_report([write_run(tmp_path / "<run> & co", classes)], tmp_path / "out"))
+    assert "&lt;script&gt;alert(" in page.html
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "&lt;run&gt; &amp; co" in page.html
+
+
+def test_run_without_an_evaluation_says_how_to_make_one(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a run", CLASSES, evaluated=False)
+    page = Page(write_report([run], tmp_path / "out"))
+    assert "has not been evaluated" in page.text
+    assert f"reelscale evaluate configs/demo-evaluate.yaml run='{run}'" in page.text
+    assert page.headings() == ["Loss and learning rate", "Accuracy in training"]
+    assert "62.5 %" in page.text  # the last validation
+    assert len(page.pictures()) == 4
+
+
+def test_run_without_validation_or_metrics(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", CLASSES, evaluated=False, validated=False)
+    assert "No validation was run" in Page(write_report([run], tmp_path / "out")).text
+    (run / "metrics.jsonl").unlink()
+    page = Page(write_report([run], tmp_path / "out"))
+    assert "No training step" in page.text
+    assert not page.pictures()
+
+
+@pytest.mark.parametrize("classes", [1, 487])
+def test_one_class_and_very_many(tmp_path: Path, classes: int) -> None:
+    names = [f"sport {number}" for number in range(classes)]
+    page = Page(write_report([write_run(tmp_path / "run", names)], tmp_path / "out"))
+    assert len(page.pictures()) == 9
+    assert ("true class" in page.text) == (classes == 487)
+    assert ("hardest classes" in page.text) == (classes == 487)
+
+
+def test_several_runs_share_a_page(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir()
+    second.mkdir()
+    runs = [write_run(first / "run", CLASSES), write_run(second / "run", CLASSES, evaluated=False)]
+    page = Page(write_report(runs, tmp_path / "out"))
+    assert page.headings()[0] == "Runs"
+    assert len(page.pictures()) == 9 + 4
+    assert (tmp_path / "out" / "01-run-clips.png").exists()
+    assert (tmp_path / "out" / "02-run-loss.png").exists()
+
+
+def test_a_step_written_twice_counts_as_last_written_and_torn_lines_are_left_out(tmp_path: Path) -> None:
+    lines = [
+        '{"event": "train", "step": 1, "loss": 3.0}',
+        '{"event": "train", "step": 2, "loss": 2.0}',
+        '{"event": "validation", "step": 2, "clip1": 0.1}',
+        '{"event": "train", "st{"event": "train", "step": 3, "loss": 9.0}',
+        '{"event": "train", "step": 2, "loss": NaN}',
+        '{"event": "train", "step": 2, "loss": 1.0}',
+        '{"event": "train", "step": 3, "lo',
+    ]
+    run = write_run(tmp_path / "run", CLASSES)
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    train, validation, unreadable = read_metrics(run / "metrics.jsonl")
+    assert [(event["step"], event["loss"]) for event in train] == [(1, 3.0), (2, 1.0)]
+    assert [event["step"] for event in validation] == [2]
+    assert unreadable == 2
+    assert "could not be read and were left out: 2" in Page(write_report([run], tmp_path / "out")).text
+
+
+def test_several_labels_count_as_the_predicted_one_among_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", CLASSES)
+    rows = {
+        "key": ["a", "b", "c", "d"],
+        "labels": [[0, 2], [3, 1], [], [1]],
+        "predicted": [2, 0, 1, None],
+        "scores": [[0.1, 0.1, 0.7, 0.1], [0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1], None],
+    }
+    write_videos(run / "evaluation" / "sports-val", rows, CLASSES)
+    (evaluation,) = read_run(run).evaluations
+    assert evaluation.truths == [2, 3, -1, 1] and evaluation.predictions == [2, 0, 1, -1]
+    assert confused_pairs(evaluation.confusion(), limit=5) == [(3, 0, 1)]
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for runs in ([], [tmp_path / "missing"], [empty]):
+        with pytest.raises(UserError):
+            write_report(runs, tmp_path / "out")
+    run = write_run(tmp_path / "run", CLASSES)
+    (run / "evaluation" / "sports-val" / "videos.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(UserError, match="evaluate the run again"):
+        write_report([run], tmp_path / "out")
+
+
+SCRIPTS = [
+    "跑步",
+    "ジャンプ",
+    "달리기",
+    "नमस्ते",
+    "\N{RUNNER}\u200d\N{FEMALE SIGN}\ufe0f run",
+    "قفز",
+    "Привет",
+    "naïve Ελλ",
+    "a\x07b",
+]
+DRAWN_BY_MATPLOTLIBS_OWN = {"قفز", "Привет", "naïve Ελλ"}
+
+
+@pytest.fixture()
+def font_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's font folder on a machine without other fonts."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_DATA_DIRS", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("_SYSTEMS", "_MACS"):
+        monkeypatch.setattr(fonts, name, ())
+    return tmp_path / "data" / "fonts"
+
+
+@pytest.fixture()
+def texts(monkeypatch: pytest.MonkeyPatch) -> list[Text]:
+    """Every text of every figure that is drawn, and a warning (a missing glyph) is an error."""
+    seen: list[Text] = []
+    real = Figure.savefig
+
+    def savefig(figure: Figure, *arguments: Any, **options: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            real(figure, *arguments, **options)
+        seen.extend(text for text in figure.findobj(Text) if text.get_text() and text.get_visible())
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return seen
+
+
+def undrawn(text: Text) -> set[str]:
+    """The characters for which no font of the text has an outline."""
+    files = [findfont(FontProperties(family=[family])) for family in text.get_fontfamily()]
+    outlined = set()
+    for file in files:
+        font = FT2Font(file)
+        for character in set(text.get_text()) & {chr(code) for code in font.get_charmap()}:
+            font.load_char(ord(character))
+            if character in " \u200d\u200e\ufe0f" or len(font.get_path()[0]):
+                outlined.add(character)
+    return set(text.get_text()) - outlined
+
+
+def test_names_that_no_font_writes_are_numbers_and_the_page_and_the_log_say_so(
+    tmp_path: Path, font_folder: Path, texts: list[Text], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_report([write_run(tmp_path / "run", SCRIPTS)], tmp_path / "out")
+    assert {str(text.get_text()): undrawn(text) for text in texts if undrawn(text)} == {}
+    said = {text.get_text() for text in texts}
+    numbers = {number: name for number, name in enumerate(SCRIPTS) if name not in DRAWN_BY_MATPLOTLIBS_OWN}
+    assert said >= {f"class {number}" for number in numbers} | DRAWN_BY_MATPLOTLIBS_OWN
+    legend = Page(path).html.partition("<h3>Names in the figures</h3>")[2].partition("</section>")[0]
+    assert re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td></tr>", legend) == [
+        (f"class {number}", visible(name)) for number, name in numbers.items()
+    ]
+    (warning,) = caplog.messages
+    assert f"{len(numbers)} classes' names" in warning and "Noto" in warning and warning.isascii()
+
+
+def test_names_are_written_by_installed_fonts_that_have_them(
+    tmp_path: Path, font_folder: Path, texts: list[Text], caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, name in enumerate(SCRIPTS[:-1]):
+        write_font(font_folder / f"{number}.ttf", "".join(set(name) - set(" \u200d\ufe0f")))
+    path = write_report([write_run(tmp_path / "run", SCRIPTS[:-1])], tmp_path / "out")
+    assert {str(text.get_text()): undrawn(text) for text in texts if undrawn(text)} == {}
+    said = {text.get_text() for text in texts}
+    assert said >= set(SCRIPTS[:-1])
+    # An Arabic name does not turn its caption around.
+    assert [text for text in said if "قفز" in text and not re.fullmatch("قفز|\u200e[✓✗] .*قفز\u200e.* %", text)] == []
+    assert "Names in the figures" not in Page(path).html and not caplog.messages
+
+
+def test_a_long_name_is_cut_to_the_width_it_takes() -> None:
+    assert short("a" * 26) == "a" * 26 and short("a" * 27) == "a" * 25 + "…"
+    assert short("跑" * 13) == "跑" * 13 and short("跑" * 14) == "跑" * 12 + "…"
+    assert short(" a\n  b ") == "a b"
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), max_size=60), st.floats(0, 100))
+def test_smoothing_stays_within_what_it_smooths(values: list[float], span: float) -> None:
+    averages = smoothed(np.array(values, dtype=float), span)
+    for place, average in enumerate(averages):
+        seen = [value for value in values[: place + 1] if value == value]
+        assert (average != average) == (not seen)
+        if seen:
+            assert min(seen) - 1e-6 <= average <= max(seen) + 1e-6

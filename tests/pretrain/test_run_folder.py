@@ -1,0 +1,33 @@
+"""A run's folder: its metrics go on whatever the disk does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+from pathlib import Path
+
+import pytest
+
+from pretrain.report.run_data import read_metrics
+from pretrain.run_folder import Run
+
+
+def test_a_full_disk_costs_lines_of_the_log_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A limit on the file's length is as full, and cuts a line in the middle."""
+    run, path = Run(tmp_path, writes=True), tmp_path / "metrics.jsonl"
+    run.event("train", {"step": 1, "loss": 2.0})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with caplog.at_level(logging.WARNING, "reelscale"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
+        try:
+            for step in (2, 3):
+                run.event("train", {"step": step, "loss": 2.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["metrics.jsonl cannot be written"]
+    for step in (4, 5):
+        run.event("train", {"step": step, "loss": float("nan")})
+    train, _, unreadable = read_metrics(path)
+    assert [event["step"] for event in train] == [1, 4, 5] and unreadable == 1
+    assert json.loads(path.read_text().splitlines()[-1])["loss"] is None

@@ -1,0 +1,129 @@
+"""Settings: every mistake is told with its field's path, what was found, and what to do."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from sharding.base.errors import UserError
+from sharding.base.settings import Settings, differences, digest, load_settings
+
+
+class Optimizer(Settings):
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+
+
+class Run(Settings):
+    seed: int = 0
+    name: str = "a"
+    optimizer: Optimizer = Optimizer()
+
+    @pydantic.model_validator(mode="after")
+    def _possible(self) -> Run:
+        if self.seed == 13:
+            raise ValueError("seed 13 does not go with anything")
+        return self
+
+
+def refusal(path: Path | None, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_settings(Run, str(path) if path else None, list(overrides))
+    assert caught.value.where and caught.value.remedy
+    return str(caught.value)
+
+
+def test_file_and_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 3\noptimizer:\n  learning_rate: 1e-3\n")
+    run = load_settings(Run, str(file), ["optimizer.momentum=0.5", "name=b=c"])
+    assert run == Run(seed=3, name="b=c", optimizer=Optimizer(learning_rate=0.001, momentum=0.5))
+    assert load_settings(Run, None, []) == Run()
+    assert digest(run) == digest(run.model_dump()) != digest(Run())
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("sede=1", "sede: there is no such setting; did you mean seed?"),
+        ("optimizer.learning_rat=1", "did you mean learning_rate?"),
+        ("optimizer.zzz=1", "known here: learning_rate, momentum"),
+        ("optimizer.momentum=fast", "optimizer.momentum: found 'fast' (str)"),
+        ("optimizer=3", "optimizer: found 3 (int)"),
+        ("seed=13", "seed 13 does not go with anything"),
+        ("seed", "not a setting: 'seed'"),
+        ("=3", "not a setting"),
+        ("seed=[1", "not valid YAML"),
+        ("optimizer={momentum: 0.1, momentum: 0.2}", "the key 'momentum' is there twice"),
+        ("name=2024-13-45", "not valid YAML: a value cannot be read"),
+    ],
+)
+def test_mistakes_in_overrides(override: str, told: str) -> None:
+    assert told in refusal(None, override)
+
+
+def test_override_below_a_value(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("optimizer: 3\n")
+    assert "optimizer is 3" in refusal(file, "optimizer.momentum=1")
+
+
+def test_mistakes_in_files(tmp_path: Path) -> None:
+    assert "no such settings file" in refusal(tmp_path / "none.yaml")
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: 1\nname: [a\n")
+    assert "line 3" in refusal(file)
+    file.write_text("- seed\n")
+    assert "found a list" in refusal(file)
+    file.write_text("seed: x\nsede: 1\n")
+    both = refusal(file)
+    assert "2 settings do not fit" in both and "seed: found 'x'" in both and "sede: there is no such" in both
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("seed: 1\nname: a\nseed: 2\n", ("the key 'seed' is there twice, first on line 1", "line 3, column 1")),
+        ("optimizer:\n  momentum: 1\n  momentum: 1\n", ("the key 'momentum' is there twice", "line 3, column 3")),
+        ("optimizer: {momentum: 1, 'momentum': 2}\n", ("the key 'momentum' is there twice", "line 1")),
+        ("optimizer: {}\nseed: 1\noptimizer: {}\n", ("the key 'optimizer' is there twice", "line 3")),
+        ("name: [{a: 1, a: 2}]\n", ("the key 'a' is there twice", "line 1")),
+        ("name: 2024-13-45\n", ("a value cannot be read", "run.yaml")),
+        ("name: " + "[" * 5000, ("YAML", "run.yaml")),
+        ("{seed: 1}: 2\n", ("YAML", "run.yaml")),
+    ],
+)
+def test_files_that_say_two_things_or_none(tmp_path: Path, text: str, told: tuple[str, ...]) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    said = refusal(file)
+    assert all(part in said for part in told), said
+
+
+def test_what_a_merge_brings_may_be_given_anew(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("optimizer:\n  <<: {momentum: 0.1, learning_rate: 0.2}\n  momentum: 0.3\n")
+    assert load_settings(Run, str(file)).optimizer == Optimizer(momentum=0.3, learning_rate=0.2)
+
+
+def test_user_error_survives_a_process_boundary() -> None:
+    error = UserError("what", "where", "remedy")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) == "what\n  where: where\n  remedy: remedy"
+
+
+def test_differences_name_the_leaf() -> None:
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == [("a.c", 2, 3)]
+    assert differences({"classes": ["caf\u00e9"]}, {"classes": ["cafe\u0301"]}) == []
+    assert differences({"a": 1.0, "b": "1"}, {"a": 1, "b": 1}) == [("b", "1", 1)]
+
+
+def test_importing_errors_and_settings_stays_light() -> None:
+    heavy = "[name for name in ('torch', 'av', 'ray', 'pyarrow') if name in sys.modules]"
+    code = f"import sys, sharding.base.errors, sharding.base.settings; print({heavy})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

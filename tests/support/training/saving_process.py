@@ -1,0 +1,97 @@
+"""A process that saves checkpoints again and again, to be killed, starved of disk or cut off from its store."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from pretrain.checkpoints.async_saver import Saver
+from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, begin_attempt
+from sharding.base.errors import UserError
+
+
+def made(step: int, megabytes: float) -> Checkpoint:
+    """A checkpoint of a step, every number of it that step's, half of it weights and half momentum."""
+    weights = torch.full((round(megabytes * 2**20 / 8),), float(step))
+    state = {"step": step, "clip1": step / 1000}
+    return Checkpoint(step, {"weight": weights}, {"momentum_buffer:weight": weights.clone()}, {}, state)
+
+
+def is_whole(checkpoint: Checkpoint) -> bool:
+    """Whether all of a loaded checkpoint is of its step."""
+    tensors = [*checkpoint.model.values(), *checkpoint.optimizer.values()]
+    return len(tensors) == 2 and all(bool((tensor == float(checkpoint.step)).all()) for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that saves, and what it tells: each step once it is begun and once it is saved, or what failed."""
+
+    process: BaseProcess
+    told: Connection
+
+    def next(self) -> tuple[str, int | str]:
+        """What it tells next."""
+        assert self.told.poll(120)
+        return self.told.recv()  # type: ignore[no-any-return]
+
+    def rest(self) -> list[tuple[str, int | str]]:
+        """What it told before it ended."""
+        told = []
+        with contextlib.suppress(EOFError):
+            while True:
+                told.append(self.next())
+        return told
+
+    def kill(self) -> None:
+        """End it as `kill -9` does."""
+        self.process.kill()
+        self.process.join()
+
+
+@contextlib.contextmanager
+def saving(
+    run: Path, megabytes: float, store: str | None = None, limit: int | None = None, **environment: str
+) -> Iterator[Child]:
+    """A process that saves from the newest step on until it is killed or cannot. limit: bytes a file may have."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # torch is imported once
+    mine, its = context.Pipe(duplex=False)
+    process = context.Process(target=_save, args=(its, run, megabytes, store, limit, environment))
+    process.start()
+    its.close()
+    child = Child(process, mine)
+    try:
+        yield child
+    finally:
+        child.kill()
+
+
+def _save(
+    told: Connection, run: Path, megabytes: float, store: str | None, limit: int | None, environment: dict[str, str]
+) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    settings = CheckpointSettings(keep=2, store=store)
+    saver = Saver(run, begin_attempt(run, settings), settings)
+    step = max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")), default=0)
+    try:
+        while True:
+            step += 1
+            saver.save(made(step, megabytes))
+            told.send(("begun", step))
+            saver.finish()
+            told.send(("saved", step))
+    except UserError as error:
+        told.send(("failed", str(error)))
