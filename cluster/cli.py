@@ -5,7 +5,6 @@ import io
 import json
 import os
 import sys
-import traceback
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,9 +18,8 @@ from cluster.launch.signals import (
     interruptible,
     interruption_told,
     postponed,
-    started_by_run_ranks,
 )
-from cluster.terminal.output import end_process, stdout_to_stderr
+from cluster.terminal.output import end_process, exit_code_of, stdout_to_stderr
 from cluster.terminal.tables import (
     print_json,
     print_models,
@@ -31,8 +29,7 @@ from cluster.terminal.tables import (
     print_verification,
     readable,
 )
-from sharding.base.errors import CannotGoOn, UserError
-from sharding.base.exit_codes import STOPPED
+from sharding.base.exit_codes import DONE, FAILED, MISTAKE, STOPPED
 from sharding.base.printable import visible, visible_lines
 
 _UsageError: Any = typer.BadParameter.__base__  # click's, which typer may bring along under a name of its own
@@ -421,16 +418,16 @@ def _shard(name: str, *arguments: Any, as_json: bool) -> None:
 def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_json: bool) -> None:
     try:
         with postponed():
-            from cluster.jobs.training import load_job, plan_training, run_training, training_summary
+            from cluster.jobs.training import load_job, resolve, run_training, training_summary
 
         job = load_job(config, overrides, needs_init=command == "finetune")
         with stdout_to_stderr() if as_json else nullcontext():
-            checked = started_by_run_ranks()  # by the command, which has told what it found, too
-            quantities = {} if checked else plan_training(job)
-            tells = os.environ.get("RANK", "0") == "0" and not checked
+            resolved = resolve(job)
+            quantities = {"run": job.train.run, **resolved.derived}
+            tells = os.environ.get("RANK", "0") == "0"
             if tells and not (as_json and dry_run):
                 print_table(command, readable(quantities))
-            code = 0 if dry_run else run_training(job, [command, config, *overrides])
+            code = DONE if dry_run else run_training(job, resolved)
     except Interrupted:
         print(NOT_BEGUN, file=sys.stderr)
         raise typer.Exit(STOPPED) from None
@@ -441,35 +438,32 @@ def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_js
 
 def main() -> None:
     """Run the command line; a user's mistake is told in one message and ends with exit code 2."""
-    code: str | int | None
-    try:
-        # SIGTERM ends a rank of launcher=none at once until it can save; the command that started it tells the rest.
-        with nullcontext() if started_by_run_ranks() else interruptible():
-            code = app(standalone_mode=False) or 0
-    except SystemExit as asked:
-        code = asked.code
-    except _UsageError as error:
-        told = io.StringIO()
-        error.show(told)
-        print(visible_lines(told.getvalue()), end="", file=sys.stderr)
-        code = 2
-    except typer.Abort:
-        code = 1
-    except UserError as error:
-        print(f"reelscale: {error}", file=sys.stderr)
-        code = 2
-    except CannotGoOn as error:
-        print(visible_lines(f"reelscale: {error}"), file=sys.stderr)
-        code = 1
-    except Interrupted:
-        print("reelscale: stopped; run the same command again", file=sys.stderr)
-        code = STOPPED
-    except Exception:
-        print(visible_lines(traceback.format_exc()), end="", file=sys.stderr)
-        code = 1
+    code = exit_code_of(_run)
     if "RANK" in os.environ:
         end_process(code)  # without a clean-up, which may hang on what an error has left
     sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code of the command that the arguments name."""
+    try:
+        with interruptible():
+            return app(standalone_mode=False) or DONE
+    except SystemExit as asked:
+        if isinstance(asked.code, str):
+            print(visible_lines(asked.code), file=sys.stderr)
+            return FAILED
+        return asked.code or DONE
+    except _UsageError as error:
+        usage = io.StringIO()
+        error.show(usage)
+        print(visible_lines(usage.getvalue()), end="", file=sys.stderr)
+        return MISTAKE
+    except typer.Abort:
+        return FAILED
+    except Interrupted:
+        print("reelscale: stopped; run the same command again", file=sys.stderr)
+        return STOPPED
 
 
 if __name__ == "__main__":

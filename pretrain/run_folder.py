@@ -44,15 +44,20 @@ class Run:
         mine = data.model_dump(mode="json")
         return began["index"] if all(began.get(field) == mine[field] for field in ("store", "mix")) else None
 
+    def require_same(self, settings: TrainSettings, classes: list[str], index: list[str]) -> RunSettings | None:
+        """What the folder says of the run as it began, None if it has not. Raises UserError if it holds another run."""
+        if not (self.folder / SETTINGS).exists():
+            return None
+        began = read_settings_file(self.folder)
+        _check_identity(self.folder, began.identity, run_identity(settings, classes, index))
+        return began
+
     def begin(self, settings: TrainSettings, classes: list[str], index: list[str], derived: dict[str, Any]) -> None:
-        """Write the settings and the log's head. Raises UserError if the folder holds another run."""
+        """Write the settings and the log's head. Raises UserError if the folder, here, holds another run."""
         identity = run_identity(settings, classes, index)
-        known = self.folder / SETTINGS
-        threads = torch.get_num_threads()
-        if known.exists():
-            there = read_settings_file(self.folder)
-            _check_identity(self.folder, there.identity, identity)
-            threads, self.before = there.threads or threads, there.settings
+        began, threads = self.require_same(settings, classes, index), torch.get_num_threads()
+        if began is not None:
+            threads, self.before = began.threads or threads, began.settings
         if not self._writes:
             return
         settings_now = settings.model_dump(mode="json")
@@ -60,7 +65,7 @@ class Run:
         with writing(self.folder, "run"):
             self.folder.mkdir(parents=True, exist_ok=True)
             _write(self.folder / CLASSES, json.dumps(classes, indent=1))
-            _write(known, json.dumps(whole.model_dump(), indent=1))
+            _write(self.folder / SETTINGS, json.dumps(whole.model_dump(), indent=1))
 
     @property
     def threads(self) -> int:

@@ -18,14 +18,15 @@ from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open
 from pretrain.evaluation.summary import folder_of, other_of, pieces_of, require_sound, write_evaluation
 from pretrain.evaluation.video_score import VideoScore
 from sharding.base.errors import CannotGoOn
+from sharding.base.settings import Inline, Settings
 
 _ROWS_A_TASK = 64
 _TASKS_A_WORKER = 8  # at least, so that an evaluation of few videos is kept in pieces, too
 _TRIES = 3  # of rows whose worker dies
 
 
-class EvaluationJob(EvaluateSettings):
-    """An evaluation and how it is run."""
+class SpreadSettings(Settings):
+    """By whom videos are scored, and how many at a time."""
 
     launcher: Launcher = "auto"
     workers: Annotated[
@@ -33,28 +34,35 @@ class EvaluationJob(EvaluateSettings):
     ] = 0
 
 
+class EvaluationJob(Settings):
+    """An evaluation, and how it is run."""
+
+    evaluation: Annotated[EvaluateSettings, Inline()]
+    spread: Annotated[SpreadSettings, Inline()]
+
+
 def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
     """Evaluate, going on where an earlier call stopped; write the evaluation's folder and return its summary.
 
     Raises UserError for what cannot be evaluated or fused, before anything is scored, and for too many damaged videos.
     """
-    places: dict[str, Any] = {"run": absolute(job.run), "store": absolute(job.store) if job.store else None}
-    if job.fuse:
-        places["fuse"] = job.fuse.model_copy(update={"run": absolute(job.fuse.run)})
-    job = job.model_copy(update=places)
-    launcher = choose_launcher(job.launcher)
-    subject = open_subject(job)
-    writable_folder(str(folder_of(subject, job)), "run")
-    other = other_of(subject, job)
+    settings = _with_absolute_paths(job.evaluation)
+    launcher = choose_launcher(job.spread.launcher)
+    subject = open_subject(settings)
+    writable_folder(str(folder_of(subject, settings)), "run")
+    other = other_of(subject, settings)
     for note in subject.notes:
         print(note, file=sys.stderr)
-    with pieces_of(subject, job) as pieces:
+    with pieces_of(subject, settings) as pieces:
         found = pieces.read()
         todo = [row for row in subject.rows if row not in found]
         if found:
             print(f"{len(found)} of {len(subject.rows)} videos are scored already", file=sys.stderr)
-        runner = _by_ray if launcher == "ray" else _in_this_process
-        with progress("evaluate", len(subject.rows)) as advance, closing(runner(job, subject, todo)) as results:
+        if launcher == "ray":
+            scored = _by_ray(settings, job.spread.workers, subject, todo)
+        else:
+            scored = _in_this_process(settings, subject, todo)
+        with progress("evaluate", len(subject.rows)) as advance, closing(scored) as results:
             advance(len(found))
             damaged: list[VideoScore] = []
             for scores in results:
@@ -64,11 +72,20 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
                 if more := [score for score in scores if score.damaged is not None]:
                     _tell_damaged(more, damaged)
                     damaged += more
-                    require_sound(damaged, subject, job.damaged)
+                    require_sound(damaged, subject, settings.damaged)
                 advance(len(scores))
-        summary = write_evaluation(subject, job, list(found.values()), other)
+        summary = write_evaluation(subject, settings, list(found.values()), other)
         pieces.clear()
     return summary
+
+
+def _with_absolute_paths(settings: EvaluateSettings) -> EvaluateSettings:
+    update: dict[str, Any] = {"run": absolute(settings.run)}
+    if settings.store:
+        update["store"] = absolute(settings.store)
+    if settings.fuse:
+        update["fuse"] = settings.fuse.model_copy(update={"run": absolute(settings.fuse.run)})
+    return settings.model_copy(update=update)
 
 
 def _tell_damaged(more: list[VideoScore], before: list[VideoScore]) -> None:
@@ -78,20 +95,20 @@ def _tell_damaged(more: list[VideoScore], before: list[VideoScore]) -> None:
         print(f"damaged: {told}; counted as wrong", file=sys.stderr)
 
 
-def _in_this_process(job: EvaluationJob, subject: Subject, todo: list[int]) -> Generator[list[VideoScore]]:
+def _in_this_process(settings: EvaluateSettings, subject: Subject, todo: list[int]) -> Generator[list[VideoScore]]:
     if not todo:
         return
     with Scorer(subject, workers_of(LoaderSettings())) as scorer:
-        for score in scorer.scores(todo, job.clips, job.batch):
+        for score in scorer.scores(todo, settings.clips, settings.batch):
             yield [score]
 
 
-def _by_ray(job: EvaluationJob, subject: Subject, todo: list[int]) -> Generator[list[VideoScore]]:
-    """Scores as tasks give them. A task whose worker is gone is given to another one, three times at most."""
+def _by_ray(settings: EvaluateSettings, workers: int, subject: Subject, todo: list[int]) -> Generator[list[VideoScore]]:
+    """Scores as `workers` tasks at a time give them; one whose worker is gone goes to another, three times at most."""
     if not todo:
         return
     with ray_cluster() as ray:
-        workers = min(job.workers or cpus(ray), len(todo))
+        workers = min(workers or cpus(ray), len(todo))
         size = max(1, min(_ROWS_A_TASK, len(todo) // (_TASKS_A_WORKER * workers)))
         gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
         # Processes are kept, also those with a GPU: each has the network from its first task on.
@@ -102,7 +119,7 @@ def _by_ray(job: EvaluationJob, subject: Subject, todo: list[int]) -> Generator[
         while shares or running:
             while shares and len(running) < workers:
                 rows, tries = shares.pop(0)
-                running[task.remote(name, shared, rows, job.clips, job.batch)] = rows, tries
+                running[task.remote(name, shared, rows, settings.clips, settings.batch)] = rows, tries
             ready = first_ready(ray, list(running))
             rows, tries = running.pop(ready)
             try:

@@ -20,7 +20,7 @@ from cluster.monitor.endpoint import MonitorSettings, serve
 from cluster.terminal.progress import progress
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
-from sharding.base.settings import load_settings
+from sharding.base.settings import Inline, Settings, load_settings
 from sharding.base.writable import require_writable
 from sharding.corpora.manifest import CorpusSettings
 from sharding.format.index import merge
@@ -34,22 +34,32 @@ _TRIES = 3  # of a job whose worker or node dies
 _LOOK_SECONDS = 1.0
 
 
-class Running(WorkSettings):
-    """How shards are made: by whom, how many at a time, watched where."""
+class SpreadSettings(Settings):
+    """By whom shards are made, and how many at a time."""
 
     launcher: Launcher = "auto"
     workers: Annotated[int, Field(ge=0, le=2**16, description="shards made at a time; 0: one a core")] = 0
-    monitor: MonitorSettings = Field(default_factory=MonitorSettings)
 
 
-class ShardingJob(ShardSettings, CorpusSettings, Running):
-    """A corpus to be sharded and how it is run."""
+class ShardingJob(Settings):
+    """A corpus to be sharded, and how that is run."""
+
+    shards: Annotated[ShardSettings, Inline()]
+    corpus: Annotated[CorpusSettings, Inline()]
+    work: Annotated[WorkSettings, Inline()]
+    spread: Annotated[SpreadSettings, Inline()]
+    monitor: MonitorSettings = MonitorSettings()
 
 
-class RetryJob(Running):
-    """What failed is to be tried again; `media`: where the corpus' files are now, if not where they were."""
+class RetryJob(Settings):
+    """What failed of a store is to be tried again, and how that is run."""
 
-    media: str | None = None
+    work: Annotated[WorkSettings, Inline()]
+    spread: Annotated[SpreadSettings, Inline()]
+    monitor: MonitorSettings = MonitorSettings()
+    media: Annotated[
+        str | None, Field(description="folder or URL where the corpus' files are now, if not where they were")
+    ] = None
 
 
 def run_sharding(corpus: str, url: str, config: str | None, overrides: list[str]) -> dict[str, Any]:
@@ -60,11 +70,10 @@ def run_sharding(corpus: str, url: str, config: str | None, overrides: list[str]
     """
     job = load_settings(ShardingJob, config, overrides)
     store = _writable(open_store(url))
-    reading = CorpusSettings.model_validate(_fields(job, CorpusSettings))
+    reading = job.corpus
     if reading.media:
         reading = reading.model_copy(update={"media": absolute(reading.media)})
-    settings = ShardSettings.model_validate(_fields(job, ShardSettings))
-    return _made(prepare(absolute(corpus), store, settings, reading), settings, job)
+    return _made(prepare(absolute(corpus), store, job.shards, reading), job.shards, job)
 
 
 def run_retry(url: str, config: str | None, overrides: list[str]) -> dict[str, Any]:
@@ -83,11 +92,7 @@ def _writable(store: Store) -> Store:
     return store
 
 
-def _fields(job: ShardingJob, of: type[Any]) -> dict[str, Any]:
-    return {name: getattr(job, name) for name in of.model_fields}
-
-
-def _made(prepared: Prepared, settings: ShardSettings, running: Running) -> dict[str, Any]:
+def _made(prepared: Prepared, settings: ShardSettings, job: ShardingJob | RetryJob) -> dict[str, Any]:
     for note in prepared.notes:
         print(visible(note), file=sys.stderr)
     remaining = prepared.remaining
@@ -95,7 +100,7 @@ def _made(prepared: Prepared, settings: ShardSettings, running: Running) -> dict
         print(f"{prepared.jobs - remaining} of {prepared.jobs} shards are there already", file=sys.stderr)
     raise_if_interrupted()
     if remaining:
-        _make(prepared, settings, running)
+        _make(prepared, settings, job)
     if merge(prepared.store) is None:
         raise _no_good_video(prepared.store)
     found = summary(prepared.store)
@@ -106,19 +111,18 @@ def _made(prepared: Prepared, settings: ShardSettings, running: Running) -> dict
     return found
 
 
-def _make(prepared: Prepared, settings: ShardSettings, running: Running) -> None:
-    work = WorkSettings.model_validate({name: getattr(running, name) for name in WorkSettings.model_fields})
+def _make(prepared: Prepared, settings: ShardSettings, job: ShardingJob | RetryJob) -> None:
     runner = _by_ray
-    if choose_launcher(running.launcher) == "none":
-        require_room(running.workers, "workers")
+    if choose_launcher(job.spread.launcher) == "none":
+        require_room(job.spread.workers, "workers")
         runner = _by_processes
-    address = serve(running.monitor)
+    address = serve(job.monitor)
     if address:
         print(f"metrics at {address}", file=sys.stderr)
     tally = Tally(prepared.videos)
     with (
         progress("shard", prepared.videos) as advance,
-        closing(runner(prepared, settings, work, running.workers, tally)) as results,
+        closing(runner(prepared, settings, job.work, job.spread.workers, tally)) as results,
     ):
         counted = 0
         for told in results:

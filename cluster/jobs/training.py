@@ -1,7 +1,5 @@
-"""The jobs `pretrain` and `finetune`: settings checked here, ranks started by the launcher at hand."""
+"""The jobs `pretrain` and `finetune`: settings read and checked here, once, then ranks started by a launcher."""
 
-import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -12,106 +10,92 @@ from pydantic import Field
 from cluster.jobs.user_paths import absolute, writable_folder
 from cluster.launch import local, ray_ranks
 from cluster.launch.choose import Launcher, choose_launcher, require_room
-from cluster.launch.signals import STARTED_BY, raise_if_interrupted, started_by_run_ranks
-from cluster.monitor.endpoint import MonitorSettings, serve
+from cluster.launch.rank_main import RankTask, run_rank
+from cluster.launch.signals import raise_if_interrupted
+from cluster.monitor.endpoint import MonitorSettings
 from pretrain.checkpoints.checkpoint import load_newest
 from pretrain.engine.distributed import world_size_from_environment
 from pretrain.report.run_data import read_metrics
 from pretrain.settings import InitSettings, TrainSettings, longest_wait
-from pretrain.training.preflight import check
-from pretrain.training.trainer import train
+from pretrain.training.preflight import ResolvedRun, preflight
 from sharding.base.errors import UserError
-from sharding.base.exit_codes import STOPPED
-from sharding.base.parent_death import die_with
+from sharding.base.exit_codes import FAILED, STOPPED
 from sharding.base.printable import visible_lines
-from sharding.base.settings import load_settings
+from sharding.base.settings import Inline, Settings, load_settings
 from sharding.storage.store import open_store
 
-log = logging.getLogger("reelscale")
 
-
-class TrainingJob(TrainSettings):
-    """A training run and how it is started on a machine or a cluster."""
+class LaunchSettings(Settings):
+    """How the processes of a training run are started."""
 
     launcher: Launcher = "auto"
     ranks: Annotated[int, Field(ge=1, le=2**16, description="processes; each runs lanes/ranks lanes")] = 1
     retries: Annotated[int, Field(ge=0, le=1000, description="launcher=ray: restarts after the death of a worker")] = 3
+
+
+class TrainingJob(Settings):
+    """A training run, and how it is started on a machine or a cluster."""
+
+    train: Annotated[TrainSettings, Inline()]
+    launch: Annotated[LaunchSettings, Inline()]
     monitor: MonitorSettings = MonitorSettings()
 
 
 def load_job(config: str, overrides: Sequence[str], needs_init: bool) -> TrainingJob:
     """The job of a recipe, its paths made absolute. Raises UserError for settings that do not fit."""
     job = load_settings(TrainingJob, config, list(overrides))
-    if needs_init and job.init is None:
+    train = job.train
+    if needs_init and train.init is None:
         raise UserError("fine-tuning starts from a run, and none is named", config, "set init.run=RUN")
-    store = open_store(job.data.store).url
-    run = job.run or f"runs/{Path(config).stem}-{PurePosixPath(store.rstrip('/')).name}"
-    init = InitSettings(run=absolute(job.init.run)) if job.init else None
-    data = job.data.model_copy(update={"store": store})
-    kept = job.checkpoint.store and open_store(job.checkpoint.store, ask=False).url
-    checkpoint = job.checkpoint.model_copy(update={"store": kept})
-    update = {"run": writable_folder(run, "run"), "data": data, "init": init, "checkpoint": checkpoint}
-    return job.model_copy(update=update)
+    store = open_store(train.data.store).url
+    run = train.run or f"runs/{Path(config).stem}-{PurePosixPath(store.rstrip('/')).name}"
+    kept = train.checkpoint.store and open_store(train.checkpoint.store, ask=False).url
+    update = {
+        "run": writable_folder(run, "run"),
+        "data": train.data.model_copy(update={"store": store}),
+        "init": InitSettings(run=absolute(train.init.run)) if train.init else None,
+        "checkpoint": train.checkpoint.model_copy(update={"store": kept}),
+    }
+    return job.model_copy(update={"train": train.model_copy(update=update)})
 
 
-def plan_training(job: TrainingJob) -> dict[str, Any]:
-    """The derived quantities of a job that could start. Raises UserError for one that could not."""
-    return {"run": job.run, **check(_plain(job), world_size_from_environment() or job.ranks)}
+def resolve(job: TrainingJob) -> ResolvedRun:
+    """The job's run, checked. Raises UserError for one that could not start."""
+    return preflight(job.train, world_size_from_environment() or job.launch.ranks)
 
 
-def run_training(job: TrainingJob, arguments: Sequence[str]) -> int:
-    """Run the job to its exit code: 0 finished, 75 stopped with everything saved, 1 failed, 2 a user's mistake told.
-
-    `arguments` is the command line that a rank of launcher=none repeats.
-    """
+def run_training(job: TrainingJob, resolved: ResolvedRun) -> int:
+    """Run a job to its exit code: DONE, STOPPED with everything saved, FAILED, or a rank's MISTAKE."""
     raise_if_interrupted()
+    task, launch = RankTask(resolved=resolved, monitor=job.monitor), job.launch
     if world_size_from_environment() is not None:
-        if started_by_run_ranks():
-            die_with(int(os.environ[STARTED_BY]))
-        return STOPPED if _rank(job.model_dump(mode="json")) == "stopped" else 0
-    if choose_launcher(job.launcher) == "none":
-        require_room(job.ranks, "ranks")
-        return local.run_ranks(arguments, job.ranks)
+        return run_rank(task)
+    if choose_launcher(launch.launcher) == "none":
+        require_room(launch.ranks, "ranks")
+        return local.run_ranks(task.model_dump_json(), launch.ranks)
     try:
-        outcome = ray_ranks.run_ranks(_rank, job.model_dump(mode="json"), job.ranks, job.retries, longest_wait(job))
+        return ray_ranks.run_ranks(task, launch.ranks, launch.retries, longest_wait(job.train))
     except RuntimeError as error:
         print(visible_lines(f"training failed: {error}"), file=sys.stderr)
-        return 1
-    return STOPPED if outcome == "stopped" else 0
+        return FAILED
 
 
 def training_summary(job: TrainingJob, code: int) -> dict[str, Any]:
     """What a run has come to: the step that is saved, and the last figures of training and validation up to it."""
-    folder = Path(str(job.run))
+    folder = Path(str(job.train.run))
     checkpoint = load_newest(folder)
     step = checkpoint.step if checkpoint else 0
     train, validation, _ = read_metrics(folder / "metrics.jsonl")
     return {
-        "run": job.run,
+        "run": job.train.run,
         "outcome": "stopped" if code == STOPPED else "finished",
         "step": step,
-        "steps": job.steps,
+        "steps": job.train.steps,
         "train": _last(train, step),
         "validation": _last(validation, step),
     }
 
 
 def _last(events: list[dict[str, Any]], step: int) -> dict[str, Any] | None:
-    found = next((event for event in reversed(events) if event["step"] <= step), None)
-    return found and {name: value for name, value in found.items() if name != "event"}
-
-
-def _rank(config: dict[str, Any]) -> str:
-    """One rank's whole life, wherever it was started."""
-    job = TrainingJob.model_validate(config)
-    return train(_plain(job), on_start=lambda rank: _announce(job.monitor) if rank == 0 else None)
-
-
-def _announce(monitor: MonitorSettings) -> None:
-    url = serve(monitor)
-    if url:
-        log.info("metrics at %s", url)
-
-
-def _plain(job: TrainingJob) -> TrainSettings:
-    return TrainSettings.model_validate({name: getattr(job, name) for name in TrainSettings.model_fields})
+    event = next((event for event in reversed(events) if event["step"] <= step), None)
+    return event and {name: value for name, value in event.items() if name != "event"}

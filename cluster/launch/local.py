@@ -7,9 +7,10 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
-from cluster.launch.signals import NOT_BEGUN, STARTED_BY
+from cluster.launch.signals import NOT_BEGUN
 from pretrain.engine.distributed import free_port
 from sharding.base.exit_codes import STOPPED
 from sharding.base.parent_death import stop_signals
@@ -19,20 +20,19 @@ _NOT_BEGUN_SECONDS = 3.0
 _BY_SIGNAL = (-signal.SIGTERM, -signal.SIGINT)
 
 
-def run_ranks(arguments: Sequence[str], ranks: int) -> int:
-    """Run `reelscale ARGUMENTS` as `ranks` ranks and return their exit code.
+def run_ranks(task: str, ranks: int) -> int:
+    """Run the JSON of a `RankTask` as `ranks` ranks and return their exit code.
 
     Signals that ask to stop are passed on as SIGTERM, so that the ranks save and stop: 75, also where they had not
     begun. When a rank dies the others are ended; when this process dies, even by kill -9, the ranks die with it.
     """
-    command = [sys.executable, "-m", "cluster.cli", *arguments]
+    command = [sys.executable, "-m", "cluster.launch.rank_main", str(os.getpid())]
     shared = {
         "WORLD_SIZE": str(ranks),
         "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks))),
-        STARTED_BY: str(os.getpid()),
     }
     processes: list[subprocess.Popen[bytes]] = []
     asked = threading.Event()
@@ -45,7 +45,9 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
     try:
         for rank in range(ranks):
             environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
+            rank_process = subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.PIPE)
+            processes.append(rank_process)
+            _hand_over(rank_process, task)
         if asked.is_set():
             _ask_to_stop(processes)  # a signal meets only the ranks that are in the list by then
         codes = _ended(processes, asked)
@@ -59,6 +61,12 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> int:
                 process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _hand_over(process: subprocess.Popen[bytes], task: str) -> None:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin as pipe:  # a rank that has died is noticed by its exit code
+        pipe.write(task.encode())
 
 
 def exit_code(codes: Sequence[int | None], asked: bool) -> int:

@@ -5,15 +5,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
+from cluster.launch.rank_main import RankTask, run_rank
 from cluster.launch.ray_cluster import ray_cluster
 from cluster.launch.signals import NOT_BEGUN
 from pretrain.resilience.stop_signal import BEGUN_FILE, FOLLOWED, STOP_FILE
 from sharding.base.errors import InVain, UserError
+from sharding.base.exit_codes import STOPPED
 from sharding.base.parent_death import stop_signals
 from sharding.base.printable import visible_lines
 
@@ -25,16 +27,14 @@ class _NotBegun(Exception):
     """The run was asked to stop, and there is nothing to save yet."""
 
 
-def run_ranks(
-    rank_main: Callable[[dict[str, Any]], str], config: dict[str, Any], ranks: int, retries: int, wait_seconds: float
-) -> str:
-    """Run `rank_main(config)` as `ranks` Ray Train workers; returns what rank 0's returned.
+def run_ranks(task: RankTask, ranks: int, retries: int, wait_seconds: float) -> int:
+    """Run a task as `ranks` Ray Train workers; returns rank 0's exit code.
 
-    `config["run"]` is the run's folder; `wait_seconds`: after which a collective gives up. Signals ask the run to stop
-    through it; one that has not begun within seconds is left then.
+    `wait_seconds`: after which a collective gives up. Signals ask the run to stop through its folder; one that has not
+    begun within seconds is left then.
     Raises a worker's UserError or InVain at once, RuntimeError with the worker's error when the retries are used up.
     """
-    folder = Path(config["run"])
+    folder = Path(str(task.resolved.settings.run))
     folder.mkdir(parents=True, exist_ok=True)
     for name in (STOP_FILE, BEGUN_FILE):
         (folder / name).unlink(missing_ok=True)
@@ -51,7 +51,7 @@ def run_ranks(
             for attempt in range(retries + 1):
                 (folder / BEGUN_FILE).unlink(missing_ok=True)
                 try:
-                    return _fit(ray, rank_main, config, ranks, wait_seconds)
+                    return _fit(ray, task, folder, ranks, wait_seconds)
                 except RuntimeError as error:
                     if _asked_too_soon(folder):
                         raise _NotBegun from error
@@ -60,7 +60,7 @@ def run_ranks(
         raise AssertionError
     except _NotBegun:
         print(NOT_BEGUN, file=sys.stderr)
-        return "stopped"
+        return STOPPED
     finally:
         done.set()
         follower.join(timeout=5)
@@ -87,21 +87,19 @@ def not_again(failures: Iterable[BaseException]) -> UserError | InVain | None:
     return next((failure for failure in failures if isinstance(failure, UserError | InVain)), None)
 
 
-def _fit(
-    ray: Any, rank_main: Callable[[dict[str, Any]], str], config: dict[str, Any], ranks: int, wait_seconds: float
-) -> str:
+def _fit(ray: Any, task: RankTask, folder: Path, ranks: int, wait_seconds: float) -> int:
     """One try. Ray's own retries would repeat a user's mistake, too."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    def worker(config: dict[str, Any]) -> str:
+    def worker(config: dict[str, Any]) -> int:
         os.environ[FOLLOWED] = "1"
-        return rank_main(config)
+        return run_rank(RankTask.model_validate(config))
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
     trainer = TorchTrainer(
         cast(Any, worker),
-        train_loop_config=config,
+        train_loop_config=task.model_dump(mode="json"),
         torch_config=TorchConfig(timeout_s=int(wait_seconds)),
         scaling_config=ScalingConfig(
             num_workers=ranks,
@@ -110,7 +108,7 @@ def _fit(
         ),
         run_config=RunConfig(
             name="ray",
-            storage_path=str(Path(config["run"]).absolute()),
+            storage_path=str(folder.absolute()),
             failure_config=FailureConfig(max_failures=0),
         ),
     )
@@ -124,7 +122,7 @@ def _fit(
 
     # In a thread, because `fit` takes over SIGINT when it runs in the main one.
     thread = threading.Thread(target=fit, daemon=True)
-    folder, asked = Path(config["run"]), 0.0
+    asked = 0.0
     thread.start()
     while thread.is_alive():
         if _asked_too_soon(folder):
@@ -140,7 +138,7 @@ def _fit(
                 raise final from None
         raise RuntimeError(str(error)) from error
     # Ray keeps metrics only of reports with a checkpoint, so the outcome travels as rank 0's return value.
-    return str(outcome["result"].return_value)
+    return int(outcome["result"].return_value)
 
 
 def _asked_too_soon(folder: Path) -> bool:

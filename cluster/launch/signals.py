@@ -1,6 +1,5 @@
 """Being asked to stop: signals do what Ctrl-C does, a clean-up is not cut short, workers die with their command."""
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +7,6 @@ from types import FrameType
 
 from pretrain.resilience.stop_signal import NOT_BEGUN as NOT_BEGUN
 from sharding.base.parent_death import STOP_SIGNALS, stop_signals
-
-STARTED_BY = "REELSCALE_PARENT"  # in the environment of a rank of launcher=none: the pid of the command
 
 
 class Interrupted(BaseException):
@@ -84,8 +81,3 @@ def postponed() -> Iterator[None]:
             signal.signal(number, handler)
         if came:
             signal.raise_signal(came[-1])
-
-
-def started_by_run_ranks() -> bool:
-    """Whether this process is a rank of launcher=none."""
-    return STARTED_BY in os.environ

@@ -1,12 +1,15 @@
-"""Standard output kept clear for one result, and a process that ends once all is said."""
+"""What a process says at its end: standard output kept clear for one result, errors in words, an exit code."""
 
 import logging
 import os
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import NoReturn
 
+from sharding.base.errors import CannotGoOn, UserError
+from sharding.base.exit_codes import FAILED, MISTAKE
 from sharding.base.printable import visible_lines
 
 
@@ -24,15 +27,30 @@ def stdout_to_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def end_process(code: str | int | None) -> NoReturn:
-    """End this process as it is, with the code of a SystemExit, once what it said is out.
+def exit_code_of(run: Callable[[], int]) -> int:
+    """The exit code that `run` returns; where it raises, that of the error, which is printed to standard error.
+
+    A user's mistake is one message, what ends a run for good one line; anything else has its traceback.
+    """
+    try:
+        return run()
+    except UserError as error:
+        print(f"reelscale: {error}", file=sys.stderr)
+        return MISTAKE
+    except CannotGoOn as error:
+        print(visible_lines(f"reelscale: {error}"), file=sys.stderr)
+    except Exception:
+        print(visible_lines(traceback.format_exc()), end="", file=sys.stderr)
+    return FAILED
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process as it is, once what it said is out.
 
     For ranks: a thread of gloo may be about to let go of a tensor, and an interpreter that is taken down meanwhile
     aborts, after all was well.
     """
-    if isinstance(code, str):
-        print(visible_lines(code), file=sys.stderr)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1 if isinstance(code, str) else code or 0)
+    os._exit(code)

@@ -10,7 +10,7 @@ import torch
 from pretrain.data.loader import Clips
 from pretrain.data.reading.outage import NoMoreClips
 from pretrain.settings import PATIENCE, TrainSettings
-from pretrain.training.preflight import training_pass
+from pretrain.training.initial_network import training_pass
 from pretrain.training.setup import Session
 from pretrain.training.step import StepReport
 

@@ -17,7 +17,7 @@ from pretrain.engine.engine import Engine
 from pretrain.models.count import macs, parameters
 from pretrain.resilience.loss_monitor import LossWatch
 from pretrain.settings import TrainSettings
-from pretrain.training.preflight import network, path_is_measured, training_pass
+from pretrain.training.initial_network import network, path_is_measured, training_pass
 from pretrain.training.resume import restore
 from pretrain.training.startup import seconds_since_start
 from pretrain.training.step import Position

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import torch
+
 from pretrain.checkpoints.async_saver import Saver
 from pretrain.checkpoints.checkpoint import begin_attempt
 from pretrain.data.loader import Loader
-from pretrain.data.sources import Sources, described, order_of
+from pretrain.data.sources import Sources, described, open_sources, order_of
 from pretrain.engine.distributed import World
 from pretrain.engine.engine import Engine
 from pretrain.resilience.hang_watchdog import Watchdog
 from pretrain.resilience.loss_monitor import LossWatch
 from pretrain.resilience.stop_signal import Stop
 from pretrain.run_folder import Run
-from pretrain.settings import TrainSettings
+from pretrain.settings import TrainSettings, is_deterministic
 from pretrain.training.callbacks import CheckpointHook, Hook, LogHook, StatisticsHook, ValidationHook
-from pretrain.training.preflight import keep_threads
+from pretrain.training.preflight import ResolvedRun
 from pretrain.training.ready import ready_engine
 from pretrain.training.resume import newest
 from pretrain.training.rollbacks import decoded, kept, require_hope
@@ -102,6 +105,28 @@ def open_session(
     watchdog = leaving.enter_context(Watchdog(folder, world.rank, attempt, settings.watchdog.stall_seconds))
     loader.heed(lambda: stop.asked, watchdog.excuse)
     return Session(engine, loader, lanes, position, watch, own_time, saving, hooks, watchdog)
+
+
+def keep_threads(settings: TrainSettings, world: World, run: Run) -> None:
+    """Have a rank that computes on its CPU do so with as many threads as the run began with, if it is deterministic.
+
+    A convolution's sums depend on how many share them, and launchers set that number by cores and ranks.
+    """
+    if world.device.type != "cpu" or not is_deterministic(settings, world.device):
+        return
+    mine, kept = torch.get_num_threads(), world.broadcast(run.threads if world.rank == 0 else 0)
+    if mine != kept:
+        log.info("computing with %d threads a rank, not %d: the run began with them, and is deterministic", kept, mine)
+        torch.set_num_threads(kept)
+
+
+def open_same_sources(resolved: ResolvedRun, world: World) -> Sources:
+    """The stores, at the versions of their indexes that rank 0 was started with: all ranks draw the same samples.
+
+    A launcher starts every rank with the same; under torchrun each has looked by itself, and a store may have grown.
+    """
+    versions = json.loads(world.share(lambda: json.dumps(resolved.index)))
+    return open_sources(resolved.settings.data, versions)
 
 
 def lanes_of(world: World, lanes: int) -> range:

@@ -25,12 +25,13 @@ from pretrain.resilience.liveness import Pulse
 from pretrain.resilience.loss_monitor import Verdict
 from pretrain.resilience.stop_signal import Stop
 from pretrain.run_folder import Run
-from pretrain.settings import PATIENCE, TrainSettings, check_ranks, derived, longest_wait, require_memory
+from pretrain.settings import PATIENCE, TrainSettings, longest_wait, require_memory
 from pretrain.training.callbacks import Hook
+from pretrain.training.initial_network import begin_measuring
 from pretrain.training.no_clips import clips_or_none, leave_out, take_part
-from pretrain.training.preflight import begin_measuring, sources_of
+from pretrain.training.preflight import ResolvedRun
 from pretrain.training.resume import go_back
-from pretrain.training.setup import Session, open_session
+from pretrain.training.setup import Session, open_same_sources, open_session
 from pretrain.training.step import Repeatable, StepReport
 
 log = logging.getLogger("reelscale")
@@ -39,30 +40,29 @@ Outcome = Literal["finished", "stopped"]
 
 
 def train(
-    settings: TrainSettings, extra_hooks: Sequence[Hook] = (), on_start: Callable[[int], None] | None = None
+    resolved: ResolvedRun, extra_hooks: Sequence[Hook] = (), on_start: Callable[[int], None] | None = None
 ) -> Outcome:
     """Train on this rank until the schedule ends ("finished") or all ranks agree to stop ("stopped", all saved).
 
-    Called by every rank; joins their process group. Goes on from the newest checkpoint in the run's folder.
+    Called by every rank with what `preflight` gave; joins their process group. Goes on from the newest checkpoint in
+    the run's folder.
     `on_start(rank)` is called once the run's log is open.
     Raises UserError for what a user can mend, CannotGoOn where training fails. A lost device ends the process.
     """
+    settings = resolved.settings
     folder = Path(settings.run or "run")
     with ExitStack() as leaving:
         leaving.callback(SPARE.end)
         stop = leaving.enter_context(Stop(folder))
         begin_measuring(settings, folder)
         world = start_world(longest_wait(settings), deterministic=settings.deterministic is True)
-        check_ranks(settings.lanes, world.size)
         leaving.enter_context(Pulse(world, settings.pulse))
         leaving.enter_context(ranks_are_there())
         prepare_folder(folder, settings.checkpoint)
         run = Run(folder, writes=world.rank == 0)
-        sources = sources_of(settings, run, world)
-        classes = sources.classes
-        quantities = derived(settings, len(classes), sources.samples, world.size)
-        require_memory(quantities["memory_per_rank_bytes"], world.device)
-        run.begin(settings, classes, sources.versions, quantities)
+        sources = open_same_sources(resolved, world)
+        require_memory(resolved.derived["memory_per_rank_bytes"], world.device)
+        run.begin(settings, sources.classes, sources.versions, resolved.derived)
         run.log_to_file()
         if on_start:
             on_start(world.rank)

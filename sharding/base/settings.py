@@ -48,6 +48,10 @@ def _unusable(value: Any) -> int | float | None:
     return next((number for each in value if (number := _unusable(each)) is not None), None)
 
 
+class Inline:
+    """Marks a field whose own fields users write beside those of the model that holds it."""
+
+
 M = TypeVar("M", bound=pydantic.BaseModel)
 Loc = tuple[int | str, ...]
 _SHOWN = 200  # characters of a value that does not fit
@@ -67,13 +71,45 @@ def load_settings(model: type[M], path: str | None, overrides: Sequence[str] = (
 
 
 def validate(model: type[M], tree: dict[str, Any], where: str) -> M:
-    """`tree` as an instance of `model`; raises UserError naming every field that does not fit."""
+    """`tree`, as users write it, as an instance of `model`; raises UserError naming every field that does not fit."""
     try:
-        return model.model_validate(tree)
+        return model.model_validate(nested(model, tree))
     except pydantic.ValidationError as error:
         problems = [_problem(model, detail) for detail in error.errors(include_url=False)]
     what = problems[0] if len(problems) == 1 else "\n".join([f"{len(problems)} settings do not fit:", *problems])
     raise UserError(what, where, "correct the settings named above, then run the command again")
+
+
+def inlined(model: type[pydantic.BaseModel]) -> dict[str, type[pydantic.BaseModel]]:
+    """The fields of a model that are marked `Inline`, and the models that they hold."""
+    return {
+        name: next(_models_in(field.annotation))
+        for name, field in model.model_fields.items()
+        if any(isinstance(mark, Inline) for mark in field.metadata)
+    }
+
+
+def nested(model: type[pydantic.BaseModel], tree: dict[str, Any]) -> dict[str, Any]:
+    """A tree as users write it, with what belongs to an inlined field put below that field's name.
+
+    A key that belongs nowhere goes to the first of them, which refuses it. No two may know a key by the same name.
+    """
+    parts = inlined(model)
+    if not parts:
+        return tree
+    owner = {key: name for name, part in parts.items() for key in _keys(part)}
+    result: dict[str, Any] = {name: {} for name in parts}
+    for key, value in tree.items():
+        if key in model.model_fields and key not in parts:
+            result[key] = value
+        else:
+            result[owner.get(key, next(iter(parts)))][key] = value
+    return result
+
+
+def _keys(model: type[pydantic.BaseModel]) -> set[str]:
+    """The names that users give the fields of a model."""
+    return {field.alias or name for name, field in model.model_fields.items()}
 
 
 def digest(settings: pydantic.BaseModel | dict[str, Any]) -> str:
@@ -149,16 +185,21 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     """One line: field path, what is wrong, what was found, and near names for an unknown key."""
     loc: Loc = detail["loc"]
-    field = visible(".".join(str(part) for part in loc)) or "settings"
+    parts = inlined(model)
+    shown = loc[1:] if loc and loc[0] in parts else loc
+    field = visible(".".join(str(part) for part in shown)) or "settings"
     if detail["type"] == "extra_forbidden":
-        names = sorted({name for parent in _models_at(model, loc[:-1]) for name in parent.model_fields})
+        if len(shown) == 1:
+            names = sorted({*(_keys(model) - {*parts}), *(key for part in parts.values() for key in _keys(part))})
+        else:
+            names = sorted({name for parent in _models_at(model, loc[:-1]) for name in parent.model_fields})
         near = difflib.get_close_matches(str(loc[-1]), names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(names)}"
         return f"{field}: there is no such setting; {hint}"
     if detail["type"] == "missing":
         return f"{field}: is required and was not given"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    if not loc:
+    if not shown:
         return message
     found, allowed = detail.get("input"), ""
     if detail["type"].startswith(("int_", "float_", "finite")):  # the bounds are named only of numbers of that type

@@ -211,7 +211,7 @@ class _Video:
         """Transcode it in the child process, then append all its samples."""
         source, recipe = (
             Source(root, self.video.uri),
-            VideoSettings(**{name: getattr(settings, name) for name in VideoSettings.model_fields}),
+            settings,
         )
         try:
             found = child.all_of(transcode_and_tell, source, self.video, recipe, threads, folder=parts.folder)

@@ -30,12 +30,12 @@ import torch
 import yaml
 
 from cluster.jobs.process_usage import started_by, usage_of
-from cluster.jobs.training import TrainingJob
 from pretrain.engine.distributed import free_port
 from pretrain.engine.mfu import peak_flops, product_flops
 from pretrain.models.count import macs
 from pretrain.models.zoo import build_model
 from pretrain.report.run_data import read_metrics
+from pretrain.settings import TrainSettings
 from sharding.base.settings import validate
 from tests.benchmarks.support.loader_stores import segmented
 from tests.benchmarks.support.training_figures import Seen, Window, judged, median, row, saved, table
@@ -98,9 +98,9 @@ class Bench:
         self._caches = {name: str(folder / "caches" / inside) for name, inside in CACHES.items()}
 
     @property
-    def job(self) -> TrainingJob:
+    def job(self) -> TrainSettings:
         """The recipe as settings."""
-        return validate(TrainingJob, self.recipe, "the benchmark's recipe")
+        return validate(TrainSettings, self.recipe, "the benchmark's recipe")
 
     def run(self, seen: Seen, times: int = 1, **changes: Any) -> None:
         """One round of a contender, `ours` or a mode of `training_rank`, over so many times the windows."""
@@ -112,7 +112,7 @@ class Bench:
         if self.path:
             shutil.copy(self.path, run)
         recipe = self.recipe | changes
-        job = validate(TrainingJob, recipe, "the benchmark's recipe")
+        job = validate(TrainSettings, recipe, "the benchmark's recipe")
         steps = job.log_steps * (times * self.windows + 1)
         recipe["schedule"] = {**recipe["schedule"], "epoch_clips": steps * job.batch}
         file = self.folder / f"run{self._runs}.yaml"

@@ -43,8 +43,8 @@ def test_every_command_has_a_recipe() -> None:
 def test_recipe_loads(recipe: Path) -> None:
     job = load_settings(JOBS[command_of(recipe)], str(recipe))
     if isinstance(job, TrainingJob):
-        assert job.lanes % job.ranks == 0
-        assert (job.init is not None) == (command_of(recipe) == "finetune")
+        assert job.train.lanes % job.launch.ranks == 0
+        assert (job.train.init is not None) == (command_of(recipe) == "finetune")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -69,7 +69,7 @@ def test_a_published_schedule_is_the_papers(
     name: str, clips: int, rate: float, epoch_clips: int, drops: list[int]
 ) -> None:
     """Clips and rate a GPU, epochs in clips, and a tenth of the rate after these epochs."""
-    job = load_settings(TrainingJob, str(CONFIGS / f"{name}.yaml"))
+    job = load_settings(TrainingJob, str(CONFIGS / f"{name}.yaml")).train
     schedule, lanes = job.schedule, job.lanes
     assert (job.lane_batch, schedule.epoch_clips, job.data.clip.frames) == (clips, epoch_clips, 32)
     assert highest_rate(schedule, lanes, job.batch) == pytest.approx(rate * lanes)

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from cluster.jobs.training import TrainingJob
 from cluster.terminal.output import end_process
 from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import Clips, Loader
@@ -35,6 +34,7 @@ from pretrain.models.count import parameters
 from pretrain.models.groups import parameter_groups
 from pretrain.models.network import seed_dropout
 from pretrain.models.zoo import build_model
+from pretrain.settings import TrainSettings
 from pretrain.training.setup import lanes_of
 from sharding.base.settings import load_settings
 from tests.benchmarks.support.plain import PlainR2Plus1D
@@ -45,7 +45,7 @@ Step = Callable[[], float]  # takes one; seconds that it waited for clips
 class Contender:
     """What every mode has: the run's settings, its share of the lanes, its samples."""
 
-    def __init__(self, job: TrainingJob, folder: Path, world: World) -> None:
+    def __init__(self, job: TrainSettings, folder: Path, world: World) -> None:
         self.job, self.folder, self.world = job, folder, world
         self.half = job.engine.precision == "bf16"
         self.lanes = lanes_of(world, job.lanes)
@@ -196,7 +196,7 @@ def timed(mode: str, found: Contender, steps: int) -> None:
 def main() -> None:
     """One rank."""
     mode, recipe, folder, steps = sys.argv[1:]
-    job = load_settings(TrainingJob, recipe)
+    job = load_settings(TrainSettings, recipe)
     world = start_world()
     torch.manual_seed(job.seed)
     timed(mode, Contender(job, Path(folder), world), int(steps))

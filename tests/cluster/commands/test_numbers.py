@@ -15,7 +15,7 @@ from cluster.jobs.sharding import RetryJob, ShardingJob
 from cluster.jobs.training import TrainingJob
 from pretrain.models.describe import NetworkQuery
 from sharding.base.errors import UserError
-from sharding.base.settings import load_settings
+from sharding.base.settings import inlined, load_settings
 from tests.cluster.conftest import Say
 from tests.support.commands import refused
 
@@ -35,7 +35,7 @@ def numbers(annotation: object, path: str = "", seen: tuple[type, ...] = ()) -> 
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel) and annotation not in seen:
         for name, field in annotation.model_fields.items():
             below = f"{path}.{field.alias or name}" if path else field.alias or name
-            yield from numbers(field.annotation, below, (*seen, annotation))
+            yield from numbers(field.annotation, path if name in inlined(annotation) else below, (*seen, annotation))
     elif annotation in (int, float):
         yield path
     elif typing.get_origin(annotation) is not tuple:

@@ -48,15 +48,18 @@ def test_ctrl_c_while_sharding(long_corpus: Path, ray: dict[str, str], tmp_path:
 def test_ranks_get_all_cores_and_a_mistake_of_theirs_is_not_tried_again(ray: dict[str, str], tmp_path: Path) -> None:
     program = f"""
 import os, pathlib
-from cluster.launch.ray_ranks import run_ranks
+from cluster.launch import ray_ranks
+from cluster.launch.rank_main import RankTask
 from sharding.base.errors import UserError
 
-def rank(config):
-    (pathlib.Path(config["run"]) / f"try-{{os.getpid()}}").touch()
+def rank(task):
+    (pathlib.Path(task.resolved.settings.run) / f"try-{{os.getpid()}}").touch()
     raise UserError("threads: " + os.environ["OMP_NUM_THREADS"], "here", "none")
 
+resolved = {{"settings": {{"run": {str(tmp_path)!r}, "data": {{"store": "s"}}}}, "index": [], "derived": {{}}}}
+ray_ranks.run_rank = rank
 try:
-    run_ranks(rank, {{"run": {str(tmp_path)!r}}}, 2, retries=3, wait_seconds=600)
+    ray_ranks.run_ranks(RankTask.model_validate({{"resolved": resolved, "monitor": {{}}}}), 2, 3, wait_seconds=600)
 except UserError as error:
     print(error)
 """

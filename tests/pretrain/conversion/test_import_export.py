@@ -22,7 +22,7 @@ from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.report.run_data import read_run
 from pretrain.run_folder import Run, read_settings
 from pretrain.settings import DataSettings, TrainSettings
-from pretrain.training.preflight import start_from
+from pretrain.training.initial_network import start_from
 from sharding.base.errors import UserError
 from tests.pretrain.conftest import CLASSES
 from tests.support.training.evaluations import score_videos

@@ -16,9 +16,9 @@ from pretrain.data.loader import Clips, Loader
 from pretrain.data.sources import DataSettings, Sources, described, open_sources, order_of
 from pretrain.data.workers.pool import LoaderSettings
 from pretrain.engine.distributed import World
-from pretrain.run_folder import Run
 from pretrain.settings import TrainSettings
-from pretrain.training.preflight import sources_of
+from pretrain.training.preflight import preflight
+from pretrain.training.setup import open_same_sources
 from sharding.base.errors import UserError
 from sharding.corpora.manifest import CorpusSettings
 from sharding.storage.store import open_store
@@ -120,9 +120,9 @@ def test_a_store_that_grew_is_read_as_it_was(pictures: Any, tmp_path: Path) -> N
     assert again.samples == 2 and [clips.keys for clips in shown(data(url), again, 3)] == expected
     with pytest.raises(UserError, match="no such version of the index"):
         open_sources(data(url), ["000009-0123456789abcdef"])
-    settings, run = TrainSettings(data=data(url)), Run(tmp_path / "run", writes=False)
-    assert sources_of(settings, run, World(0, 1, torch.device("cpu"))).samples == 3
-    assert sources_of(settings, run, Told(1, 2, torch.device("cpu"), begun.versions)).samples == 2
+    resolved = preflight(TrainSettings(data=data(url), lanes=1, lane_batch=2), 1)
+    assert open_same_sources(resolved, World(0, 1, torch.device("cpu"))).samples == 3
+    assert open_same_sources(resolved, Told(1, 2, torch.device("cpu"), begun.versions)).samples == 2
 
 
 def test_every_sample_of_a_pass_is_shown_once(store: str) -> None:

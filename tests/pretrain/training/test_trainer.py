@@ -23,7 +23,8 @@ from pretrain.data.sources import MixedStore, open_sources
 from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.run_folder import Run, read_settings
 from pretrain.settings import InitSettings, check_ranks
-from pretrain.training.preflight import check, start_from
+from pretrain.training.initial_network import start_from
+from pretrain.training.preflight import ResolvedRun, preflight
 from sharding.base.errors import UserError
 from sharding.format.index import merge
 from sharding.format.record import from_parquet, record_meta, to_parquet, with_meta
@@ -156,7 +157,7 @@ def test_a_run_knows_the_indexes_it_began_with(finished: Finished, other_store: 
         data = settings.data.model_copy(update=change)
         assert run.versions(data) is None
         with pytest.raises(UserError, match=f"the folder holds another run .*data.{next(iter(change))}"):
-            check(settings.model_copy(update={"run": str(finished.folder), "data": data}), 1)
+            preflight(settings.model_copy(update={"run": str(finished.folder), "data": data}), 1)
 
 
 def test_another_runs_network_with_a_new_head(finished: Finished, other_store: str, tmp_path: Path) -> None:
@@ -181,13 +182,13 @@ def test_a_fine_tuning_run_goes_on_without_the_run_it_began_from(
     data = settings.data.model_copy(update={"store": other_store})
     update = {"run": str(tmp_path / "run"), "data": data, "init": InitSettings(run=str(source))}
     tuning = settings.model_copy(update=update)
-    check(tuning, 1)
+    preflight(tuning, 1)
     shutil.copytree(source / "checkpoints", tmp_path / "run" / "checkpoints")
     shutil.rmtree(source)
-    check(tuning, 1)
+    preflight(tuning, 1)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     with pytest.raises(UserError, match="not a run's folder"):
-        check(tuning, 1)
+        preflight(tuning, 1)
 
 
 def test_the_same_classes_keep_the_head(finished: Finished) -> None:
@@ -210,16 +211,18 @@ def test_what_is_refused_before_a_rank_starts(finished: Finished, tmp_path: Path
     with pytest.raises(UserError, match=r"8 lanes do not spread over 3 ranks[\s\S]*1, 2, 4, 8"):
         check_ranks(8, 3)
     with pytest.raises(UserError, match="2 lanes do not spread over 4"):
-        check(settings, 4)
+        preflight(settings, 4)
     data = settings.data.model_copy(update={"store": str(tmp_path)})
     with pytest.raises(UserError):
-        check(settings.model_copy(update={"run": None, "data": data}), 1)
+        preflight(settings.model_copy(update={"run": None, "data": data}), 1)
     grey = settings.model.model_copy(update={"in_channels": 1})
     with pytest.raises(UserError, match="3 channels"):
-        check(settings.model_copy(update={"run": None, "model": grey}), 1)
+        preflight(settings.model_copy(update={"run": None, "model": grey}), 1)
     with pytest.raises(UserError, match="not a run's folder"):
         read_settings(tmp_path)
-    quantities = check(settings, 2)
+    resolved = preflight(settings, 2)
+    assert ResolvedRun.model_validate_json(resolved.model_dump_json()) == resolved
+    quantities = resolved.derived
     assert quantities["ranks"] == 2 and quantities["global_batch"] == 4
     assert quantities["passes"] == pytest.approx(STEPS * 4 / 13)
 

@@ -6,12 +6,14 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pydantic
 import pytest
+from pydantic import Field
 
 from sharding.base.errors import UserError
-from sharding.base.settings import Settings, differences, digest, load_settings
+from sharding.base.settings import Inline, Settings, differences, digest, load_settings
 
 
 class Optimizer(Settings):
@@ -127,3 +129,42 @@ def test_importing_errors_and_settings_stays_light() -> None:
     heavy = "[name for name in ('torch', 'av', 'ray', 'pyarrow') if name in sys.modules]"
     code = f"import sys, sharding.base.errors, sharding.base.settings; print({heavy})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+class Inner(Settings):
+    rate: float = 0.1
+    copied: Annotated[bool, Field(alias="copy")] = False
+
+
+class Other(Settings):
+    workers: Annotated[int, Field(ge=0)] = 1
+
+
+class Job(Settings):
+    inner: Annotated[Inner, Inline()]
+    other: Annotated[Other, Inline()]
+    below: Other = Other()
+
+
+def test_an_inlined_fields_settings_are_written_beside_the_others(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("rate: 0.5\nbelow: {workers: 3}\n")
+    job = load_settings(Job, str(file), ["copy=true", "workers=2"])
+    assert (job.inner.rate, job.inner.copied, job.other.workers, job.below.workers) == (0.5, True, 2, 3)
+    assert Job.model_validate(job.model_dump(by_alias=True)) == job
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("worker=2", "worker: there is no such setting; did you mean workers"),
+        ("nothing=2", "nothing: there is no such setting; known here: below, copy, rate, workers"),
+        ("inner={rate: 1}", "inner: there is no such setting"),
+        ("other.workers=2", "other: there is no such setting"),
+        ("workers=-1", r"workers: found -1 \(int\)"),
+        ("below.workers=-1", r"below\.workers: found -1 \(int\)"),
+    ],
+)
+def test_an_inlined_fields_settings_are_named_as_users_write_them(override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_settings(Job, None, [override])

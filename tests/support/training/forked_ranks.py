@@ -159,6 +159,8 @@ def be_rank(given: dict[str, Any]) -> int:
     from pretrain.checkpoints import async_saver as saver
     from pretrain.settings import TrainSettings
     from pretrain.training import trainer
+    from pretrain.training.preflight import preflight
+    from sharding.base.exit_codes import DONE, STOPPED
     from sharding.base.parent_death import die_with
 
     die_with(os.getppid())
@@ -199,7 +201,7 @@ def be_rank(given: dict[str, Any]) -> int:
     if rank == given["rank"]:
         lose_device(step, call)
     settings = TrainSettings.model_validate(given["config"])
-    return 75 if trainer.train(settings) == "stopped" else 0
+    return STOPPED if trainer.train(preflight(settings, given["ranks"])) == "stopped" else DONE
 
 
 def lose_device(step: int, call: str) -> None:

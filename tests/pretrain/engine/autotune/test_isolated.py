@@ -26,7 +26,7 @@ from pretrain.engine.precision import Pass
 from pretrain.models.compute.compute_path import ON_CPU
 from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.settings import TrainSettings
-from pretrain.training.preflight import begin_measuring
+from pretrain.training.initial_network import begin_measuring
 from sharding.base.errors import UserError
 from tests.pretrain.conftest import ROOT
 from tests.support.gpu import needs_gpu

@@ -1,0 +1,51 @@
+"""One rank of a run, wherever it was started: resolved settings in, trained, an exit code out.
+
+python -m cluster.launch.rank_main PARENT: a process of this machine, which reads the settings' JSON from standard
+input, checks nothing of them again, and dies with the process PARENT.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pydantic
+
+from cluster.monitor.endpoint import MonitorSettings, serve
+from cluster.terminal.output import end_process, exit_code_of
+from pretrain.training.preflight import ResolvedRun
+from sharding.base.exit_codes import DONE, STOPPED
+from sharding.base.parent_death import die_with
+
+log = logging.getLogger("reelscale")
+
+
+class RankTask(pydantic.BaseModel):
+    """What a rank is to do: the run, and where rank 0 serves its metrics."""
+
+    model_config = pydantic.ConfigDict(frozen=True)
+
+    resolved: ResolvedRun
+    monitor: MonitorSettings
+
+
+def run_rank(task: RankTask) -> int:
+    """Train as the rank that the environment says this process is: DONE, or STOPPED with everything saved."""
+    from pretrain.training.trainer import train
+
+    return STOPPED if train(task.resolved, on_start=lambda rank: _serve_metrics(task, rank)) == "stopped" else DONE
+
+
+def _serve_metrics(task: RankTask, rank: int) -> None:
+    url = serve(task.monitor) if rank == 0 else None
+    if url:
+        log.info("metrics at %s", url)
+
+
+def _main() -> int:
+    return run_rank(RankTask.model_validate_json(sys.stdin.buffer.read()))
+
+
+if __name__ == "__main__":
+    die_with(int(sys.argv[1]))
+    end_process(exit_code_of(_main))  # without a clean-up, which may hang on what an error has left
