@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.launch.processes import WorkerDied
+from cluster.launch.process_pool import WorkerDied
 from cluster.launch.signals import (
     NOT_BEGUN,
     Interrupted,
+    errors_as_interrupted,
     interruptible,
-    interruption_told,
-    postponed,
+    signals_postponed,
 )
 from cluster.terminal.output import end_process, exit_code_of, stdout_to_stderr
 from cluster.terminal.tables import (
@@ -397,10 +397,10 @@ def import_network(
 
 def _shard(name: str, *arguments: Any, as_json: bool) -> None:
     try:
-        with postponed():
+        with signals_postponed():
             from cluster.jobs import sharding
 
-        with interruption_told(), stdout_to_stderr() if as_json else nullcontext():
+        with errors_as_interrupted(), stdout_to_stderr() if as_json else nullcontext():
             found = getattr(sharding, name)(*arguments)
     except WorkerDied as error:
         told = f"reelscale: {error}; the same command goes on, with less memory where workers=1"
@@ -417,7 +417,7 @@ def _shard(name: str, *arguments: Any, as_json: bool) -> None:
 
 def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_json: bool) -> None:
     try:
-        with postponed():
+        with signals_postponed():
             from cluster.jobs.training import load_job, resolve, run_training, training_summary
 
         job = load_job(config, overrides, needs_init=command == "finetune")

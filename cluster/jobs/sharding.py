@@ -13,7 +13,7 @@ from pydantic import Field
 from cluster.jobs.stats import Tally
 from cluster.jobs.user_paths import absolute
 from cluster.launch.choose import Launcher, choose_launcher, require_room
-from cluster.launch.processes import Again, Done, WorkerDied, spread
+from cluster.launch.process_pool import TaskDone, TaskRestarted, WorkerDied, run_in_processes
 from cluster.launch.ray_cluster import cpus, is_gone, ray_cluster, result_of
 from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.endpoint import MonitorSettings, serve
@@ -224,12 +224,12 @@ def _by_processes(
             tally.began(job.id)
             yield job, root, prepared.store.url, settings, work
 
-    with closing(todo), closing(spread(make_shard, arguments(), room, _name)) as results:
+    with closing(todo), closing(run_in_processes(make_shard, arguments(), room, _name)) as results:
         for told in results:
-            if isinstance(told, Again):
+            if isinstance(told, TaskRestarted):
                 print(visible(f"{_name(*told.arguments)} begins anew: {told.reason}"), file=sys.stderr)
             else:
-                yield told.result if isinstance(told, Done) else told.value
+                yield told.result if isinstance(told, TaskDone) else told.value
 
 
 def _name(job: ShardJob, *_: Any) -> str:

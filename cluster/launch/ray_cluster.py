@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster.launch.ray_folder import session_folder
-from cluster.launch.signals import postponed, raise_if_interrupted, undisturbed
+from cluster.launch.signals import raise_if_interrupted, signals_ignored, signals_postponed
 from sharding.base.errors import CannotGoOn, UserError
 
 _LOOK_SECONDS = 1.0
@@ -23,6 +23,8 @@ def ray_cluster() -> Iterator[Any]:
 
     Raises UserError if RAY_ADDRESS names a cluster that does not answer, or no folder is fit for Ray's session.
     """
+    # Read by Ray (2.59, 2.60) as it starts: relative paths stay the command's; the trainer that this file is written
+    # for; and a task without GPUs still sees those that CUDA_VISIBLE_DEVICES names.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -58,11 +60,11 @@ def ray_cluster() -> Iterator[Any]:
             while not tried.wait(1):
                 signal.alarm(0)
         if failed:
-            raise _told(failed[0], address)
+            raise _connection_error(failed[0], address)
         yield ray
     finally:
         over.set()
-        with undisturbed():
+        with signals_ignored():
             if holder.is_alive():
                 holder.join()
 
@@ -88,13 +90,14 @@ def _sessions_of_their_own() -> Iterator[None]:
 def _connecting() -> Iterator[None]:
     """Signals are answered afterwards. At SIGTERM Ray sets an alarm that would abort the process: it is taken back."""
     try:
-        with postponed():
+        with signals_postponed():
             yield
     finally:
         signal.alarm(0)
 
 
-def _told(error: BaseException, address: str | None) -> BaseException:
+def _connection_error(error: BaseException, address: str | None) -> BaseException:
+    """The error to raise where Ray did not start: a UserError where a named cluster does not answer."""
     if not isinstance(error, ConnectionError):
         return error
     remedy = "start it, correct RAY_ADDRESS, or unset it to run on this machine"

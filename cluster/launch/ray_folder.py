@@ -17,7 +17,7 @@ _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 def session_folder() -> str | None:
     """Where Ray is to keep its session; None where it finds a fitting folder by itself.
 
-    Another than Ray would take is told on standard error. Raises UserError where there is none.
+    Another than Ray would take is named on standard error. Raises UserError where there is none.
     """
     wanted = _wanted(os.environ)
     chosen = fitting([wanted, *_SHORT])
@@ -27,8 +27,8 @@ def session_folder() -> str | None:
     if chosen == wanted:
         return None
     why = "too long a path for sockets" if len(os.fsencode(wanted)) > ROOM else "no folder that can be written to"
-    told = f"Ray keeps its session in {chosen}/ray: {wanted} is {why} (RAY_TMPDIR names another)"
-    print(visible(told), file=sys.stderr)
+    notice = f"Ray keeps its session in {chosen}/ray: {wanted} is {why} (RAY_TMPDIR names another)"
+    print(visible(notice), file=sys.stderr)
     return f"{chosen}/ray"
 
 
@@ -38,11 +38,11 @@ def fitting(folders: Iterable[str]) -> str | None:
 
 
 def _wanted(environment: Mapping[str, str]) -> str:
-    """The folder that Ray takes unless told."""
+    """The folder that Ray takes by itself."""
     return environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or _SHORT[0]
 
 
 def _usable(folder: Path) -> bool:
-    there = folder / "ray"
-    place = there if there.exists() else folder
+    made = folder / "ray"
+    place = made if made.exists() else folder
     return place.is_dir() and os.access(place, os.W_OK | os.X_OK)

@@ -1,4 +1,4 @@
-"""Being asked to stop: signals do what Ctrl-C does, a clean-up is not cut short, workers die with their command."""
+"""Signals that ask a command to stop: raised as Interrupted, ignored during a clean-up, or postponed."""
 
 import signal
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _came: list[int] = []
 def interruptible() -> Iterator[None]:
     """Inside the `with`, these signals raise Interrupted, except one that was ignored, as in the background.
 
-    It may break whatever was under way, so any error after it is told as Interrupted, too.
+    It may break whatever was under way, so any error after it is raised as Interrupted, too.
     """
     _came.clear()
 
@@ -34,7 +34,7 @@ def interruptible() -> Iterator[None]:
 
     before = {number: signal.signal(number, interrupt) for number in stop_signals()}
     try:
-        with interruption_told():
+        with errors_as_interrupted():
             yield
     finally:
         for number, handler in before.items():
@@ -42,7 +42,7 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def interruption_told() -> Iterator[None]:
+def errors_as_interrupted() -> Iterator[None]:
     """Inside the `with`, an error that comes after the signal, of what it broke, is Interrupted, too."""
     try:
         yield
@@ -59,7 +59,7 @@ def raise_if_interrupted() -> None:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def signals_ignored() -> Iterator[None]:
     """Ignore the signals that ask to stop for the length of a clean-up, which impatience would cut short."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
     try:
@@ -70,7 +70,7 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def postponed() -> Iterator[None]:
+def signals_postponed() -> Iterator[None]:
     """Signals that ask to stop and come inside the `with` are answered at its end."""
     came: list[int] = []
     before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in STOP_SIGNALS}

@@ -7,14 +7,14 @@ import signal
 
 import pytest
 
-from cluster.launch.signals import Interrupted, interruptible, interruption_told
+from cluster.launch.signals import Interrupted, errors_as_interrupted, interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_an_error_that_comes_of_a_signal_is_the_interruption(number: int) -> None:
     """Also where it is looked at, within."""
     with interruptible():
-        with pytest.raises(Interrupted) as told, interruption_told():
+        with pytest.raises(Interrupted) as told, errors_as_interrupted():
             try:
                 os.kill(os.getpid(), number)
                 signal.pause()
@@ -24,5 +24,5 @@ def test_an_error_that_comes_of_a_signal_is_the_interruption(number: int) -> Non
 
 
 def test_an_error_without_a_signal_stays_what_it_is() -> None:
-    with interruptible(), pytest.raises(RuntimeError, match="of its own"), interruption_told():
+    with interruptible(), pytest.raises(RuntimeError, match="of its own"), errors_as_interrupted():
         raise RuntimeError("of its own")

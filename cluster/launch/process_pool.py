@@ -1,4 +1,4 @@
-"""Tasks spread over processes of this machine, which end with the command however it ends."""
+"""A pool of worker processes on this machine, which run tasks and end with the command however it ends."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar, cast
 
-from cluster.launch.signals import undisturbed
+from cluster.launch.signals import signals_ignored
 from sharding.base.errors import UserError
 from sharding.base.exit_codes import STOPPED
 from sharding.base.parent_death import die_with
@@ -32,15 +32,15 @@ class WorkerDied(Exception):
 
 
 @dataclass(frozen=True)
-class Told(Generic[A]):
-    """What a task told of its progress."""
+class TaskProgress(Generic[A]):
+    """What a task reported of its progress."""
 
     arguments: A
     value: Any
 
 
 @dataclass(frozen=True)
-class Done(Generic[A]):
+class TaskDone(Generic[A]):
     """What a task returned."""
 
     arguments: A
@@ -48,8 +48,8 @@ class Done(Generic[A]):
 
 
 @dataclass(frozen=True)
-class Again(Generic[A]):
-    """A task begins anew, because its worker died (`reason`, in words for the user): what it told before is void."""
+class TaskRestarted(Generic[A]):
+    """A task begins anew, because its worker died (`reason`, in words for the user): its progress before is void."""
 
     arguments: A
     reason: str
@@ -72,15 +72,16 @@ class _Answer:
     error: UserError | str | None = None
 
 
-def spread(
+def run_in_processes(
     task: Callable[..., Any], todo: Iterable[A], workers: int, name: Callable[..., str] | None = None
-) -> Generator[Told[A] | Done[A] | Again[A]]:
-    """What the calls `task(*arguments, tell)` tell and return, as it comes, from `workers` processes with one each.
+) -> Generator[TaskProgress[A] | TaskDone[A] | TaskRestarted[A]]:
+    """Progress and results of the calls `task(*arguments, tell)`, as they come, from `workers` processes at one a time.
 
-    `tell(value)` sends a Told at once. `todo` is read as workers get free, so it may be endless. A task whose worker
-    dies is given to a new one, after an Again; WorkerDied, with the task as `name(*arguments)` calls it, once that has
-    happened three times. Close the iterator to end the workers; they clean up after the tasks they leave. A task's
-    UserError is raised at once, any other error as RuntimeError.
+    `tell(value)` sends a TaskProgress at once. `todo` is read as workers get free, so it may be endless. A task whose
+    worker dies is given to a new one, after a TaskRestarted. Close the iterator to end the workers; they clean up after
+    the tasks they leave.
+    Raises WorkerDied, with the task as `name(*arguments)` calls it, once its workers have died three times; a task's
+    UserError at once, any other error of it as RuntimeError.
     """
     waiting = iter(todo)
     pool: list[_Worker] = []
@@ -102,25 +103,25 @@ def spread(
                     del busy[pipe]
                     busy[fresh.pipe] = fresh
                     _give(fresh, arguments, worker.tries + 1)
-                    yield Again(arguments, reason)
+                    yield TaskRestarted(arguments, reason)
                 elif not answer.last:
-                    yield Told(arguments, answer.value)
+                    yield TaskProgress(arguments, answer.value)
                 else:
                     worker.arguments = next(waiting, None)
                     if worker.arguments is None:
                         del busy[pipe]
                     else:
                         _give(worker, worker.arguments)
-                    yield Done(arguments, answer.value)
+                    yield TaskDone(arguments, answer.value)
     finally:
-        with undisturbed():
+        with signals_ignored():
             _end(pool)
 
 
 def _start(task: Callable[..., Any]) -> _Worker:
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_work, args=(task, there, os.getpid()), daemon=True)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(task, theirs, os.getpid()), daemon=True)
     # A terminal's Ctrl-C and its closing reach the workers, too, and they are not to answer it, not even while they
     # start: a mask is inherited. The tracker would take the mask off when it starts.
     resource_tracker.ensure_running()
@@ -129,8 +130,8 @@ def _start(task: Callable[..., Any]) -> _Worker:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    there.close()
-    return _Worker(process, here)
+    theirs.close()
+    return _Worker(process, ours)
 
 
 def _work(task: Callable[..., Any], pipe: Connection, parent: int) -> None:
@@ -139,7 +140,7 @@ def _work(task: Callable[..., Any], pipe: Connection, parent: int) -> None:
     try:
         _serve(task, pipe)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # who leaves is not to be told so in the middle of it
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a worker that is ending is not asked to end again
 
 
 def _serve(task: Callable[..., Any], pipe: Connection) -> None:
