@@ -37,12 +37,12 @@ class Run:
 
     def versions(self, data: DataSettings) -> list[str] | None:
         """The index versions that the run began with of these stores; None if it has not, or with others."""
-        known = self.folder / SETTINGS
-        if not known.exists():
+        file = self.folder / SETTINGS
+        if not file.exists():
             return None
-        began = read_settings_file(self.folder).began_with(str(known))
-        mine = data.model_dump(mode="json")
-        return began["index"] if all(began.get(field) == mine[field] for field in ("store", "mix")) else None
+        began = read_settings_file(self.folder).began_with(str(file))
+        now = data.model_dump(mode="json")
+        return began["index"] if all(began.get(field) == now[field] for field in ("store", "mix")) else None
 
     def require_same(self, settings: TrainSettings, classes: list[str], index: list[str]) -> RunSettings | None:
         """What the folder says of the run as it began, None if it has not. Raises UserError if it holds another run."""
@@ -147,8 +147,8 @@ def read_settings(folder: Path) -> tuple[TrainSettings, list[str]]:
     return settings, read_classes_file(folder)
 
 
-def _check_identity(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    changed = differences(there, here)
+def _check_identity(folder: Path, began: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = differences(began, now)
     if changed:
         lines = "; ".join(f"{path}: {old!r} there, {new!r} here" for path, old, new in changed[:6])
         raise UserError(

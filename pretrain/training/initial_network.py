@@ -84,18 +84,18 @@ def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, class
 
     Raises UserError for a network that computes something else than this run's, or on other input.
     """
-    theirs, known = read_settings(source)
+    theirs, their_classes = read_settings(source)
     for field in ("name", "depth", "width", "in_channels", "pool1", "midplanes", "eps"):
         _same(f"model.{field}", getattr(theirs.model, field), getattr(settings.model, field), source)
     if settings.model.name == "r2d":  # its first convolution spans the whole clip
         _same("data.clip.frames", theirs.data.clip.frames, settings.data.clip.frames, source)
     _same("data.clip.normalisation", theirs.data.clip.normalisation, settings.data.clip.normalisation, source)
     checkpoint = load_run(source)
-    same = sorted(known) == sorted(classes)
+    same = sorted(their_classes) == sorted(classes)
     load_weights(model, checkpoint.weights, "keep" if same else "swap", str(source))
     how = "kept" if same else "new"
-    if same and known != classes:
-        order_classifier(model, [known.index(name) for name in classes])
+    if same and their_classes != classes:
+        order_classifier(model, [their_classes.index(name) for name in classes])
         how = "kept, its rows in the order of this run's classes"
     log.info("starting from %s, step %d, classifier %s", source, checkpoint.step, how)
 

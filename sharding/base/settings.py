@@ -118,16 +118,16 @@ def digest(settings: pydantic.BaseModel | dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def differences(there: Any, here: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """(field path, value there, value here) of every leaf in which two JSON trees differ."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = sorted({*there, *here})
+def differences(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """(field path, value before, value now) of every leaf in which two JSON trees differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
         return [
-            found
+            leaf
             for key in keys
-            for found in differences(there.get(key), here.get(key), f"{path}.{key}" if path else key)
+            for leaf in differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
         ]
-    return [] if there == here or _canonical(there) == _canonical(here) else [(path, there, here)]
+    return [] if before == now or _canonical(before) == _canonical(now) else [(path, before, now)]
 
 
 def _canonical(value: Any) -> str:
@@ -201,10 +201,10 @@ def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     message = str(detail["msg"]).removeprefix("Value error, ")
     if not shown:
         return message
-    found, allowed = detail.get("input"), ""
+    value, allowed = detail.get("input"), ""
     if detail["type"].startswith(("int_", "float_", "finite")):  # the bounds are named only of numbers of that type
         allowed = _bounds(model, loc)
-    return f"{field}: found {_short(found)} ({type(found).__name__}); {message[:1].lower()}{message[1:]}{allowed}"
+    return f"{field}: found {_short(value)} ({type(value).__name__}); {message[:1].lower()}{message[1:]}{allowed}"
 
 
 def _short(value: Any) -> str:
@@ -235,10 +235,10 @@ def _models_at(model: type[pydantic.BaseModel], loc: Loc) -> list[type[pydantic.
     current = [model]
     for part in loc:
         below = [
-            found
+            inner
             for parent in current
             if part in parent.model_fields
-            for found in _models_in(parent.model_fields[str(part)].annotation)
+            for inner in _models_in(parent.model_fields[str(part)].annotation)
         ]
         current = below or current
     return current
