@@ -25,7 +25,7 @@ _TASKS_A_WORKER = 8  # at least, so that an evaluation of few videos is kept in 
 _TRIES = 3  # of rows whose worker dies
 
 
-class SpreadSettings(Settings):
+class EvaluationLaunchSettings(Settings):
     """By whom videos are scored, and how many at a time."""
 
     launcher: Launcher = "auto"
@@ -38,7 +38,7 @@ class EvaluationJob(Settings):
     """An evaluation, and how it is run."""
 
     evaluation: Annotated[EvaluateSettings, Inline()]
-    spread: Annotated[SpreadSettings, Inline()]
+    launch: Annotated[EvaluationLaunchSettings, Inline()]
 
 
 def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
     Raises UserError for what cannot be evaluated or fused, before anything is scored, and for too many damaged videos.
     """
     settings = _with_absolute_paths(job.evaluation)
-    launcher = choose_launcher(job.spread.launcher)
+    launcher = choose_launcher(job.launch.launcher)
     subject = open_subject(settings)
     writable_folder(str(folder_of(subject, settings)), "run")
     other = other_of(subject, settings)
@@ -59,7 +59,7 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
         if found:
             print(f"{len(found)} of {len(subject.rows)} videos are scored already", file=sys.stderr)
         if launcher == "ray":
-            scored = _by_ray(settings, job.spread.workers, subject, todo)
+            scored = _by_ray(settings, job.launch.workers, subject, todo)
         else:
             scored = _in_this_process(settings, subject, todo)
         with progress("evaluate", len(subject.rows)) as advance, closing(scored) as results:

@@ -34,7 +34,7 @@ _TRIES = 3  # of a job whose worker or node dies
 _LOOK_SECONDS = 1.0
 
 
-class SpreadSettings(Settings):
+class ShardLaunchSettings(Settings):
     """By whom shards are made, and how many at a time."""
 
     launcher: Launcher = "auto"
@@ -47,7 +47,7 @@ class ShardingJob(Settings):
     shards: Annotated[ShardSettings, Inline()]
     corpus: Annotated[CorpusSettings, Inline()]
     work: Annotated[WorkSettings, Inline()]
-    spread: Annotated[SpreadSettings, Inline()]
+    launch: Annotated[ShardLaunchSettings, Inline()]
     monitor: MonitorSettings = MonitorSettings()
 
 
@@ -55,7 +55,7 @@ class RetryJob(Settings):
     """What failed of a store is to be tried again, and how that is run."""
 
     work: Annotated[WorkSettings, Inline()]
-    spread: Annotated[SpreadSettings, Inline()]
+    launch: Annotated[ShardLaunchSettings, Inline()]
     monitor: MonitorSettings = MonitorSettings()
     media: Annotated[
         str | None, Field(description="folder or URL where the corpus' files are now, if not where they were")
@@ -113,8 +113,8 @@ def _made(prepared: Prepared, settings: ShardSettings, job: ShardingJob | RetryJ
 
 def _make(prepared: Prepared, settings: ShardSettings, job: ShardingJob | RetryJob) -> None:
     runner = _by_ray
-    if choose_launcher(job.spread.launcher) == "none":
-        require_room(job.spread.workers, "workers")
+    if choose_launcher(job.launch.launcher) == "none":
+        require_room(job.launch.workers, "workers")
         runner = _by_processes
     address = serve(job.monitor)
     if address:
@@ -122,7 +122,7 @@ def _make(prepared: Prepared, settings: ShardSettings, job: ShardingJob | RetryJ
     tally = Tally(prepared.videos)
     with (
         progress("shard", prepared.videos) as advance,
-        closing(runner(prepared, settings, job.work, job.spread.workers, tally)) as results,
+        closing(runner(prepared, settings, job.work, job.launch.workers, tally)) as results,
     ):
         counted = 0
         for told in results:
