@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cluster.launch import processes
+from cluster.launch import process_pool
 from cluster.launch.process_pool import TaskDone, TaskProgress, TaskRestarted, WorkerDied, run_in_processes
 from sharding.base.errors import UserError
 
@@ -168,8 +168,8 @@ def test_closing_ends_all_and_lets_them_clean_up(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_leaves_is_not_broken_into(capfd: pytest.CaptureFixture[str]) -> None:
-    worker = processes._start(leave_slowly)
-    processes._give(worker, ())
+    worker = process_pool._start(leave_slowly)
+    process_pool._give(worker, ())
     assert worker.pipe.recv().value == "done"
     worker.pipe.close()
     time.sleep(1)
