@@ -12,13 +12,16 @@ from typing import Annotated, Any, TypeVar
 
 import pydantic
 import yaml
+from pydantic.fields import FieldInfo
 
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
 from sharding.base.text import nfc, read_text
 
 LARGEST = 2**53  # of any setting: beyond it neither JSON nor a float holds every whole number
-Seconds = Annotated[float, pydantic.Field(gt=0, le=366 * 86400)]  # a wait: what clocks and threads can count
+Seconds = Annotated[  # a wait: what clocks and threads can count
+    float, pydantic.Field(gt=0, le=366 * 86400, json_schema_extra={"unit": "seconds"})
+]
 
 
 class Settings(pydantic.BaseModel):
@@ -105,6 +108,20 @@ def nested(model: type[pydantic.BaseModel], tree: dict[str, Any]) -> dict[str, A
         else:
             result[owner.get(key, next(iter(parts)))][key] = value
     return result
+
+
+def user_fields(model: type[pydantic.BaseModel]) -> dict[str, FieldInfo]:
+    """A model's fields as users know them: those of inlined models in the place of the fields that hold them."""
+    parts, result = inlined(model), dict[str, FieldInfo]()
+    for name, field in model.model_fields.items():
+        result |= parts[name].model_fields if name in parts else {name: field}
+    return result
+
+
+def flat_schema(model: type[pydantic.BaseModel], title: str) -> dict[str, Any]:
+    """The JSON schema of a settings file of a model, as users write it."""
+    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in user_fields(model).items()}
+    return pydantic.create_model(title, __base__=Settings, **fields).model_json_schema()
 
 
 def _keys(model: type[pydantic.BaseModel]) -> set[str]:

@@ -1,0 +1,42 @@
+"""`reelscale evaluate`: a run's network scored on a store's videos."""
+
+from contextlib import nullcontext
+
+from cluster.commands.options import AsJson, Config, Overrides
+from cluster.terminal.output import stdout_to_stderr
+from cluster.terminal.tables import print_json, print_table
+
+
+def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Evaluate a run's network: clip@1, video@1, video@5, every video counted once.
+
+    Classes are the run's, by name: the store may have some of them, and in another order. Files go to a folder of the
+    store, split and number of clips in RUN/evaluation. The same command goes on after a stop. Exit codes: 0 done,
+    75 stopped by a signal with the scores so far saved, 2 a mistake, or too many damaged videos, 1 failed.
+
+    Examples:
+
+      reelscale evaluate configs/demo-evaluate.yaml
+
+      reelscale evaluate configs/demo-evaluate.yaml run=runs/mine clips=100
+
+      reelscale evaluate configs/demo-evaluate.yaml run=runs/rgb fuse.run=runs/flow
+    """
+    from cluster.jobs.evaluation import EvaluationJob, run_evaluation
+    from sharding.base.settings import load_settings
+
+    with stdout_to_stderr() if as_json else nullcontext():
+        summary = run_evaluation(load_settings(EvaluationJob, config, overrides or []))
+    if as_json:
+        print_json(summary)
+        return
+    rows = {name: f"{100 * summary[name]:.1f} %" for name in ("clip1", "video1", "video5")}
+    counts = {name: summary[name] for name in ("videos", "clips")}
+    damaged = {"damaged": f"{summary['damaged']}, counted as wrong"} if summary["damaged"] else {}
+    print_table("evaluation", {"run": summary["weights"], **counts, **damaged, **rows, "folder": summary["folder"]})
+    if "fused" in summary:
+        fused = summary["fused"]
+        print_table(
+            "fused",
+            {"with": fused["folder"], **{name: f"{100 * fused[name]:.1f} %" for name in ("video1", "video5")}},
+        )

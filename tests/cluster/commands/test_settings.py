@@ -1,0 +1,81 @@
+"""`reelscale settings`: every setting of a command, for people, programs and editors."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from cluster.commands.settings import model_of
+from cluster.terminal.settings_rows import SettingRow, print_settings, setting_rows
+from sharding.base.settings import Inline, Seconds, Settings, flat_schema
+from tests.cluster.conftest import Say
+from tests.support.commands import refused, succeeded
+
+
+class Reading(Settings):
+    mode: Annotated[Literal["ranges", "parts"], Field(description="how bytes are read")] = "ranges"
+    wait: Annotated[Seconds, Field(description="longest wait")] = 60.0
+
+
+class Training(Settings):
+    lr: Annotated[float, Field(gt=0, description="rate")]
+    reading: Annotated[Reading, Field(description="of a store")] = Reading(mode="parts")
+    others: Annotated[tuple[Reading, ...], Field(description="more of them")] = ()
+    copied: Annotated[bool, Field(alias="copy", description="whether to copy")] = False
+
+
+class Job(Settings):
+    train: Annotated[Training, Inline()]
+    port: Annotated[int | None, Field(ge=0, le=65535, description="0: a free port")] = None
+
+
+WAIT = ("number > 0 and ≤ 31,622,400", False, 60.0, "seconds", "longest wait")
+
+
+def test_rows_are_the_settings_as_users_write_them() -> None:
+    assert setting_rows(Job) == [
+        SettingRow("lr", "number > 0", True, None, "", "rate"),
+        SettingRow("reading.mode", "ranges | parts", False, "parts", "", "how bytes are read"),
+        SettingRow("reading.wait", *WAIT),
+        SettingRow("others", "list of the settings below", False, [], "", "more of them"),
+        SettingRow("others[].mode", "ranges | parts", False, "ranges", "", "how bytes are read"),
+        SettingRow("others[].wait", *WAIT),
+        SettingRow("copy", "true or false", False, False, "", "whether to copy"),
+        SettingRow("port", "integer ≥ 0 and ≤ 65,535 or null", False, None, "", "0: a free port"),
+    ]
+
+
+def test_what_people_see(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    print_settings([SettingRow("a.b", "number > 0", True, None, "seconds", "long " * 30), *setting_rows(Job)])
+    said = capsys.readouterr().out
+    assert said.startswith("a.b: number > 0, seconds, required\n    long long")
+    assert all(len(line) <= 60 for line in said.splitlines())
+    assert "copy: true or false, default false\n    whether to copy\n" in said
+
+
+def test_the_schema_is_of_the_file_that_users_write() -> None:
+    schema = flat_schema(Job, "reelscale job")
+    assert schema["title"] == "reelscale job" and schema["required"] == ["lr"]
+    assert [*schema["properties"]] == ["lr", "reading", "others", "copy", "port"]
+    assert schema["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("command", ["shard", "retry", "pretrain", "finetune", "evaluate", "bench-loader", "models"])
+def test_every_command_shows_its_settings(command: str) -> None:
+    rows = setting_rows(model_of(command))
+    keys = [row.key for row in rows]
+    assert len(rows) > 4 and len({*keys}) == len(keys)
+    assert {*flat_schema(model_of(command), command)["properties"]} == {key.partition(".")[0] for key in keys}
+
+
+def test_by_the_command_line(say: Say) -> None:
+    rows = json.loads(succeeded(say("settings", "pretrain", "--json")).stdout)
+    seconds = next(row for row in rows if row["key"] == "watchdog.stall_seconds")
+    assert seconds["unit"] == "seconds" and seconds["default"] > 0 and seconds["description"]
+    assert json.loads(succeeded(say("settings", "shard", "--json-schema")).stdout)["properties"]["encode"]
+    assert "ranks: integer ≥ 1" in succeeded(say("settings", "finetune")).stdout
+    refused(say("settings", "nothing"), "no command of this name has settings", "shard, retry, pretrain")
