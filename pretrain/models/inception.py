@@ -54,7 +54,8 @@ class Unit3D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.stride != (1, 1, 1):
             x = pad_same(x, self.kernel, self.stride)
-        return self.bn(self.conv3d(x))
+        normalised: Tensor = self.bn(self.conv3d(x))
+        return normalised
 
 
 class SamePool(nn.Module):
