@@ -66,6 +66,7 @@ class BasicBlock(_Block):
         self.conv2 = nn.Sequential(second, LaneBatchNorm(planes, relu=True))
 
     def branch(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """The residual branch of N C T H W, to which its last layer adds the shortcut."""
         convolution, norm = self.conv2
         output: Tensor = norm(convolution(self.conv1(x)), shortcut)
         return output
@@ -84,6 +85,7 @@ class Bottleneck(_Block):
         self.conv3 = _pointwise(planes, planes * expansion, relu=True)
 
     def branch(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """The residual branch of N C T H W, to which its last layer adds the shortcut."""
         convolution, norm = self.conv3
         output: Tensor = norm(convolution(self.conv2(self.conv1(x))), shortcut)
         return output
