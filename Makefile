@@ -1,18 +1,23 @@
-# demo: the whole road on real video · test: all tests · test-gpu: those that need a GPU · lint: ruff and mypy · bench: our speed beside others'.
-# Each makes .venv when it is missing.
+# demo: the whole road on real video · check: lint and the quick tests, before a commit · test: all tests · test-gpu: those that need a GPU ·
+# lint: ruff and mypy · bench: our speed beside others'. Each makes .venv when it is missing.
 PYTHON ?= python3
 STORE ?= demo/store
+# A file's tests stay in one process: they share what its fixtures made.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 BIN := .venv/bin
 
-.PHONY: demo test test-gpu lint bench bench-models bench-encoding bench-sharding bench-flow bench-store bench-loader \
+.PHONY: demo check test test-gpu lint bench bench-models bench-encoding bench-sharding bench-flow bench-store bench-loader \
   bench-transforms bench-train bench-scale check-machine
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
 	$(BIN)/python -m tests.demo --store "$(STORE)"
 
+check: lint
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not cluster"
+
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-gpu: .venv/installed
 	$(BIN)/python -m pytest -m gpu tests/pretrain

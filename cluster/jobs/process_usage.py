@@ -37,7 +37,7 @@ def started_by(pid: int) -> dict[int, Usage]:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of proc(5)'s stat after the name, which may hold anything: state, parent, …"""
+    """The fields of proc(5)'s stat after the name, which may hold anything: state, parent and so on."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError) as error:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Generator
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import Field
 
@@ -171,7 +171,7 @@ def _board(ray: Any) -> Any:
 def _taken(ray: Any, board: Any) -> list[Progress]:
     """What is new on the board; nothing while it is away, as the shards do not depend on it."""
     try:
-        return ray.get(board.take.remote())
+        return cast(list[Progress], ray.get(board.take.remote()))
     except ray.exceptions.RayActorError:
         return []
 
@@ -206,7 +206,7 @@ def _make_telling(
 
 def _ended(ray: Any, reference: Any, job: str) -> Progress:
     try:
-        return result_of(ray, reference)
+        return cast(Progress, result_of(ray, reference))
     except Exception as error:
         if not is_gone(ray, error):
             raise

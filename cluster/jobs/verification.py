@@ -7,7 +7,8 @@ from typing import Any, cast, get_args
 from cluster.launch.signals import raise_if_interrupted
 from cluster.terminal.progress import Advance, progress
 from sharding.base.errors import UserError
-from sharding.inspect.verify import Decode, Progress, verify
+from sharding.inspect.examine import Decode
+from sharding.inspect.verify import Progress, verify
 from sharding.storage.store import open_store
 
 

@@ -4,7 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import make_wsgi_app
@@ -41,7 +41,7 @@ def serve(settings: MonitorSettings) -> str | None:
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO")
         if path == "/metrics":
-            return metrics_app(environ, start_response)
+            return cast(Iterable[bytes], metrics_app(environ, start_response))
         ok = path == "/healthz"
         start_response("200 OK" if ok else "404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
         return [b"ok\n" if ok else b"there are /metrics and /healthz\n"]

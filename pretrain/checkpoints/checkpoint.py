@@ -54,9 +54,10 @@ class CheckpointSettings(Settings):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run at a step. model: the network's state dict; optimizer: by "<state>:<parameter>"; average: weights
-    averaged over steps, by parameter; state: JSON values, `clip1` among them if the step was validated.
+    """A run at a step.
 
+    model: the network's state dict; optimizer: by "<state>:<parameter>"; average: weights averaged over steps, by
+    parameter; state: JSON values, `clip1` among them if the step was validated.
     attempt: which start of the run saved it, known of a loaded one.
     """
 

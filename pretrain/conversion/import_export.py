@@ -12,13 +12,14 @@ from typing import Any
 from pretrain.checkpoints.checkpoint import Checkpoint, begin_attempt, load_run, save_checkpoint
 from pretrain.conversion.export_file import Export, is_export, read_export, write_export
 from pretrain.conversion.published import Published, on_meta, read_published
+from pretrain.data.sources import DataSettings
 from pretrain.data.views.views import ClipSettings, Normalisation
 from pretrain.models.count import parameters
 from pretrain.models.weights import check_weights, some
 from pretrain.models.zoo import ModelSettings
 from pretrain.run_folder import Run, read_settings
 from pretrain.run_settings import SETTINGS, read_settings_file
-from pretrain.settings import DataSettings, TrainSettings
+from pretrain.settings import TrainSettings
 from sharding.base.atomic import aside as beside
 from sharding.base.errors import UserError
 from sharding.base.text import read_json, read_text

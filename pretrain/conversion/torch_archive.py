@@ -48,12 +48,14 @@ class Foreign(_Standin):
     named = ""  # the class as the file names it
 
     def __new__(cls, *_: Any, **__: Any) -> Foreign:
+        """One of them, whatever the class's arguments are."""
         return object.__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
     def __call__(self, *_: Any, **__: Any) -> Foreign:
+        """Itself, whatever it is called with."""
         return self
 
     __setitem__ = append = extend = add = _Standin.__setstate__

@@ -164,7 +164,8 @@ class _Graph:
             self.input.copy_(clips)
         for layer, lanes in self._counted:
             layer.lanes += lanes
-        return _Replay.apply(self, *self._weights)  # type: ignore[no-untyped-call]
+        logits: Tensor = _Replay.apply(self, *self._weights)  # type: ignore[no-untyped-call]
+        return logits
 
     def forward(self) -> tuple[int, Tensor]:
         """The pass's number, and its features in memory of their own."""
@@ -219,7 +220,7 @@ class _Terms:
             if tensor is not None
         ]
         # While they are held on to, what moves cannot come to lie at the same address on one rank and not on another.
-        self._memory = [tensors[name].detach() for tensors, name in self._slots]  # type: ignore[index, union-attr]
+        self._memory = [tensors[name].detach() for tensors, name in self._slots]  # type: ignore[union-attr]  # none is None
         self._seen = self._look(clips)
 
     def hold(self, clips: Tensor) -> bool:
@@ -228,7 +229,7 @@ class _Terms:
 
     def _look(self, clips: Tensor) -> tuple[object, ...]:
         kind = clips.device.type
-        tensors: list[Any] = [slots[name] for slots, name in self._slots]  # type: ignore[index]
+        tensors: list[Any] = [slots[name] for slots, name in self._slots]
         return (
             clips.shape,
             clips.dtype,

@@ -164,13 +164,13 @@ def start_world(timeout_seconds: float = 600.0, deterministic: bool = False, mee
     return World(dist.get_rank(), dist.get_world_size(), device)
 
 
-def _meet(within: timedelta) -> dist.Store:
+def _meet(within: timedelta) -> dist.Store:  # type: ignore[name-defined]  # torch does not list it as exported
     """The store by which all ranks have met, at the first of them.
 
     torchrun keeps its own for all starts of a run: each has its part of it, where no former rank's address is.
     """
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=within))
+        store, _, _ = next(dist.rendezvous("env://", timeout=within))  # type: ignore[attr-defined]  # not listed
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -178,7 +178,8 @@ def _meet(within: timedelta) -> dist.Store:
             f"the {size} ranks of the run did not meet at {where} within {within.total_seconds():g} s "
             f"(rank {rank}: {str(error).partition(chr(10))[0]}); look for those that did not start, or cannot reach it"
         ) from error
-    return dist.PrefixStore(f"ranks {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    start = f"ranks {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    return dist.PrefixStore(start, store)  # type: ignore[attr-defined]  # not listed as exported either
 
 
 def enough_gpus(gpus: int, environment: Mapping[str, str]) -> bool:

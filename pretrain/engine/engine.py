@@ -124,7 +124,8 @@ class Engine:
 
     def forward(self, video: Tensor) -> Tensor:
         """Logits [N, classes] in fp32 of normalised clips [N, C, T, H, W]."""
-        return self._engine(video).float()
+        logits: Tensor = self._engine(video)
+        return logits.float()
 
     @property
     def input_buffer(self) -> Tensor | None:
@@ -144,7 +145,8 @@ class Engine:
             self.gather_for_predictions(averaged)
             network = self._copies[averaged]
         with torch.no_grad(), autocast(self.world.device, self._settings.precision):
-            return network(video).float()
+            logits: Tensor = network(video)
+            return logits.float()
 
     def gather_for_predictions(self, averaged: bool = False) -> None:
         """Make `predict` free of collectives until the next step. One itself; a second time it does nothing."""

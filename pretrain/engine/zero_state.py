@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,12 +29,13 @@ class Parts:
         self._trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
         inner = optimizer.optimizer if zero else optimizer
         self._state: dict[Tensor, dict[str, Tensor]] = inner.state
-        self._parts: list[Tensor] = {
+        kept: dict[int, Callable[[], list[Tensor]]] = {
             0: lambda: [value for _, value in self._trained],
             1: lambda: optimizer.single_partition_of_fp32_groups,
             2: lambda: optimizer.single_partition_of_fp32_groups,
             3: lambda: optimizer.fp32_partitioned_groups_flat,
-        }[zero]()
+        }
+        self._parts = kept[zero]()
         self._kinds: tuple[str, ...] = next(keys for kind, keys in _KINDS.items() if isinstance(inner, kind))
         if not inner.defaults.get("momentum", 1):
             self._kinds = ()

@@ -76,8 +76,9 @@ class Summary(pydantic.BaseModel):
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A finished evaluation: its summary, and of each video its key, its labels, which are numbers of `classes`, and
-    its scores or logits [classes]. A damaged video has no scores, one whose record is damaged no key either.
+    """A finished evaluation: its summary, and of each video its key, its labels and its scores or logits [classes].
+
+    Labels are numbers of `classes`. A damaged video has no scores, one whose record is damaged no key either.
     """
 
     folder: Path

@@ -13,8 +13,10 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class VideoScore:
-    """One video: row of the split, mean softmax and mean logits over its clips [classes], clips, and how many of
-    them have a right top class. Of a damaged one what is wrong, and no scores: all its clips count as wrong.
+    """One video: its row in the split, its mean softmax and mean logits over its clips [classes], and its clips.
+
+    `clips_right` of the clips have a right top class. Of a damaged video there is what is wrong, and no scores: all its
+    clips count as wrong.
     """
 
     row: int

@@ -71,11 +71,13 @@ class C3D(VideoNetwork):
             )
         x = self.through_stages(clips)
         x = self.dropout(self.relu(self.fc6(x.flatten(1))))
-        return self.relu(self.fc7(x))
+        features: Tensor = self.relu(self.fc7(x))
+        return features
 
     def classify(self, features: Tensor) -> Tensor:  # N 4096 → N classes
         """Dropout and the last fully connected layer."""
-        return self.fc8(self.dropout(features))
+        logits: Tensor = self.fc8(self.dropout(features))
+        return logits
 
 
 def _initialise(module: nn.Module) -> None:

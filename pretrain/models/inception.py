@@ -52,9 +52,11 @@ class Unit3D(nn.Module):
         self.bn = LaneBatchNorm(outputs, momentum=_MOMENTUM, relu=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Activations N C T H W of the same layout."""
         if self.stride != (1, 1, 1):
             x = pad_same(x, self.kernel, self.stride)
-        return self.bn(self.conv3d(x))
+        normalised: Tensor = self.bn(self.conv3d(x))
+        return normalised
 
 
 class SamePool(nn.Module):
@@ -65,6 +67,7 @@ class SamePool(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
+        """The largest of each window, N C T H W."""
         return F.max_pool3d(pad_same(x, self.kernel, self.stride), self.kernel, self.stride)
 
 
@@ -83,6 +86,7 @@ class Mixed(nn.Module):
         self.b3b = Unit3D(inputs, b3b, (1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """All branches' channels, N C T H W."""
         branches = (self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(self.b3a(x)))
         return torch.cat(branches, dim=1)
 

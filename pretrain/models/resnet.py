@@ -66,8 +66,10 @@ class BasicBlock(_Block):
         self.conv2 = nn.Sequential(second, LaneBatchNorm(planes, relu=True))
 
     def branch(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """The residual branch of N C T H W, to which its last layer adds the shortcut."""
         convolution, norm = self.conv2
-        return norm(convolution(self.conv1(x)), shortcut)
+        output: Tensor = norm(convolution(self.conv1(x)), shortcut)
+        return output
 
 
 class Bottleneck(_Block):
@@ -83,8 +85,10 @@ class Bottleneck(_Block):
         self.conv3 = _pointwise(planes, planes * expansion, relu=True)
 
     def branch(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        """The residual branch of N C T H W, to which its last layer adds the shortcut."""
         convolution, norm = self.conv3
-        return norm(convolution(self.conv2(self.conv1(x))), shortcut)
+        output: Tensor = norm(convolution(self.conv2(self.conv1(x))), shortcut)
+        return output
 
 
 class VideoResNet(VideoNetwork):
@@ -148,11 +152,13 @@ class VideoResNet(VideoNetwork):
                 "data.clip.frames",
                 f"give it clips of {self.frames} frames, or take another form: all but r2d run at any length",
             )
-        return self.avgpool(self.through_stages(clips)).flatten(1)
+        pooled: Tensor = self.avgpool(self.through_stages(clips))
+        return pooled.flatten(1)
 
     def classify(self, features: Tensor) -> Tensor:  # N D → N classes
         """Dropout and the fully connected layer."""
-        return self.fc(self.dropout(features))
+        logits: Tensor = self.fc(self.dropout(features))
+        return logits
 
 
 def _stage(

@@ -84,7 +84,7 @@ def confusion_figure(counts: np.ndarray, names: Sequence[Label], theme: Theme) -
         scale = PowerNorm(1.0 if len(names) <= NAMED else 0.5, vmin=0, vmax=1)  # a few of many still show
         image = axes.imshow(shares, cmap=ramp, norm=scale, interpolation="nearest")
         bar = figure.colorbar(image, ax=axes, shrink=0.75, label="share of the true class")
-        bar.outline.set_edgecolor(theme.faint)  # type: ignore[operator]
+        bar.outline.set_edgecolor(theme.faint)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         if len(names) <= NAMED:

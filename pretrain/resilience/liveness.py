@@ -61,7 +61,7 @@ class Pulse:
     def _watch(self) -> None:
         # A connection of its own: a timeout is the whole connection's, and one that waits keeps it locked.
         own = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
-        store = dist.PrefixStore("pulse", own)
+        store = dist.PrefixStore("pulse", own)  # type: ignore[attr-defined]  # torch does not list it as exported
         store.set_timeout(_ANSWERS_WITHIN)
         rank, size = self._world.rank, self._world.size
         neighbour = (rank + 1) % size
@@ -110,7 +110,12 @@ class Pulse:
         os._exit(1)
 
 
-def _tell(store: dist.Store, before: str, lost: int, why: str) -> tuple[int, str]:
+def _tell(
+    store: dist.Store,  # type: ignore[name-defined]  # torch does not list it as exported
+    before: str,
+    lost: int,
+    why: str,
+) -> tuple[int, str]:
     """Tell all ranks through the store which one is lost, and why, where it can be: what the first has told stays.
 
     `before`: what the store held when the ranks began, from which anything told now differs.

@@ -185,8 +185,10 @@ class ValidationHook:
         self.seconds = 0.0
 
     def after_step(self, report: StepReport, last: bool) -> None:
-        """See `Hook`. Enters `clip1` and `best` in the report, unless all videos are damaged; `stopping`, where it was
-        broken off on any rank.
+        """See `Hook`.
+
+        Enters `clip1` and `best` in the report, unless all videos are damaged; `stopping`, where it was broken off on
+        any rank.
         """
         finished = report.step == self._settings.steps
         if report.step % self._settings.validation.every_steps and not finished:

@@ -20,8 +20,9 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Rollback:
-    """To the checkpoint of a step that an attempt saved: how many times, and the samples passed over since, in steps'
-    worth, with those of the last time.
+    """The way back to the checkpoint of a step that an attempt saved.
+
+    How many times it was gone, and the samples passed over since, in steps' worth, with those of the last time.
     """
 
     step: int

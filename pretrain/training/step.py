@@ -79,7 +79,7 @@ class StepReport:
         # From a GPU into pinned memory, which torch takes by itself where a copy is not to block.
         self._word, self._own = torch.cat([word, verdict]).to("cpu", non_blocking=True), own
         if word.is_cuda:
-            self._there = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # leaves the core to others
+            self._there = torch.cuda.Event(blocking=True)  # leaves the core to others
             self._there.record()
 
     def read(self) -> None:

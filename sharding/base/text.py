@@ -76,7 +76,7 @@ def opened_text(
             data = _unpacked(raw)
             codec = _codec(data.read(_HEAD), encoding, strict, where, what, hint)
             data.seek(0)
-            with io.TextIOWrapper(data, codec, "strict" if strict else "replace", newline) as text:  # type: ignore[arg-type]
+            with io.TextIOWrapper(data, codec, "strict" if strict else "replace", newline) as text:
                 yield text
     except UnicodeError as error:
         _refuse(path, where, what, encoding, hint, error)

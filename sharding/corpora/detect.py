@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sharding.base.errors import UserError
 from sharding.base.text import WrongEncoding
@@ -56,7 +56,7 @@ def shape_of_file(place: str, settings: CorpusSettings) -> Shape:
         wanted = "" if kind == "auto" else f", but {kind} was asked for"
         remedy = f"give the folder that holds the videos or their lists{wanted}. Known are: {LOOKED_FOR}"
         raise UserError("the corpus is a file, not a folder, and no list that is known", tellable(place), remedy)
-    return shape_of_lists(found, folder, [place], settings)  # type: ignore[arg-type]
+    return shape_of_lists(found, folder, [place], settings)
 
 
 def shape_of_folder(root: str, names: Sequence[str], settings: CorpusSettings) -> Shape | None:
@@ -65,7 +65,7 @@ def shape_of_folder(root: str, names: Sequence[str], settings: CorpusSettings) -
     Raises UserError if `kind` was asked for and its lists are not there.
     """
     kind, fold, encoding = settings.kind, settings.fold, settings.encoding
-    lists = {
+    lists: dict[str, Callable[[], list[str]]] = {
         "sports1m": lambda: _sports1m(names, fold),
         "ucf101": lambda: _of_fold(names, _UCF, fold),
         "hmdb51": lambda: _of_fold(names, HMDB, fold),

@@ -152,8 +152,8 @@ def middle_frame(store: Store, part: str, row: dict[str, Any]) -> Image.Image:
     data = store.get_range(part, row["offset"] + low, row["offset"] + high)
     frames: list[Any] = []
     for start, size in spans:
-        frames += codec.decode(av.Packet(data[start - low : start - low + size]))  # type: ignore[attr-defined]
-    frames += codec.decode(None)  # type: ignore[attr-defined]
+        frames += codec.decode(av.Packet(data[start - low : start - low + size]))
+    frames += codec.decode(None)
     if not frames:
         raise OSError("no frame decodes")
     picture: Image.Image = frames[min(middle - first, len(frames) - 1)].to_image()
@@ -229,4 +229,4 @@ def _fitted(pieces: Pieces, width: float, plain: Any) -> Pieces:
 
 
 def _length(pieces: Pieces) -> float:
-    return sum(font.getlength(text) for text, font in pieces)
+    return float(sum(font.getlength(text) for text, font in pieces))

@@ -69,7 +69,8 @@ class FlowClip:
 def quantised(flow: NDArray[np.float32], bound: float) -> NDArray[np.uint8]:
     """Flow in pixels, 2 H W, as a luma picture, 2H W: 128 + flow · 127 / bound, so 1 to 255."""
     steps = np.rint(np.clip(flow, -bound, bound) * np.float32(LARGEST / bound))
-    return (steps + ZERO).astype(np.uint8).reshape(-1, flow.shape[-1])
+    picture: NDArray[np.uint8] = (steps + ZERO).astype(np.uint8).reshape(-1, flow.shape[-1])
+    return picture
 
 
 def dequantised(luma: NDArray[np.uint8], bound: float) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sharding.base.errors import UserError
 from sharding.base.redact import redacted
@@ -79,7 +79,7 @@ def raise_translated(error: Exception, where: str, bucket_level: bool = False) -
     raise error
 
 
-def _response(error: BaseException) -> dict | None:
+def _response(error: BaseException) -> dict[str, Any] | None:
     """The server's parsed answer, which s3fs hides behind an OSError."""
     found = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
     return found if isinstance(found, dict) else None

@@ -56,18 +56,22 @@ class RemoteStore:
             raise_translated(error, self.url, bucket_level=True)
 
     def get(self, path: str) -> bytes:
+        """The whole object."""
         return self._cat(path)
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of the object; DamagedStore if it is shorter than `end`."""
         if end <= start:
             return b""
         return whole(self._cat(path, start=start, end=end), start, end, lambda: self._where(path))
 
     def get_tail(self, path: str, size: int) -> tuple[bytes, int]:
+        """The last `size` bytes of the object, and its whole length."""
         total = self.size(path)
         return self.get_range(path, max(0, total - size), total), total
 
     def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """(relative path, bytes) of all objects whose path begins with `prefix`, in no order."""
         folder = prefix.rpartition("/")[0]
 
         def find() -> dict[str, Any]:
@@ -82,9 +86,11 @@ class RemoteStore:
                 yield path, int(info["size"] or 0)
 
     def list(self, prefix: str = "") -> list[str]:
+        """Sorted relative paths of all objects whose path begins with `prefix`."""
         return sorted(path for path, _ in self.walk(prefix))
 
     def exists(self, path: str) -> bool:
+        """Whether there is an object at the path."""
         try:
             self.size(path)
         except FileNotFoundError:
@@ -92,6 +98,8 @@ class RemoteStore:
         return True
 
     def size(self, path: str) -> int:
+        """Bytes of the object."""
+
         def info() -> int:
             fs = self._fs()
             fs.invalidate_cache()
@@ -103,6 +111,7 @@ class RemoteStore:
         return self._call(path, info)
 
     def put(self, path: str, data: bytes, create: bool = False) -> None:
+        """Write the object whole or not at all; with `create`, FileExistsError if the path is taken."""
         tries = 0
 
         def pipe() -> None:
@@ -121,6 +130,7 @@ class RemoteStore:
         self._call(path, pipe)
 
     def put_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
+        """Upload a local file whole or not at all."""
         length = Path(local_path).stat().st_size
 
         def put() -> None:
@@ -130,12 +140,14 @@ class RemoteStore:
         self._call(path, put)
 
     def get_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
+        """Download the object to a local file, whole or not at all."""
         total = self.size(path)
         with landing(local_path) as file:
             for start in range(0, total, _CHUNK):
                 file.write(self.get_range(path, start, min(start + _CHUNK, total)))
 
     def delete(self, path: str) -> None:
+        """Remove the object, if there is one."""
         with contextlib.suppress(FileNotFoundError):
             self._call(path, lambda: self._fs().rm_file(self._full(path)))
 

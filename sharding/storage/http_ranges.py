@@ -141,8 +141,8 @@ class Wire:
             raise
         except OSError as error:
             raise BrokenAnswer(f"{error} ({self.host})") from error
-        self._mine.connection = _Connection(cast(socket.socket, kind.sock))
-        return self._mine.connection
+        connection = self._mine.connection = _Connection(cast(socket.socket, kind.sock))
+        return connection
 
     def drop(self) -> None:
         """Close this thread's connection, whatever was still to come on it."""

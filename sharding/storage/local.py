@@ -35,10 +35,12 @@ class LocalStore:
                 raise UserError("the store is a file, not a directory", self.url, "give a directory or a URL")
 
     def get(self, path: str) -> bytes:
+        """The whole object."""
         with self._told(path):
             return self._counted((self.root / path).read_bytes())
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of the object; DamagedStore if it is shorter than `end`."""
         if end <= start:
             return b""
         try:  # a clip costs one such read: no context manager, path or file object
@@ -53,6 +55,7 @@ class LocalStore:
         return whole(self._counted(data), start, end, lambda: f"{self.url}/{path}")
 
     def get_tail(self, path: str, size: int) -> tuple[bytes, int]:
+        """The last `size` bytes of the object, and its whole length."""
         with self._told(path), (self.root / path).open("rb") as file:
             total = file.seek(0, os.SEEK_END)
             start = max(0, total - max(0, size))
@@ -61,6 +64,7 @@ class LocalStore:
         return whole(self._counted(data), start, total, lambda: f"{self.url}/{path}"), total
 
     def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """(relative path, bytes) of all objects whose path begins with `prefix`, in no order."""
         folders = [prefix.rpartition("/")[0]]
         while folders:
             folder = folders.pop()
@@ -75,30 +79,38 @@ class LocalStore:
                             yield path, size
 
     def list(self, prefix: str = "") -> list[str]:
+        """Sorted relative paths of all objects whose path begins with `prefix`."""
         return sorted(path for path, _ in self.walk(prefix))
 
     def exists(self, path: str) -> bool:
+        """Whether there is an object at the path."""
         with self._told(path):
             return (self.root / path).is_file()
 
     def size(self, path: str) -> int:
+        """Bytes of the object."""
         with self._told(path):
             return (self.root / path).stat().st_size
 
     def put(self, path: str, data: bytes, create: bool = False) -> None:
+        """Write the object whole or not at all; with `create`, FileExistsError if the path is taken."""
+
         def write(temporary: Path) -> None:
             temporary.write_bytes(data)
 
         self._commit(path, write, create)
 
     def put_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
+        """Upload a local file whole or not at all."""
         self._commit(path, lambda temporary: _copy(local_path, temporary), create=False)
 
     def get_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
+        """Download the object to a local file, whole or not at all."""
         with self._told(path), (self.root / path).open("rb") as source, landing(local_path) as file:
             shutil.copyfileobj(source, file, 2**20)
 
     def delete(self, path: str) -> None:
+        """Remove the object, if there is one."""
         with self._told(path):
             (self.root / path).unlink(missing_ok=True)
 

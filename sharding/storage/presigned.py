@@ -143,6 +143,7 @@ class Presigned:
 
 
 def replaced(where: str) -> UserError:
+    """The error that says that an object was replaced while it was read."""
     return UserError("the object was replaced while it was read", where, "run the same command again")
 
 

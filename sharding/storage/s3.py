@@ -48,14 +48,17 @@ class S3Store(RemoteStore):
         return {name: value for name, value in super().__getstate__().items() if name != "_presigned"}
 
     def get(self, path: str) -> bytes:
+        """The whole object."""
         return self._call(path, lambda: self._read(path)).data
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of the object; DamagedStore if it is shorter than `end`."""
         if end <= start:
             return b""
         return self._range(path, start, end).data
 
     def get_tail(self, path: str, size: int) -> tuple[bytes, int]:
+        """The last `size` bytes of the object and its whole length, by one request."""
         if size <= 0:
             return b"", self.size(path)
 
@@ -72,6 +75,7 @@ class S3Store(RemoteStore):
         return whole(data, max(0, answer.total - size), answer.total, lambda: self._where(path)), answer.total
 
     def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """(relative path, bytes) of all objects whose path begins with `prefix`, in no order."""
         bucket, key = self._key(prefix)
         # The root's own "/" belongs to the prefix: a neighbour's name may begin with the root's.
         within = key if prefix else f"{key}/".lstrip("/")
@@ -87,9 +91,11 @@ class S3Store(RemoteStore):
             request["ContinuationToken"] = page["NextContinuationToken"]
 
     def size(self, path: str) -> int:
+        """Bytes of the object."""
         return int(self._call(path, lambda: self._head(path))["ContentLength"])
 
     def put(self, path: str, data: bytes, create: bool = False) -> None:
+        """Write the object whole or not at all; with `create`, FileExistsError if the path is taken."""
         mark = uuid.uuid4().hex
         only_new = {"IfNoneMatch": "*", "Metadata": {"put": mark}} if create else {}
 
@@ -108,6 +114,7 @@ class S3Store(RemoteStore):
         self._call(path, write)
 
     def put_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
+        """Upload a local file whole or not at all."""
         length = Path(local_path).stat().st_size
         if length <= _SINGLE:
             data = Path(local_path).read_bytes()
@@ -116,6 +123,7 @@ class S3Store(RemoteStore):
             self._put_parts(path, Path(local_path), length)
 
     def get_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
+        """Download the object to a local file, whole or not at all."""
         with landing(local_path) as file:
             first = self._call(path, lambda: self._first(path))
             file.write(first.data)
@@ -126,6 +134,7 @@ class S3Store(RemoteStore):
                 file.write(answer.data)
 
     def delete(self, path: str) -> None:
+        """Remove the object, if there is one."""
         bucket, key = self._key(path)
         with contextlib.suppress(FileNotFoundError):
             self._call(path, lambda: self._ask("delete_object", Bucket=bucket, Key=key))

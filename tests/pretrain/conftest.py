@@ -22,6 +22,7 @@ from sharding.corpora.manifest import CorpusSettings
 from sharding.make.shard import ShardSettings
 from sharding.storage.store import open_store
 from tests.demo.corpora import FOOTAGE, read_footage, write_video
+from tests.support.made_once import made_once
 from tests.support.stores import shard
 
 # Triton's kernels run on the CPU where there is no GPU, in all processes of the tests: it must be said before Triton is
@@ -70,9 +71,9 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     """What came out of the engine's cases, by world size."""
-    from tests.support.training.engine_cases import run_cases  # loads torch, which other tests do without
+    from tests.support.training.engine_cases import read_results, run_cases  # loads torch, which others do without
 
-    return run_cases(tmp_path_factory.mktemp("engine"))
+    return read_results(made_once(tmp_path_factory, "engine", run_cases))
 
 
 @pytest.fixture()
@@ -93,13 +94,16 @@ def pictures() -> NDArray[Any]:
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, pictures: NDArray[Any]) -> str:
     """13 videos to train on, 7 to validate, of 6 classes, in shards of 4."""
-    return make_store(tmp_path_factory.mktemp("store"), CLASSES, pictures, train=2)
+    root = made_once(tmp_path_factory, "store", lambda folder: make_store(folder, CLASSES, pictures, train=2))
+    return str(root / "store")
 
 
 @pytest.fixture(scope="session")
 def other_store(tmp_path_factory: pytest.TempPathFactory, pictures: NDArray[Any]) -> str:
     """A store of two classes that are not those of `store`."""
-    return make_store(tmp_path_factory.mktemp("other"), ["left", "right"], pictures[100:], train=1)
+    classes = ["left", "right"]
+    root = made_once(tmp_path_factory, "other", lambda folder: make_store(folder, classes, pictures[100:], train=1))
+    return str(root / "store")
 
 
 def write_recipe(folder: Path, store: str, **changes: Any) -> Path:
@@ -169,8 +173,10 @@ class Finished:
 @pytest.fixture(scope="session")
 def finished(store: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """30 steps of 4 clips on one rank."""
-    root = tmp_path_factory.mktemp("finished")
-    recipe = write_recipe(root, store)
-    run, log = root / "run", root / "log"
-    assert end(start(recipe, run, log, alone=True)) == 0, log.read_text()
-    return Finished(recipe, run, log)
+
+    def train(root: Path) -> None:
+        log = root / "log"
+        assert end(start(write_recipe(root, store), root / "run", log, alone=True)) == 0, log.read_text()
+
+    root = made_once(tmp_path_factory, "finished", train)
+    return Finished(root / "recipe.yaml", root / "run", root / "log")

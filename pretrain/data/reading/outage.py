@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from sharding.base.errors import CannotGoOn, DamagedStore, UserError
 from sharding.storage.counters import Counters
+from sharding.storage.store import Store
 
 T = TypeVar("T")
 
@@ -48,8 +49,8 @@ class PatientStore:
     `patience` seconds have passed. What they give is whole and the same bytes, as before. Picklable; safe for threads.
     """
 
-    def __init__(self, store: Any, mark: str, patience: float) -> None:
-        """`store`: a `sharding.storage.store.Store`; `mark`: the path of that object."""
+    def __init__(self, store: Store, mark: str, patience: float) -> None:
+        """`mark`: the path of that object."""
         self._store, self._mark, self._patience = store, mark, patience
         self.tell: Callable[[Waiting], object] = _nobody
         self._lock, self._told = threading.Lock(), 0.0

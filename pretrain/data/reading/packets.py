@@ -107,7 +107,7 @@ def _runs(table: PacketTable, spans: Sequence[tuple[int, int]]) -> Iterator[list
 
 
 def _end(run: list[_Range]) -> int:
-    return max(each.high for each in run)
+    return int(max(each.high for each in run))
 
 
 def _read(source: Ranges, name: str, table: PacketTable, low: int, high: int) -> bytes:

@@ -24,7 +24,7 @@ class Taps:
     @property
     def copies(self) -> bool:
         """Whether the result's samples are samples of the source."""
-        return self.index.shape[1] == 1
+        return bool(self.index.shape[1] == 1)
 
     @property
     def mirrored(self) -> bool:

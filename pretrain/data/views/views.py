@@ -140,8 +140,10 @@ class ClipSettings(Settings):
 
 @dataclass(frozen=True)
 class View:
-    """The part of a clip that is shown, in pixels: resized to `size` (height, width), the square crop whose first row
-    and column are `top` and `left`, mirrored or not."""
+    """The part of a clip that is shown, in pixels.
+
+    Resized to `size` (height, width), the square crop whose first row and column are `top` and `left`, mirrored or not.
+    """
 
     size: tuple[int, int]
     top: int

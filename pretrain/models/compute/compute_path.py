@@ -102,7 +102,8 @@ class Convolution(nn.Conv3d):
         x, weight = space_to_depth(x, weight, autocast_type(x.device) or x.dtype)
         if self.kernel_size[0] == 1 and self.stride[0] == 1:
             y = F.conv2d(x.transpose(1, 2).flatten(0, 1), weight.squeeze(2), self.bias)
-            return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+            clips: Tensor = y.unflatten(0, (x.shape[0], x.shape[2]))
+            return clips.transpose(1, 2)
         return F.conv3d(x, weight, self.bias, (self.stride[0], 1, 1), (self._sides()[0], 0, 0))
 
     def _over_pictures(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -110,12 +111,14 @@ class Convolution(nn.Conv3d):
             x = x[:, :, :: self.stride[0]]
         pictures = _last(x).transpose(1, 2).flatten(0, 1)  # N·T C H W
         y = F.conv2d(pictures, weight.squeeze(2), self.bias, self.stride[1:], self._sides()[1:])
-        return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+        clips: Tensor = y.unflatten(0, (x.shape[0], x.shape[2]))
+        return clips.transpose(1, 2)
 
     def _over_time(self, x: Tensor, weight: Tensor) -> Tensor:
         rows = _last(x).flatten(3)  # N C T H·W
         y = F.conv2d(rows, weight.squeeze(4), self.bias, (self.stride[0], 1), (self._sides()[0], 0))
-        return y.unflatten(3, x.shape[3:])
+        clips: Tensor = y.unflatten(3, x.shape[3:])
+        return clips
 
 
 class Factored(nn.Sequential):

@@ -66,7 +66,8 @@ def inner(gradient: Tensor, rows: Tensor, statistics: Tensor, slopes: Tensor, co
     passed = _through_relu(gradient, rows, None, statistics, relu)
     mean, rate, scale = statistics[:3]
     level, tilt = slopes / count
-    return ((passed - level - (rows - mean) * (rate * tilt)) * scale).to(rows.dtype)
+    of_rows: Tensor = (passed - level - (rows - mean) * (rate * tilt)) * scale
+    return of_rows.to(rows.dtype)
 
 
 def _through_relu(gradient: Tensor, rows: Tensor, output: Tensor | None, statistics: Tensor, relu: bool) -> Tensor:
@@ -78,4 +79,5 @@ def _through_relu(gradient: Tensor, rows: Tensor, output: Tensor | None, statist
 
 def _before_relu(rows: Tensor, statistics: Tensor) -> Tensor:
     mean, _, scale, bias = statistics
-    return (rows - mean) * scale + bias  # rows in half precision are widened by the mean
+    normalised: Tensor = (rows - mean) * scale + bias  # rows in half precision are widened by the mean
+    return normalised

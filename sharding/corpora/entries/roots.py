@@ -42,7 +42,7 @@ def is_video_name(uri: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """A name with the bytes that are not UTF-8 written as \\udcXX: what is stored and shown of a file's name."""
+    r"""A name with the bytes that are not UTF-8 written as \udcXX: what is stored and shown of a file's name."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -178,7 +178,7 @@ def size_of(root: str, path: str) -> int | None:
 
 
 def kind_of_place(place: str, what: str = "corpus") -> str:
-    """ "file" or "folder", as which a prefix in a store counts. Raises UserError if a local path is not there."""
+    """What a place is, "file" or "folder", as which a prefix in a store counts. Raises UserError if it is not there."""
     path = local_root(place)
     if path is not None:
         try:

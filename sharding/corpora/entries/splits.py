@@ -34,7 +34,7 @@ class Shares:
         self._highest: tuple[float, bytes] | None = None
 
     def side(self, source: bytes) -> str:
-        """ "train" or "val"."""
+        """The split of a source video: "train" or "val"."""
         return "val" if uri_fraction(source) < self.validation else "train"
 
     def saw(self, source: bytes, size: int | None) -> None:

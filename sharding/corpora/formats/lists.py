@@ -182,7 +182,7 @@ def labels_of_value(value: Any) -> Labels:
 
 
 def split_word(value: Any, otherwise: str = "") -> str:
-    """ "train", "val", "test"; `otherwise` where none is given."""
+    """The split that a cell names: "train", "val" or "test"; `otherwise` where none is given."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return otherwise
     word = str(value).strip().lower()

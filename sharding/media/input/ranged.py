@@ -70,12 +70,15 @@ class RangedFile:
         return self.position
 
     def tell(self) -> int:
+        """Byte that is read next."""
         return self.position
 
     def seekable(self) -> bool:
+        """True: `seek` goes anywhere."""
         return True
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def close(self) -> None:

@@ -54,6 +54,7 @@ class SourceFile:
         return self.raw.seek(offset, whence)
 
     def tell(self) -> int:
+        """Byte that is read next."""
         return self.raw.tell()
 
 
@@ -85,9 +86,10 @@ class Source:
 
     @contextlib.contextmanager
     def opened(self, sequential: bool, waiting: Callable[[], None] | None = None) -> Iterator[SourceFile]:
-        """The file, open. `sequential`: it will be read from one end to the other, not in places. `waiting` is
-        called now and then while a store does not answer, which is no fault of the video.
+        """The file, open.
 
+        `sequential`: it will be read from one end to the other, not in places. `waiting` is called now and then while
+        a store does not answer, which is no fault of the video.
         Raises BadVideo if it is missing or forbidden, UserError if the store cannot be used, OSError if the disk
         does not answer.
         """

@@ -108,6 +108,7 @@ def test_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
         assert harmless(text) and "two\nlines" in text and text.count(r"\x1b]0;evil\x07") == 5, text
 
 
+@pytest.mark.cluster
 def test_on_a_terminal(corpus: Path, tmp_path: Path) -> None:
     """A progress bar may move the cursor; names may not."""
     here, there = pty.openpty()

@@ -12,6 +12,8 @@ from tests.cluster.conftest import SMALL
 from tests.support.commands import reelscale, refused, succeeded
 from tests.support.s3 import free_port
 
+pytestmark = pytest.mark.cluster
+
 NONE = [*SMALL, "launcher=none", "workers=1"]
 
 

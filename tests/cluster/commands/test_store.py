@@ -36,6 +36,7 @@ def listed(tmp_path: Path, pieces: list[Path], broken: dict[str, Path]) -> tuple
     return tmp_path / "list.csv", media
 
 
+@pytest.mark.cluster
 def test_the_life_of_a_store(listed: tuple[Path, Path], pieces: list[Path], tmp_path: Path, say: Say) -> None:
     corpus, media = listed
     store = tmp_path / "store"
@@ -81,6 +82,7 @@ def test_the_life_of_a_store(listed: tuple[Path, Path], pieces: list[Path], tmp_
     assert f"  train/{part.name}" in say("shards", "verify", store).stdout
 
 
+@pytest.mark.cluster
 def test_segments_by_the_command_line(tmp_path: Path, say: Say) -> None:
     folder = tmp_path / "corpus" / "street"
     folder.mkdir(parents=True)
@@ -104,6 +106,7 @@ def test_mistakes(tmp_path: Path, say: Say) -> None:
         refused(say(*arguments), part)
 
 
+@pytest.mark.cluster
 def test_what_is_served_while_it_runs(long_corpus: Path, tmp_path: Path) -> None:
     each = ("videos_per_shard=1", "workers=2", "launcher=none")
     with running("shard", long_corpus, tmp_path / "store", *each, folder=tmp_path) as command:

@@ -75,6 +75,7 @@ def measuring(command: Command) -> int:
     return worker
 
 
+@pytest.mark.cluster
 def test_a_worker_that_dies_is_told(store: Path, tmp_path: Path) -> None:
     with running("bench-loader", store, *RUN, "seconds=300", folder=tmp_path) as command:
         os.kill(worker := measuring(command), signal.SIGKILL)
@@ -83,6 +84,7 @@ def test_a_worker_that_dies_is_told(store: Path, tmp_path: Path) -> None:
         assert "Traceback" not in command.err
 
 
+@pytest.mark.cluster
 def test_ctrl_c_leaves_nothing(store: Path, tmp_path: Path) -> None:
     with running("bench-loader", store, *RUN, "seconds=300", folder=tmp_path) as command:
         worker = measuring(command)
@@ -91,6 +93,7 @@ def test_ctrl_c_leaves_nothing(store: Path, tmp_path: Path) -> None:
         assert gone([worker])
 
 
+@pytest.mark.cluster
 def test_what_the_kernel_tells() -> None:
     program = "import sys, time; sum(range(10**7)); print(flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", program]

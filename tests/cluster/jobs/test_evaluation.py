@@ -57,6 +57,7 @@ def pieces(run: Path) -> list[Path]:
     return list(run.glob("evaluation/*/pieces/*.parquet"))
 
 
+@pytest.mark.cluster
 def test_an_evaluation_goes_on_where_it_was_stopped(begun: Path, whole: dict[str, Any], tmp_path: Path) -> None:
     run = shutil.copytree(begun, tmp_path / "run")
     (tmp_path / "none.yaml").write_text(f"run: {run}\nlauncher: none\n")
@@ -76,6 +77,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped(begun: Path, whole: dict[str
     assert summary(last.stdout) == whole and not pieces(run)
 
 
+@pytest.mark.cluster
 def test_a_worker_of_ray_that_dies_is_replaced(begun: Path, whole: dict[str, Any], tmp_path: Path) -> None:
     """The network is read once, by the command: the others need no checkpoint."""
     run = shutil.copytree(begun, tmp_path / "run")

@@ -11,6 +11,7 @@ from cluster.launch.ray_cluster import ray_cluster
 from sharding.make.shard import Progress
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(300)
 def test_a_board_that_died_begins_anew() -> None:
     with ray_cluster() as ray:

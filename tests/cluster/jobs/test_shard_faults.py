@@ -27,7 +27,7 @@ from tests.support.s3 import S3Server
 
 EACH = [*SMALL, "launcher=none", "workers=2", "videos_per_shard=2"]
 
-pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # whole commands, on a machine that may be busy
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests.support.commands import Command, gone, reelscale, refused, running, s
 EACH = ("videos_per_shard=1", "workers=2")
 JOBS = 61
 
-pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # whole commands, on a machine that may be busy
 
 
 def stopped(command: Command) -> None:

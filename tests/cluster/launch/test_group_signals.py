@@ -20,7 +20,7 @@ from tests.support.commands import (
     train_steps,
 )
 
-pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # whole commands, on a machine that may be busy
 
 AT_ONCE = 30.0  # seconds; 60 and more when Ray's own processes were ended, too
 

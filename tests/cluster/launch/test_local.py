@@ -14,7 +14,7 @@ from tests.support.commands import checkpoints, gone, reelscale, running, succee
 
 TWO = ("launcher=none", "ranks=2", "schedule.epochs=60", "run=run")  # 120 steps
 
-pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # whole commands, on a machine that may be busy
 
 
 def test_killed_ranks_and_commands_leave_nothing_and_the_run_goes_on(store: Path, recipe: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from cluster.launch.ray_ranks import cpus_a_rank
 from tests.cluster.conftest import SMALL
 from tests.support.commands import ROOT, reelscale, refused, running, shards, succeeded
 
-pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # whole commands, on a machine that may be busy
 
 
 def test_a_relative_corpus(pieces: list[Path], ray: dict[str, str], tmp_path: Path) -> None:

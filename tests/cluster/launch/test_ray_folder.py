@@ -35,6 +35,7 @@ def test_where_no_folder_fits_it_says_what_to_set(monkeypatch: pytest.MonkeyPatc
     assert "RAY_TMPDIR" in caught.value.remedy and "long" in caught.value.where
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["long", "absent"])
 def test_commands_under_ray_where_tmpdir_is_of_no_use_to_it(

@@ -9,7 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.support.commands import LONGEST, ROOT, checkpoints
+
+pytestmark = pytest.mark.cluster
 
 DEMO = "import sys; from tests.demo.__main__ import _reelscale; _reelscale(*sys.argv[1:])"
 

@@ -17,7 +17,7 @@ from tests.support.commands import Command, checkpoints, gone, reelscale, runnin
 
 STEPS = 80
 
-pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # whole commands, on a machine that may be busy
 
 
 def scraped(command: Command) -> dict[str, float]:

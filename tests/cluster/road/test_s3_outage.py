@@ -13,7 +13,7 @@ from sharding.storage.store import open_store
 from tests.support.commands import checkpoints, reelscale, running, succeeded
 from tests.support.s3 import running_s3
 
-pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # whole commands, on a machine that may be busy
 
 
 def test_a_server_that_is_gone_for_a_while(

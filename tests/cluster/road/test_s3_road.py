@@ -13,7 +13,7 @@ import pytest
 from tests.cluster.conftest import SMALL
 from tests.support.commands import ROOT, checkpoints, reelscale, refused, succeeded
 
-pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # whole commands, on a machine that may be busy
 
 
 def test_a_store_on_s3_holds_what_one_in_a_directory_does(

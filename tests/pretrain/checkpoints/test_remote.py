@@ -252,6 +252,7 @@ def test_a_step_saved_again_and_the_best(tmp_path: Path, url: str, settings: Che
     assert found is not None and found.state["clip1"] == 0.6
 
 
+@pytest.mark.cluster
 def test_ranks_without_a_shared_disk_load_the_same_step(tmp_path: Path, settings: CheckpointSettings) -> None:
     run, elsewhere = tmp_path / "a" / "run", tmp_path / "b" / "run"
     save(run, settings, 1, 2)
@@ -363,6 +364,7 @@ def test_a_directory_that_cannot_be_made_is_told_at_the_start(tmp_path: Path) ->
         begin(run, seed=1)
 
 
+@pytest.mark.cluster
 def test_a_run_moved_to_an_empty_disk_ends_with_the_same_bits(finished: Finished, tmp_path: Path) -> None:
     here, there, log = tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "log"
     kept = f"checkpoint.store={tmp_path / 'kept'}"

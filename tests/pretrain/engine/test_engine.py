@@ -14,6 +14,8 @@ from pretrain.models.compute.compute_path import PATHS
 from tests.support.training.engine_cases import CASES, DECAY, LONG, ZERO, plain_loop
 from tests.support.training.engine_ranks import LANES, lane_clips, network
 
+pytestmark = pytest.mark.slow
+
 Runs = dict[int, dict[str, Any]]
 
 

@@ -12,6 +12,8 @@ from tests.pretrain.engine.test_engine import assert_same, differing, off
 from tests.support.training.engine_cases import CLIP, FACTOR, START_SCALE, ZERO, plain_loop
 from tests.support.training.engine_ranks import LANES
 
+pytestmark = pytest.mark.slow
+
 Runs = dict[int, dict[str, Any]]
 
 

@@ -17,6 +17,8 @@ from pretrain.engine.autotune.trial import Outcome
 from pretrain.engine.distributed import free_port
 from tests.pretrain.conftest import ROOT, Finished, end
 
+pytestmark = pytest.mark.cluster
+
 MEASURED = ("engine.path=auto", "deterministic=false")
 
 

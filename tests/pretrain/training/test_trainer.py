@@ -31,6 +31,8 @@ from sharding.format.record import from_parquet, record_meta, to_parquet, with_m
 from sharding.storage.store import open_store
 from tests.pretrain.conftest import CLASSES, Finished, end, start, write_recipe
 
+pytestmark = pytest.mark.cluster
+
 STEPS = 30
 
 

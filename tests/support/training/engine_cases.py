@@ -143,8 +143,8 @@ def plain_loop(
     return taken
 
 
-def run_cases(folder: Path) -> dict[int, dict[str, Any]]:
-    """The cases' results by world size; a process a rank, each of which runs all of its cases."""
+def run_cases(folder: Path) -> None:
+    """Run the cases, a process a rank, each of which runs all of its cases; their results go to `folder`."""
     fields = ("model", "optimizer", "average", "scaler")
     references = {
         name: {step: {field: state[field] for field in fields} for step, state in plain_loop(adamw=adamw).items()}
@@ -164,4 +164,8 @@ def run_cases(folder: Path) -> dict[int, dict[str, Any]]:
             os.killpg(worker.pid, signal.SIGKILL)
             raise
     assert code == 0, "\n".join(path.read_text()[-3000:] for path in folder.glob("*.log"))
+
+
+def read_results(folder: Path) -> dict[int, dict[str, Any]]:
+    """What `run_cases` left: the cases' results by world size."""
     return {size: torch.load(folder / f"{size}.pt", weights_only=False) for size in SIZES}

@@ -1,40 +1,20 @@
-"""The house: who may import whom, what lies at the top, and what a command loads before it is needed."""
+"""Who may import whom, and what a command loads before it is needed."""
 
 from __future__ import annotations
 
-import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-HOUSES = ("cluster", "pretrain", "sharding")
-TOP = {
-    "pyproject.toml", "README.md", "Makefile", "LICENSE", "constraints.txt",
-    "configs", "sharding", "pretrain", "cluster", "tests",
-}  # fmt: skip
-MODULES = sorted(path for house in HOUSES for path in (ROOT / house).rglob("*.py"))
-
-
-def imported(path: Path) -> set[str]:
-    """Dotted names of all modules that a file imports, at its top or inside functions."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
-    return names
+from tests.support.source_code import MODULES, ROOT, circle, imported, module_imports, relative, room_imports
 
 
 def importers(package: str) -> set[str]:
-    """Files of the houses, relative to the root, that import a package or something in it."""
+    """Files of the packages, relative to the root, that import a package or something in it."""
     return {
-        path.relative_to(ROOT).as_posix()
+        relative(path)
         for path in MODULES
         if any(name == package or name.startswith(package + ".") for name in imported(path))
     }
@@ -47,10 +27,31 @@ def run(program: str) -> str:
     return done.stdout
 
 
-def test_imports_are_really_read() -> None:
+def test_imports_are_really_read(tmp_path: Path) -> None:
     assert "pretrain/training/trainer.py" in importers("torch")
     assert "cluster/launch/ray_cluster.py" in importers("ray")
     assert len(MODULES) > 30
+    hidden = tmp_path / "hidden.py"
+    hidden.write_text(
+        "if TYPE_CHECKING:\n    from a.b import c\ndef late():\n    import d.e\n    importlib.import_module('f.g')\n"
+    )
+    assert imported(hidden) == {"a.b", "a.b.c", "d.e", "f.g"}
+
+
+def test_no_module_imports_itself_on_any_way() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) != []
+    assert circle(module_imports()) == []
+
+
+def test_no_room_imports_itself_on_any_way() -> None:
+    rooms = room_imports(module_imports())
+    assert "sharding.base" in rooms["sharding.storage"]
+    assert circle(rooms) == []
+
+
+def test_a_rooms_head_imports_nothing() -> None:
+    """A room is imported by its files; what its `__init__` imported would be loaded with each of them."""
+    assert [relative(path) for path in MODULES if path.name == "__init__.py" and imported(path)] == []
 
 
 @pytest.mark.parametrize(
@@ -82,25 +83,6 @@ def test_a_package_is_imported_in_one_place(package: str, allowed: tuple[str, ..
 
 def test_parquet_is_read_in_the_calling_thread() -> None:
     assert [str(path) for path in MODULES if "read_table(" in path.read_text("utf-8")] == []
-
-
-def test_top_of_the_repository() -> None:
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode == 0 and listed.stdout:
-        names = {line.partition("/")[0].strip('"') for line in listed.stdout.splitlines()}
-    else:
-        made = {"build", "dist", "demo", "runs", "store", "reelscale.egg-info", "__pycache__"}
-        names = {path.name for path in ROOT.iterdir()} - made
-    assert {name for name in names if not name.startswith(".")} == TOP
-
-
-def test_every_file_says_its_job_first() -> None:
-    files = [*MODULES, *(ROOT / "tests").rglob("*.py")]
-    silent = [
-        str(path.relative_to(ROOT)) for path in files if not ast.get_docstring(ast.parse(path.read_text("utf-8")))
-    ]
-    assert silent == []
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -149,11 +131,3 @@ except SystemExit as end:
     said = run(program)
     assert said.rstrip().endswith("exit 2") and "Traceback" not in said
     assert "Ray is not installed" in said and "launcher=none" in said and "pip install" in said
-
-
-def test_what_needs_a_gpu_is_marked() -> None:
-    """`pytest -m gpu` is all of it: a file that skips tests for want of a GPU marks them, by `needs_gpu` or itself."""
-    texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
-    looking = {name for name, text in texts.items() if re.search(r"skip\w*\((\s*not )?\s*torch\.cuda", text)}
-    assert {name for name in looking if "mark.gpu" not in texts[name]} == set()
-    assert sum("@needs_gpu(" in text for text in texts.values()) > 2
