@@ -15,7 +15,7 @@ from pretrain.data.sources import DataSettings
 from pretrain.resilience.stop_signal import FOLLOWED
 from pretrain.run_settings import CLASSES, SETTINGS, RunSettings, read_classes_file, read_settings_file
 from pretrain.settings import TrainSettings
-from sharding.base.atomic import put_whole
+from sharding.base.atomic import atomic_write
 from sharding.base.errors import UserError
 from sharding.base.printable import visible, visible_lines
 from sharding.base.settings import differences, validate
@@ -154,5 +154,5 @@ def _check_identity(folder: Path, there: dict[str, Any], here: dict[str, Any]) -
 
 
 def _write(path: Path, text: str) -> None:
-    with put_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text)

@@ -19,7 +19,7 @@ from pretrain.models.zoo import ModelSettings
 from pretrain.run_folder import Run, read_settings
 from pretrain.run_settings import SETTINGS, read_settings_file
 from pretrain.settings import DataSettings, TrainSettings
-from sharding.base.atomic import aside as beside
+from sharding.base.atomic import temporary_beside
 from sharding.base.errors import UserError
 from sharding.base.text import read_json, read_text
 from sharding.base.writable import require_writable
@@ -79,7 +79,7 @@ def import_run(
     check_weights(model, export.state, "keep", str(file))
     settings = TrainSettings(data=DataSettings(store=NO_STORE, clip=export.clip), model=export.model)
     count = parameters(model)
-    aside = beside(run)
+    aside = temporary_beside(run)
     try:
         Run(aside, writes=True).begin(settings, names, [], {"classes": len(names), "parameters": count})
         (aside / _PROVENANCE).write_text(json.dumps(export.provenance, indent=1))

@@ -20,7 +20,7 @@ import pydantic
 
 from pretrain.data.reading.store_split import Sample
 from pretrain.evaluation.video_score import Scores, VideoScore
-from sharding.base.atomic import put_whole
+from sharding.base.atomic import atomic_write
 from sharding.base.errors import UserError
 from sharding.base.text import read_json
 from sharding.format.record import from_parquet, record_meta, to_parquet, with_meta
@@ -201,7 +201,7 @@ def write_files(
 
 def put(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
-    with put_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(data)
 
 

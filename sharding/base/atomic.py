@@ -11,7 +11,7 @@ from pathlib import Path
 TEMPORARY = ".tmp-"
 
 
-def aside(path: Path) -> Path:
+def temporary_beside(path: Path) -> Path:
     """A path in the same folder that no other process takes, on this host or any other that shares the disk.
 
     Process ids are no such names: containers on two hosts have equal ones.
@@ -20,12 +20,12 @@ def aside(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def put_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Where to write a file that has its name, and is on the disk, once the `with` ends well, and is gone otherwise.
 
     Its folder must be there. Raises OSError.
     """
-    temporary = aside(path)
+    temporary = temporary_beside(path)
     try:
         yield temporary
         handle = os.open(temporary, os.O_RDONLY)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from sharding.base.atomic import TEMPORARY, aside
+from sharding.base.atomic import TEMPORARY, temporary_beside
 from sharding.base.errors import DamagedStore, UserError
 from sharding.storage.counters import Counters
 from sharding.storage.rename import rename_new
@@ -111,7 +111,7 @@ class LocalStore:
         target = self.root / path
         with self._told(path):
             _make_folder(target.parent)
-            temporary = aside(target)
+            temporary = temporary_beside(target)
             handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
             try:
                 write(temporary)
@@ -145,7 +145,7 @@ def landing(local_path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises UserError if the disk does not take it.
     """
     target = Path(local_path)
-    temporary = aside(target)
+    temporary = temporary_beside(target)
     try:
         with temporary.open("xb") as file:
             yield file

@@ -17,7 +17,7 @@ from torch import nn
 
 from pretrain.engine.precision import Pass, Precision
 from pretrain.models.compute.compute_path import PATHS, Path
-from sharding.base.atomic import put_whole
+from sharding.base.atomic import atomic_write
 
 log = logging.getLogger("reelscale")
 
@@ -82,7 +82,7 @@ def keep(folder: FilePath, measured: Measured) -> None:
 
 
 def _write(path: FilePath, measured: Measured) -> None:
-    with put_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(measured.model_dump_json(indent=1))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sharding.base.atomic import aside, put_whole
+from sharding.base.atomic import atomic_write, temporary_beside
 
 
 def test_writers_of_one_process_id_do_not_meet(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_writers_of_one_process_id_do_not_meet(tmp_path: Path) -> None:
     def write(letter: str) -> None:
         for _ in range(20):
             together.wait()
-            with put_whole(path) as temporary, temporary.open("w") as file:
+            with atomic_write(path) as temporary, temporary.open("w") as file:
                 for _ in range(100):
                     file.write(letter * 100)
 
@@ -32,7 +32,7 @@ def test_writers_of_one_process_id_do_not_meet(tmp_path: Path) -> None:
 def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_text("before")
-    with pytest.raises(ZeroDivisionError), put_whole(path) as temporary:
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise ZeroDivisionError
     assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
@@ -40,6 +40,8 @@ def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_a_name_of_any_length_has_a_place_beside_it(tmp_path: Path) -> None:
     path = tmp_path / ("n" * 255)
-    with put_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.touch()
-    assert path.exists() and aside(path) != aside(path) and aside(path).parent == tmp_path
+    assert (
+        path.exists() and temporary_beside(path) != temporary_beside(path) and temporary_beside(path).parent == tmp_path
+    )
