@@ -15,7 +15,7 @@ from pretrain.data.sources import DataSettings
 from pretrain.resilience.stop_signal import FOLLOWED
 from pretrain.run_settings import CLASSES, SETTINGS, RunSettings, read_classes_file, read_settings_file
 from pretrain.settings import TrainSettings
-from sharding.base.atomic import atomic_write
+from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import UserError
 from sharding.base.printable import visible, visible_lines
 from sharding.base.settings import differences, validate
@@ -59,8 +59,8 @@ class Run:
         whole = RunSettings(settings=settings_now, identity=identity, derived=derived, threads=threads)
         with writing(self.folder, "run"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / CLASSES, json.dumps(classes, indent=1))
-            _write(known, json.dumps(whole.model_dump(), indent=1))
+            atomic_write_text(self.folder / CLASSES, json.dumps(classes, indent=1))
+            atomic_write_text(known, json.dumps(whole.model_dump(), indent=1))
 
     @property
     def threads(self) -> int:
@@ -151,8 +151,3 @@ def _check_identity(folder: Path, there: dict[str, Any], here: dict[str, Any]) -
             str(folder),
             "give this one a folder of its own: run=runs/NAME",
         )
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as aside:
-        aside.write_text(text)

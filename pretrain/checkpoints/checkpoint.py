@@ -24,14 +24,13 @@ from pretrain.checkpoints.folder import (
     problem,
     prune,
     put_in_place,
-    sync,
     writing,
 )
 from pretrain.checkpoints.history import restore_history, write_history
 from pretrain.checkpoints.identity import fetch_settings
 from pretrain.checkpoints.manifest import MANIFEST, manifest_of, step_name
 from pretrain.checkpoints.remote import Remote
-from sharding.base.atomic import temporary_beside
+from sharding.base.atomic import sync, temporary_beside
 from sharding.base.errors import DamagedStore, UserError
 from sharding.base.settings import Settings
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pretrain.checkpoints.remote import Remote
 from pretrain.run_settings import CLASSES, SETTINGS, parse_settings, read_settings_file
-from sharding.base.atomic import atomic_write
+from sharding.base.atomic import atomic_write_bytes
 from sharding.base.errors import UserError
 from sharding.base.settings import differences
 
@@ -43,8 +43,7 @@ def fetch_settings(run: Path, remote: Remote) -> None:
     for name in _FILES:  # the settings last: with them the run has begun
         data = remote.get(name)
         if data is not None:
-            with atomic_write(run / name) as aside:
-                aside.write_bytes(data)
+            atomic_write_bytes(run / name, data)
 
 
 def _identity(data: bytes, where: str) -> dict[str, Any]:

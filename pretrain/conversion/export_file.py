@@ -70,8 +70,8 @@ def write_export(file: Path, export: Export) -> None:
     state = {name: value.detach().cpu().contiguous() for name, value in export.state.items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as aside:
-            save_file(state, aside, metadata=metadata)
+        with atomic_write(file) as temporary:
+            save_file(state, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the file cannot be written: {error}", str(file), "name a file that can be written") from error
 

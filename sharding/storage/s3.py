@@ -16,7 +16,7 @@ from typing import Any
 
 from sharding.storage.error_mapping import TAKEN, BrokenAnswer, code_of
 from sharding.storage.fsspec_store import CHECK_SECONDS, RemoteStore
-from sharding.storage.local import landing, whole
+from sharding.storage.local import file_to_download, whole
 from sharding.storage.presigned import GOOD_SECONDS, Body, Presigned, replaced
 
 _PART = 32 * 2**20  # of an upload in parts; one of them is in memory at a time
@@ -116,7 +116,7 @@ class S3Store(RemoteStore):
             self._put_parts(path, Path(local_path), length)
 
     def get_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
-        with landing(local_path) as file:
+        with file_to_download(local_path) as file:
             first = self._call(path, lambda: self._first(path))
             file.write(first.data)
             for start in range(len(first.data), first.total, _CHUNK):

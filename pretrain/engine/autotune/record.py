@@ -17,7 +17,7 @@ from torch import nn
 
 from pretrain.engine.precision import Pass, Precision
 from pretrain.models.compute.compute_path import PATHS, Path
-from sharding.base.atomic import atomic_write
+from sharding.base.atomic import atomic_write_text
 
 log = logging.getLogger("reelscale")
 
@@ -70,20 +70,16 @@ def kept(folder: FilePath) -> Measured | None:
 
 def keep(folder: FilePath, measured: Measured) -> None:
     """Keep it in the run's folder, and in the cache folder if it has a key."""
-    _write(folder / _FILE, measured)
+    text = measured.model_dump_json(indent=1)
+    atomic_write_text(folder / _FILE, text)
     if not measured.key:
         return
     place = cache_folder() / f"{measured.key}.json"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        _write(place, measured)
+        atomic_write_text(place, text)
     except OSError as error:
         log.debug("what was measured of the paths is not kept for other runs: %s", error)
-
-
-def _write(path: FilePath, measured: Measured) -> None:
-    with atomic_write(path) as aside:
-        aside.write_text(measured.model_dump_json(indent=1))
 
 
 def cached(key: str) -> Measured | None:
