@@ -11,7 +11,7 @@ from types import FrameType
 
 from cluster.launch.signals import NOT_BEGUN, STARTED_BY
 from pretrain.engine.distributed import free_port
-from sharding.base.exit_codes import STOPPED
+from sharding.base.exit_codes import DONE, FAILED, MISTAKE, STOPPED
 from sharding.base.parent_death import stop_signals
 
 _GRACE_SECONDS = 20.0
@@ -66,15 +66,15 @@ def exit_code(codes: Sequence[int | None], asked: bool) -> int:
 
     A rank that a signal ended had not begun. The others could not train without it, so nothing is lost.
     """
-    if 2 in codes:
-        return 2
+    if MISTAKE in codes:
+        return MISTAKE
     if asked and any(code in _BY_SIGNAL for code in codes):
         return STOPPED
-    if asked and STOPPED in codes and all(code in (0, STOPPED, None) for code in codes):
+    if asked and STOPPED in codes and all(code in (DONE, STOPPED, None) for code in codes):
         return STOPPED
-    if any(code not in (0, STOPPED) for code in codes):
-        return 1
-    return STOPPED if STOPPED in codes else 0
+    if any(code not in (DONE, STOPPED) for code in codes):
+        return FAILED
+    return STOPPED if STOPPED in codes else DONE
 
 
 def _ended(processes: Sequence[subprocess.Popen[bytes]], asked: threading.Event) -> list[int | None]:
@@ -85,7 +85,7 @@ def _ended(processes: Sequence[subprocess.Popen[bytes]], asked: threading.Event)
         if deadline is None:
             if asked.is_set() and any(code in _BY_SIGNAL for code in codes):
                 deadline = time.monotonic() + _NOT_BEGUN_SECONDS
-            elif any(code not in (None, 0, STOPPED) or (code is not None and asked.is_set()) for code in codes):
+            elif any(code not in (None, DONE, STOPPED) or (code is not None and asked.is_set()) for code in codes):
                 deadline = time.monotonic() + _GRACE_SECONDS
         elif time.monotonic() > deadline:
             break
@@ -102,6 +102,6 @@ def _ask_to_stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 def _tell(codes: Sequence[int | None], code: int) -> None:
     if code == STOPPED and any(rank in _BY_SIGNAL for rank in codes):
         print(NOT_BEGUN, file=sys.stderr)
-    elif code == 1:
-        dead = [f"rank {rank} (exit {code})" for rank, code in enumerate(codes) if code not in (0, STOPPED, None)]
+    elif code == FAILED:
+        dead = [f"rank {rank} (exit {code})" for rank, code in enumerate(codes) if code not in (DONE, STOPPED, None)]
         print(f"training failed: {', '.join(dead)}", file=sys.stderr)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import NoReturn
 
+from sharding.base.exit_codes import DONE, FAILED
 from sharding.base.printable import visible_lines
 
 
@@ -35,4 +36,4 @@ def end_process(code: str | int | None) -> NoReturn:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1 if isinstance(code, str) else code or 0)
+    os._exit(FAILED if isinstance(code, str) else code or DONE)

@@ -23,6 +23,7 @@ from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork, seed_dropout
 from pretrain.models.zoo import build_model
 from sharding.base.errors import UserError
+from sharding.base.exit_codes import FAILED
 from sharding.base.parent_death import die_with
 from sharding.base.printable import visible_lines
 
@@ -55,7 +56,7 @@ def main(words: int, parent: int) -> None:
     except Exception as error:
         if is_device_lost(error):  # another child goes on; leaving in order would ask the device
             print(visible_lines(error), file=sys.stderr, flush=True)
-            os._exit(1)
+            os._exit(FAILED)
         say.word("error", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
     leave_world()
 
