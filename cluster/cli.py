@@ -3,7 +3,6 @@
 import importlib.metadata
 import io
 import json
-import os
 import sys
 import traceback
 from contextlib import nullcontext
@@ -31,6 +30,7 @@ from cluster.terminal.tables import (
     print_verification,
     readable,
 )
+from sharding.base import environment
 from sharding.base.errors import CannotGoOn, UserError
 from sharding.base.exit_codes import STOPPED
 from sharding.base.printable import visible, visible_lines
@@ -427,7 +427,7 @@ def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_js
         with stdout_to_stderr() if as_json else nullcontext():
             checked = started_by_run_ranks()  # by the command, which has told what it found, too
             quantities = {} if checked else plan_training(job)
-            tells = os.environ.get("RANK", "0") == "0" and not checked
+            tells = environment.is_first_rank() and not checked
             if tells and not (as_json and dry_run):
                 print_table(command, readable(quantities))
             code = 0 if dry_run else run_training(job, [command, config, *overrides])
@@ -467,7 +467,7 @@ def main() -> None:
     except Exception:
         print(visible_lines(traceback.format_exc()), end="", file=sys.stderr)
         code = 1
-    if "RANK" in os.environ:
+    if environment.is_rank():
         end_process(code)  # without a clean-up, which may hang on what an error has left
     sys.exit(code)
 

@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 
 from pretrain.data.sources import DataSettings
-from pretrain.resilience.stop_signal import FOLLOWED
 from pretrain.run_settings import CLASSES, SETTINGS, RunSettings, read_classes_file, read_settings_file
 from pretrain.settings import TrainSettings
+from sharding.base import environment
 from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import UserError
 from sharding.base.printable import visible, visible_lines
@@ -96,7 +95,7 @@ class Run:
                 file = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
             file.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
             log.addHandler(file)
-        if FOLLOWED not in os.environ:
+        if not environment.is_followed():
             console = logging.StreamHandler(sys.stdout)
             console.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
             log.addHandler(console)

@@ -1,7 +1,6 @@
 """The jobs `pretrain` and `finetune`: settings checked here, ranks started by the launcher at hand."""
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -12,7 +11,7 @@ from pydantic import Field
 from cluster.jobs.user_paths import absolute, writable_folder
 from cluster.launch import local, ray_ranks
 from cluster.launch.choose import Launcher, choose_launcher, require_room
-from cluster.launch.signals import STARTED_BY, raise_if_interrupted, started_by_run_ranks
+from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.endpoint import MonitorSettings, serve
 from pretrain.checkpoints.checkpoint import load_newest
 from pretrain.engine.distributed import world_size_from_environment
@@ -20,6 +19,7 @@ from pretrain.report.run_data import read_metrics
 from pretrain.settings import InitSettings, TrainSettings, longest_wait
 from pretrain.training.preflight import check
 from pretrain.training.trainer import train
+from sharding.base import environment
 from sharding.base.errors import UserError
 from sharding.base.exit_codes import STOPPED
 from sharding.base.parent_death import die_with
@@ -66,8 +66,8 @@ def run_training(job: TrainingJob, arguments: Sequence[str]) -> int:
     """
     raise_if_interrupted()
     if world_size_from_environment() is not None:
-        if started_by_run_ranks():
-            die_with(int(os.environ[STARTED_BY]))
+        if (command := environment.command_pid()) is not None:
+            die_with(command)
         return STOPPED if _rank(job.model_dump(mode="json")) == "stopped" else 0
     if choose_launcher(job.launcher) == "none":
         require_room(job.ranks, "ranks")

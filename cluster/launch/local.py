@@ -9,8 +9,9 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from cluster.launch.signals import NOT_BEGUN, STARTED_BY
+from cluster.launch.signals import NOT_BEGUN
 from pretrain.engine.distributed import free_port
+from sharding.base.environment import STARTED_BY
 from sharding.base.exit_codes import DONE, FAILED, MISTAKE, STOPPED
 from sharding.base.parent_death import stop_signals
 

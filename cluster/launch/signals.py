@@ -1,15 +1,13 @@
 """Being asked to stop: signals do what Ctrl-C does, a clean-up is not cut short, workers die with their command."""
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from pretrain.resilience.stop_signal import NOT_BEGUN as NOT_BEGUN
+from sharding.base import environment
 from sharding.base.parent_death import STOP_SIGNALS, stop_signals
-
-STARTED_BY = "REELSCALE_PARENT"  # in the environment of a rank of launcher=none: the pid of the command
 
 
 class Interrupted(BaseException):
@@ -88,4 +86,4 @@ def postponed() -> Iterator[None]:
 
 def started_by_run_ranks() -> bool:
     """Whether this process is a rank of launcher=none."""
-    return STARTED_BY in os.environ
+    return environment.command_pid() is not None

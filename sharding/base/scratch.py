@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from sharding.base import environment
 from sharding.base.errors import UserError
 
 _NAME = "reelscale-scratch-"
@@ -37,7 +38,7 @@ def scratch(purpose: str) -> Iterator[Path]:
             raise
     except OSError as error:
         remedy = "set TMPDIR to a folder on a disk with free space"
-        at = str(error.filename or os.environ.get("TMPDIR", "TMPDIR"))
+        at = str(error.filename or environment.temporary_folder())
         raise UserError(f"no temporary folder can be made: {error.strerror or error}", at, remedy) from error
     try:
         yield folder

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sharding.base import environment
 from sharding.storage.error_mapping import TAKEN, BrokenAnswer, code_of
 from sharding.storage.fsspec_store import CHECK_SECONDS, RemoteStore
 from sharding.storage.local import file_to_download, whole
@@ -224,7 +225,7 @@ class S3Store(RemoteStore):
     def _bundle(self) -> str | None:
         """The file of certificates that the client trusts, where the user names one."""
         named = self._fs().session.get_config_variable("ca_bundle")
-        return named or os.environ.get("REQUESTS_CA_BUNDLE") or None
+        return named or environment.ca_bundle()
 
     def _read(self, path: str, extent: str | None = None, limit: float | None = None) -> _Answer:
         """One GET of an object or of an HTTP range of it; BrokenAnswer if less comes than was announced.

@@ -24,6 +24,7 @@ from pretrain.data.reading.outage import NoMoreClips, Outage, Waiting
 from pretrain.data.sampling.order import Draw
 from pretrain.data.workers.batches import Batch, lay_out
 from pretrain.data.workers.worker import EvaluationJob, Failed, Made, NewMemory, TrainingJob, Work, hand_over
+from sharding.base import environment
 from sharding.base.errors import CannotGoOn
 from sharding.base.parent_death import STOP_SIGNALS
 from sharding.base.settings import Seconds, Settings
@@ -31,7 +32,6 @@ from sharding.base.settings import Seconds, Settings
 _MOST_WORKERS = 16
 _STOP_SECONDS = 15.0  # that a run which is to stop waits for clips
 _START_SECONDS = 120.0  # that nothing may come for as they start
-_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # which a worker is not
 # A path of the parent's own, because it need not be that of a fresh interpreter: a Ray worker's is its job's.
 _CHILD = (
     "import sys; sys.path[:] = {path!r}; from pretrain.data.workers.worker import serve; "
@@ -70,7 +70,7 @@ class _Worker:
 
 def workers_of(settings: LoaderSettings) -> int:
     """Processes that this rank decodes with: its share of the cores that this machine's ranks may use."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ranks_here = environment.local_world_size()
     return settings.workers or max(1, min(len(os.sched_getaffinity(0)) // ranks_here, _MOST_WORKERS))
 
 
@@ -222,7 +222,7 @@ def _started(jobs: socket.socket) -> _Worker:
             [sys.executable, "-c", program],
             stdin=subprocess.DEVNULL,
             pass_fds=[jobs.fileno(), there.fileno()],
-            env={name: value for name, value in os.environ.items() if name not in _OF_A_RANK},
+            env=environment.without_rank(),
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pydantic import BaseModel
 
 from pretrain.engine.distributed import free_port
+from sharding.base import environment
 
 MODULE = "pretrain.engine.autotune.child"
 _CHILD = "import sys; sys.path[:] = {path!r}; from {module} import main; main({fd}, {parent})"
@@ -32,15 +33,11 @@ class Child:
     def __init__(self, module: str = MODULE) -> None:
         self.words, its_end = os.pipe()
         program = _CHILD.format(path=[*map(str, sys.path)], module=module, fd=its_end, parent=os.getpid())
-        # A world of one on the same device: the launcher's number of this rank on its machine says which.
-        own = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        own |= {"MASTER_PORT": str(free_port()), "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")} | own
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `end`)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", program],
-                env=environment,
+                env=environment.as_only_rank(free_port()),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
