@@ -24,7 +24,6 @@ from pretrain.models.network import VideoNetwork, seed_dropout
 from pretrain.models.zoo import build_model
 from sharding.base.errors import UserError
 from sharding.base.exit_codes import FAILED
-from sharding.base.parent_death import die_with
 from sharding.base.printable import visible_lines
 
 log = logging.getLogger("reelscale")
@@ -32,12 +31,11 @@ log = logging.getLogger("reelscale")
 _STEPS = 2  # the second is the first with an optimizer's state, and after weights were moved
 
 
-def main(words: int, parent: int) -> None:
+def main(words: int) -> None:
     """Load all, then do the task that stdin gives, and tell of it through the file descriptor `words`.
 
-    Ends with `parent`, and without a task where there comes none.
+    Ends without a task where there comes none.
     """
-    die_with(parent)
     say = _Words(words)
     log.addHandler(say)
     log.setLevel(logging.INFO)

@@ -25,7 +25,15 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("SLURM_", "AWS_", "XDG_", "REELSCALE_", "TORCHELASTIC_")) or "RANK" in name:
             monkeypatch.delenv(name)
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TMPDIR", "RAY_ADDRESS"):
+    for name in (
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "TMPDIR",
+        "RAY_ADDRESS",
+        "REQUESTS_CA_BUNDLE",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
