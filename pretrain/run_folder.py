@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from pretrain.checkpoints.history import HISTORY
 from pretrain.data.sources import DataSettings
 from pretrain.run_settings import CLASSES, SETTINGS, RunSettings, read_classes_file, read_settings_file
 from pretrain.settings import TrainSettings
 from sharding.base import environment
-from sharding.base.atomic import atomic_write_text
+from sharding.base.atomic import append_line, atomic_write_text
 from sharding.base.errors import UserError
 from sharding.base.printable import visible, visible_lines
 from sharding.base.settings import differences, validate
@@ -32,7 +33,7 @@ class Run:
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self._writes = folder, writes
         self.before: dict[str, Any] | None = None  # the settings of its last start, known once it begins
-        self._cut = False  # whether the last line of metrics.jsonl may be half a one
+        self._failing = False  # whether the last event could not be written
 
     def versions(self, data: DataSettings) -> list[str] | None:
         """The index versions that the run began with of these stores; None if it has not, or with others."""
@@ -71,16 +72,14 @@ class Run:
         if not self._writes:
             return
         values = {name: None if value != value or value in _INFINITE else value for name, value in values.items()}
-        line = json.dumps({"event": kind, **values}) + "\n"
         try:
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write("\n" + line if self._cut else line)
-        except OSError as error:  # a full disk, say, where half a line may be left
-            if not self._cut:
-                log.warning("metrics.jsonl cannot be written: %s; training goes on", error)
-            self._cut = True
+            append_line(self.folder / HISTORY, json.dumps({"event": kind, **values}))
+        except OSError as error:
+            if not self._failing:
+                log.warning("%s cannot be written: %s; training goes on", HISTORY, error)
+            self._failing = True
         else:
-            self._cut = False
+            self._failing = False
 
     def log_to_file(self) -> None:
         """Send log lines to train.log and, unless something else follows that file, to standard output."""

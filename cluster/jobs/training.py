@@ -14,6 +14,7 @@ from cluster.launch.choose import Launcher, choose_launcher, require_room
 from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.endpoint import MonitorSettings, serve
 from pretrain.checkpoints.checkpoint import load_newest
+from pretrain.checkpoints.history import HISTORY
 from pretrain.engine.distributed import world_size_from_environment
 from pretrain.report.run_data import read_metrics
 from pretrain.settings import InitSettings, TrainSettings, longest_wait
@@ -85,7 +86,7 @@ def training_summary(job: TrainingJob, code: int) -> dict[str, Any]:
     folder = Path(str(job.run))
     checkpoint = load_newest(folder)
     step = checkpoint.step if checkpoint else 0
-    train, validation, _ = read_metrics(folder / "metrics.jsonl")
+    train, validation, _ = read_metrics(folder / HISTORY)
     return {
         "run": job.run,
         "outcome": "stopped" if code == STOPPED else "finished",

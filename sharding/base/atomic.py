@@ -63,6 +63,22 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write_bytes(path, text.encode())
 
 
+def append_line(path: Path, line: str, durable: bool = False) -> None:
+    """Append a line, without its end, to a file; one before it that a kill or a full disk cut short is ended first.
+
+    `durable`: it is on the disk then. Raises OSError.
+    """
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(f"{line}\n".encode())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary path to make a folder at, which is renamed to `path` once the `with` ends well, and else removed.

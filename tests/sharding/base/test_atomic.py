@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sharding.base.atomic import (
+    append_line,
     atomic_folder,
     atomic_write,
     atomic_write_bytes,
@@ -123,6 +124,20 @@ def test_a_folder_is_replaced_and_removed_in_one_step(tmp_path: Path) -> None:
     remove_folder(step, tmp_path / ".removed-step-1")
     assert list(tmp_path.iterdir()) == []
     remove_folder(step, tmp_path / ".removed-step-1")  # another process did it
+
+
+def test_a_line_goes_after_one_that_was_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "metrics.jsonl", []
+    monkeypatch.setattr("os.fsync", synced.append)
+    append_line(path, "first")
+    append_line(path, "é", durable=True)
+    assert path.read_bytes() == "first\né\n".encode() and len(synced) == 1
+    path.write_bytes(b"first\nsec")
+    append_line(path, "third")
+    append_line(path, "fourth")
+    assert path.read_bytes() == b"first\nsec\nthird\nfourth\n"
+    with pytest.raises(FileNotFoundError):
+        append_line(tmp_path / "absent" / "metrics.jsonl", "line")
 
 
 def test_the_sum_of_a_file(tmp_path: Path) -> None:
