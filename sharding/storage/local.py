@@ -1,4 +1,4 @@
-"""A store in a directory: whole files under their names, or nothing."""
+"""The store in a directory: an object is a file, which is whole or does not exist."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ class LocalStore:
                 raise UserError("the store is a file, not a directory", self.url, "give a directory or a URL")
 
     def get(self, path: str) -> bytes:
+        """A whole object."""
         with self._store_errors(path):
             return self._counted((self.root / path).read_bytes())
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of an object."""
         if end <= start:
             return b""
         try:  # a clip costs one such read: no context manager, path or file object
@@ -51,6 +53,7 @@ class LocalStore:
         return whole(self._counted(data), start, end, lambda: f"{self.url}/{path}")
 
     def get_tail(self, path: str, size: int) -> tuple[bytes, int]:
+        """The last `size` bytes of an object, and how many it has."""
         with self._store_errors(path), (self.root / path).open("rb") as file:
             total = file.seek(0, os.SEEK_END)
             start = max(0, total - max(0, size))
@@ -59,6 +62,7 @@ class LocalStore:
         return whole(self._counted(data), start, total, lambda: f"{self.url}/{path}"), total
 
     def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """(path, bytes) of all objects whose path begins with `prefix`, in no order."""
         folders = [prefix.rpartition("/")[0]]
         while folders:
             folder = folders.pop()
@@ -73,30 +77,38 @@ class LocalStore:
                             yield path, size
 
     def list(self, prefix: str = "") -> list[str]:
+        """The sorted paths of all objects whose path begins with `prefix`."""
         return sorted(path for path, _ in self.walk(prefix))
 
     def exists(self, path: str) -> bool:
+        """Whether there is an object at this path."""
         with self._store_errors(path):
             return (self.root / path).is_file()
 
     def size(self, path: str) -> int:
+        """Bytes of an object."""
         with self._store_errors(path):
             return (self.root / path).stat().st_size
 
     def put(self, path: str, data: bytes, create: bool = False) -> None:
+        """Put an object; with `create` raises FileExistsError if there is one."""
+
         def write(temporary: Path) -> None:
             temporary.write_bytes(data)
 
         self._commit(path, write, create)
 
     def put_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
+        """Put a local file as an object."""
         self._commit(path, lambda temporary: _copy(local_path, temporary), create=False)
 
     def get_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
+        """Download an object to a local file, which appears whole or not at all."""
         with self._store_errors(path), (self.root / path).open("rb") as source, file_to_download(local_path) as file:
             shutil.copyfileobj(source, file, 2**20)
 
     def delete(self, path: str) -> None:
+        """Delete an object, if there is one."""
         with self._store_errors(path):
             (self.root / path).unlink(missing_ok=True)
 
@@ -145,7 +157,7 @@ def file_to_download(local_path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def whole(data: bytes, start: int, end: int, where: Callable[[], str]) -> bytes:
-    """`data` if it is all of [start, end), else UserError naming what `where` says."""
+    """`data`, if it is all of the bytes [start, end). Raises DamagedStore, with what `where()` says, otherwise."""
     if len(data) == end - start:
         return data
     what = f"the object ends early: bytes {start} to {end} were asked for, {len(data)} came"
@@ -166,20 +178,20 @@ def _pread(handle: int, start: int, end: int) -> bytes:
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     """What lies in a folder; nothing if it is absent."""
     try:
-        found = os.scandir(folder)
+        entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return
-    with found:
-        yield from found
+    with entries:
+        yield from entries
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:
     """Bytes of the file an entry leads to; None if it leads to no file, or to one that has just gone."""
     try:
-        found = entry.stat()
+        status = entry.stat()
     except FileNotFoundError:
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _copy(source: str | os.PathLike[str], target: Path) -> None:
