@@ -12,13 +12,20 @@ import torch
 
 from pretrain.checkpoints.history import HISTORY
 from pretrain.data.sources import DataSettings
-from pretrain.run_settings import CLASSES, SETTINGS, RunSettings, read_classes_file, read_settings_file
+from pretrain.run_settings import (
+    CLASSES,
+    SETTINGS,
+    RunSettings,
+    identity_changes,
+    read_classes_file,
+    read_settings_file,
+)
 from pretrain.settings import TrainSettings
 from sharding.base import environment
 from sharding.base.atomic import append_line, atomic_write_text
 from sharding.base.errors import UserError
 from sharding.base.printable import visible, visible_lines
-from sharding.base.settings import differences, validate
+from sharding.base.settings import validate
 from sharding.base.text import WRITER
 from sharding.base.writable import writing
 
@@ -141,11 +148,10 @@ def read_settings(folder: Path) -> tuple[TrainSettings, list[str]]:
 
 
 def _check_identity(folder: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    changed = differences(there, here)
-    if changed:
-        lines = "; ".join(f"{path}: {old!r} there, {new!r} here" for path, old, new in changed[:6])
+    changes = identity_changes(there, here)
+    if changes:
         raise UserError(
-            f"the folder holds another run ({lines})",
+            f"the folder holds another run ({changes})",
             str(folder),
             "give this one a folder of its own: run=runs/NAME",
         )

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoints.remote import Remote
-from pretrain.run_settings import CLASSES, SETTINGS, parse_settings, read_settings_file
+from pretrain.run_settings import CLASSES, SETTINGS, identity_changes, parse_settings, read_settings_file
 from sharding.base.atomic import atomic_write_bytes
 from sharding.base.errors import UserError
-from sharding.base.settings import differences
 
 _FILES = (CLASSES, SETTINGS)
 
@@ -21,12 +20,11 @@ def keep_settings(run: Path, remote: Remote) -> None:
     """
     if not (run / SETTINGS).exists():
         return
-    there = remote.get(SETTINGS)
-    changed = differences(_identity(there, remote.where), read_settings_file(run).identity) if there else []
-    if changed:
-        lines = "; ".join(f"{path}: {old!r} there, {new!r} here" for path, old, new in changed[:6])
+    stored = remote.get(SETTINGS)
+    changes = identity_changes(_identity(stored, remote.where), read_settings_file(run).identity) if stored else ""
+    if changes:
         raise UserError(
-            f"the store holds the checkpoints of another run of this name ({lines})",
+            f"the store holds the checkpoints of another run of this name ({changes})",
             remote.where,
             "give this one a folder of another name, run=runs/NAME, or another checkpoint.store",
         )
