@@ -22,7 +22,6 @@ AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 AWS_KEY_IDS = ("AWS_ACCESS_KEY_ID",)
 
 _TORCHELASTIC = "TORCHELASTIC_"  # what torchrun's own variables begin with
-_DATA_FOLDERS = ("/usr/share", "/usr/local/share")
 
 
 def variable(name: str) -> str:
@@ -135,10 +134,10 @@ def cache_folder() -> Path:
     return Path(above) / "reelscale"
 
 
-def font_folders() -> list[str]:
-    """Folders that hold fonts on this system and for this user, by the XDG base directories."""
-    data, home = variable("XDG_DATA_DIRS") or ":".join(_DATA_FOLDERS), variable("XDG_DATA_HOME") or "~/.local/share"
-    return [f"{folder}/fonts" for folder in (home, *data.split(":"), *_DATA_FOLDERS)]
+def data_folders() -> list[str]:
+    """The user's folder for programs' data, and the system's where XDG_DATA_DIRS names some."""
+    named = [folder for folder in variable("XDG_DATA_DIRS").split(":") if folder]
+    return [variable("XDG_DATA_HOME") or "~/.local/share", *named]
 
 
 def temporary_folder() -> str:

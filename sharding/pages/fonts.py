@@ -16,6 +16,7 @@ from sharding.base import environment
 
 SEE = "fonts are looked for in the system's folders and in ~/.local/share/fonts; Noto Sans (CJK) has most scripts"
 LEFT_TO_RIGHT = "\N{LEFT-TO-RIGHT MARK}"  # which is not seen
+_SYSTEMS = ("/usr/share", "/usr/local/share")
 _MACS = ("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts")
 _ENDINGS = (".ttf", ".otf", ".ttc", ".otc")
 _FALSE = ("lastresort", "adobeblank", "notdef", "tofu")  # their glyphs are boxes, or nothing, for every character
@@ -82,7 +83,7 @@ class Fonts:
 
 def installed() -> Iterator[Path]:
     """The files of the fonts of this machine and user, the upright regular ones without serifs first."""
-    roots = [*environment.font_folders(), "~/.fonts", *_MACS]
+    roots = [*(f"{folder}/fonts" for folder in (*environment.data_folders(), *_SYSTEMS)), "~/.fonts", *_MACS]
     files = {
         file
         for root in dict.fromkeys(Path(root).expanduser() for root in roots)

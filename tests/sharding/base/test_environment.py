@@ -93,11 +93,12 @@ def test_a_task_of_srun(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert environment.cache_folder() == tmp_path / ".cache" / "reelscale"
-    assert environment.font_folders()[:2] == ["~/.local/share/fonts", "/usr/share/fonts"]
+    assert environment.data_folders() == ["~/.local/share"]
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     monkeypatch.setenv("XDG_DATA_DIRS", "/a:/b")
     assert environment.cache_folder() == Path("/cache/reelscale")
-    assert environment.font_folders()[1:3] == ["/a/fonts", "/b/fonts"]
+    monkeypatch.setenv("XDG_DATA_HOME", "/home/data")
+    assert environment.data_folders() == ["/home/data", "/a", "/b"]
     monkeypatch.setenv("REELSCALE_CACHE", "/mine")
     assert environment.cache_folder() == Path("/mine")
 
