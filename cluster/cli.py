@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import io
-import os
 import sys
 from typing import Annotated, Any
 
@@ -18,6 +17,7 @@ from cluster.commands.store import bench_loader, inspect_store, verify
 from cluster.commands.training import finetune, pretrain
 from cluster.launch.signals import Interrupted, interruptible
 from cluster.terminal.output import end_process, exit_code_of
+from sharding.base import environment
 from sharding.base.exit_codes import DONE, FAILED, MISTAKE, STOPPED
 from sharding.base.printable import visible_lines
 
@@ -72,7 +72,7 @@ app.command("settings")(show_settings)
 def main() -> None:
     """Run the command line; a user's mistake is told in one message and ends with exit code 2."""
     code = exit_code_of(_run)
-    if "RANK" in os.environ:
+    if environment.is_rank():
         end_process(code)  # without a clean-up, which may hang on what an error has left
     sys.exit(code)
 

@@ -4,21 +4,28 @@ import copy
 import json
 import logging
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pretrain.checkpoints.history import HISTORY
 from pretrain.data.sources import DataSettings
-from pretrain.resilience.stop_signal import FOLLOWED
-from pretrain.run_settings import CLASSES, SETTINGS, RunSettings, read_classes_file, read_settings_file
+from pretrain.run_settings import (
+    CLASSES,
+    SETTINGS,
+    RunSettings,
+    identity_changes,
+    read_classes_file,
+    read_settings_file,
+)
 from pretrain.settings import TrainSettings
-from sharding.base.atomic import put_whole
+from sharding.base import environment
+from sharding.base.atomic import append_line, atomic_write_text
 from sharding.base.errors import UserError
 from sharding.base.printable import visible, visible_lines
-from sharding.base.settings import differences, validate
+from sharding.base.settings import validate
 from sharding.base.text import WRITER
 from sharding.base.writable import writing
 
@@ -33,7 +40,7 @@ class Run:
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self._writes = folder, writes
         self.before: dict[str, Any] | None = None  # the settings of its last start, known once it begins
-        self._cut = False  # whether the last line of metrics.jsonl may be half a one
+        self._failing = False  # whether the last event could not be written
 
     def versions(self, data: DataSettings) -> list[str] | None:
         """The index versions that the run began with of these stores; None if it has not, or with others."""
@@ -64,8 +71,8 @@ class Run:
         whole = RunSettings(settings=settings_now, identity=identity, derived=derived, threads=threads)
         with writing(self.folder, "run"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.folder / CLASSES, json.dumps(classes, indent=1))
-            _write(self.folder / SETTINGS, json.dumps(whole.model_dump(), indent=1))
+            atomic_write_text(self.folder / CLASSES, json.dumps(classes, indent=1))
+            atomic_write_text(self.folder / SETTINGS, json.dumps(whole.model_dump(), indent=1))
 
     @property
     def threads(self) -> int:
@@ -77,16 +84,14 @@ class Run:
         if not self._writes:
             return
         values = {name: None if value != value or value in _INFINITE else value for name, value in values.items()}
-        line = json.dumps({"event": kind, **values}) + "\n"
         try:
-            with (self.folder / "metrics.jsonl").open("a") as file:
-                file.write("\n" + line if self._cut else line)
-        except OSError as error:  # a full disk, say, where half a line may be left
-            if not self._cut:
-                log.warning("metrics.jsonl cannot be written: %s; training goes on", error)
-            self._cut = True
+            append_line(self.folder / HISTORY, json.dumps({"event": kind, **values}))
+        except OSError as error:
+            if not self._failing:
+                log.warning("%s cannot be written: %s; training goes on", HISTORY, error)
+            self._failing = True
         else:
-            self._cut = False
+            self._failing = False
 
     def log_to_file(self) -> None:
         """Send log lines to train.log and, unless something else follows that file, to standard output."""
@@ -101,7 +106,7 @@ class Run:
                 file = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
             file.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
             log.addHandler(file)
-        if FOLLOWED not in os.environ:
+        if not environment.is_followed():
             console = logging.StreamHandler(sys.stdout)
             console.setFormatter(_Plain("%(asctime)s %(message)s", "%H:%M:%S"))
             log.addHandler(console)
@@ -148,16 +153,10 @@ def read_settings(folder: Path) -> tuple[TrainSettings, list[str]]:
 
 
 def _check_identity(folder: Path, began: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = differences(began, now)
-    if changed:
-        lines = "; ".join(f"{path}: {old!r} there, {new!r} here" for path, old, new in changed[:6])
+    changes = identity_changes(began, now)
+    if changes:
         raise UserError(
-            f"the folder holds another run ({lines})",
+            f"the folder holds another run ({changes})",
             str(folder),
             "give this one a folder of its own: run=runs/NAME",
         )
-
-
-def _write(path: Path, text: str) -> None:
-    with put_whole(path) as aside:
-        aside.write_text(text)

@@ -9,10 +9,12 @@ import pydantic
 from pydantic import Field
 
 from sharding.base.errors import UserError
+from sharding.base.settings import differences
 from sharding.base.text import nfc, read_json
 
 SETTINGS, CLASSES = "settings.json", "classes.json"
 FORMAT = 1
+_CHANGES_SHOWN = 6
 _RESTORE = "restore the file (checkpoint.store has a copy, where one is set), or name a new folder: run=runs/NAME"
 _IMPORT = "make a run of weights first, reelscale import FILE RUN, and name that one"
 _A_RUN = "give the folder that `reelscale pretrain` or `finetune` printed"
@@ -53,6 +55,12 @@ def read_classes_file(folder: Path) -> list[str]:
     """RUN/classes.json, the names in their order. Raises UserError as `read_settings_file` does."""
     path = folder / CLASSES
     return [nfc(name) for name in read_json(_read(path), list[str], f"the run's {CLASSES}", str(path), _RESTORE)]
+
+
+def identity_changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first differences of two identities, for a message ("seed: 1 there, 2 here; …"); "" if they are the same."""
+    changed = differences(before, now)
+    return "; ".join(f"{path}: {old!r} there, {new!r} here" for path, old, new in changed[:_CHANGES_SHOWN])
 
 
 def _read(path: Path) -> bytes:

@@ -1,6 +1,5 @@
 """`reelscale pretrain` and `finetune`: a recipe read, checked, and trained."""
 
-import os
 import sys
 from contextlib import nullcontext
 
@@ -10,6 +9,7 @@ from cluster.commands.options import AsJson, Config, DryRun, Overrides
 from cluster.launch.signals import NOT_BEGUN, Interrupted, signals_postponed
 from cluster.terminal.output import stdout_to_stderr
 from cluster.terminal.tables import print_json, print_table, readable
+from sharding.base import environment
 from sharding.base.exit_codes import DONE, STOPPED
 
 
@@ -50,7 +50,7 @@ def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_js
         with stdout_to_stderr() if as_json else nullcontext():
             resolved = resolve(job)
             quantities = {"run": job.train.run, **resolved.derived}
-            prints = os.environ.get("RANK", "0") == "0"
+            prints = environment.is_first_rank()
             if prints and not (as_json and dry_run):
                 print_table(command, readable(quantities))
             code = DONE if dry_run else run_training(job, resolved)

@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.launch.ray_folder import session_folder
 from cluster.launch.signals import raise_if_interrupted, signals_ignored, signals_postponed
+from sharding.base import environment
 from sharding.base.errors import CannotGoOn, UserError
 
 _LOOK_SECONDS = 1.0
@@ -28,7 +29,7 @@ def ray_cluster() -> Iterator[Any]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS")
+    address = environment.ray_address()
     folder = None if address else session_folder()
     failed: list[BaseException] = []
     tried, over = threading.Event(), threading.Event()

@@ -13,7 +13,8 @@ from typing import Any, cast
 from cluster.launch.rank_main import RankTask, run_rank
 from cluster.launch.ray_cluster import ray_cluster
 from cluster.launch.signals import NOT_BEGUN
-from pretrain.resilience.stop_signal import BEGUN_FILE, FOLLOWED, STOP_FILE
+from pretrain.resilience.stop_signal import BEGUN_FILE, STOP_FILE
+from sharding.base.environment import FOLLOWED
 from sharding.base.errors import InVain, UserError
 from sharding.base.exit_codes import STOPPED
 from sharding.base.parent_death import stop_signals

@@ -24,14 +24,13 @@ from pretrain.checkpoints.folder import (
     problem,
     prune,
     put_in_place,
-    sync,
     writing,
 )
 from pretrain.checkpoints.history import restore_history, write_history
 from pretrain.checkpoints.identity import fetch_settings
 from pretrain.checkpoints.manifest import MANIFEST, manifest_of, step_name
 from pretrain.checkpoints.remote import Remote
-from sharding.base.atomic import aside as beside
+from sharding.base.atomic import sync, temporary_beside
 from sharding.base.errors import DamagedStore, UserError
 from sharding.base.settings import Settings
 
@@ -241,7 +240,7 @@ def _fetched(run: Path, remote: Remote, step: int, attempt: int) -> Path | str:
     folder = checkpoints_of(run)
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / step_name(step)
-    aside = folder / f"{_FETCHING}{beside(final).name}"
+    aside = folder / f"{_FETCHING}{temporary_beside(final).name}"
     with _alone(folder):
         if isinstance(found := _sound(final, step, attempt), Path):
             return found

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pretrain.checkpoints.manifest import MANIFEST, Manifest, kept, read_manifest, sha256
+from pretrain.checkpoints.manifest import MANIFEST, Manifest, kept, read_manifest
+from sharding.base.atomic import remove_folder, replace_folder, sha256_of
 from sharding.base.errors import UserError
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ def problem(folder: Path, manifest: Manifest) -> str | None:
     """
     for name, expected in manifest.files.items():
         try:
-            found = _patiently(functools.partial(sha256, folder / name), folder)
+            found = _patiently(functools.partial(sha256_of, folder / name), folder)
         except FileNotFoundError:
             return f"{name} is not there"
         if found != expected.sha256:
@@ -88,13 +88,7 @@ def _patiently(read: Callable[[], T], folder: Path) -> T:
 
 def put_in_place(aside: Path, final: Path) -> None:
     """Rename a written checkpoint. One that has its name already can be loaded until the new one can."""
-    former = final.with_name(f"{_REPLACED}{final.name}")
-    if final.exists():
-        shutil.rmtree(former, ignore_errors=True)
-        final.rename(former)
-    aside.rename(final)
-    sync(final.parent)
-    shutil.rmtree(former, ignore_errors=True)
+    replace_folder(aside, final, final.with_name(f"{_REPLACED}{final.name}"))
 
 
 def prune(run: Path, saved: Manifest, keep: int) -> None:
@@ -122,24 +116,9 @@ def prune(run: Path, saved: Manifest, keep: int) -> None:
     _sweep(run, saved.attempt)
 
 
-def sync(path: Path) -> None:
-    """Have a file or a folder on the disk, not only in memory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _discard(folder: Path) -> None:
-    """Remove a checkpoint; killed meanwhile, no half of it is left under a checkpoint's name."""
-    aside = folder.with_name(f"{_REMOVED}{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        folder.rename(aside)
-    except OSError:
-        return  # the next save tries again
-    shutil.rmtree(aside, ignore_errors=True)
+    """Remove a checkpoint; one that cannot be removed is tried again by the next save."""
+    remove_folder(folder, folder.with_name(f"{_REMOVED}{folder.name}"))
 
 
 def _sweep(run: Path, attempt: int) -> None:

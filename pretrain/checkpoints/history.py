@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sharding.base.atomic import put_whole
+from sharding.base.atomic import atomic_write_bytes
 
 HISTORY = "metrics.jsonl"
 SETTINGS_HISTORY = "settings-history.jsonl"
@@ -24,8 +24,7 @@ def restore_history(run: Path, checkpoint: Path) -> None:
     """Give a run a checkpoint's of those histories that it has not."""
     for name in (HISTORY, SETTINGS_HISTORY):
         if (checkpoint / name).exists() and not (run / name).exists():
-            with put_whole(run / name) as aside:
-                aside.write_bytes((checkpoint / name).read_bytes())
+            atomic_write_bytes(run / name, (checkpoint / name).read_bytes())
 
 
 def _is_up_to(line: bytes, step: int) -> bool:

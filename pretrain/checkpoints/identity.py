@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoints.remote import Remote
-from pretrain.run_settings import CLASSES, SETTINGS, parse_settings, read_settings_file
-from sharding.base.atomic import put_whole
+from pretrain.run_settings import CLASSES, SETTINGS, identity_changes, parse_settings, read_settings_file
+from sharding.base.atomic import atomic_write_bytes
 from sharding.base.errors import UserError
-from sharding.base.settings import differences
 
 _FILES = (CLASSES, SETTINGS)
 
@@ -21,12 +20,11 @@ def keep_settings(run: Path, remote: Remote) -> None:
     """
     if not (run / SETTINGS).exists():
         return
-    there = remote.get(SETTINGS)
-    changed = differences(_identity(there, remote.where), read_settings_file(run).identity) if there else []
-    if changed:
-        lines = "; ".join(f"{path}: {old!r} there, {new!r} here" for path, old, new in changed[:6])
+    stored = remote.get(SETTINGS)
+    changes = identity_changes(_identity(stored, remote.where), read_settings_file(run).identity) if stored else ""
+    if changes:
         raise UserError(
-            f"the store holds the checkpoints of another run of this name ({lines})",
+            f"the store holds the checkpoints of another run of this name ({changes})",
             remote.where,
             "give this one a folder of another name, run=runs/NAME, or another checkpoint.store",
         )
@@ -43,8 +41,7 @@ def fetch_settings(run: Path, remote: Remote) -> None:
     for name in _FILES:  # the settings last: with them the run has begun
         data = remote.get(name)
         if data is not None:
-            with put_whole(run / name) as aside:
-                aside.write_bytes(data)
+            atomic_write_bytes(run / name, data)
 
 
 def _identity(data: bytes, where: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -10,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sharding.base.atomic import sha256_of
 from sharding.base.errors import UserError
 
 FORMAT = 2
@@ -47,7 +47,7 @@ def step_name(step: int) -> str:
 def manifest_of(folder: Path, step: int, attempt: int, clip1: object) -> Manifest:
     """The manifest of the files in a folder, which are read once for it."""
     known = isinstance(clip1, int | float) and math.isfinite(clip1)
-    files = {path.name: FileSum(path.stat().st_size, sha256(path)) for path in sorted(folder.iterdir())}
+    files = {path.name: FileSum(path.stat().st_size, sha256_of(path)) for path in sorted(folder.iterdir())}
     return Manifest(step, attempt, float(clip1) if known else None, files)  # type: ignore[arg-type]
 
 
@@ -86,9 +86,3 @@ def kept(found: Iterable[Manifest], saved: Manifest, keep: int) -> list[Manifest
     best = max(judged, key=lambda each: (each.clip1, each.step), default=None)
     newest = known[-keep:]
     return newest if best is None or best in newest else [best, *newest]
-
-
-def sha256(path: Path) -> str:
-    """A file's digest, read piece by piece."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from pretrain.conversion.file_kind import kind_of
 from pretrain.conversion.published import read_safetensors
 from pretrain.data.views.views import ClipSettings
 from pretrain.models.zoo import ModelSettings
-from sharding.base.atomic import put_whole
+from sharding.base.atomic import atomic_write
 from sharding.base.errors import UserError
 from sharding.base.settings import validate
 from sharding.base.text import nfc
@@ -70,8 +70,8 @@ def write_export(file: Path, export: Export) -> None:
     state = {name: value.detach().cpu().contiguous() for name, value in export.state.items()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with put_whole(file) as aside:
-            save_file(state, aside, metadata=metadata)
+        with atomic_write(file) as temporary:
+            save_file(state, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the file cannot be written: {error}", str(file), "name a file that can be written") from error
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from pretrain.models.zoo import ModelSettings
 from pretrain.run_folder import Run, read_settings
 from pretrain.run_settings import SETTINGS, read_settings_file
 from pretrain.settings import TrainSettings
-from sharding.base.atomic import aside as beside
+from sharding.base.atomic import atomic_folder, sha256_of
 from sharding.base.errors import UserError
 from sharding.base.text import read_json, read_text
 from sharding.base.writable import require_writable
@@ -80,16 +78,13 @@ def import_run(
     check_weights(model, export.state, "keep", str(file))
     settings = TrainSettings(data=DataSettings(store=NO_STORE, clip=export.clip), model=export.model)
     count = parameters(model)
-    aside = beside(run)
     try:
-        Run(aside, writes=True).begin(settings, names, [], {"classes": len(names), "parameters": count})
-        (aside / _PROVENANCE).write_text(json.dumps(export.provenance, indent=1))
-        save_checkpoint(aside, begin_attempt(aside), Checkpoint(0, export.state, {}, {}, {"step": 0}), keep=1)
-        aside.rename(run)
+        with atomic_folder(run) as folder:
+            Run(folder, writes=True).begin(settings, names, [], {"classes": len(names), "parameters": count})
+            (folder / _PROVENANCE).write_text(json.dumps(export.provenance, indent=1))
+            save_checkpoint(folder, begin_attempt(folder), Checkpoint(0, export.state, {}, {}, {"step": 0}), keep=1)
     except OSError as error:
         raise UserError(f"the run cannot be written: {error}", str(run), "name a folder that can be written") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return {"run": str(run), **_described(export), "class_names": _naming(classes, export), "notes": notes}
 
 
@@ -134,7 +129,7 @@ def _found(file: Path, inflate: str | None, frames: int | None) -> tuple[Export,
     found = read_published(file, inflate, frames)
     provenance = {
         "file": file.name,
-        "sha256": _sha256(file),
+        "sha256": sha256_of(file),
         "inflated": found.flat,
         "set_aside": found.set_aside,
     }
@@ -156,7 +151,7 @@ def _exported(file: Path, frames: int | None) -> tuple[Export, list[str]]:
             f"this R2D takes clips of {export.clip.frames} frames, and no others", str(file), "leave --frames out"
         )
     clip = export.clip.model_copy(update={"frames": frames}) if frames else export.clip
-    provenance = {"file": file.name, "sha256": _sha256(file), "export": export.provenance}
+    provenance = {"file": file.name, "sha256": sha256_of(file), "export": export.provenance}
     return Export(export.model, export.classes, clip, provenance, export.state), _notes(export.model)
 
 
@@ -183,8 +178,3 @@ def _naming(classes: Path | None, export: Export) -> str:
     if classes:
         return str(classes)
     return "the export's" if "export" in export.provenance else f"{export.classes[0]} … (none were given: --classes)"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

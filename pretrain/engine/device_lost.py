@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sharding.base.errors import CannotGoOn
+from sharding.base.exit_codes import FAILED
 
 log = logging.getLogger("reelscale")
 
@@ -67,7 +68,7 @@ def _end(error: BaseException, finish: Callable[[], object]) -> NoReturn:
         thread = threading.Thread(target=_quietly, args=(act,), name="device lost", daemon=True)
         thread.start()
         thread.join(seconds)
-    os._exit(1)
+    os._exit(FAILED)
 
 
 def _quietly(act: Callable[[], object]) -> None:

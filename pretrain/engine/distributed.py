@@ -5,7 +5,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from sharding.base import environment
 from sharding.base.errors import CannotGoOn, UserError
 
 log = logging.getLogger("reelscale")
@@ -102,7 +103,7 @@ class World:
 def world_size_from_environment() -> int | None:
     """The world size a launcher (torchrun, deepspeed, srun) set for this process; None outside of one."""
     _adopt_slurm()
-    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else None
+    return environment.world_size()
 
 
 def _adopt_slurm() -> None:
@@ -110,21 +111,17 @@ def _adopt_slurm() -> None:
 
     MASTER_ADDR and MASTER_PORT stay the job script's. Raises UserError where it did not set them.
     """
-    if "SLURM_PROCID" not in os.environ or "SLURM_STEP_ID" not in os.environ or "RANK" in os.environ:
+    task = environment.slurm_task()
+    if task is None:
         return
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", "1"))
-    if tasks == "1":
-        return
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
+    if task.missing:
         raise UserError(
-            f"srun started {tasks} tasks, and they do not know where to meet: {' and '.join(missing)} not set",
-            f"task {os.environ['SLURM_PROCID']}",
+            f"srun started {task.tasks} tasks, and they do not know where to meet: {' and '.join(task.missing)} not "
+            "set",
+            f"task {task.number}",
             'export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1) MASTER_PORT=29500',
         )
-    os.environ["RANK"] = os.environ["SLURM_PROCID"]
-    os.environ["WORLD_SIZE"] = tasks
-    os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
+    environment.become_rank(task.number, task.tasks, task.local_number)
 
 
 def start_world(timeout_seconds: float = 600.0, deterministic: bool = False, meet_seconds: float = 1800.0) -> World:
@@ -138,25 +135,20 @@ def start_world(timeout_seconds: float = 600.0, deterministic: bool = False, mee
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs
     world_size = world_size_from_environment()
-    cuda = enough_gpus(torch.cuda.device_count() if torch.cuda.is_available() else 0, os.environ)
+    cuda = enough_gpus(torch.cuda.device_count() if torch.cuda.is_available() else 0, environment.local_world_size())
     if not dist.is_initialized():
         if world_size is None:
-            os.environ.update(
-                RANK="0",
-                WORLD_SIZE="1",
-                LOCAL_RANK="0",
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(free_port()),
-            )
+            environment.become_only_rank(free_port())
         store = _meet(timedelta(seconds=meet_seconds))
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         longest = timedelta(seconds=timeout_seconds)
         store.set_timeout(longest)
         backend = "nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest)
+        dist.init_process_group(
+            backend, store=store, rank=environment.rank(), world_size=environment.world_size() or 1, timeout=longest
+        )
     cuda = cuda and dist.get_backend() == "nccl"
     # A scheduler may show each task its own GPU alone, as the first.
-    number = int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count())
+    number = environment.local_rank() % max(1, torch.cuda.device_count())
     device = torch.device("cuda", number) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -172,19 +164,18 @@ def _meet(within: timedelta) -> dist.Store:  # type: ignore[name-defined]  # tor
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=within))  # type: ignore[attr-defined]  # not listed
     except (dist.DistNetworkError, dist.DistStoreError) as error:
-        rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        where, reason = environment.meeting_place(), str(error).partition("\n")[0]
         raise CannotGoOn(
-            f"the {size} ranks of the run did not meet at {where} within {within.total_seconds():g} s "
-            f"(rank {rank}: {str(error).partition(chr(10))[0]}); look for those that did not start, or cannot reach it"
+            f"the {environment.world_size()} ranks of the run did not meet at {where} within "
+            f"{within.total_seconds():g} s (rank {environment.rank()}: {reason}); look for those that did not start, "
+            "or cannot reach it"
         ) from error
-    start = f"ranks {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    start = f"ranks {environment.torchrun_restarts()}"
     return dist.PrefixStore(start, store)  # type: ignore[attr-defined]  # not listed as exported either
 
 
-def enough_gpus(gpus: int, environment: Mapping[str, str]) -> bool:
-    """Whether each rank of this machine (LOCAL_WORLD_SIZE, where the launcher says it) has a GPU of its own."""
-    ranks = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+def enough_gpus(gpus: int, ranks: int) -> bool:
+    """Whether each of so many ranks of this machine has a GPU of its own."""
     if 0 < gpus < ranks:
         log.warning("%d GPUs for %d ranks on this machine: training on the CPU; ranks=%d uses them", gpus, ranks, gpus)
     return gpus >= ranks

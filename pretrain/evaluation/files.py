@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +19,7 @@ import pydantic
 
 from pretrain.data.reading.store_split import Sample
 from pretrain.evaluation.video_score import Scores, VideoScore
-from sharding.base.atomic import put_whole
+from sharding.base.atomic import atomic_write_bytes
 from sharding.base.errors import UserError
 from sharding.base.text import read_json
 from sharding.format.record import from_parquet, record_meta, to_parquet, with_meta
@@ -120,9 +119,7 @@ class Pieces:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.flush()
 
     def read(self) -> dict[int, VideoScore]:
@@ -151,7 +148,7 @@ class Pieces:
         data = to_parquet(with_meta(_table(self._waiting), self._identity))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            put(self.folder / f"{secrets.token_hex(8)}.parquet", data)
+            atomic_write_bytes(self.folder / f"{secrets.token_hex(8)}.parquet", data)
         except OSError as error:
             if not self._told:
                 log.warning("scores cannot be written as they come: %s; the evaluation goes on", error)
@@ -189,21 +186,15 @@ def write_files(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMMARY).unlink(missing_ok=True)  # it says of files that all belong together
-        put(folder / VIDEOS, to_parquet(with_meta(pa.table(table), meta)))
+        atomic_write_bytes(folder / VIDEOS, to_parquet(with_meta(pa.table(table), meta)))
         if thumbs is None:
             (folder / THUMBS).unlink(missing_ok=True)
         else:
-            put(folder / THUMBS, thumbs)
-        put(folder / SUMMARY, json.dumps(summary, indent=1).encode())
+            atomic_write_bytes(folder / THUMBS, thumbs)
+        atomic_write_bytes(folder / SUMMARY, json.dumps(summary, indent=1).encode())
     except OSError as error:
         remedy = "make room, then give the same command: it goes on from the scores that are there"
         raise UserError(f"the evaluation cannot be written: {error}", str(folder), remedy) from error
-
-
-def put(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    with put_whole(path) as aside:
-        aside.write_bytes(data)
 
 
 def _predicted(score: VideoScore) -> int | None:

@@ -1,12 +1,10 @@
-"""A report's page: plain HTML and CSS in one file, with every picture inside it."""
+"""What a report's page has beyond every page's pieces: its look on light and dark screens, cards and notes."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Iterable
 
-from sharding.base.printable import visible
+from sharding.pages.html import document, image, png_url, text_of
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f4f6f9; --card: #ffffff; --text: #24303c; --soft: #5d6b7a;
@@ -47,34 +45,10 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 summary { cursor: pointer; font-weight: 600; } details[open] summary { margin-bottom: .8rem; }
 """
 
-# The page says to the browser what it promises: nothing is fetched, nothing is run.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-
-def text_of(value: object) -> str:
-    """Escaped for elements and attributes; what would act or hide there is shown as its code."""
-    return escape(visible(value))
-
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole HTML document."""
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{text_of(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-
-
-def figures(values: Iterable[tuple[str, str, str]]) -> str:
-    """Headline figures; each is (value, what it is, "main" | "" | "small")."""
-    boxes = (
-        f'<div class="figure {look}"><b>{text_of(value)}</b><span>{text_of(name)}</span></div>'
-        for value, name, look in values
-    )
-    return f'<div class="figures">{"".join(boxes)}</div>'
+    """A whole report."""
+    return document(title, STYLE, body)
 
 
 def card(heading: str, *content: str) -> str:
@@ -97,23 +71,10 @@ def picture(described: str, light: bytes, dark: bytes | None = None) -> str:
     """A PNG inside the page; the dark one is shown on a dark page."""
     source = ""
     if dark is not None:
-        source = f'<source media="(prefers-color-scheme: dark)" srcset="{_data(dark)}">'
-    return f'<picture>{source}<img alt="{text_of(described)}" src="{_data(light)}"></picture>'
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: frozenset[int] = frozenset()) -> str:
-    """A table; the columns in `numbers` are set to the right."""
-    looks = [' class="number"' if column in numbers else "" for column in range(len(heads))]
-    head = "".join(f"<th{look}>{text_of(name)}</th>" for name, look in zip(heads, looks, strict=True))
-    lines = ("".join(f"<td{look}>{text_of(cell)}</td>" for cell, look in zip(row, looks, strict=True)) for row in rows)
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        source = f'<source media="(prefers-color-scheme: dark)" srcset="{png_url(dark)}">'
+    return f"<picture>{source}{image(described, light)}</picture>"
 
 
 def folded(heading: str, content: str) -> str:
     """A card that opens on a click."""
     return f'<details class="card"><summary>{text_of(heading)}</summary>{content}</details>'
-
-
-def _data(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -16,6 +16,7 @@ from pretrain.report.class_names import ClassLabels, Label
 from pretrain.report.figures import DARK, LIGHT, Theme
 from pretrain.report.run_data import Evaluation, RunFiles, confused_pairs, read_run
 from sharding.base.errors import UserError
+from sharding.pages.html import figures, table, text_of
 
 _LISTED = 12  # rows of the tables that stand in for names in a figure
 
@@ -65,9 +66,9 @@ def write_report(runs: list[Path], out: Path) -> Path:
 
 
 def _run(run: RunFiles, album: _Album) -> Iterator[str]:
-    yield f"<h2>{html.text_of(run.name)}</h2>"
-    yield f'<p class="soft">{html.text_of(_described(run))}</p>'
-    yield html.figures(_headline(run))
+    yield f"<h2>{text_of(run.name)}</h2>"
+    yield f'<p class="soft">{text_of(_described(run))}</p>'
+    yield figures(_headline(run))
     if not run.evaluations:
         command = f"reelscale evaluate configs/demo-evaluate.yaml run={shlex.quote(str(run.path))}"
         yield html.note("This run has not been evaluated yet. To evaluate it:", command)
@@ -81,8 +82,8 @@ def _run(run: RunFiles, album: _Album) -> Iterator[str]:
         if len(run.evaluations) == 1:
             yield from _evaluated(evaluation, album)
         else:
-            yield f"<h3>{html.text_of(evaluation.name)}</h3>"
-            yield html.figures([*_scored(evaluation.summary), *_places(run, evaluation.summary)])
+            yield f"<h3>{text_of(evaluation.name)}</h3>"
+            yield figures([*_scored(evaluation.summary), *_places(run, evaluation.summary)])
             yield from _evaluated(evaluation, replace(album, prefix=f"{album.prefix}{evaluation.name}-"))
     shown = {
         path.removeprefix("settings."): value
@@ -90,7 +91,7 @@ def _run(run: RunFiles, album: _Album) -> Iterator[str]:
         if not path.startswith("identity.")  # a copy of some settings, for resuming
     }
     rows = ((path, value if isinstance(value, str) else json.dumps(value)) for path, value in shown.items())
-    yield html.folded(f"Settings ({len(shown)})", html.table(("setting", "value"), rows))
+    yield html.folded(f"Settings ({len(shown)})", table(("setting", "value"), rows))
     if run.unreadable:
         yield html.note(f"Lines of metrics.jsonl that could not be read and were left out: {run.unreadable}.")
 
@@ -145,7 +146,7 @@ def _evaluated(evaluation: Evaluation, album: _Album) -> Iterator[str]:
     labels = ClassLabels(evaluation.classes, _named(evaluation))
     yield html.cards((_confusion(evaluation, album, labels), _per_class(evaluation, album, labels)))
     if labels.legend:
-        yield html.card("Names in the figures", html.table(("in figures", "class"), labels.legend))
+        yield html.card("Names in the figures", table(("in figures", "class"), labels.legend))
     if evaluation.clips is not None:
         png = drawn.contact_sheet(evaluation, evaluation.clips, labels)
         told = '<p class="soft">✓ taken for its class · ✗ its class → what it was taken for, with the score</p>'
@@ -184,7 +185,7 @@ def _confusion(evaluation: Evaluation, album: _Album, labels: ClassLabels) -> st
         for truth, taken, videos in pairs
     )
     heads = ("true class", "predicted", "videos", "of the class")
-    return html.card("Confusion matrix", shown, "<br>", html.table(heads, rows, frozenset({2, 3})))
+    return html.card("Confusion matrix", shown, "<br>", table(heads, rows, frozenset({2, 3})))
 
 
 def _rows_by_class(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -205,7 +206,7 @@ def _per_class(evaluation: Evaluation, album: _Album, labels: ClassLabels) -> st
     hardest = sorted(rows, key=lambda row: float(row["video1"]))[:_LISTED]
     lines = ((str(row["name"]), f"{row['videos']:,}", _percent(row["video1"])) for row in hardest)
     heads = ("hardest classes", "videos", "video@1")
-    return html.card("Accuracy by class", shown, "<br>", html.table(heads, lines, frozenset({1, 2})))
+    return html.card("Accuracy by class", shown, "<br>", table(heads, lines, frozenset({1, 2})))
 
 
 def _comparison(runs: list[RunFiles]) -> str:
@@ -218,7 +219,7 @@ def _comparison(runs: list[RunFiles]) -> str:
 
     heads = ("run", "evaluation", "video@1", "video@5", "clip@1", "videos", "steps")
     rows = [row(run, evaluation) for run in runs for evaluation in (*run.evaluations, *_none_yet(run))]
-    return html.card("Runs", html.table(heads, rows, frozenset({2, 3, 4, 5, 6})))
+    return html.card("Runs", table(heads, rows, frozenset({2, 3, 4, 5, 6})))
 
 
 def _none_yet(run: RunFiles) -> tuple[None, ...]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
+from pretrain.checkpoints.history import HISTORY
 from pretrain.evaluation.files import THUMBS, evaluations_of, read_evaluated
 from pretrain.run_settings import read_settings_file
 from sharding.base.errors import UserError
@@ -77,7 +78,7 @@ def read_run(path: Path) -> RunFiles:
             "give the folder a run was written to (its settings.json lies in it)",
         )
     settings = dict(_flat(read_settings_file(path).model_dump(exclude={"format", "threads"})))
-    train, validation, unreadable = read_metrics(path / "metrics.jsonl")
+    train, validation, unreadable = read_metrics(path / HISTORY)
     evaluations = [_read_evaluation(folder) for folder in evaluations_of(path)]
     name = path.resolve().name
     return RunFiles(path, name, settings, train, validation, evaluations, unreadable)

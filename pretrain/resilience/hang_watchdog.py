@@ -12,16 +12,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated
 
 from pydantic import Field
 
+from sharding.base.exit_codes import STOPPED
 from sharding.base.settings import Seconds, Settings
 
 log = logging.getLogger("reelscale")
 
-SAVED = 75  # schedulers start such a command again: it goes on from the last checkpoint
 _STDERR = 2
 _POLL = 2.0  # seconds between two looks
 _EXCUSED = 60.0  # seconds that an excuse holds
@@ -60,9 +59,7 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
 
@@ -124,7 +121,7 @@ class Watchdog:
         teller.join(_TELLING)
         # Until all have seen the file: who goes first breaks the others' collectives, rank 0 their pulse, too.
         time.sleep((4 if self._rank == 0 else 2) * min(_POLL, self._stall / 4))
-        os._exit(SAVED)
+        os._exit(STOPPED)  # schedulers start such a command again: it goes on from the last checkpoint
 
     def _tell(self, why: str) -> None:
         who = f"rank {self._rank} on {socket.gethostname()} {why}"

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from pydantic import Field
 
 from pretrain.engine.distributed import World
+from sharding.base.exit_codes import FAILED
 from sharding.base.settings import Seconds, Settings
 
 log = logging.getLogger("reelscale")
@@ -107,7 +108,7 @@ class Pulse:
             time.sleep(min(beats * self._settings.every_seconds, self._settings.lost_seconds))
             if self._failed:
                 return  # the main thread has an error of its own to tell
-        os._exit(1)
+        os._exit(FAILED)
 
 
 def _tell(

@@ -15,11 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
+from sharding.base import environment
 from sharding.base.exit_codes import STOPPED
 from sharding.base.parent_death import stop_signals
 
 STOP_FILE, BEGUN_FILE = "stop", "begun"
-FOLLOWED = "REELSCALE_FOLLOWED"  # in the environment of a rank whose launcher reads the run's folder
 NOT_BEGUN = "reelscale: stopped before training began; the same command starts it"
 _LOOK_SECONDS = 0.5
 
@@ -74,7 +74,7 @@ class Stop:
         with self._deciding:
             self._begun = True
         self._looks = looks
-        if looks and FOLLOWED in os.environ:
+        if looks and environment.is_followed():
             self._begun_file.touch()
         self._listen_no_more()
 
@@ -106,6 +106,6 @@ class Stop:
                         self._end()
 
     def _end(self) -> None:
-        if os.environ.get("RANK", "0") == "0":
+        if environment.is_first_rank():
             print(NOT_BEGUN, file=sys.stderr, flush=True)
         os._exit(STOPPED)

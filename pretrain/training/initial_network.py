@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from pretrain.models.weights import load_weights, order_classifier
 from pretrain.models.zoo import build_model
 from pretrain.run_folder import read_settings
 from pretrain.settings import TrainSettings, held_bytes, is_deterministic
+from sharding.base import environment
 from sharding.base.errors import UserError
 
 log = logging.getLogger("reelscale")
@@ -73,7 +73,7 @@ def begin_measuring(settings: TrainSettings, folder: Path) -> None:
     It then does so while ranks meet and stores are opened. `run_path` takes it, or lets go of it.
     """
     needed = torch.cuda.is_available() and path_is_measured(settings, torch.device("cuda")) and kept(folder) is None
-    if needed and os.environ.get("RANK", "0") == "0":
+    if needed and environment.is_first_rank():
         SPARE.begin()
 
 

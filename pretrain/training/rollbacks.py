@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, remote_of
 from pretrain.settings import TrainSettings, what_matters
+from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import UserError
 from sharding.base.settings import digest
 
@@ -71,9 +71,7 @@ def require_hope(rollback: Rollback | None, checkpoint: Checkpoint | None, run: 
 def keep(rollback: Rollback, run: Path, settings: TrainSettings) -> None:
     """Write it into the run's folder, and beside the checkpoints in the settings' store. Raises UserError, OSError."""
     text = encoded(rollback, settings)
-    aside = run / f".{FILE}.{os.getpid()}"
-    aside.write_text(text)
-    aside.replace(run / FILE)
+    atomic_write_text(run / FILE, text)
     remote = remote_of(run, settings.checkpoint, ask=False)
     if remote:
         remote.put(FILE, text.encode())

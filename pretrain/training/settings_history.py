@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from pretrain.checkpoints.history import SETTINGS_HISTORY
 from pretrain.engine.distributed import World
 from pretrain.settings import TrainSettings, what_matters
+from sharding.base.atomic import append_line
 from sharding.base.settings import differences
 
 log = logging.getLogger("reelscale")
@@ -47,7 +47,7 @@ def record_start(
         "settings": mine,
     }
     try:
-        _append(run / SETTINGS_HISTORY, json.dumps(entry))
+        append_line(run / SETTINGS_HISTORY, json.dumps(entry), durable=True)
     except OSError as error:
         log.warning("%s cannot be written: %s; training goes on", SETTINGS_HISTORY, error)
 
@@ -82,15 +82,3 @@ def _last(run: Path) -> dict[str, Any] | None:
         except (ValueError, KeyError, TypeError):  # a line that a kill cut short
             continue
     return None
-
-
-def _append(path: Path, line: str) -> None:
-    """A whole line, on the disk: a former one that was cut short is ended first."""
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(f"{line}\n".encode())
-        file.flush()
-        os.fsync(file.fileno())

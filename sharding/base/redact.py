@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 
+from sharding.base.environment import AWS_KEY_IDS, AWS_SECRETS, variable
 from sharding.base.errors import UserError
 
 HIDDEN = "***"
@@ -21,8 +21,6 @@ _PATTERNS = (
     (re.compile(r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{12,}\b"), HIDDEN),
 )
 _HOST = re.compile(r"([^:]*|\[[0-9A-Fa-f:.]*\])(:\d{0,5})?")
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_KEY_IDS = ("AWS_ACCESS_KEY_ID",)
 _LONG = 8  # a shorter value may be part of any word
 
 
@@ -47,12 +45,12 @@ def redacted(text: str) -> str:
     """
     for pattern, instead in _PATTERNS:
         text = pattern.sub(instead, text)
-    for name in _SECRETS:
-        value = os.environ.get(name, "")
+    for name in AWS_SECRETS:
+        value = variable(name)
         if len(value) >= _LONG:
             text = text.replace(value, HIDDEN)
-    for name in _SECRETS + _KEY_IDS:
-        value = os.environ.get(name, "")
+    for name in AWS_SECRETS + AWS_KEY_IDS:
+        value = variable(name)
         if value:
             text = re.sub(rf"(?<![\w./:-]){re.escape(value)}(?![\w./:-])", HIDDEN, text)
     return text

@@ -1,4 +1,4 @@
-"""Text and JSON files as people leave them: decoded in one place, read as what they are due to be, or refused."""
+"""Users' text and JSON files: decoded, checked against the type that they must have, or refused with a remedy."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ import pydantic
 from sharding.base.errors import UserError
 
 WRITER = "use the version of Reelscale that wrote it"  # a remedy
-SAVE = "save it as UTF-8"
-SAY = f"{SAVE}, or say what it is, e.g. encoding=cp1252 (Windows in the West), latin-1, shift_jis, gb18030 or utf-16"
+SAVE_AS_UTF8 = "save it as UTF-8"
+SAVE_OR_SAY_ENCODING = (
+    f"{SAVE_AS_UTF8}, or say what it is, e.g. encoding=cp1252 (Windows in the West), latin-1, shift_jis, gb18030 or "
+    "utf-16"
+)
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, with which it begins
@@ -43,7 +46,7 @@ def nfc(name: str) -> str:
 
 
 def known_encoding(name: str) -> str:
-    """The name of an encoding as it is given. Raises ValueError if no encoding of texts is called so."""
+    """`name`, if there is an encoding of texts that is called so. Raises ValueError otherwise."""
     try:
         b"text".decode(name, "replace")
     except (LookupError, ValueError):
@@ -61,14 +64,14 @@ def opened_text(
     encoding: str | None = None,
     newline: str | None = None,
     strict: bool = True,
-    hint: str = SAVE,
+    hint: str = SAVE_AS_UTF8,
 ) -> Iterator[io.TextIOBase]:
-    """A user's text file, unpacked where it is gzip, without its byte-order mark, which outweighs `encoding`.
+    """A user's text file, open for reading: unzipped where it is gzip, without a byte-order mark.
 
-    `encoding`: None for UTF-8. `newline`: as of `open`. Not `strict`: bytes of another encoding are passed over, to
-    look what a file is. `what` it is, `where`, and what to do where it is in another encoding (`hint`), are for the
-    messages.
-    Raises FileNotFoundError where there is none, WrongEncoding for bytes that are not of the encoding, UserError for a
+    `encoding`: None for UTF-8; a byte-order mark outweighs it. `newline`: as of `open`. Not `strict`: bytes that are
+    not of the encoding are replaced, to recognise what a file is. For the messages: `what` the file is, `where` it is,
+    and what to do if it is in another encoding (`hint`).
+    Raises FileNotFoundError if it is missing, WrongEncoding for bytes that are not of the encoding, UserError for a
     file that cannot be read or is damaged; the last two also while it is read.
     """
     try:
@@ -90,20 +93,21 @@ def opened_text(
         raise UserError(problem, where, "give a readable file") from error
 
 
-def read_text(path: Path, where: str, what: str, hint: str = SAVE) -> str:
+def read_text(path: Path, where: str, what: str, hint: str = SAVE_AS_UTF8) -> str:
     """The whole of a user's text file, which is UTF-8; raises as `opened_text` does."""
     with opened_text(path, where, what, hint=hint) as text:
         return text.read()
 
 
 def _unpacked(raw: IO[bytes]) -> IO[bytes]:
+    """The file's content, unzipped where it begins as gzip does."""
     packed = raw.read(2) == b"\x1f\x8b"
     raw.seek(0)
     return gzip.GzipFile(fileobj=raw) if packed else raw  # type: ignore[return-value]
 
 
 def _codec(head: bytes, encoding: str | None, strict: bool, where: str, what: str, hint: str) -> str:
-    """The codec to decode a text with that begins with these bytes."""
+    """The codec for a text that begins with these bytes. Raises WrongEncoding if it is evidently in another one."""
     marked = next((codec for mark, codec in _MARKS if head.startswith(mark)), None)
     if marked == "utf-8-sig" or (marked is not None and encoding is not None):
         return marked
@@ -119,7 +123,7 @@ def _codec(head: bytes, encoding: str | None, strict: bool, where: str, what: st
 
 
 def _refuse(path: Path, where: str, what: str, encoding: str | None, hint: str, error: UnicodeError) -> NoReturn:
-    """Raises WrongEncoding for a text of another encoding, with the line where it is read as UTF-8."""
+    """Raises WrongEncoding; for a text that should be UTF-8 it names the first line that is not."""
     if encoding is not None:
         problem = f"the {what} is not in {encoding}: {getattr(error, 'reason', error)}"
         raise WrongEncoding(problem, where, "say what it is with encoding=…, or save it as UTF-8") from error
@@ -130,18 +134,18 @@ def _refuse(path: Path, where: str, what: str, encoding: str | None, hint: str, 
         while chunk := data.read(2**20):
             try:
                 decoder.decode(chunk)
-            except UnicodeDecodeError as found:
-                line += found.object[: found.start].count(b"\n")
+            except UnicodeDecodeError as wrong:
+                line += wrong.object[: wrong.start].count(b"\n")
                 break
             line += chunk.count(b"\n")
     raise WrongEncoding(f"the {what} is not UTF-8", f"{where}, line {line}", hint) from error
 
 
 def read_json(data: bytes, kind: type[M], what: str, where: str, remedy: str, newest: int = 1) -> M:
-    """The content of a file as an instance of `kind`, any type that pydantic knows.
+    """The JSON in a file's content as an instance of `kind`, any type that pydantic knows.
 
-    `what` the file is, as in "the run's settings.json". A mapping tells its "format", and is of format 1 unless it
-    does. Raises UserError for a file that is no JSON, of another format than `newest`, or not of this kind.
+    `what` the file is, as in "the run's settings.json", is for the messages. A mapping has a "format", 1 unless it says
+    otherwise. Raises UserError for content that is no JSON, of another format than `newest`, or not of this kind.
     """
     try:
         tree = json.loads(data)
@@ -158,7 +162,7 @@ def read_json(data: bytes, kind: type[M], what: str, where: str, remedy: str, ne
         raise UserError(f"{what} is damaged: {place}: {first['msg']}", where, remedy) from error
 
 
-def require_format(found: object, newest: int, what: str, where: str) -> None:
-    """Raises UserError for a file of another format than this version writes."""
-    if found != newest:
-        raise UserError(f"{what} has format {found!r}; this version reads format {newest}", where, WRITER)
+def require_format(version: object, newest: int, what: str, where: str) -> None:
+    """Raises UserError unless a file's format version is `newest`, the one that this version of Reelscale writes."""
+    if version != newest:
+        raise UserError(f"{what} has format {version!r}; this version reads format {newest}", where, WRITER)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from sharding.base.atomic import aside
+from sharding.base.atomic import temporary_beside
 from sharding.base.errors import UserError
 
 _REMEDY = "name a folder that this account may write to, on a disk with free space"
@@ -24,7 +24,7 @@ def require_writable(folder: Path, where: str) -> None:
         there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
         if not there.is_dir():
             raise UserError(f"{there} is no folder", where, "name another folder")
-        probe = aside(there / "probe")
+        probe = temporary_beside(there / "probe")
         try:
             (probe / folder.relative_to(there)).mkdir(parents=True)
         finally:

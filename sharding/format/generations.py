@@ -8,7 +8,6 @@ retry). A generation exists once its JSON does, which is put only where there is
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sharding.base.atomic import sha256_of
 from sharding.base.errors import UserError
 from sharding.base.scratch import scratch
 from sharding.base.text import nfc, read_json
@@ -112,8 +112,7 @@ def add_generation(
     with scratch("plan") as folder:
         file = folder / "plan.parquet"
         job_count, video_count = _write(file, jobs)
-        with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = sha256_of(file)
         name = f"plan/g{number}-{digest[:16]}"
         made = Generation(
             number=number,
@@ -202,11 +201,8 @@ def _local(store: Store, generation: Generation) -> Iterator[pq.ParquetFile]:
             store.get_file(generation.file, path)
         except FileNotFoundError as error:
             raise UserError("the store's plan is missing", where, _NEW_STORE) from error
-        with path.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != generation.digest:
-                raise UserError(
-                    "the store's plan is damaged: its content is not what its digest says", where, _NEW_STORE
-                )
+        if sha256_of(path) != generation.digest:
+            raise UserError("the store's plan is damaged: its content is not what its digest says", where, _NEW_STORE)
         with pq.ParquetFile(path) as file:
             yield file
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sharding.base.printable import visible
 from sharding.inspect.contact_sheet import Sheet
 from sharding.inspect.summary import concealed_words, length_words
+from sharding.pages.html import document, figures, image, table, text_of
 
 _EXAMPLES = 5  # failures shown one by one, of a kind
 _ENDS = 15  # classes shown at the top and at the bottom
@@ -28,16 +26,17 @@ h2 { font-size: 17px; margin: 0 0 12px; }
 h3 { font-size: 14px; margin: 16px 0 6px; color: #52606d; font-weight: 600; }
 p { margin: 4px 0 12px; color: #52606d; overflow-wrap: anywhere; }
 section { background: #fff; border: 1px solid #e4e7eb; border-radius: 10px; padding: 20px 24px; margin-top: 18px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin-top: 18px; }
-.card { background: #fff; border: 1px solid #e4e7eb; border-radius: 10px; padding: 14px 16px; }
-.card b { display: block; font-size: 21px; white-space: nowrap; font-weight: 650; font-variant-numeric: tabular-nums; }
-.card span { color: #7b8794; font-size: 13px; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin-top: 18px; }
+.figure { background: #fff; border: 1px solid #e4e7eb; border-radius: 10px; padding: 14px 16px; }
+.figure b { display: block; font-size: 21px; font-weight: 650; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+.figure span { color: #7b8794; font-size: 13px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: #7b8794; font-weight: 500; font-size: 13px; border-bottom: 1px solid #e4e7eb; }
 th, td { padding: 5px 14px 5px 0; vertical-align: top; }
 td { border-bottom: 1px solid #f0f2f4; overflow-wrap: anywhere; }
 tr:last-child td { border-bottom: 0; }
-.n { text-align: right; white-space: nowrap; }
+.number { text-align: right; white-space: nowrap; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 4px 40px; }
 .bars { display: grid; grid-template-columns: minmax(90px, 230px) 1fr max-content; gap: 3px 12px; align-items: center; }
 .bars .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
@@ -58,43 +57,36 @@ img { width: auto; max-width: 100%; }
 
 def page(summary: Mapping[str, Any], sheet: Sheet) -> str:
     """The whole page from a store's `summary` (sharding.inspect.summary) and its contact sheet."""
-    names = _table(("in the picture", "class"), list(sheet.legend.items()), ()) if sheet.legend else ""
+    names = table(("in the picture", "class"), list(sheet.legend.items())) if sheet.legend else ""
     sections = [
         _section("Splits", _splits(summary["splits"])),
-        _section("Samples", _image(sheet.png) + names),
+        _section("Samples", image("contact sheet: middle frames of some samples", sheet.png) + names),
         _section("Classes", _classes(summary["classes"], summary["label_histogram"])),
         _section("Length of the samples", _lengths(summary["lengths"])),
         _section("Concealed damage", _concealed(summary["concealed"], summary["frames"])),
         _section("Failures", _failures(summary["failures"], summary["failure_examples"])),
         _section("Listed and not sharded", _counts(summary["left_out"])),
         _section("Generations", _generations(summary["generations"])),
-        _section("Settings", _table(("setting", "value"), _leaves(summary["settings"]), ())),
-        _section("Made with", _table(("library", "version"), _leaves(summary["versions"]), ())),
+        _section("Settings", table(("setting", "value"), _leaves(summary["settings"]))),
+        _section("Made with", table(("library", "version"), _leaves(summary["versions"]))),
     ]
-    name = _text(summary["store"])
-    index = f"index {_text(summary['index'])}" if summary["index"] else "no index yet"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{name}</title><style>{_STYLE}</style></head>\n<body><main>"
-        f"<h1>{name}</h1><p>{index}</p>{_cards(summary)}{''.join(sections)}</main></body></html>\n"
-    )
+    store = str(summary["store"])
+    index = f"index {text_of(summary['index'])}" if summary["index"] else "no index yet"
+    head = f"<h1>{text_of(store)}</h1><p>{index}</p>"
+    return document(store, _STYLE, [head, figures(_headline(summary)), *sections])
 
 
-def _cards(summary: Mapping[str, Any]) -> str:
-    shown = [
-        (f"{summary['samples']:,}", "samples"),
-        (f"{summary['videos']:,}", "videos"),
-        (_duration(summary["seconds"]), "of video"),
-        (_short(summary["frames"]), "frames"),
-        (_size(summary["bytes"]), "in the shards"),
-        (f"{len(summary['classes']):,}", "classes"),
-        (f"{sum(summary['failures'].values()):,}", "failures"),
+def _headline(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """A store's sums: (value, what it is, "")."""
+    return [
+        (f"{summary['samples']:,}", "samples", ""),
+        (f"{summary['videos']:,}", "videos", ""),
+        (_duration(summary["seconds"]), "of video", ""),
+        (_short(summary["frames"]), "frames", ""),
+        (_size(summary["bytes"]), "in the shards", ""),
+        (f"{len(summary['classes']):,}", "classes", ""),
+        (f"{sum(summary['failures'].values()):,}", "failures", ""),
     ]
-    cards = "".join(f'<div class="card"><b>{_text(value)}</b><span>{name}</span></div>' for value, name in shown)
-    return f'<div class="cards">{cards}</div>'
 
 
 def _splits(splits: Mapping[str, Mapping[str, Any]]) -> str:
@@ -103,7 +95,7 @@ def _splits(splits: Mapping[str, Mapping[str, Any]]) -> str:
         more = [f"{split['frames']:,}", _duration(split["seconds"])] if "seconds" in split else ["", ""]
         counts = [f"{split[field]:,}" for field in ("samples", "videos", "shards")]
         rows.append([name, *counts, _size(split["bytes"]), *more])
-    return _table(("split", "samples", "videos", "shards", "size", "frames", "length"), rows, range(1, 7))
+    return table(("split", "samples", "videos", "shards", "size", "frames", "length"), rows, range(1, 7))
 
 
 def _classes(classes: Sequence[str], histogram: Mapping[str, Mapping[str, int]]) -> str:
@@ -120,13 +112,13 @@ def _classes(classes: Sequence[str], histogram: Mapping[str, Mapping[str, int]])
     named = {label: classes[label] if 0 <= label < len(classes) else f"class {label}" for label in order}
     colours = {split: _COLOURS[number % len(_COLOURS)] for number, split in enumerate(by_split)}
     legend = "".join(
-        f'<i class="key" style="background:{colour}"></i>{_text(split)}' for split, colour in colours.items()
+        f'<i class="key" style="background:{colour}"></i>{text_of(split)}' for split, colour in colours.items()
     )
     labels = sum(total.values())
-    told = f"{labels:,} labels on {len(filled):,} of {len(order):,} classes"
+    counted = f"{labels:,} labels on {len(filled):,} of {len(order):,} classes"
     if filled:
-        told += f"; from {total[filled[-1]]:,} to {total[filled[0]]:,} a class"
-    parts = [f"<p>{told}; a sample with several labels counts in each. {legend}</p>"]
+        counted += f"; from {total[filled[-1]]:,} to {total[filled[0]]:,} a class"
+    parts = [f"<p>{counted}; a sample with several labels counts in each. {legend}</p>"]
     if len(filled) > 2 * _ENDS:
         parts.append(_ranks([(named[label], total[label]) for label in filled]))
     bars = {label: [(by_split[split].get(label, 0), colours[split]) for split in by_split] for label in order}
@@ -139,7 +131,7 @@ def _classes(classes: Sequence[str], histogram: Mapping[str, Mapping[str, int]])
         )
         parts.append(f'<div class="two">{"".join(halves)}</div>')
         listed = "".join(
-            f'<div><span title="{_text(named[x])}">{_text(named[x])}</span><b>{total[x]:,}</b></div>'
+            f'<div><span title="{text_of(named[x])}">{text_of(named[x])}</span><b>{total[x]:,}</b></div>'
             for x in filled[:_ALL_NAMES]
         )
         rest = f" (the {_ALL_NAMES:,} largest)" if len(filled) > _ALL_NAMES else ""
@@ -147,7 +139,7 @@ def _classes(classes: Sequence[str], histogram: Mapping[str, Mapping[str, int]])
     else:
         parts.append(_bars([(named[x], bars[x]) for x in filled], most))
     if empty:
-        names = ", ".join(_text(named[label]) for label in empty[:_ALL_NAMES])
+        names = ", ".join(text_of(named[label]) for label in empty[:_ALL_NAMES])
         parts.append(f'<h3 class="empty">{len(empty):,} classes without a sample</h3><p>{names}</p>')
     return "".join(parts)
 
@@ -158,7 +150,7 @@ def _ranks(counts: Sequence[tuple[str, int]]) -> str:
     gap = 0.15 if len(counts) <= 500 else 0.0
     bars = "".join(
         f'<rect x="{number * step:.2f}" y="{170 - 160 * count / most:.2f}" width="{step * (1 - gap):.2f}" '
-        f'height="{160 * count / most:.2f}"><title>{_text(name)}: {count:,}</title></rect>'
+        f'height="{160 * count / most:.2f}"><title>{text_of(name)}: {count:,}</title></rect>'
         for number, (name, count) in enumerate(counts)
     )
     heights = [(170 - 160 * share, round(most * share)) for share in (0.5, 1.0)]
@@ -180,8 +172,8 @@ def _lengths(lengths: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _concealed(concealed: Mapping[str, int], frames: int) -> str:
-    told = concealed_words(concealed, frames)
-    return f"<p>{_text(told or 'none: no stored frame shows damage that a decoder concealed')}</p>"
+    words = concealed_words(concealed, frames) or "none: no stored frame shows damage that a decoder concealed"
+    return f"<p>{text_of(words)}</p>"
 
 
 def _failures(kinds: Mapping[str, int], examples: Iterable[Mapping[str, Any]]) -> str:
@@ -199,18 +191,18 @@ def _failures(kinds: Mapping[str, int], examples: Iterable[Mapping[str, Any]]) -
         rows = [[example.get(field, "") for field in ("uri", "split", "reason")] for example in some]
         if rows:
             first = f", the first {len(rows)}" if count > len(rows) else ""
-            parts.append(f"<h3>{_text(kind)}: {count:,}{first}</h3>{_table(('video', 'split', 'reason'), rows, ())}")
+            parts.append(f"<h3>{text_of(kind)}: {count:,}{first}</h3>{table(('video', 'split', 'reason'), rows)}")
     return "".join(parts)
 
 
 def _generations(generations: Iterable[Mapping[str, Any]]) -> str:
     rows = [[one["number"], one["kind"], f"{one['videos']:,}"] for one in generations]
-    return _table(("generation", "kind", "videos"), rows, (2,))
+    return table(("generation", "kind", "videos"), rows, (2,))
 
 
 def _counts(kinds: Mapping[str, int]) -> str:
     rows = [[kind, f"{count:,}"] for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))]
-    return _table(("kind", "listed"), rows, (1,)) if rows else "<p>nothing</p>"
+    return table(("kind", "listed"), rows, (1,)) if rows else "<p>nothing</p>"
 
 
 def _leaves(tree: Any, path: str | None = None) -> list[list[str]]:
@@ -232,7 +224,7 @@ def _bars(rows: Sequence[tuple[str, Sequence[tuple[int, str]]]], most: int) -> s
             f'<i style="width:{100 * count / max(most, 1):.2f}%;background:{colour}"></i>' for count, colour in pieces
         )
         total = sum(count for count, _ in pieces)
-        shown = _text(name)
+        shown = text_of(name)
         lines.append(
             f'<span class="name" title="{shown}">{shown}</span><span class="bar">{bar}</span>'
             f'<span class="count">{total:,}</span>'
@@ -240,25 +232,8 @@ def _bars(rows: Sequence[tuple[str, Sequence[tuple[int, str]]]], most: int) -> s
     return f'<div class="bars">{"".join(lines)}</div>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Iterable[int]) -> str:
-    """`numbers`: the columns that are set to the right."""
-    right = set(numbers)
-    marks = [' class="n"' if column in right else "" for column in range(len(head))]
-    names = "".join(f"<th{mark}>{_text(name)}</th>" for mark, name in zip(marks, head, strict=True))
-    lines = "".join(
-        "<tr>" + "".join(f"<td{mark}>{_text(cell)}</td>" for mark, cell in zip(marks, row, strict=True)) + "</tr>"
-        for row in rows
-    )
-    return f"<table><tr>{names}</tr>{lines}</table>"
-
-
 def _section(title: str, content: str) -> str:
     return f"<section><h2>{title}</h2>{content}</section>"
-
-
-def _image(png: bytes) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<img alt="contact sheet: middle frames of some samples" src="data:image/png;base64,{data}">'
 
 
 def _size(count: float) -> str:
@@ -281,8 +256,3 @@ def _duration(seconds: float) -> str:
 
 def _short(count: int) -> str:
     return f"{count:,}" if count < 10**7 else f"{count / 10**6:,.0f} million"
-
-
-def _text(value: Any) -> str:
-    """Escaped for elements and attributes; what is no character (a lone surrogate, a control) is shown as its code."""
-    return html.escape(visible(value), quote=True)

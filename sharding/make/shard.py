@@ -13,6 +13,7 @@ from typing import Any
 import av
 import pydantic
 
+from sharding.base import environment
 from sharding.base.errors import UserError
 from sharding.base.scratch import scratch
 from sharding.base.settings import Seconds, Settings, digest
@@ -150,8 +151,7 @@ def _already(store: Store, job: ShardJob, put: Collection[str] = ()) -> Progress
 
 def isolated(stall_seconds: float) -> Isolated:
     """This process's child for decoding, which lives as long as it does; another where the credentials are others."""
-    access = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
-    return _child(stall_seconds, os.getpid(), access)
+    return _child(stall_seconds, os.getpid(), environment.aws_variables())
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sharding.base.atomic import sha256_of
 from sharding.base.errors import UserError
 from sharding.corpora.manifest import Video, printable
 from sharding.format import record
@@ -85,8 +86,7 @@ class Parts:
                     if row["flow"]:
                         row["flow"] |= self._place(file, members, f"{row['key']}.flow.mp4", row["flow"], number)
                     histogram.update(row["labels"])
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = sha256_of(path)
             described.append(
                 {
                     "path": record.part_path(self.job.split, self.job.id, number, sha256),

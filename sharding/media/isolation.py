@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,8 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sharding.base.child_process import end_children, exit_code, signal_of, start_connected
 from sharding.base.errors import UserError
-from sharding.base.parent_death import die_with
 from sharding.base.redact import redacted
 from sharding.media.input.bad_video import BadVideo
 from sharding.media.spool import Spool
@@ -28,8 +27,6 @@ Function = Callable[..., Iterator[T]]  # of a module; called with the arguments 
 _BEAT_SECONDS = 0.2  # between two signs of life
 _START_SECONDS = 120.0
 _READY, _ITEM, _ALIVE, _DONE, _RAISED = b"ready", b"item", b"alive", b"done", b"raised"
-# The parent's path, because it need not be that of a fresh interpreter: a Ray worker's is its job's.
-_CHILD = "import sys; sys.path[:] = {path!r}; from sharding.media.isolation import serve; serve({fd}, {parent})"
 
 
 class ChildDied(Exception):
@@ -40,12 +37,7 @@ class ChildDied(Exception):
         self.code = code
 
     def __str__(self) -> str:
-        if self.code >= 0:
-            return f"exit {self.code}"
-        try:
-            return signal.Signals(-self.code).name
-        except ValueError:
-            return f"signal {-self.code}"
+        return signal_of(self.code) or f"exit {self.code}"
 
 
 class ChildStalled(Exception):
@@ -101,8 +93,7 @@ class Isolated:
         if self._child is not None:
             process, pipe = self._child
             self._child = None
-            process.kill()
-            process.wait()
+            end_children([process])
             pipe.close()
 
     def _spooled(self, function: Function[T], arguments: tuple[Any, ...], folder: str | os.PathLike[str]) -> Spool:
@@ -119,12 +110,12 @@ class Isolated:
 
     def _run(self, function: Function[Any], arguments: tuple[Any, ...]) -> Generator[bytes]:
         """The items, pickled."""
-        child = process, pipe = self._given(pickle.dumps((function, arguments)))
+        child = process, pipe = self._child_with(pickle.dumps((function, arguments)))
         self._busy, finished = True, False
         try:
             while True:
                 if self._child is not child:  # it was ended for other work, or by `close`
-                    raise ChildDied(_wait(process))
+                    raise ChildDied(exit_code(process))
                 if not pipe.poll(self.stall_seconds):
                     raise ChildStalled(self.stall_seconds)
                 kind = pipe.recv_bytes()
@@ -140,14 +131,14 @@ class Isolated:
         except (EOFError, ConnectionError) as error:
             if finished:  # the function's own error
                 raise
-            raise ChildDied(_wait(process)) from error
+            raise ChildDied(exit_code(process)) from error
         finally:
             if self._child is child:
                 self._busy = False
                 if not finished:  # stalled, dead, or left by a caller who wants no more: what it does now is unknown
                     self.close()
 
-    def _given(self, work: bytes) -> tuple[subprocess.Popen[bytes], Connection]:
+    def _child_with(self, work: bytes) -> tuple[subprocess.Popen[bytes], Connection]:
         """A child that has the work: the one there is, unless it died meanwhile or is at other work that was left."""
         if self._child is not None and not self._busy:
             with suppress(OSError):
@@ -160,14 +151,8 @@ class Isolated:
         return self._child
 
 
-def serve(fd: int, parent: int) -> None:
-    """The child: do what comes through the socket `fd`, until it ends or `parent` does."""
-    die_with(parent)
-    # A terminal's Ctrl-C reaches this process, too: its parent decides. It was blocked when this process started.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")
+def serve(fd: int) -> None:
+    """Do, in the child, what comes through the socket `fd`, until it ends."""
     pipe = Connection(fd)
     with suppress(EOFError, ConnectionError):
         pipe.send_bytes(_READY)
@@ -176,16 +161,16 @@ def serve(fd: int, parent: int) -> None:
             try:
                 function, arguments = pickle.loads(work)
                 for item in function(*arguments, _beat(pipe)):
-                    _say(pipe, _ITEM, pickle.dumps(item, pickle.HIGHEST_PROTOCOL))
+                    _send(pipe, _ITEM, pickle.dumps(item, pickle.HIGHEST_PROTOCOL))
                     del item
             except ConnectionError as error:
                 if getattr(error, "pipe", None) is pipe:
                     return
-                _say(pipe, _RAISED, _told(error))
+                _send(pipe, _RAISED, _pickled(error))
             except Exception as error:
-                _say(pipe, _RAISED, _told(error))
+                _send(pipe, _RAISED, _pickled(error))
             else:
-                _say(pipe, _DONE)
+                _send(pipe, _DONE)
 
 
 def _started() -> tuple[subprocess.Popen[bytes], Connection]:
@@ -193,7 +178,7 @@ def _started() -> tuple[subprocess.Popen[bytes], Connection]:
     problem = ""
     for _ in range(2):
         try:
-            process, pipe = _start()
+            process, pipe = start_connected("sharding.media.isolation", "serve", expendable=True)
         except OSError as error:
             problem = str(error)
             continue
@@ -202,36 +187,15 @@ def _started() -> tuple[subprocess.Popen[bytes], Connection]:
                 return process, pipe
             problem = f"it is not ready after {_START_SECONDS:g} seconds"
         except (EOFError, ConnectionError):
-            problem = f"{ChildDied(_wait(process))}"
-        process.kill()
-        process.wait()
+            problem = f"{ChildDied(exit_code(process))}"
+        end_children([process])
         pipe.close()
     remedy = "see the messages before this one; check this machine's free memory and the installation"
     raise UserError(f"the process that decodes videos cannot start: {problem}", sys.executable, remedy)
 
 
-def _start() -> tuple[subprocess.Popen[bytes], Connection]:
-    here, there = socket.socketpair()
-    program = _CHILD.format(path=[*map(str, sys.path)], fd=there.fileno(), parent=os.getpid())
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: see `serve`
-    try:
-        process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[there.fileno()])
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        there.close()
-    return process, Connection(here.detach())
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The exit code of a child that is ending."""
-    try:
-        return process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
-
-
 def _beat(pipe: Connection) -> Callable[[int], None]:
+    """The function `alive`, which sends a sign of life, and another one a little later at the earliest."""
     last = 0.0
 
     def alive(_: int) -> None:
@@ -239,12 +203,12 @@ def _beat(pipe: Connection) -> Callable[[int], None]:
         now = time.monotonic()
         if now - last >= _BEAT_SECONDS:
             last = now
-            _say(pipe, _ALIVE)
+            _send(pipe, _ALIVE)
 
     return alive
 
 
-def _say(pipe: Connection, *messages: bytes) -> None:
+def _send(pipe: Connection, *messages: bytes) -> None:
     try:
         for message in messages:
             pipe.send_bytes(message)
@@ -253,7 +217,7 @@ def _say(pipe: Connection, *messages: bytes) -> None:
         raise
 
 
-def _told(error: Exception) -> bytes:
+def _pickled(error: Exception) -> bytes:
     """An error, pickled as the parent is to raise it."""
     if isinstance(error, BadVideo | UserError | MemoryError | OSError):
         with suppress(Exception):

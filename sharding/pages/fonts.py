@@ -12,6 +12,8 @@ from pathlib import Path
 
 from PIL import ImageFont
 
+from sharding.base import environment
+
 SEE = "fonts are looked for in the system's folders and in ~/.local/share/fonts; Noto Sans (CJK) has most scripts"
 LEFT_TO_RIGHT = "\N{LEFT-TO-RIGHT MARK}"  # which is not seen
 _SYSTEMS = ("/usr/share", "/usr/local/share")
@@ -81,9 +83,7 @@ class Fonts:
 
 def installed() -> Iterator[Path]:
     """The files of the fonts of this machine and user, the upright regular ones without serifs first."""
-    data = os.environ.get("XDG_DATA_DIRS") or ":".join(_SYSTEMS)
-    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    roots = [*(f"{folder}/fonts" for folder in (home, *data.split(":"), *_SYSTEMS)), "~/.fonts", *_MACS]
+    roots = [*(f"{folder}/fonts" for folder in (*environment.data_folders(), *_SYSTEMS)), "~/.fonts", *_MACS]
     files = {
         file
         for root in dict.fromkeys(Path(root).expanduser() for root in roots)

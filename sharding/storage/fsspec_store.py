@@ -15,7 +15,7 @@ from sharding.base.errors import UserError
 from sharding.base.redact import redacted
 from sharding.storage.counters import Counters
 from sharding.storage.error_mapping import TAKEN, BrokenAnswer, code_of, is_transient, raise_translated
-from sharding.storage.local import landing, whole
+from sharding.storage.local import file_to_download, whole
 
 T = TypeVar("T")
 
@@ -142,7 +142,7 @@ class RemoteStore:
     def get_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
         """Download the object to a local file, whole or not at all."""
         total = self.size(path)
-        with landing(local_path) as file:
+        with file_to_download(local_path) as file:
             for start in range(0, total, _CHUNK):
                 file.write(self.get_range(path, start, min(start + _CHUNK, total)))
 

@@ -1,9 +1,8 @@
-"""A store in a directory: whole files under their names, or nothing."""
+"""The store in a directory: an object is a file, which is whole or does not exist."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import stat
@@ -11,10 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from sharding.base.atomic import TEMPORARY, aside
+from sharding.base.atomic import TEMPORARY, atomic_write
 from sharding.base.errors import DamagedStore, UserError
 from sharding.storage.counters import Counters
-from sharding.storage.rename import rename_new
 
 
 class LocalStore:
@@ -30,17 +28,17 @@ class LocalStore:
         self.root = Path(root).expanduser().absolute()
         self.url = str(self.root)
         self.counters = Counters()
-        with self._told("."):
+        with self._store_errors("."):
             if self.root.exists() and not self.root.is_dir():
                 raise UserError("the store is a file, not a directory", self.url, "give a directory or a URL")
 
     def get(self, path: str) -> bytes:
-        """The whole object."""
-        with self._told(path):
+        """A whole object."""
+        with self._store_errors(path):
             return self._counted((self.root / path).read_bytes())
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of the object; DamagedStore if it is shorter than `end`."""
+        """Bytes [start, end) of an object."""
         if end <= start:
             return b""
         try:  # a clip costs one such read: no context manager, path or file object
@@ -50,13 +48,13 @@ class LocalStore:
             finally:
                 os.close(handle)
         except OSError as error:
-            with self._told(path):
+            with self._store_errors(path):
                 raise error
         return whole(self._counted(data), start, end, lambda: f"{self.url}/{path}")
 
     def get_tail(self, path: str, size: int) -> tuple[bytes, int]:
-        """The last `size` bytes of the object, and its whole length."""
-        with self._told(path), (self.root / path).open("rb") as file:
+        """The last `size` bytes of an object, and how many it has."""
+        with self._store_errors(path), (self.root / path).open("rb") as file:
             total = file.seek(0, os.SEEK_END)
             start = max(0, total - max(0, size))
             file.seek(start)
@@ -64,11 +62,11 @@ class LocalStore:
         return whole(self._counted(data), start, total, lambda: f"{self.url}/{path}"), total
 
     def walk(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """(relative path, bytes) of all objects whose path begins with `prefix`, in no order."""
+        """(path, bytes) of all objects whose path begins with `prefix`, in no order."""
         folders = [prefix.rpartition("/")[0]]
         while folders:
             folder = folders.pop()
-            with self._told(folder):
+            with self._store_errors(folder):
                 for entry in _entries(self.root / folder):
                     path = f"{folder}/{entry.name}" if folder else entry.name
                     if entry.is_dir(follow_symlinks=False):
@@ -79,21 +77,21 @@ class LocalStore:
                             yield path, size
 
     def list(self, prefix: str = "") -> list[str]:
-        """Sorted relative paths of all objects whose path begins with `prefix`."""
+        """The sorted paths of all objects whose path begins with `prefix`."""
         return sorted(path for path, _ in self.walk(prefix))
 
     def exists(self, path: str) -> bool:
-        """Whether there is an object at the path."""
-        with self._told(path):
+        """Whether there is an object at this path."""
+        with self._store_errors(path):
             return (self.root / path).is_file()
 
     def size(self, path: str) -> int:
-        """Bytes of the object."""
-        with self._told(path):
+        """Bytes of an object."""
+        with self._store_errors(path):
             return (self.root / path).stat().st_size
 
     def put(self, path: str, data: bytes, create: bool = False) -> None:
-        """Write the object whole or not at all; with `create`, FileExistsError if the path is taken."""
+        """Put an object; with `create` raises FileExistsError if there is one."""
 
         def write(temporary: Path) -> None:
             temporary.write_bytes(data)
@@ -101,17 +99,17 @@ class LocalStore:
         self._commit(path, write, create)
 
     def put_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
-        """Upload a local file whole or not at all."""
+        """Put a local file as an object."""
         self._commit(path, lambda temporary: _copy(local_path, temporary), create=False)
 
     def get_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
-        """Download the object to a local file, whole or not at all."""
-        with self._told(path), (self.root / path).open("rb") as source, landing(local_path) as file:
+        """Download an object to a local file, which appears whole or not at all."""
+        with self._store_errors(path), (self.root / path).open("rb") as source, file_to_download(local_path) as file:
             shutil.copyfileobj(source, file, 2**20)
 
     def delete(self, path: str) -> None:
-        """Remove the object, if there is one."""
-        with self._told(path):
+        """Delete an object, if there is one."""
+        with self._store_errors(path):
             (self.root / path).unlink(missing_ok=True)
 
     def _counted(self, data: bytes) -> bytes:
@@ -119,26 +117,16 @@ class LocalStore:
         return data
 
     def _commit(self, path: str, write: Callable[[Path], object], create: bool) -> None:
-        """Write a temporary file beside the target, sync it, then give it its name in one step."""
+        """Have `write` write the object's file, whole or not at all; raises as `Store.put`."""
         target = self.root / path
-        with self._told(path):
+        with self._store_errors(path):
             _make_folder(target.parent)
-            temporary = aside(target)
-            handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-            try:
+            with atomic_write(target, create) as temporary:
                 write(temporary)
-                os.fsync(handle)
-                if create:
-                    rename_new(temporary, target)
-                else:
-                    temporary.replace(target)
-            finally:
-                os.close(handle)
-                temporary.unlink(missing_ok=True)
-            _sync_folder(target.parent)
 
     @contextlib.contextmanager
-    def _told(self, path: str) -> Iterator[None]:
+    def _store_errors(self, path: str) -> Iterator[None]:
+        """Inside the `with`, an OSError is a UserError that names the object, but for an absent or a taken one."""
         try:
             yield
         except (FileNotFoundError, FileExistsError):
@@ -151,30 +139,25 @@ class LocalStore:
 
 
 @contextlib.contextmanager
-def landing(local_path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write that has its name once the `with` ends well, and is gone if it does not.
+def file_to_download(local_path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """The open file of a download, which has its name once the `with` ends well, and is removed if it does not.
 
-    Raises UserError if the disk does not take it.
+    It is not synced: a download that is lost can be made again. Raises UserError if the disk does not take it.
     """
     target = Path(local_path)
-    temporary = aside(target)
     try:
-        with temporary.open("xb") as file:
+        with atomic_write(target, durable=False) as temporary, temporary.open("xb") as file:
             yield file
-        temporary.replace(target)
     except OSError as error:
         if error.errno is None:  # not the disk's: the store's word for an absent object
             raise
         remedy = "check the free space and the permissions of this machine's disk"
         what = f"a download cannot be written: {error.strerror or error}"
         raise UserError(what, str(target), remedy) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def whole(data: bytes, start: int, end: int, where: Callable[[], str]) -> bytes:
-    """`data` if it is all of [start, end), else UserError naming what `where` says."""
+    """`data`, if it is all of the bytes [start, end). Raises DamagedStore, with what `where()` says, otherwise."""
     if len(data) == end - start:
         return data
     what = f"the object ends early: bytes {start} to {end} were asked for, {len(data)} came"
@@ -195,20 +178,20 @@ def _pread(handle: int, start: int, end: int) -> bytes:
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     """What lies in a folder; nothing if it is absent."""
     try:
-        found = os.scandir(folder)
+        entries = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return
-    with found:
-        yield from found
+    with entries:
+        yield from entries
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:
     """Bytes of the file an entry leads to; None if it leads to no file, or to one that has just gone."""
     try:
-        found = entry.stat()
+        status = entry.stat()
     except FileNotFoundError:
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 def _copy(source: str | os.PathLike[str], target: Path) -> None:
@@ -222,14 +205,3 @@ def _make_folder(folder: Path) -> None:
         raise NotADirectoryError(error.errno, "a file is in the way of a folder", str(folder)) from error
     except FileNotFoundError as error:  # not the caller's "the object is absent", but a place such as /proc
         raise PermissionError(error.errno, "no folder can be made there", str(folder)) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # SMB and some FUSE mounts sync no folders
-            raise
-    finally:
-        os.close(handle)

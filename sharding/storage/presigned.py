@@ -7,12 +7,12 @@ import ssl
 import threading
 import time
 import urllib.request
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from sharding.base.errors import UserError
+from sharding.base.lru import LRU
 from sharding.storage.counters import Counters
 from sharding.storage.error_mapping import BrokenAnswer, is_passing
 from sharding.storage.http_ranges import Head, Wire
@@ -55,8 +55,8 @@ class Presigned:
         Both are asked when they are needed.
         """
         self._sign, self._bundle, self._counters = sign, bundle, counters
-        self._lock, self._signing = threading.Lock(), threading.Lock()
-        self._urls: OrderedDict[str, tuple[Wire, str, float]] = OrderedDict()
+        self._signing = threading.Lock()
+        self._urls: LRU[str, tuple[Wire, str, float]] = LRU(_KEPT)
         self._wires: dict[tuple[str, str], Wire] = {}
         self._resting = 0.0  # until then nothing is asked for here
 
@@ -122,19 +122,14 @@ class Presigned:
             if (url.scheme, host) not in self._wires:
                 self._wires[url.scheme, host] = self._wire(url.scheme, host)
             wire, target = self._wires[url.scheme, host], f"{url.path}?{url.query}"
-            with self._lock:
-                self._urls[path] = (wire, target, until)
-                while len(self._urls) > _KEPT:
-                    self._urls.popitem(last=False)
+            self._urls.put(path, (wire, target, until))
         return wire, target, False
 
     def _known(self, path: str) -> tuple[Wire, str, bool] | None:
-        with self._lock:
-            found = self._urls.get(path)
-            if found is None or time.monotonic() >= found[2]:
-                return None
-            self._urls.move_to_end(path)
-            return found[0], found[1], True
+        found = self._urls.get(path)
+        if found is None or time.monotonic() >= found[2]:
+            return None
+        return found[0], found[1], True
 
     def _wire(self, scheme: str, host: str) -> Wire:
         if scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):

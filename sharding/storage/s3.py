@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sharding.base import environment
 from sharding.storage.error_mapping import TAKEN, BrokenAnswer, code_of
 from sharding.storage.fsspec_store import CHECK_SECONDS, RemoteStore
-from sharding.storage.local import landing, whole
+from sharding.storage.local import file_to_download, whole
 from sharding.storage.presigned import GOOD_SECONDS, Body, Presigned, replaced
 
 _PART = 32 * 2**20  # of an upload in parts; one of them is in memory at a time
@@ -124,7 +125,7 @@ class S3Store(RemoteStore):
 
     def get_file(self, path: str, local_path: str | os.PathLike[str]) -> None:
         """Download the object to a local file, whole or not at all."""
-        with landing(local_path) as file:
+        with file_to_download(local_path) as file:
             first = self._call(path, lambda: self._first(path))
             file.write(first.data)
             for start in range(len(first.data), first.total, _CHUNK):
@@ -233,7 +234,7 @@ class S3Store(RemoteStore):
     def _bundle(self) -> str | None:
         """The file of certificates that the client trusts, where the user names one."""
         named = self._fs().session.get_config_variable("ca_bundle")
-        return named or os.environ.get("REQUESTS_CA_BUNDLE") or None
+        return named or environment.ca_bundle()
 
     def _read(self, path: str, extent: str | None = None, limit: float | None = None) -> _Answer:
         """One GET of an object or of an HTTP range of it; BrokenAnswer if less comes than was announced.

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from sharding.base import environment
 from sharding.base.errors import UserError
 from sharding.base.redact import redacted, require_no_password
 from sharding.storage.counters import Counters
@@ -92,7 +93,7 @@ def _connect(scheme: str, url: str) -> Any:
             "read_timeout": 30,
             "retries": {"mode": "standard", "total_max_attempts": 1},
         }
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        endpoint = environment.s3_endpoint()
         if endpoint:
             options["endpoint_url"] = endpoint
     try:

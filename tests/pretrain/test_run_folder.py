@@ -13,6 +13,16 @@ from pretrain.report.run_data import read_metrics
 from pretrain.run_folder import Run
 
 
+def test_a_kill_costs_the_line_that_it_cut_alone(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    Run(tmp_path, writes=True).event("train", {"step": 1, "loss": 2.0})
+    with path.open("a") as file:
+        file.write('{"event": "train", "st')
+    Run(tmp_path, writes=True).event("train", {"step": 2, "loss": 2.0})  # the next start
+    train, _, unreadable = read_metrics(path)
+    assert [event["step"] for event in train] == [1, 2] and unreadable == 1
+
+
 def test_a_full_disk_costs_lines_of_the_log_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A limit on the file's length is as full, and cuts a line in the middle."""
     run, path = Run(tmp_path, writes=True), tmp_path / "metrics.jsonl"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from pretrain.data.reading.packets import needed_spans, read_spans
 from pretrain.data.reading.store_split import Damaged, PacketTable, Ranges, Sample
+from sharding.base.lru import LRU
 from sharding.media.decoding.picture import EXACT, MATRIX_NAMES
 
 _CODECS_KEPT = 8
@@ -185,14 +185,13 @@ def _lines(plane: av.video.plane.VideoPlane) -> NDArray[np.uint8]:
 
 
 def _codec(name: str, extradata: bytes) -> av.VideoCodecContext:
-    codecs: OrderedDict[tuple[str, bytes], av.VideoCodecContext] = _local.__dict__.setdefault("codecs", OrderedDict())
-    if (name, extradata) in codecs:
-        codecs.move_to_end((name, extradata))
-        return codecs[name, extradata]
+    """This thread's decoder for a stream of this codec and extradata."""
+    codecs: LRU[tuple[str, bytes], av.VideoCodecContext] = _local.__dict__.setdefault("codecs", LRU(_CODECS_KEPT))
+    return codecs.get_or_make((name, extradata), lambda: _new_codec(name, extradata))
+
+
+def _new_codec(name: str, extradata: bytes) -> av.VideoCodecContext:
     codec: av.VideoCodecContext = av.CodecContext.create(name, "r")  # type: ignore[assignment]
     codec.extradata = extradata
     codec.thread_count = 1
-    codecs[name, extradata] = codec
-    if len(codecs) > _CODECS_KEPT:
-        codecs.popitem(last=False)
     return codec

@@ -14,13 +14,14 @@ from typing import Annotated
 
 from pydantic import Field
 
+from sharding.base.atomic import TEMPORARY
 from sharding.base.errors import UserError
 from sharding.base.settings import Settings
 from sharding.storage.store import Store
 
 log = logging.getLogger("reelscale")
 
-_TEMPORARY, _LOCK = ".tmp-", ".lock"
+_LOCK = ".lock"
 _NAME = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 8 * 2**20  # of a download, in memory
 
@@ -164,7 +165,7 @@ class Cache:
         """
         parts, busy = [], 0
         for entry in os.scandir(self.folder):
-            name = entry.name.removeprefix(_TEMPORARY)
+            name = entry.name.removeprefix(TEMPORARY)
             with contextlib.suppress(FileNotFoundError):  # committed or discarded meanwhile
                 if not _NAME.fullmatch(name):
                     continue
@@ -184,7 +185,7 @@ class Cache:
         return True
 
     def _temporary(self, sha256: str) -> Path:
-        return self.folder / f"{_TEMPORARY}{sha256}"
+        return self.folder / f"{TEMPORARY}{sha256}"
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

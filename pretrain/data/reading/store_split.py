@@ -1,8 +1,7 @@
 """Samples of a store's split: the rows of its shards' records, numbered through the shards in index order."""
 
 import bisect
-import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sharding.base.errors import DamagedStore, UserError
+from sharding.base.lru import LRU
 from sharding.base.printable import visible
 from sharding.format.index import Index, current_index, read_index
 from sharding.format.record import read_record, record_meta
@@ -205,8 +205,8 @@ _LISTS = ("packet_offset", "packet_size", "packet_pts", "packet_key", "group_crc
 class Split:
     """The samples of one split of a store, numbered through its shards in index order.
 
-    Records are read when a sample of theirs is first asked for, and the last `records_kept` are kept. `source` is what
-    its tars are read from. Safe for threads.
+    Records are read when a sample of theirs is first asked for, and those used last are kept (`keep_records`).
+    `source` is what its tars are read from. Safe for threads.
     """
 
     def __init__(self, store: Store, index: Index, name: str) -> None:
@@ -226,24 +226,18 @@ class Split:
         self.shard_bytes = tuple(size[job] for job in self.jobs)
         self._ends = list(accumulate(self.shard_sizes))
         self._numbers: list[int | None] | None = None
-        self._rows: OrderedDict[int, ShardRows] = OrderedDict()
-        self._lock = threading.Lock()
-        self.records_kept = _FEWEST_RECORDS_KEPT
+        self._rows: LRU[int, ShardRows] = LRU(_FEWEST_RECORDS_KEPT)
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: what it reads samples by, without the index' rows and the records at hand."""
-        left = {"index": replace(self.index, parts=[]), "_rows": None, "_lock": None}
-        return {**self.__dict__, **left}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _rows=OrderedDict(), _lock=threading.Lock())
+        return {**self.__dict__, "index": replace(self.index, parts=[])}
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def keep_records(self, shards: int) -> None:
         """Keep the records of so many shards at hand, at least."""
-        self.records_kept = max(_FEWEST_RECORDS_KEPT, shards)
+        self._rows.size = max(_FEWEST_RECORDS_KEPT, shards)
 
     def number_classes(self, classes: Sequence[str]) -> None:
         """Number the labels of samples as in this list, by the classes' names; those that it lacks are left out.
@@ -251,9 +245,8 @@ class Split:
         Until then they have the store's own numbers.
         """
         places = {name: number for number, name in enumerate(classes)}
-        with self._lock:
-            self._numbers = [places.get(name) for name in self.index.classes]
-            self._rows.clear()
+        self._numbers = [places.get(name) for name in self.index.classes]
+        self._rows.clear()
 
     def label_histograms(self) -> Iterator[dict[int, int]]:
         """Samples of each of the store's class numbers in each shard."""
@@ -293,10 +286,9 @@ class Split:
 
     def rows(self, shard: int) -> ShardRows:
         """A shard's record. Raises Damaged if it is missing, damaged, or not the one the index counted."""
-        with self._lock:
-            if shard in self._rows:
-                self._rows.move_to_end(shard)
-                return self._rows[shard]
+        return self._rows.get_or_make(shard, lambda: self._read_rows(shard))
+
+    def _read_rows(self, shard: int) -> ShardRows:
         job, paths = self.jobs[shard], self._paths[self.jobs[shard]]
         try:
             table = read_record(self.store, self.name, job)
@@ -308,12 +300,7 @@ class Split:
         if [part["path"] for part in record_meta(table.schema)["parts"]] != paths:
             why = "its record names other parts than the index"
             raise Damaged(f"shard {job}", paths[0], why, self.shard_sizes[shard])
-        rows = ShardRows(table, paths, self._numbers)
-        with self._lock:
-            self._rows[shard] = rows
-            while len(self._rows) > self.records_kept:
-                self._rows.popitem(last=False)
-        return rows
+        return ShardRows(table, paths, self._numbers)
 
 
 def open_split(store: Store, name: str, version: str | None = None) -> Split:

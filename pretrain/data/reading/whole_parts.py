@@ -9,7 +9,6 @@ import logging
 import os
 import queue
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -22,6 +21,7 @@ from pretrain.data.reading.store_split import Ranges, Split, TarPart
 from pretrain.data.views.frames import needed_frames
 from pretrain.data.views.views import ClipSettings
 from sharding.base.errors import UserError
+from sharding.base.lru import LRU
 
 log = logging.getLogger("reelscale")
 
@@ -66,7 +66,7 @@ class PartReader:
 
     def __init__(self, store: Ranges, parts: Mapping[str, TarPart], cache: Cache) -> None:
         self._store, self._cache, self._parts = store, cache, parts
-        self._handles: OrderedDict[str, int] = OrderedDict()
+        self._handles: LRU[str, int] = LRU(_OPEN, os.close)
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of a part; raises as `Store.get_range`."""
@@ -77,9 +77,10 @@ class PartReader:
 
     def discard(self, path: str) -> bool:
         """Forget a copy, whose bytes turned out to be damaged; whether there was one."""
-        if path not in self._handles:
+        handle = self._handles.pop(path)
+        if handle is None:
             return False
-        os.close(self._handles.pop(path))
+        os.close(handle)
         self._cache.discard(self._parts[path].sha256)
         return True
 
@@ -89,16 +90,12 @@ class PartReader:
             self._store.expect(extent for extent in extents if self._handle(extent.path) is None)
 
     def _handle(self, path: str) -> int | None:
-        if path in self._handles:
-            self._handles.move_to_end(path)
-            return self._handles[path]
-        part = self._parts[path]
-        handle = self._cache.open(part.sha256, part.bytes)
+        handle = self._handles.get(path)
         if handle is None:
-            return None
-        self._handles[path] = handle
-        if len(self._handles) > _OPEN:
-            os.close(self._handles.popitem(last=False)[1])
+            part = self._parts[path]
+            handle = self._cache.open(part.sha256, part.bytes)
+            if handle is not None:
+                self._handles.put(path, handle)
         return handle
 
 
@@ -111,7 +108,7 @@ class PartFetcher:
     def __init__(self, splits: Mapping[int, Split], cache: Cache) -> None:
         self._splits, self._cache = splits, cache
         self._queue: queue.SimpleQueue[tuple[Split, str] | None] = queue.SimpleQueue()
-        self._wanted: OrderedDict[tuple[int, int], None] = OrderedDict()
+        self._wanted: LRU[tuple[int, int], bool] = LRU(_WANTED)
         self._closed = False
         threading.Thread(target=self._fetch, name="parts", daemon=True).start()
 
@@ -120,12 +117,9 @@ class PartFetcher:
         for number, shard in shards:
             if number not in self._splits:
                 continue
-            if (number, shard) in self._wanted:
-                self._wanted.move_to_end((number, shard))
+            if self._wanted.get((number, shard)):
                 continue
-            self._wanted[number, shard] = None
-            if len(self._wanted) > _WANTED:
-                self._wanted.popitem(last=False)
+            self._wanted.put((number, shard), True)
             for path in self._splits[number].paths(shard):
                 self._queue.put((self._splits[number], path))
 

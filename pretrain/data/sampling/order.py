@@ -7,6 +7,7 @@ arithmetic and one block's sort: nothing is remembered from step to step, and re
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,7 @@ from pydantic import Field
 
 from pretrain.data.sampling.pass_layout import Pass
 from sharding.base.errors import UserError
-from sharding.base.lru import Recent
+from sharding.base.lru import LRU, GroupedLRU
 from sharding.base.settings import Settings
 
 _STEP, _FIRST, _SECOND, _WHOLE = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 2**64 - 1
@@ -191,8 +192,8 @@ class Order:
     block_bytes: int = 256 * 2**20
     remainder: Remainder = "carry"
     store: int = 0
-    _passes: Recent[Pass] = field(default_factory=lambda: Recent(4), init=False, repr=False, compare=False)
-    _blocks: Recent[_Block] = field(default_factory=lambda: Recent(3), init=False, repr=False, compare=False)
+    _passes: LRU[int, Pass] = field(default_factory=lambda: LRU(4), init=False, repr=False, compare=False)
+    _blocks: GroupedLRU[_Block] = field(default_factory=lambda: GroupedLRU(3), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.remainder == "drop" and not self._kept:
@@ -255,10 +256,11 @@ class Order:
         assert 0 <= lane < self.lanes and first >= 0
         while count:
             number, place, low, high = self._stretch(lane, first)
-            layout = self._passes.get(None, number, lambda number=number: self._lay_out(number))  # type: ignore[misc]
+            layout = self._passes.get_or_make(number, functools.partial(self._lay_out, number))
             begin, end = layout.block(place, self.block_bytes)
             bounds = max(begin, low), min(end, high)
-            block = self._blocks.get(lane, (number, *bounds), lambda at=(layout, *bounds): self._shuffle(*at))  # type: ignore[misc]
+            shuffle = functools.partial(self._shuffle, layout, *bounds)
+            block = self._blocks.get_or_make(lane, (number, *bounds), shuffle)
             taken = min(count, bounds[1] - place)
             yield block, place - bounds[0], place - bounds[0] + taken
             first, count = first + taken, count - taken

@@ -8,7 +8,6 @@ import pickle
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,6 +23,8 @@ from pretrain.data.reading.outage import NoMoreClips, Outage, Waiting
 from pretrain.data.sampling.order import Draw
 from pretrain.data.workers.batches import Batch, lay_out
 from pretrain.data.workers.worker import EvaluationJob, Failed, Made, NewMemory, TrainingJob, Work, hand_over
+from sharding.base import environment
+from sharding.base.child_process import end_children, exit_code, signal_of, start_connected
 from sharding.base.errors import CannotGoOn
 from sharding.base.parent_death import STOP_SIGNALS
 from sharding.base.settings import Seconds, Settings
@@ -31,12 +32,6 @@ from sharding.base.settings import Seconds, Settings
 _MOST_WORKERS = 16
 _STOP_SECONDS = 15.0  # that a run which is to stop waits for clips
 _START_SECONDS = 120.0  # that nothing may come for as they start
-_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # which a worker is not
-# A path of the parent's own, because it need not be that of a fresh interpreter: a Ray worker's is its job's.
-_CHILD = (
-    "import sys; sys.path[:] = {path!r}; from pretrain.data.workers.worker import serve; "
-    "serve({jobs}, {pipe}, {parent})"
-)
 
 
 class LoaderSettings(Settings):
@@ -70,7 +65,7 @@ class _Worker:
 
 def workers_of(settings: LoaderSettings) -> int:
     """Processes that this rank decodes with: its share of the cores that this machine's ranks may use."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ranks_here = environment.local_world_size()
     return settings.workers or max(1, min(len(os.sched_getaffinity(0)) // ranks_here, _MOST_WORKERS))
 
 
@@ -144,10 +139,8 @@ class WorkerPool:
         if self._jobs is not None:
             self._jobs.close()
             self._jobs = None
+        end_children([worker.process for worker in workers])
         for worker in workers:
-            worker.process.kill()
-        for worker in workers:
-            worker.process.wait()
             worker.pipe.close()
         self._heard = False
         self._made.clear()
@@ -214,32 +207,21 @@ class WorkerPool:
 
 
 def _started(jobs: socket.socket) -> _Worker:
-    here, there = socket.socketpair()
-    program = _CHILD.format(path=[*sys.path], jobs=jobs.fileno(), pipe=there.fileno(), parent=os.getpid())
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited: see `serve`
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[jobs.fileno(), there.fileno()],
-            env={name: value for name, value in os.environ.items() if name not in _OF_A_RANK},
-        )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        there.close()
-    return _Worker(process, Connection(here.detach()), {})
+    process, pipe = start_connected(
+        "pretrain.data.workers.worker",
+        "serve",
+        [jobs.fileno()],
+        ignored=STOP_SIGNALS,  # the trainer decides, and its workers end with it
+        expendable=True,
+        env=environment.without_rank(),
+    )
+    return _Worker(process, pipe, {})
 
 
 def _death(process: subprocess.Popen[bytes]) -> str:
-    try:
-        code = process.wait(5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        code = process.wait()
-    how = f"ended with code {code}"
-    if code < 0:
-        with suppress(ValueError):
-            how = f"was ended by {signal.Signals(-code).name}"
-        if code == -signal.SIGKILL:
-            how += ": perhaps the machine is short of memory; lower data.loader.workers"
+    code = exit_code(process)
+    number = signal_of(code)
+    how = f"was ended by {number}" if number else f"ended with code {code}"
+    if code == -signal.SIGKILL:
+        how += ": perhaps the machine is short of memory; lower data.loader.workers"
     return f"a process that decodes video (pid {process.pid}) {how}"

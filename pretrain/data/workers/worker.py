@@ -6,7 +6,6 @@ import gc
 import mmap
 import os
 import pickle
-import signal
 import socket
 import threading
 import traceback
@@ -14,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +27,6 @@ from pretrain.data.sampling.order import Draw
 from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.batches import Batch, BatchMaker
 from sharding.base.errors import UserError
-from sharding.base.parent_death import STOP_SIGNALS, die_with
 from sharding.base.redact import redacted
 
 _SPEAKING = threading.RLock()  # a handle follows its message at once, whichever thread reads meanwhile
@@ -146,16 +143,8 @@ class SharedMemory:
         return number
 
 
-def serve(jobs_handle: int, pipe_handle: int, parent: int) -> None:
-    """Do the jobs that come until there are no more to come, or `parent` is gone."""
-    die_with(parent)
-    # A terminal's Ctrl-C and a scheduler's signals reach this process, too: the trainer decides, and this one ends with
-    # it. All were blocked when this process started.
-    for name in STOP_SIGNALS:
-        signal.signal(name, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")  # the kernel ends a worker before the trainer
+def serve(jobs_handle: int, pipe_handle: int) -> None:
+    """Do, in a worker, the jobs that come until there are no more to come."""
     jobs, pipe = socket.socket(fileno=jobs_handle), Connection(pipe_handle)
     with suppress(EOFError, ConnectionError):
         work: Work = pickle.loads(pipe.recv_bytes())

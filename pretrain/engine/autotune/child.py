@@ -23,7 +23,7 @@ from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork, seed_dropout
 from pretrain.models.zoo import build_model
 from sharding.base.errors import UserError
-from sharding.base.parent_death import die_with
+from sharding.base.exit_codes import FAILED
 from sharding.base.printable import visible_lines
 
 log = logging.getLogger("reelscale")
@@ -31,12 +31,11 @@ log = logging.getLogger("reelscale")
 _STEPS = 2  # the second is the first with an optimizer's state, and after weights were moved
 
 
-def main(words: int, parent: int) -> None:
+def main(words: int) -> None:
     """Load all, then do the task that stdin gives, and tell of it through the file descriptor `words`.
 
-    Ends with `parent`, and without a task where there comes none.
+    Ends without a task where there comes none.
     """
-    die_with(parent)
     say = _Words(words)
     log.addHandler(say)
     log.setLevel(logging.INFO)
@@ -55,7 +54,7 @@ def main(words: int, parent: int) -> None:
     except Exception as error:
         if is_device_lost(error):  # another child goes on; leaving in order would ask the device
             print(visible_lines(error), file=sys.stderr, flush=True)
-            os._exit(1)
+            os._exit(FAILED)
         say.word("error", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
     leave_world()
 

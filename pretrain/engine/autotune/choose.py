@@ -14,7 +14,7 @@ from pretrain.engine.autotune.benchmark import Watcher, is_out_of_memory, measur
 from pretrain.engine.autotune.conv_form import planar_layers
 from pretrain.engine.autotune.isolated import Recipe, measured_in_child
 from pretrain.engine.autotune.process import SPARE, CannotStart
-from pretrain.engine.autotune.record import Measured, cache_folder, cached, keep, kept, key_of, libraries
+from pretrain.engine.autotune.record import Measured, cached, keep, kept, key_of, libraries
 from pretrain.engine.distributed import World
 from pretrain.engine.engine import import_deepspeed
 from pretrain.engine.precision import Pass
@@ -22,6 +22,7 @@ from pretrain.models.compute.batchnorm import synchronise
 from pretrain.models.compute.compute_path import ON_CPU, ON_GPU, PATHS, Path
 from pretrain.models.count import macs
 from pretrain.models.network import VideoNetwork
+from sharding.base.environment import cache_folder
 from sharding.base.errors import UserError
 
 log = logging.getLogger("reelscale")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from contextlib import suppress
 
 from pydantic import BaseModel
 
 from pretrain.engine.distributed import free_port
+from sharding.base import environment
+from sharding.base.child_process import exit_code, signal_of, start_child
 
 MODULE = "pretrain.engine.autotune.child"
-_CHILD = "import sys; sys.path[:] = {path!r}; from {module} import main; main({fd}, {parent})"
 _TO_END = 30.0  # seconds, after it was killed
 
 
@@ -31,20 +31,16 @@ class Child:
 
     def __init__(self, module: str = MODULE) -> None:
         self.words, its_end = os.pipe()
-        program = _CHILD.format(path=[*map(str, sys.path)], module=module, fd=its_end, parent=os.getpid())
-        # A world of one on the same device: the launcher's number of this rank on its machine says which.
-        own = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        own |= {"MASTER_PORT": str(free_port()), "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")} | own
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `end`)
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", program],
-                env=environment,
+            self._process = start_child(
+                module,
+                "main",
+                [its_end],
+                env=environment.as_only_rank(free_port()),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                pass_fds=[its_end],
                 start_new_session=True,
             )
         except OSError as error:
@@ -64,10 +60,10 @@ class Child:
 
     def ended(self) -> str:
         """How it ended, in words, and the last line that it wrote of it. Waits for it."""
-        code = self._process.wait()
+        code = exit_code(self._process, _TO_END)
         self._errors.seek(0)
         last = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-        how = f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+        how = f"ended with {signal_of(code) or f'exit code {code}'}"
         return f"{how} ({last})" if last else how
 
     def end(self) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 from dataclasses import asdict, replace
 from pathlib import Path as FilePath
 from typing import Annotated
@@ -17,7 +16,8 @@ from torch import nn
 
 from pretrain.engine.precision import Pass, Precision
 from pretrain.models.compute.compute_path import PATHS, Path
-from sharding.base.atomic import put_whole
+from sharding.base.atomic import atomic_write_text
+from sharding.base.environment import cache_folder
 
 log = logging.getLogger("reelscale")
 
@@ -70,20 +70,16 @@ def kept(folder: FilePath) -> Measured | None:
 
 def keep(folder: FilePath, measured: Measured) -> None:
     """Keep it in the run's folder, and in the cache folder if it has a key."""
-    _write(folder / _FILE, measured)
+    text = measured.model_dump_json(indent=1)
+    atomic_write_text(folder / _FILE, text)
     if not measured.key:
         return
     place = cache_folder() / f"{measured.key}.json"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        _write(place, measured)
+        atomic_write_text(place, text)
     except OSError as error:
         log.debug("what was measured of the paths is not kept for other runs: %s", error)
-
-
-def _write(path: FilePath, measured: Measured) -> None:
-    with put_whole(path) as aside:
-        aside.write_text(measured.model_dump_json(indent=1))
 
 
 def cached(key: str) -> Measured | None:
@@ -96,14 +92,6 @@ def cached(key: str) -> Measured | None:
         log.debug("what was measured of the paths by other runs cannot be read: %s", error)
         return None
     return found if found.key == key else None
-
-
-def cache_folder() -> FilePath:
-    """Where choices are kept across runs: $REELSCALE_CACHE, else reelscale in $XDG_CACHE_HOME or ~/.cache."""
-    if told := os.environ.get("REELSCALE_CACHE"):
-        return FilePath(told)
-    above = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111, which raises without a home
-    return FilePath(above) / "reelscale"
 
 
 def key_of(model: nn.Module, training: Pass, device: str, recomputed: int | None, engine: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sharding.base.text import SAY, opened_text
+from sharding.base.text import SAVE_OR_SAY_ENCODING, opened_text
 from sharding.corpora.entries.roots import local_copy, tellable
 
 LONGEST_LINE = 2**20  # characters
@@ -34,7 +34,7 @@ class ListFile:
         self, newline: str | None = None, strict: bool = True
     ) -> contextlib.AbstractContextManager[io.TextIOBase]:
         """Its text, as `opened_text` gives it."""
-        return opened_text(self.path, self.where, "list", self.encoding, newline, strict, SAY)
+        return opened_text(self.path, self.where, "list", self.encoding, newline, strict, SAVE_OR_SAY_ENCODING)
 
     def first_line(self) -> str:
         """The first line, whatever bytes follow: by it a list is recognised, and read strictly afterwards."""

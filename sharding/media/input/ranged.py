@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from sharding.base.lru import LRU
 from sharding.storage.store import Store
 
 T = TypeVar("T")
@@ -38,12 +38,11 @@ class RangedFile:
         self.store = store
         self.path = path
         self.block = block
-        self.keep = keep
         self.ahead = ahead
         self.counted = counted
         self.waiting = waiting
         self.position = 0
-        self._kept: OrderedDict[int, bytes] = OrderedDict()
+        self._kept: LRU[int, bytes] = LRU(keep)
         self._coming: dict[int, Future[bytes]] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._latest = -1
@@ -95,11 +94,7 @@ class RangedFile:
         if data is None:
             coming = self._coming.pop(number, None)
             data = self._waited(lambda: self._fetch(number)) if coming is None else self._result(coming)
-            self._kept[number] = data
-            while len(self._kept) > self.keep:
-                self._kept.popitem(last=False)
-        else:
-            self._kept.move_to_end(number)
+            self._kept.put(number, data)
         if number == self._latest + 1 and self.ahead and number:  # block 0 alone is what every reader begins with
             self._fetch_ahead(number)
         self._latest = number

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from av.error import FFmpegError
 
+from sharding.base import environment
 from sharding.base.errors import UserError
 from sharding.media.input.bad_video import BadVideo
 from sharding.media.input.ranged import MEBIBYTE, RangedFile
@@ -113,7 +114,7 @@ class Source:
         url, name = (self.root, self.uri) if not is_absolute(self.uri) else _bucket_and_key(self.uri)
         # Ranges as platforms like them for a whole video; small ones where only pieces are wanted.
         sizes = {"block": 4 * MEBIBYTE, "keep": 4, "ahead": 2} if sequential else {"block": MEBIBYTE, "keep": 16}
-        store = _store(url, os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+        store = _store(url, environment.s3_endpoint())
         try:
             return RangedFile(store, name, counted=self._read, waiting=waiting, **sizes)
         except FileNotFoundError as error:

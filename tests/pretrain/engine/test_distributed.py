@@ -53,7 +53,7 @@ def test_a_shell_inside_an_allocation_is_a_machine_like_others(
 @pytest.mark.parametrize(("gpus", "ranks", "enough"), [(0, 1, False), (1, 1, True), (1, 2, False), (8, 2, True)])
 def test_a_gpu_a_rank_or_none(gpus: int, ranks: int, enough: bool, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "reelscale"):
-        assert enough_gpus(gpus, {"LOCAL_WORLD_SIZE": str(ranks)}) is enough
+        assert enough_gpus(gpus, ranks) is enough
     assert ("ranks=1 uses them" in caplog.text) is (0 < gpus < ranks)
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 from av.error import FFmpegError
 
+from sharding.base import child_process
 from sharding.base.errors import UserError
 from sharding.media import isolation, spool
 from sharding.media.input.bad_video import BadVideo
 from sharding.media.isolation import ChildDied, ChildStalled, Isolated
+from tests.support.processes import gone
 from tests.support.videos import poison
 
 
@@ -30,19 +32,6 @@ def isolated() -> Iterator[Isolated]:
 def child(isolated: Isolated) -> int:
     (pid,) = isolated.run(poison.whoami)
     return pid
-
-
-def gone(pid: int, seconds: float = 10) -> bool:
-    """Whether a process ends in time; one that nobody waits for counts as ended."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_items_come_one_by_one_from_one_child(isolated: Isolated) -> None:
@@ -174,7 +163,7 @@ def test_a_full_disk_is_the_user_s(isolated: Isolated, tmp_path: Path, monkeypat
 
 def test_a_child_that_cannot_start_is_no_video_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Isolated(30) as isolated:
-        monkeypatch.setattr(isolation, "_CHILD", "import sys; sys.exit(9)")
+        monkeypatch.setattr(child_process, "_PROGRAM", "import sys; sys.exit(9)")
         with pytest.raises(UserError, match="cannot start: exit 9"):
             isolated.all_of(poison.numbers, 3, folder=tmp_path)
         monkeypatch.setattr(sys, "executable", str(tmp_path / "absent"))
@@ -188,6 +177,7 @@ PARENT = """
 import signal, sys, time
 from pathlib import Path
 from sharding.media.isolation import Isolated
+from tests.support.processes import gone
 from tests.support.videos import poison
 {more}
 with Isolated(60) as isolated:

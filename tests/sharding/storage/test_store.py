@@ -168,9 +168,9 @@ def test_a_disk_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("os.link", fail)
     if rename == "absent":
-        monkeypatch.setattr("sharding.storage.rename.ctypes.CDLL", lambda *_, **__: object())
+        monkeypatch.setattr("sharding.base.atomic.ctypes.CDLL", lambda *_, **__: object())
     elif rename == "refused":
-        monkeypatch.setattr("sharding.storage.rename._rename_noreplace", lambda *_: fail())
+        monkeypatch.setattr("sharding.base.atomic._rename_noreplace", lambda *_: fail())
     store = open_store(str(tmp_path / "store"))
     test_create_only_once(store)
     test_of_many_creators_one_wins(store)

@@ -18,7 +18,7 @@ from pretrain.models.network import VideoNetwork
 PLAN, PIDS = "REELSCALE_TEST_CHILD", "REELSCALE_TEST_PIDS"
 
 
-def main(words: int, parent: int) -> None:
+def main(words: int) -> None:
     """The child's own main, after the plan: {path or "layers": how}; "engine": false leaves the engine's steps out."""
     torch.set_num_threads(1)
     plan: dict[str, Any] = json.loads(os.environ[PLAN])
@@ -38,7 +38,7 @@ def main(words: int, parent: int) -> None:
         child.build_model = lambda *_: misbehave(plan["build"], None)  # type: ignore[assignment]
     if not plan.get("engine", True):
         child._trains = lambda found, *_: found
-    child.main(words, parent)
+    child.main(words)
 
 
 def name_of(network: VideoNetwork) -> str:

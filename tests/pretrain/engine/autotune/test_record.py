@@ -17,13 +17,14 @@ from pretrain.engine.autotune import record
 from pretrain.engine.autotune.choose import leave_out, run_path, worth_trying
 from pretrain.engine.autotune.isolated import Recipe
 from pretrain.engine.autotune.process import CannotStart
-from pretrain.engine.autotune.record import Measured, cache_folder, cached, keep, kept, key_of, libraries
+from pretrain.engine.autotune.record import Measured, cached, keep, kept, key_of, libraries
 from pretrain.engine.deepspeed_config import EngineSettings
 from pretrain.engine.distributed import World
 from pretrain.engine.precision import Pass
 from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork
 from pretrain.models.zoo import ModelSettings, build_model
+from sharding.base.environment import cache_folder
 
 GPU = World(0, 1, torch.device("meta"))  # a device that is no CPU, and on which nothing is computed here
 BEST, NEXT, *_ = worth_trying(GPU.device)
