@@ -12,6 +12,7 @@ from types import FrameType
 
 from cluster.launch.signals import NOT_BEGUN
 from pretrain.engine.distributed import free_port
+from sharding.base import environment
 from sharding.base.exit_codes import DONE, FAILED, MISTAKE, STOPPED
 from sharding.base.parent_death import stop_signals
 
@@ -28,11 +29,11 @@ def run_ranks(task: str, ranks: int) -> int:
     """
     command = [sys.executable, "-m", "cluster.launch.rank_main", str(os.getpid())]
     shared = {
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks))),
+        environment.WORLD_SIZE: str(ranks),
+        environment.LOCAL_WORLD_SIZE: str(ranks),
+        environment.MASTER_ADDR: "127.0.0.1",
+        environment.MASTER_PORT: str(free_port()),
+        environment.THREADS: environment.variable(environment.THREADS) or str(max(1, (os.cpu_count() or 1) // ranks)),
     }
     processes: list[subprocess.Popen[bytes]] = []
     asked = threading.Event()
@@ -44,8 +45,8 @@ def run_ranks(task: str, ranks: int) -> int:
     before = {number: signal.signal(number, pass_on) for number in stop_signals()}
     try:
         for rank in range(ranks):
-            environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            rank_process = subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.PIPE)
+            variables = {**os.environ, **shared, environment.RANK: str(rank), environment.LOCAL_RANK: str(rank)}
+            rank_process = subprocess.Popen(command, env=variables, start_new_session=True, stdin=subprocess.PIPE)
             processes.append(rank_process)
             _hand_over(rank_process, task)
         if asked.is_set():

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
+from sharding.base import environment
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
 
@@ -19,7 +20,7 @@ def session_folder() -> str | None:
 
     Another than Ray would take is named on standard error. Raises UserError where there is none.
     """
-    wanted = _wanted(os.environ)
+    wanted = _wanted()
     chosen = fitting([wanted, *_SHORT])
     if chosen is None:
         what = f"Ray's sockets need a folder that can be written to and has a path of at most {ROOM} bytes"
@@ -37,9 +38,9 @@ def fitting(folders: Iterable[str]) -> str | None:
     return next((each for each in folders if len(os.fsencode(each)) <= ROOM and _usable(Path(each))), None)
 
 
-def _wanted(environment: Mapping[str, str]) -> str:
+def _wanted() -> str:
     """The folder that Ray takes by itself."""
-    return environment.get("RAY_TMPDIR") or environment.get("TMPDIR") or _SHORT[0]
+    return environment.variable("RAY_TMPDIR") or environment.variable("TMPDIR") or _SHORT[0]
 
 
 def _usable(folder: Path) -> bool:

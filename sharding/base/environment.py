@@ -14,6 +14,7 @@ RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
 LOCAL_RANK, LOCAL_WORLD_SIZE = "LOCAL_RANK", "LOCAL_WORLD_SIZE"  # of the ranks of one machine
 MASTER_ADDR, MASTER_PORT = "MASTER_ADDR", "MASTER_PORT"  # where the ranks meet
 
+THREADS = "OMP_NUM_THREADS"  # threads that a process computes with on a CPU
 FOLLOWED = "REELSCALE_FOLLOWED"  # of a rank whose launcher reads the run's folder
 CACHE = "REELSCALE_CACHE"  # the folder of what one run measures for others
 
