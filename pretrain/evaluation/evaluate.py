@@ -17,13 +17,13 @@ from pretrain.conversion.published import on_meta
 from pretrain.data.device.tensors import made_batch
 from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import evaluation_clips
-from pretrain.data.reading.store_split import Damaged, Split
+from pretrain.data.reading.store_split import DamagedData, Split
 from pretrain.data.reading.whole_parts import ReadingSettings
 from pretrain.data.views.frames import evaluation_starts
 from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.batches import Batch
 from pretrain.data.workers.pool import LoaderSettings, WorkerPool
-from pretrain.data.workers.worker import Work
+from pretrain.data.workers.worker import WorkerSetup
 from pretrain.engine.autotune.choose import evaluation_path
 from pretrain.evaluation.fusion import FuseSettings
 from pretrain.evaluation.video_score import VideoScore, best_rank
@@ -121,7 +121,7 @@ def open_subject(settings: EvaluateSettings) -> Subject:
 def _has_flow(split: Split, row: int) -> bool:
     try:
         return split.sample(row).flow is not None
-    except Damaged:
+    except DamagedData:
         return True
 
 
@@ -135,8 +135,8 @@ class Scorer:
         self.subject = subject
         self.model = subject.network()
         self.device = next(self.model.parameters()).device
-        gives_way = self.device.type == "cpu"
-        work = Work(subject.clip, ReadingSettings(), unseen=subject.split, gives_way=gives_way)
+        yields_cpu = self.device.type == "cpu"
+        work = WorkerSetup(subject.clip, ReadingSettings(), unseen=subject.split, yields_cpu=yields_cpu)
         self._pool = WorkerPool(workers, work, LoaderSettings().stall_seconds)
 
     def __enter__(self) -> Self:
@@ -166,7 +166,9 @@ class Scorer:
         with torch.inference_mode():
             logits = []
             for begin in range(0, len(video.planes), batch):
-                part = made_batch(video.planes.part(begin, begin + batch)).each(lambda planes: planes.to(self.device))
+                part = made_batch(video.planes.part(begin, begin + batch)).map_tensors(
+                    lambda planes: planes.to(self.device)
+                )
                 logits.append(self.model(network_input(part, self.subject.clip)).float())
         together = torch.cat(logits).cpu()
         if not together.isfinite().all():
@@ -181,6 +183,6 @@ class Scorer:
         """How many clips a damaged video would have given, as far as its record tells."""
         try:
             sample = self.subject.split.sample(row)
-        except Damaged:
+        except DamagedData:
             return clips
-        return len(evaluation_starts(sample.frames, self.subject.clip.needed(sample.times), clips))
+        return len(evaluation_starts(sample.frames, self.subject.clip.needed_frames(sample.times), clips))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pretrain.data.reading.store_split import Damaged, Split, open_split
+from pretrain.data.reading.store_split import DamagedData, Split, open_split
 from pretrain.models.weights import some
 from sharding.base.errors import UserError
 from sharding.format.index import current_index, has_version, read_index
@@ -51,7 +51,7 @@ def evaluated_videos(
             store.url,
             "evaluate on a store with the run's classes, or fine-tune the run on this one first",
         )
-    split.number_classes(classes)
+    split.renumber_labels(classes)
     met = sorted(number for number in strange if held[number])
     if not met:
         return Videos(split, list(range(len(split))), 0, notes)
@@ -79,5 +79,5 @@ def _is_known(split: Split, row: int) -> bool:
     shard, place = split.place(row)
     try:
         return bool(split.rows(shard).labels(place))
-    except Damaged:
+    except DamagedData:
         return True

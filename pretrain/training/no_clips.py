@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from pretrain.data.loader import Clips
+from pretrain.data.loader import ClipBatch
 from pretrain.data.reading.outage import NoMoreClips
 from pretrain.settings import PATIENCE, TrainSettings
 from pretrain.training.preflight import training_pass
@@ -17,7 +17,7 @@ from pretrain.training.step import StepReport
 log = logging.getLogger("reelscale")
 
 
-def clips_or_none(loader: Iterable[list[Clips]]) -> Iterator[list[Clips] | None]:
+def clips_or_none(loader: Iterable[list[ClipBatch]]) -> Iterator[list[ClipBatch] | None]:
     """What the loader gives, and None for each step from the one on for which it has nothing to give."""
     try:
         yield from loader

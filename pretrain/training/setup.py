@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pretrain.checkpoints.async_saver import Saver
 from pretrain.checkpoints.checkpoint import begin_attempt
 from pretrain.data.loader import Loader
-from pretrain.data.sources import Sources, described, order_of
+from pretrain.data.sources import Sources, describe_order, order_of
 from pretrain.engine.distributed import World
 from pretrain.engine.engine import Engine
 from pretrain.resilience.hang_watchdog import Watchdog
@@ -73,7 +73,7 @@ def open_session(
         log.info("going on from the checkpoint at step %d of %d in %s", position.step, settings.steps, folder)
 
     order = order_of(sources, data, settings.seed, settings.lanes, settings.lane_batch)
-    for line in described(order, sources):
+    for line in describe_order(order, sources):
         log.info("%s", line)
     lanes = lanes_of(world, settings.lanes)
 
@@ -89,7 +89,7 @@ def open_session(
     if not checkpoint:
         saving.save()  # to go back to, should training go wrong at once; and what cannot be written is told now
     validation = None
-    if loader.videos_unseen:
+    if loader.unseen_videos:
         validation = ValidationHook(settings, engine, world, run, loader, position, lambda: stop.asked)
     hooks: list[Hook] = [LogHook(settings, world, run, loader, saving, validation, cost)]
     if settings.precise_statistics:
@@ -100,7 +100,7 @@ def open_session(
         log.info("no validation: the store has no good video in its split 'val'")
     hooks += [saving, FirstStepHook(), *extra_hooks]
     watchdog = leaving.enter_context(Watchdog(folder, world.rank, attempt, settings.watchdog.stall_seconds))
-    loader.heed(lambda: stop.asked, watchdog.excuse)
+    loader.set_stop_check(lambda: stop.asked, watchdog.excuse)
     return Session(engine, loader, lanes, position, watch, own_time, saving, hooks, watchdog)
 
 

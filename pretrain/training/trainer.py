@@ -12,7 +12,7 @@ import torch
 from pretrain import metrics
 from pretrain.checkpoints.checkpoint import prepare_folder
 from pretrain.data.device.transforms import network_input
-from pretrain.data.loader import Clips
+from pretrain.data.loader import ClipBatch
 from pretrain.data.sampling.order import mix
 from pretrain.engine.autotune.process import SPARE
 from pretrain.engine.device_lost import device_is_there
@@ -161,10 +161,10 @@ def is_read_at_once(settings: TrainSettings, step: int) -> bool:
     return due or step == settings.steps or settings.engine.precision == "fp16"
 
 
-def passes(lanes: range, batches: list[Clips], together: bool) -> Iterator[tuple[Sequence[int], Clips]]:
+def passes(lanes: range, batches: list[ClipBatch], together: bool) -> Iterator[tuple[Sequence[int], ClipBatch]]:
     """(lanes, clips) of each pass of a step: a lane at a time, or all lanes at once."""
     if together:
-        yield lanes, Clips.together(batches)
+        yield lanes, ClipBatch.joined(batches)
         return
     for lane, clips in zip(lanes, batches, strict=True):
         yield [lane], clips

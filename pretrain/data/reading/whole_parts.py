@@ -16,9 +16,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pretrain.data.reading.outage import StoreGone
-from pretrain.data.reading.part_cache import Cache, CacheSettings, DamagedPart
-from pretrain.data.reading.prefetch import Extent, ReadAhead
-from pretrain.data.reading.store_split import Ranges, Split, TarPart
+from pretrain.data.reading.part_cache import DamagedPart, PartCache, PartCacheSettings
+from pretrain.data.reading.prefetch import ByteRange, PrefetchingReader
+from pretrain.data.reading.store_split import RangeReader, Split, TarPart
 from pretrain.data.views.frames import needed_frames
 from pretrain.data.views.views import ClipSettings
 from sharding.base.errors import UserError
@@ -31,7 +31,7 @@ _OPEN = 64  # parts that are kept open
 _WANTED = 1024  # shards that are not asked for again
 
 
-class ReadingSettings(CacheSettings):
+class ReadingSettings(PartCacheSettings):
     """Ranges of packets, or whole parts through a folder of this host."""
 
     way: Annotated[
@@ -41,7 +41,7 @@ class ReadingSettings(CacheSettings):
     ] = "auto"  # fmt: skip
 
 
-def reads_parts(settings: ReadingSettings, split: Split, clip: ClipSettings) -> bool:
+def uses_whole_parts(settings: ReadingSettings, split: Split, clip: ClipSettings) -> bool:
     """Whether whole parts are fetched. Raises UserError where they are asked for and have no place."""
     if settings.way == "ranges":
         return False
@@ -61,10 +61,10 @@ def reads_parts(settings: ReadingSettings, split: Split, clip: ClipSettings) -> 
     return total / samples * share + _REQUEST >= total / samples
 
 
-class PartReader:
+class CachedPartReader:
     """Ranges of a store's parts: from the copy on this host where there is one, else from the store."""
 
-    def __init__(self, store: Ranges, parts: Mapping[str, TarPart], cache: Cache) -> None:
+    def __init__(self, store: RangeReader, parts: Mapping[str, TarPart], cache: PartCache) -> None:
         self._store, self._cache, self._parts = store, cache, parts
         self._handles: OrderedDict[str, int] = OrderedDict()
 
@@ -83,10 +83,10 @@ class PartReader:
         self._cache.discard(self._parts[path].sha256)
         return True
 
-    def expect(self, extents: Iterable[Extent]) -> None:
-        """See `ReadAhead`; a copy is not far away."""
-        if isinstance(self._store, ReadAhead):
-            self._store.expect(extent for extent in extents if self._handle(extent.path) is None)
+    def expect(self, byte_ranges: Iterable[ByteRange]) -> None:
+        """See `PrefetchingReader`; a copy is not far away."""
+        if isinstance(self._store, PrefetchingReader):
+            self._store.expect(extent for extent in byte_ranges if self._handle(extent.path) is None)
 
     def _handle(self, path: str) -> int | None:
         if path in self._handles:
@@ -102,13 +102,13 @@ class PartReader:
         return handle
 
 
-class PartFetcher:
+class PartPrefetcher:
     """Fetches the parts of splits to this host, in a thread: one that needs a part meanwhile reads ranges of it.
 
     `close` ends the thread, after the part it is at.
     """
 
-    def __init__(self, splits: Mapping[int, Split], cache: Cache) -> None:
+    def __init__(self, splits: Mapping[int, Split], cache: PartCache) -> None:
         self._splits, self._cache = splits, cache
         self._queue: queue.SimpleQueue[tuple[Split, str] | None] = queue.SimpleQueue()
         self._wanted: OrderedDict[tuple[int, int], None] = OrderedDict()
@@ -146,10 +146,13 @@ class PartFetcher:
                 log.warning("a part is not fetched: %s", error)  # who needs its samples is told by the store, too
 
 
-def fetcher_of(settings: ReadingSettings, splits: Sequence[Split], clip: ClipSettings) -> PartFetcher | None:
-    """What fetches parts ahead, if any split is read so. Raises as `reads_parts`, and UserError for a bad folder."""
-    fetched = {number: split for number, split in enumerate(splits) if reads_parts(settings, split, clip)}
+def part_prefetcher(settings: ReadingSettings, splits: Sequence[Split], clip: ClipSettings) -> PartPrefetcher | None:
+    """What fetches parts ahead, if any split is read so.
+
+    Raises as `uses_whole_parts`, and UserError for a bad folder.
+    """
+    fetched = {number: split for number, split in enumerate(splits) if uses_whole_parts(settings, split, clip)}
     if not fetched:
         return None
     assert settings.folder is not None
-    return PartFetcher(fetched, Cache(settings.folder, settings.bytes))
+    return PartPrefetcher(fetched, PartCache(settings.folder, settings.bytes))

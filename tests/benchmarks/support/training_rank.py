@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from cluster.jobs.training import TrainingJob
 from cluster.terminal.output import end_process
 from pretrain.data.device.transforms import network_input
-from pretrain.data.loader import Clips, Loader
+from pretrain.data.loader import ClipBatch, Loader
 from pretrain.data.sources import Sources, open_sources, order_of
 from pretrain.engine.autotune.choose import evaluation_path
 from pretrain.engine.distributed import World, leave_world, start_world
@@ -123,7 +123,7 @@ def plain_step(found: Contender) -> Step:
     steps = iter(loader)
     video: Tensor | None = None
 
-    def one_pass(clips: Clips) -> None:
+    def one_pass(clips: ClipBatch) -> None:
         nonlocal video
         video = network_input(clips.planes, clip, out=video)
         with found.autocast():
@@ -131,7 +131,7 @@ def plain_step(found: Contender) -> Step:
         (F.cross_entropy(logits.float(), clips.targets) / len(found.lanes)).backward()
 
     def step() -> float:
-        before = loader.told.wait_seconds
+        before = loader.stats.wait_seconds
         optimizer.zero_grad(set_to_none=True)
         *first, last = next(steps)
         for clips in first:
@@ -139,7 +139,7 @@ def plain_step(found: Contender) -> Step:
                 one_pass(clips)
         one_pass(last)
         optimizer.step()
-        return loader.told.wait_seconds - before
+        return loader.stats.wait_seconds - before
 
     return step
 

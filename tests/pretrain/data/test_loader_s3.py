@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.loader import Clips, Loader
+from pretrain.data.loader import ClipBatch, Loader
 from pretrain.data.reading.outage import StoreGone
 from pretrain.data.reading.whole_parts import ReadingSettings
 from pretrain.data.sources import open_sources, order_of
@@ -37,7 +37,7 @@ def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         yield found
 
 
-def shown(url: str, reading: ReadingSettings | None = None) -> tuple[list[list[Clips]], Loader]:
+def shown(url: str, reading: ReadingSettings | None = None) -> tuple[list[list[ClipBatch]], Loader]:
     settings = data(url)
     sources = open_sources(settings)
     order = order_of(sources, settings, 3, 2, 2)
@@ -53,8 +53,8 @@ def test_faults_change_nothing(store: str, proxy: Proxy) -> None:
     proxy.rate = 0.1
     found, loader = shown("s3://bucket/store")
     assert_same(found, expected)
-    assert sum(proxy.counts.values()) > 3 and loader.told.retries > 0 and local.told.retries == 0
-    assert loader.damage.met == {}
+    assert sum(proxy.counts.values()) > 3 and loader.stats.retries > 0 and local.stats.retries == 0
+    assert loader.damage_budget.met == {}
 
 
 def test_whole_parts_from_afar(store: str, proxy: Proxy, tmp_path: Path) -> None:
