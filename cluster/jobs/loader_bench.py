@@ -52,7 +52,7 @@ def run_loader_bench(store: str, overrides: list[str]) -> dict[str, Any]:
         steps = iter(loader)
         next(steps)
         first = time.perf_counter() - began
-        queued = max(data.loader.ahead, -(-2 * workers // job.lanes)) + 1
+        queued = max(data.loader.prefetch, -(-2 * workers // job.lanes)) + 1
         bench = _Bench(job, loader, steps, queued, others)
         planes = bench.measured("planes", lambda clips: None)
         tensors = bench.measured("network input", _Fed(data.clip))

@@ -106,7 +106,7 @@ class Loader:
         self._unseen_damage_budget = DamageBudget(sources.unseen.store.url, len(sources.unseen), None)
         self._index = sources.versions
         workers = decoder_count(settings)
-        self._ahead = max(settings.ahead, -(-2 * workers // len(lanes)))
+        self._prefetch = max(settings.prefetch, -(-2 * workers // len(lanes)))
         # Of every lane, the shards of the block it is in, and one on which it may be already.
         opened = len(order.open_shards(0, lanes.start)) + 1
         for split in sources.splits:
@@ -155,7 +155,7 @@ class Loader:
         asked, sent = self.step, list[_Sent]()
         try:
             while self.last is None or self.step < self.last:
-                while len(tickets) <= self._ahead and (self.last is None or asked < self.last):
+                while len(tickets) <= self._prefetch and (self.last is None or asked < self.last):
                     tickets.append([pool.train(self._order.seed, draws) for draws in self._draws(asked)])
                     asked += 1
                 begin = perf_counter()

@@ -86,7 +86,7 @@ class Subject:
         model = build_model(self.train.model, len(self.classes), self.clip.frames, self.clip.crop)
         load_weights(model, self.weights, "keep", str(self.run))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model.use(evaluation_path(self.run, self.train.engine.path, device))
+        model.use(evaluation_path(self.run, self.train.engine.compute_path, device))
         return model.to(device).eval()
 
 

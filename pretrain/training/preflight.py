@@ -121,7 +121,7 @@ def training_pass(settings: TrainSettings, parameters: int, ranks: int) -> Pass:
 
 def path_is_measured(settings: TrainSettings, device: torch.device) -> bool:
     """Whether the run takes the path that is the fastest here: none was asked for, or is the same in every run."""
-    return settings.engine.path == "auto" and not is_deterministic(settings, device)
+    return settings.engine.compute_path == "auto" and not is_deterministic(settings, device)
 
 
 def begin_measuring(settings: TrainSettings, folder: Path) -> None:
@@ -160,8 +160,8 @@ def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, class
 def _path(settings: TrainSettings, folder: Path, model: VideoNetwork, world: World, classes: list[str]) -> ComputePath:
     """The path the run computes by: the one asked for, or the fastest here, or one that is the same in every run."""
     recomputed = None if settings.engine.recomputed == "auto" else settings.engine.recomputed
-    if settings.engine.path != "auto":
-        return replace(PATHS[settings.engine.path], recomputed=recomputed or 0)
+    if settings.engine.compute_path != "auto":
+        return replace(PATHS[settings.engine.compute_path], recomputed=recomputed or 0)
     if not path_is_measured(settings, world.device):
         return replace(PATHS["planar"], recomputed=recomputed or 0)
     training = training_pass(settings, parameters(model), world.size)

@@ -68,11 +68,13 @@ def ready_engine(
 def _give_up(settings: TrainSettings, folder: Path, world: World, outcome: Outcome) -> None:
     """Leave the run's path out. Raises what ends the run where that is in vain."""
     if not path_is_measured(settings, world.device):
-        asked = settings.engine.path != "auto"
+        asked = settings.engine.compute_path != "auto"
         raise UserError(
             "a step of training fails by this path, as the warning above says",
-            "engine.path" if asked else "deterministic",
-            "set engine.path=auto, which takes another one" if asked else "set engine.path to another one",
+            "engine.compute_path" if asked else "deterministic",
+            "set engine.compute_path=auto, which takes another one"
+            if asked
+            else "set engine.compute_path to another one",
         )
     leave_out(folder, world)
     if outcome == Outcome.DEVICE_LOST:

@@ -81,7 +81,7 @@ def cases(device: torch.device, quick: bool, ranks: Sequence[int], every: bool =
         "log_steps": 1 if quick else 5,
         "data": {"clip": clip, "loader": {"workers": 1} if quick else {}},
         "model": network,
-        "engine": {"precision": "fp32"} | ({"path": "channels-last"} if quick else {}),
+        "engine": {"precision": "fp32"} | ({"compute_path": "channels-last"} if quick else {}),
     }
     return {f"the demo's network, 16 × 8 × {clip['crop']}², fp32": demo}
 

@@ -34,7 +34,7 @@ _WANTED = 1024  # shards that are not asked for again
 class ReadingSettings(PartCacheSettings):
     """Ranges of packets, or whole parts through a folder of this host."""
 
-    way: Annotated[
+    mode: Annotated[
         Literal["auto", "ranges", "parts"],
         Field(description="ranges: a clip's packets alone; parts: whole tars, ahead, kept in `folder`; auto: where a "
               "folder is given, parts if they all fit there or a clip needs most of a sample"),
@@ -43,18 +43,18 @@ class ReadingSettings(PartCacheSettings):
 
 def uses_whole_parts(settings: ReadingSettings, split: Split, clip: ClipSettings) -> bool:
     """Whether whole parts are fetched. Raises UserError where they are asked for and have no place."""
-    if settings.way == "ranges":
+    if settings.mode == "ranges":
         return False
     if settings.folder is None:
-        if settings.way == "auto":
+        if settings.mode == "auto":
             return False
         raise UserError(
             "whole parts are to be read, and nothing says where they are kept",
             "data.reading",
-            "set data.reading.folder to a folder on a local disk, or data.reading.way=ranges",
+            "set data.reading.folder to a folder on a local disk, or data.reading.mode=ranges",
         )
     total, samples = sum(split.shard_bytes), len(split)
-    if settings.way == "parts" or total <= settings.bytes:
+    if settings.mode == "parts" or total <= settings.bytes:
         return True
     frames = split.index.splits[split.name].frames / samples
     share = min(1.0, (needed_frames(clip.frames, clip.stride) + _GROUP) / frames)

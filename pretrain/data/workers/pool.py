@@ -54,7 +54,9 @@ class LoaderSettings(Settings):
         int | None,
         Field(ge=1, le=1024, description="processes a rank that decode; unless given, this rank's share of the cores"),
     ] = None
-    ahead: Annotated[int, Field(ge=1, le=1024, description="steps made ahead of the one being trained, at least")] = 1
+    prefetch: Annotated[
+        int, Field(ge=1, le=1024, description="steps made ahead of the one being trained, at least")
+    ] = 1
     damaged: Annotated[
         float, Field(ge=0, le=1, description="share of the samples that may be damaged before the run stops")
     ] = 0.001

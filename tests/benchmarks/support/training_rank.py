@@ -74,7 +74,7 @@ def model_step(found: Contender) -> Step:
     """Our network on clips that lie ready, by the engine as the trainer drives it, with every pass of a step."""
     job, clip, world = found.job, found.job.data.clip, found.world
     network = build_model(job.model, found.classes, clip.frames, clip.crop).to(world.device).train()
-    path = evaluation_path(found.folder, job.engine.path, world.device)
+    path = evaluation_path(found.folder, job.engine.compute_path, world.device)
     if job.engine.recomputed != "auto":
         path = replace(path, recomputed=job.engine.recomputed)
     network.use(path)

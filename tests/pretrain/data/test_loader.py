@@ -88,11 +88,11 @@ def test_what_a_step_is(whole: list[list[ClipBatch]]) -> None:
     assert video.shape == (LANE_BATCH, 3, 4, 16, 16) and video.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("workers", "ahead"), [(3, 1), (2, 9)])
+@pytest.mark.parametrize(("workers", "prefetch"), [(3, 1), (2, 9)])
 def test_workers_and_depth_change_nothing(
-    sources: Sources, whole: list[list[ClipBatch]], workers: int, ahead: int
+    sources: Sources, whole: list[list[ClipBatch]], workers: int, prefetch: int
 ) -> None:
-    assert_same(shown(loader(sources, workers, last=8, ahead=ahead)), whole)
+    assert_same(shown(loader(sources, workers, last=8, prefetch=prefetch)), whole)
 
 
 def test_a_lane_of_very_many_clips(sources: Sources) -> None:
@@ -273,7 +273,7 @@ def test_a_worker_that_is_killed_is_told(sources: Sources) -> None:
 
 def test_workers_that_hang_are_told(sources: Sources) -> None:
     before = children()
-    with loader(sources, 1, ahead=1, stall_seconds=1) as made:
+    with loader(sources, 1, prefetch=1, stall_seconds=1) as made:
         steps = iter(made)
         next(steps)
         (worker,) = children() - before

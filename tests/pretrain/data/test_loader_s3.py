@@ -60,7 +60,7 @@ def test_faults_change_nothing(store: str, proxy: Proxy) -> None:
 def test_whole_parts_from_afar(store: str, proxy: Proxy, tmp_path: Path) -> None:
     expected, _ = shown(store)
     proxy.rate = 0.1
-    found, _ = shown("s3://bucket/store", ReadingSettings(folder=tmp_path / "parts", way="parts"))
+    found, _ = shown("s3://bucket/store", ReadingSettings(folder=tmp_path / "parts", mode="parts"))
     assert_same(found, expected)
     kept_parts = [path for path in (tmp_path / "parts").iterdir() if not path.name.startswith(".")]
     assert kept_parts
@@ -71,7 +71,7 @@ def test_a_store_that_is_gone_ends_the_run(proxy: Proxy, monkeypatch: pytest.Mon
     settings = data("s3://bucket/store").model_copy(update={"patience_seconds": 1.0})
     sources = open_sources(settings)
     order = order_of(sources, settings, 3, 2, 2)
-    with Loader(sources, order, SETTINGS, LoaderSettings(workers=1, ahead=1), range(2)) as loader:
+    with Loader(sources, order, SETTINGS, LoaderSettings(workers=1, prefetch=1), range(2)) as loader:
         steps = iter(loader)
         next(steps)
         proxy.rate = 1.0

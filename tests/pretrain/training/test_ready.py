@@ -17,7 +17,7 @@ from pretrain.engine.autotune.trial import Outcome
 from pretrain.engine.distributed import free_port
 from tests.pretrain.conftest import ROOT, Finished, end
 
-MEASURED = ("engine.path=auto", "deterministic=false")
+MEASURED = ("engine.compute_path=auto", "deterministic=false")
 
 
 def train(finished: Finished, run: Path, fails: str, *overrides: str) -> tuple[int, str]:
@@ -72,8 +72,8 @@ def test_a_lost_device_ends_the_run_and_the_same_command_goes_on(finished: Finis
 
 
 def test_a_path_that_was_asked_for_is_an_error(finished: Finished, tmp_path: Path) -> None:
-    code, told = train(finished, tmp_path / "run", "once", "engine.path=planar")
-    assert code == 2 and "a step of training fails by this path" in told and "engine.path=auto" in told, told
+    code, told = train(finished, tmp_path / "run", "once", "engine.compute_path=planar")
+    assert code == 2 and "a step of training fails by this path" in told and "engine.compute_path=auto" in told, told
     assert "Traceback" not in told and not (tmp_path / "run" / "path.json").exists()
 
 

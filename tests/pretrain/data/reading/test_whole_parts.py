@@ -34,12 +34,12 @@ def settings(**given: object) -> ReadingSettings:
 
 def test_what_is_read(split: Split, tmp_path: Path) -> None:
     assert not uses_whole_parts(settings(), split, SETTINGS)
-    assert not uses_whole_parts(settings(folder=tmp_path, way="ranges"), split, SETTINGS)
-    assert uses_whole_parts(settings(folder=tmp_path, way="parts", bytes=1), split, SETTINGS)
+    assert not uses_whole_parts(settings(folder=tmp_path, mode="ranges"), split, SETTINGS)
+    assert uses_whole_parts(settings(folder=tmp_path, mode="parts", bytes=1), split, SETTINGS)
     assert uses_whole_parts(settings(folder=tmp_path), split, SETTINGS)  # they fit, for ever
     assert uses_whole_parts(settings(folder=tmp_path, bytes=1), split, SETTINGS)  # small samples: a request costs more
     with pytest.raises(UserError, match="nothing says where") as caught:
-        uses_whole_parts(settings(way="parts"), split, SETTINGS)
+        uses_whole_parts(settings(mode="parts"), split, SETTINGS)
     assert "data.reading.folder" in caught.value.remedy
 
 
@@ -119,7 +119,7 @@ def keys_of(data: DataSettings, reading: ReadingSettings, last: int = 6) -> tupl
 def test_workers_share_what_they_fetch(store: str, tmp_path: Path) -> None:
     data = DataSettings.model_validate({"store": store, "clip": CLIP})
     expected, _ = keys_of(data, settings())
-    reading = settings(folder=tmp_path / "cache", way="parts")
+    reading = settings(folder=tmp_path / "cache", mode="parts")
     assert keys_of(data, reading)[0] == expected
     kept = {path.name for path in (tmp_path / "cache").iterdir() if not path.name.startswith(".")}
     parts = {part.sha256 for part in open_split(open_store(store), "train").parts.values()}
@@ -130,7 +130,7 @@ def test_workers_share_what_they_fetch(store: str, tmp_path: Path) -> None:
 
 def test_a_loader_that_is_closed_fetches_no_more(store: str, tmp_path: Path) -> None:
     before = set(threading.enumerate())
-    data = DataSettings.model_validate({"store": store, "clip": CLIP, "reading": {"folder": tmp_path, "way": "parts"}})
+    data = DataSettings.model_validate({"store": store, "clip": CLIP, "reading": {"folder": tmp_path, "mode": "parts"}})
     sources = open_sources(data)
     order = order_of(sources, data, 0, 1, 2)
     with Loader(sources, order, SETTINGS, LoaderSettings(workers=1), range(1), reading=data.reading) as loader:

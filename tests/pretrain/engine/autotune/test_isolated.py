@@ -198,7 +198,9 @@ def test_the_child_begins_early_where_a_run_will_need_it(
     monkeypatch.setattr(SPARE, "begin", lambda: begun.append(1))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("RANK", change.get("rank", "0"))
-    settings = TrainSettings.model_validate({"data": {"store": "s"}, "engine": {"path": change.get("path", "auto")}})
+    settings = TrainSettings.model_validate(
+        {"data": {"store": "s"}, "engine": {"compute_path": change.get("path", "auto")}}
+    )
     if change.get("kept"):
         keep(tmp_path, MEASURED)
     begin_measuring(settings, tmp_path)

@@ -75,7 +75,7 @@ def all_trained(store: str, folder: Path, runs: Mapping[str, tuple[str, ...]], g
 def by(path: str, precision: str, zero: int = 1) -> tuple[str, ...]:
     """Overrides of a run; the path is the run's choice where it is `auto`."""
     more = (f"engine.deepspeed={WHOLE}",) if zero == 3 else ()
-    return f"engine.path={path}", f"engine.precision={precision}", f"engine.zero={zero}", *more
+    return f"engine.compute_path={path}", f"engine.precision={precision}", f"engine.zero={zero}", *more
 
 
 def off(steps: Steps, exact: Steps, key: str) -> float:
