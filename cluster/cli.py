@@ -334,11 +334,11 @@ def models(
 
       reelscale models --name i3d --frames 64 --size 224 in_channels=2
     """
-    from pretrain.models.describe import describe_given
+    from pretrain.models.describe import describe_networks
 
     options = {"name": name, "depth": depth, "frames": frames, "size": size, "classes": classes}
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
-    told = describe_given([*given, *(overrides or [])])
+    told = describe_networks([*given, *(overrides or [])])
     if as_json:
         print_json(told)
         return

@@ -213,7 +213,7 @@ def deepspeed_config(
 
 
 @contextlib.contextmanager
-def refusals_told(settings: EngineSettings) -> Iterator[None]:
+def explains_deepspeed_refusals(settings: EngineSettings) -> Iterator[None]:
     """What DeepSpeed refuses as it starts, where something was added to its configuration, as UserError.
 
     The checks of `EngineSettings` know single values: not what goes together, nor what is installed and writable.

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pretrain.checkpoints.checkpoint import load_run
-from pretrain.conversion.published import on_meta
+from pretrain.conversion.published import meta_network
 from pretrain.data.device.tensors import made_batch
 from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import evaluation_clips
@@ -24,7 +24,7 @@ from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.batches import Batch
 from pretrain.data.workers.pool import LoaderSettings, WorkerPool
 from pretrain.data.workers.worker import WorkerSetup
-from pretrain.engine.autotune.choose import evaluation_path
+from pretrain.engine.autotune.choose import evaluation_compute_path
 from pretrain.evaluation.fusion import FuseSettings
 from pretrain.evaluation.video_score import VideoScore, best_rank
 from pretrain.evaluation.videos import evaluated_videos
@@ -86,7 +86,7 @@ class Subject:
         model = build_model(self.train.model, len(self.classes), self.clip.frames, self.clip.crop)
         load_weights(model, self.weights, "keep", str(self.run))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model.use(evaluation_path(self.run, self.train.engine.compute_path, device))
+        model.use(evaluation_compute_path(self.run, self.train.engine.compute_path, device))
         return model.to(device).eval()
 
 
@@ -111,7 +111,7 @@ def open_subject(settings: EvaluateSettings) -> Subject:
         what = "the network takes optical flow, and the store holds none"
         raise UserError(what, store.url, "shard the corpus into a new store with the setting flow={}")
     checkpoint = load_run(run)
-    check_weights(on_meta(train.model, len(classes), clip.frames, clip.crop), checkpoint.weights, "keep", str(run))
+    check_weights(meta_network(train.model, len(classes), clip.frames, clip.crop), checkpoint.weights, "keep", str(run))
     return Subject(
         run, train, classes, checkpoint.weights, checkpoint.step, videos.split, videos.rows, videos.left_out,
         videos.notes,

@@ -63,7 +63,7 @@ def open_session(
     keep_threads(settings, world, run)
     attempt = world.broadcast(begin_attempt(folder, settings.checkpoint) if world.rank == 0 else 0)
     checkpoint = newest(folder, settings.checkpoint, world)
-    rollback = decoded(world.share(lambda: kept(folder, settings.checkpoint)), settings)
+    rollback = decoded(world.broadcast_text(lambda: kept(folder, settings.checkpoint)), settings)
     require_hope(rollback, checkpoint, folder)
     if world.rank == 0:
         record_start(folder, settings, world, attempt, checkpoint.step if checkpoint else 0, run.before)

@@ -129,7 +129,7 @@ class Bench:
             seen.first_lines.append(first)
         except subprocess.CalledProcessError as error:
             seen.failed = error.stderr.strip().splitlines()[-1][:100] if error.stderr.strip() else str(error)
-        measured = run / "path.json"
+        measured = run / "compute_path.json"
         if self.path is None and measured.exists():
             self.path = self.folder / measured.name
             shutil.copy(measured, self.path)

@@ -27,7 +27,7 @@ from cluster.terminal.output import end_process
 from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import ClipBatch, Loader
 from pretrain.data.sources import Sources, open_sources, order_of
-from pretrain.engine.autotune.choose import evaluation_path
+from pretrain.engine.autotune.choose import evaluation_compute_path
 from pretrain.engine.distributed import World, leave_world, start_world
 from pretrain.engine.engine import Engine
 from pretrain.losses import loss as loss_of
@@ -74,7 +74,7 @@ def model_step(found: Contender) -> Step:
     """Our network on clips that lie ready, by the engine as the trainer drives it, with every pass of a step."""
     job, clip, world = found.job, found.job.data.clip, found.world
     network = build_model(job.model, found.classes, clip.frames, clip.crop).to(world.device).train()
-    path = evaluation_path(found.folder, job.engine.compute_path, world.device)
+    path = evaluation_compute_path(found.folder, job.engine.compute_path, world.device)
     if job.engine.recomputed != "auto":
         path = replace(path, recomputed=job.engine.recomputed)
     network.use(path)

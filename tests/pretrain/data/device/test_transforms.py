@@ -18,7 +18,7 @@ from pretrain.data.device import transforms
 from pretrain.data.device.tensors import FlowBatch, PlaneBatch, flow_batch, plane_batch
 from pretrain.data.device.transforms import network_input, pictures
 from pretrain.data.reading.decode import Planes
-from pretrain.data.views.resample import linear_taps, source_window, span
+from pretrain.data.views.resample import linear_taps, source_window, taps_range
 from pretrain.data.views.views import FLOW, ClipSettings, Normalisation, View, centre_view, train_view
 from sharding.media.flow import dequantised, quantised
 from tests.demo.corpora import FOOTAGE
@@ -29,7 +29,7 @@ MATRICES = {"bt601": 5, "bt709": 1}  # swscale's numbers
 SIZES = ((36, 44), (24, 24), (25, 31), (48, 20), (64, 90))
 
 
-def on_meta(tensor: torch.Tensor) -> torch.Tensor:
+def meta_network(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("meta")
 
 
@@ -305,9 +305,9 @@ def test_a_window_holds_all_that_is_taken(data: st.DataObject) -> None:
     first, last = source_window(source, target, begin, count)
     assert first % 2 == 0 and (last % 2 == 0 or last == source) and 0 <= first < last <= source
     for mirrored in (False, True):
-        low, high = span([linear_taps(source, target, begin, count, mirrored)])
+        low, high = taps_range([linear_taps(source, target, begin, count, mirrored)])
         assert first <= low and high <= last
-        low, high = span([linear_taps((source + 1) // 2, target, begin, count, mirrored)])
+        low, high = taps_range([linear_taps((source + 1) // 2, target, begin, count, mirrored)])
         assert first // 2 <= low and high <= (last + 1) // 2
     here = linear_taps(source, target, begin, count, origin=first)
     assert np.array_equal(here.index + first, linear_taps(source, target, begin, count).index)
