@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,11 @@ FORMAT = 1
 _CHANGES_SHOWN = 6
 _RESTORE = "restore the file (checkpoint.store has a copy, where one is set), or name a new folder: run=runs/NAME"
 _IMPORT = "make a run of weights first, reelscale import FILE RUN, and name that one"
+_RENAMED = {  # settings that runs written before have under another name, and their name now
+    ("data", "reading", "way"): "mode",
+    ("data", "loader", "ahead"): "prefetch",
+    ("engine", "path"): "compute_path",
+}
 _A_RUN = "give the folder that `reelscale pretrain` or `finetune` printed"
 
 
@@ -42,8 +48,24 @@ class RunSettings(pydantic.BaseModel):
 
 
 def parse_settings(data: bytes, where: str) -> RunSettings:
-    """The content of a settings.json. Raises UserError for a damaged one, or another version's."""
-    return read_json(data, RunSettings, f"the run's {SETTINGS}", where, _RESTORE, FORMAT)
+    """The content of a settings.json, the settings under the names they have now.
+
+    Raises UserError for a damaged one, or another version's.
+    """
+    run = read_json(data, RunSettings, f"the run's {SETTINGS}", where, _RESTORE, FORMAT)
+    return run.model_copy(update={"settings": with_current_names(run.settings)})
+
+
+def with_current_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a run's stored settings in which those that have since been renamed have the name they have now."""
+    renamed = copy.deepcopy(settings)
+    for (*sections, before), name in _RENAMED.items():
+        section: Any = renamed
+        for key in sections:
+            section = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict) and before in section:
+            section.setdefault(name, section.pop(before))
+    return renamed
 
 
 def read_settings_file(folder: Path) -> RunSettings:

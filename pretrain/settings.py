@@ -92,7 +92,7 @@ def what_matters(settings: TrainSettings) -> dict[str, Any]:
             "watchdog": True,
             "pulse": True,
             "checkpoint": True,
-            "data": {"loader": {"workers", "ahead", "stall_seconds"}, "reading": True, "patience_seconds": True},
+            "data": {"loader": {"workers", "prefetch", "stall_seconds"}, "reading": True, "patience_seconds": True},
         },
     )
 

@@ -18,7 +18,7 @@ import torch
 from torch.testing import assert_close
 
 from pretrain.data.sources import DataSettings
-from pretrain.engine.autotune.choose import worth_trying
+from pretrain.engine.autotune.choose import candidate_names
 from pretrain.engine.distributed import leave_world, start_world
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.corpora.manifest import Video
@@ -56,7 +56,7 @@ def test_every_contender_of_a_case_is_timed() -> None:
     """Ours as the engine takes its step, and as a network alone."""
     case = Case(ModelSettings(depth=10, width=0.125), 8, 16, 2, half=True, threads=1)
     result = models.compare(case, torch.device("cpu"), rounds=2, quick=True)
-    paths = worth_trying(torch.device("cpu"))
+    paths = candidate_names(torch.device("cpu"))
     assert list(result["rows"]) == [
         "plain conv3d", "plain channels last",
         *(f"ours, {path}" for path in paths), *(f"ours, {path}, network alone" for path in paths),
@@ -99,7 +99,7 @@ def test_on_a_gpu_a_contender_of_ours_has_its_own_process() -> None:
     best = Contender(channels_last=True, compiled=True)
     assert set(models.peers(gpu, quick=False)) - set(models.peers(gpu, quick=True)) == {Contender(compiled=True)}
     assert best in models.peers(gpu, quick=True) and best not in models.peers(cpu, quick=True)
-    paths = worth_trying(gpu)
+    paths = candidate_names(gpu)
     found = models.ours(gpu, False, paths[-1])
     assert found == [*(Contender(path, engine=True) for path in paths), Contender(paths[-1])]
     assert models.ours(gpu, True, paths[-1]) == found[-2:]

@@ -39,11 +39,11 @@ def models(
 
       reelscale models --name i3d --frames 64 --size 224 in_channels=2
     """
-    from pretrain.models.describe import describe_given
+    from pretrain.models.describe import describe_networks
 
     options = {"name": name, "depth": depth, "frames": frames, "size": size, "classes": classes}
     from_options = [f"{key}={value}" for key, value in options.items() if value is not None]
-    described = describe_given([*from_options, *(overrides or [])])
+    described = describe_networks([*from_options, *(overrides or [])])
     if as_json:
         print_json(described)
         return

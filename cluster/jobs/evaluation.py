@@ -13,7 +13,7 @@ from cluster.launch.choose import Launcher, choose_launcher
 from cluster.launch.ray_cluster import cpus, first_ready, is_gone, ray_cluster, result_of
 from cluster.launch.signals import raise_if_interrupted
 from cluster.terminal.progress import progress
-from pretrain.data.workers.pool import LoaderSettings, WorkerDied, workers_of
+from pretrain.data.workers.pool import DecoderDied, LoaderSettings, decoder_count
 from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open_subject
 from pretrain.evaluation.summary import folder_of, other_of, pieces_of, require_sound, write_evaluation
 from pretrain.evaluation.video_score import VideoScore
@@ -98,7 +98,7 @@ def _tell_damaged(more: list[VideoScore], before: list[VideoScore]) -> None:
 def _in_this_process(settings: EvaluateSettings, subject: Subject, todo: list[int]) -> Generator[list[VideoScore]]:
     if not todo:
         return
-    with Scorer(subject, workers_of(LoaderSettings())) as scorer:
+    with Scorer(subject, decoder_count(LoaderSettings())) as scorer:
         for score in scorer.scores(todo, settings.clips, settings.batch):
             yield [score]
 
@@ -125,9 +125,9 @@ def _by_ray(settings: EvaluateSettings, workers: int, subject: Subject, todo: li
             try:
                 yield result_of(ray, ready)
             except Exception as error:
-                if not (isinstance(error, WorkerDied) or is_gone(ray, error)):
+                if not (isinstance(error, DecoderDied) or is_gone(ray, error)):
                     raise
-                reason = str(error) if isinstance(error, WorkerDied) else type(error).__name__
+                reason = str(error) if isinstance(error, DecoderDied) else type(error).__name__
                 told = f"a worker that scored videos {rows[0]} to {rows[-1]} is gone ({reason})"
                 if tries == _TRIES:
                     raise CannotGoOn(f"{told}, as {_TRIES - 1} before it; the same command goes on") from error

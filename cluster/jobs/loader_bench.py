@@ -16,10 +16,10 @@ from cluster.jobs.user_paths import absolute
 from cluster.launch.signals import raise_if_interrupted
 from cluster.terminal.progress import progress
 from pretrain.data.device.transforms import network_input
-from pretrain.data.loader import Clips, Loader
+from pretrain.data.loader import ClipBatch, Loader
 from pretrain.data.sources import DataSettings, open_sources, order_of
 from pretrain.data.views.views import ClipSettings
-from pretrain.data.workers.pool import workers_of
+from pretrain.data.workers.pool import decoder_count
 from sharding.base.settings import Seconds, Settings, load_settings
 
 
@@ -40,10 +40,10 @@ def run_loader_bench(store: str, overrides: list[str]) -> dict[str, Any]:
     """Measure a store: `planes`, clips as they reach the trainer's process, and `network_input`, made there on the CPU.
 
     Figures a clip are means; a core second is a CPU second of a worker or of this process. Raises UserError, and
-    WorkerDied or WorkersStalled of `pretrain.data.workers.pool`.
+    DecoderDied or DecodersStalled of `pretrain.data.workers.pool`.
     """
     job = load_settings(LoaderBench, None, [f"data.store={json.dumps(absolute(store))}", *overrides])
-    data, workers = job.data, workers_of(job.data.loader)
+    data, workers = job.data, decoder_count(job.data.loader)
     others = set(started_by(os.getpid()))
     began = time.perf_counter()
     sources = open_sources(data)
@@ -52,11 +52,11 @@ def run_loader_bench(store: str, overrides: list[str]) -> dict[str, Any]:
         steps = iter(loader)
         next(steps)
         first = time.perf_counter() - began
-        queued = max(data.loader.ahead, -(-2 * workers // job.lanes)) + 1
+        queued = max(data.loader.prefetch, -(-2 * workers // job.lanes)) + 1
         bench = _Bench(job, loader, steps, queued, others)
         planes = bench.measured("planes", lambda clips: None)
         tensors = bench.measured("network input", _Fed(data.clip))
-        told, damaged = loader.told, loader.damage.samples
+        told, damaged = loader.stats, loader.damage_budget.samples
     return {
         "store": data.store,
         "samples": sources.samples,
@@ -110,7 +110,7 @@ class _Fed:
         self.clip = clip
         self.video: Any = None
 
-    def __call__(self, clips: Clips) -> None:
+    def __call__(self, clips: ClipBatch) -> None:
         self.video = network_input(clips.planes, self.clip, out=self.video)
 
 
@@ -121,27 +121,27 @@ class _Bench:
     """
 
     def __init__(
-        self, job: LoaderBench, loader: Loader, steps: Iterator[list[Clips]], queued: int, others: set[int]
+        self, job: LoaderBench, loader: Loader, steps: Iterator[list[ClipBatch]], queued: int, others: set[int]
     ) -> None:
         self.job, self.loader, self.steps, self.queued, self.others = job, loader, steps, queued, others
 
-    def measured(self, what: str, use: Callable[[Clips], object]) -> dict[str, Any]:
+    def measured(self, what: str, use: Callable[[ClipBatch], object]) -> dict[str, Any]:
         """Figures of clips that are handed to `use`, once none is left that was made before."""
         for _ in range(self.queued):
             self._step(use)
-        before, own = replace(self.loader.told), time.process_time()
+        before, own = replace(self.loader.stats), time.process_time()
         workers, began = self._workers(), time.perf_counter()
         goal = self.job.clips or round(self.job.seconds)
         clips, seconds, shown = 0, 0.0, 0
         with progress(f"bench-loader: {what}", goal) as advance:
             while clips < self.job.clips if self.job.clips else seconds < self.job.seconds:
                 self._step(use)
-                clips, seconds = self.loader.told.clips - before.clips, time.perf_counter() - began
+                clips, seconds = self.loader.stats.clips - before.clips, time.perf_counter() - began
                 done = min(goal, clips if self.job.clips else int(seconds))
                 advance(done - shown, f"{clips / seconds:,.0f} clips/s")
                 shown = done
         own = time.process_time() - own
-        after, told = self._workers(), self.loader.told
+        after, told = self._workers(), self.loader.stats
         spent = sum(usage.cpu_seconds - workers[pid].cpu_seconds for pid, usage in after.items())
         return {
             "clips": clips,
@@ -160,7 +160,7 @@ class _Bench:
     def _workers(self) -> dict[int, Usage]:
         return {pid: usage for pid, usage in started_by(os.getpid()).items() if pid not in self.others}
 
-    def _step(self, use: Callable[[Clips], object]) -> None:
+    def _step(self, use: Callable[[ClipBatch], object]) -> None:
         raise_if_interrupted()
         for clips in next(self.steps):
             use(clips)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from itertools import product
 
-from pretrain.models.weights import some
+from pretrain.models.weights import first_names
 from sharding.base.errors import UserError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -43,7 +43,7 @@ def names_from_caffe2(blobs: Shapes, where: str) -> dict[str, str]:
     unknown = [blob for blob, name in names.items() if name is None or taken[name] > 1]
     if unknown:
         raise UserError(
-            f"{len(unknown)} blobs have no place of their own in a network of the zoo ({some(unknown)})",
+            f"{len(unknown)} blobs have no place of their own in a network of the zoo ({first_names(unknown)})",
             where,
             "give the weights of one of VMZ's R(2+1)D, R3D, R2D, MC, rMC or C3D networks",
         )

@@ -9,11 +9,11 @@ from typing import Any
 
 from pretrain.checkpoints.checkpoint import Checkpoint, begin_attempt, load_run, save_checkpoint
 from pretrain.conversion.export_file import Export, is_export, read_export, write_export
-from pretrain.conversion.published import Published, on_meta, read_published
+from pretrain.conversion.published import Published, meta_network, read_published
 from pretrain.data.sources import DataSettings
 from pretrain.data.views.views import ClipSettings, Normalisation
 from pretrain.models.count import parameters
-from pretrain.models.weights import check_weights, some
+from pretrain.models.weights import check_weights, first_names
 from pretrain.models.zoo import ModelSettings
 from pretrain.run_folder import Run, read_settings
 from pretrain.run_settings import SETTINGS, read_settings_file
@@ -41,7 +41,9 @@ def export_run(run: Path, file: Path) -> dict[str, Any]:
     settings, classes = read_settings(run)
     checkpoint = load_run(run)
     clip = settings.data.clip
-    check_weights(on_meta(settings.model, len(classes), clip.frames, clip.crop), checkpoint.weights, "keep", str(run))
+    check_weights(
+        meta_network(settings.model, len(classes), clip.frames, clip.crop), checkpoint.weights, "keep", str(run)
+    )
     if (run / _PROVENANCE).exists():
         path = run / _PROVENANCE
         imported = read_json(path.read_bytes(), dict[str, Any], f"the run's {_PROVENANCE}", str(path), _AGAIN)
@@ -74,7 +76,7 @@ def import_run(
         raise UserError(f"a clip of {frames} frames is none", "frames", "give at least 1 frame")
     export, notes = _exported(file, frames) if is_export(file) and not inflate else _found(file, inflate, frames)
     names = read_classes(classes, len(export.classes)) if classes else export.classes
-    model = on_meta(export.model, len(names), export.clip.frames, export.clip.crop)
+    model = meta_network(export.model, len(names), export.clip.frames, export.clip.crop)
     check_weights(model, export.state, "keep", str(file))
     settings = TrainSettings(data=DataSettings(store=NO_STORE, clip=export.clip), model=export.model)
     count = parameters(model)
@@ -140,7 +142,7 @@ def _found(file: Path, inflate: str | None, frames: int | None) -> tuple[Export,
     if found.frames is None:
         notes.append(f"the weights do not tell the clips' length; {clip.frames} frames are assumed (--frames)")
     if found.set_aside:
-        notes.append(f"set aside: {some(found.set_aside)}")
+        notes.append(f"set aside: {first_names(found.set_aside)}")
     return Export(found.settings, classes, clip, provenance, found.state), notes
 
 
@@ -168,7 +170,7 @@ def _described(export: Export) -> dict[str, Any]:
     return {
         "model": {"name": export.model.name, **given},
         "classes": len(export.classes),
-        "parameters": parameters(on_meta(export.model, len(export.classes), export.clip.frames, export.clip.crop)),
+        "parameters": parameters(meta_network(export.model, len(export.classes), export.clip.frames, export.clip.crop)),
         "clip": export.clip.model_dump(mode="json"),
         "normalisation": export.normalisation,
     }

@@ -25,7 +25,7 @@ from pretrain.conversion.safe_pickle import read_arrays
 from pretrain.conversion.torch_archive import read_archive, records
 from pretrain.conversion.wrapped import ALONE, unwrapped
 from pretrain.models.network import VideoNetwork
-from pretrain.models.weights import check_weights, some
+from pretrain.models.weights import check_weights, first_names
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.base.errors import UserError
 from sharding.base.settings import validate
@@ -89,14 +89,14 @@ def read_published(path: Path, inflate: str | None = None, frames: int | None = 
 
 def _check(found: Recognised, state: Mapping[str, Tensor], blobs: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Raises UserError unless the tensors are the network's, naming those missing as the file would."""
-    model = on_meta(found.settings, found.classes, found.frames, found.size)
+    model = meta_network(found.settings, found.classes, found.frames, found.size)
     try:
         check_weights(model, state, "keep", where, "give a file that is whole, of one of the zoo's networks")
     except UserError as error:
         missing = blobs_of([name for name in model.state_dict() if name not in state], blobs, where) if blobs else {}
         if not missing:
             raise
-        what = f"{error.what}; missing in the file's names: {some(list(missing.values()))}"
+        what = f"{error.what}; missing in the file's names: {first_names(list(missing.values()))}"
         raise UserError(what, where, error.remedy) from error
 
 
@@ -117,10 +117,12 @@ def _inflated(
         tree = found.settings.model_dump() | {"name": target, "pool1": True, "eps": 1e-5}
         length = (frames or _CLIP) if target == "r2d" else None
         found = Recognised(validate(ModelSettings, tree, where), found.classes, length)
-    return found, inflated(state, on_meta(found.settings, found.classes, found.frames))
+    return found, inflated(state, meta_network(found.settings, found.classes, found.frames))
 
 
-def on_meta(settings: ModelSettings, classes: int, frames: int | None = None, size: int | None = None) -> VideoNetwork:
+def meta_network(
+    settings: ModelSettings, classes: int, frames: int | None = None, size: int | None = None
+) -> VideoNetwork:
     """The network with names and shapes and no memory behind them."""
     with torch.device("meta"):
         return build_model(settings, classes, frames or _CLIP, size or 112)
@@ -151,7 +153,7 @@ def _read(path: Path) -> _File:
     file = _network_of(tree, str(path))
     if not foreign:
         return file
-    return replace(file, notes=[*file.notes, f"neither read nor run: {some(foreign)}"])
+    return replace(file, notes=[*file.notes, f"neither read nor run: {first_names(foreign)}"])
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -174,7 +176,7 @@ def _pytorch(path: Path) -> tuple[Any, list[str]]:
             tree, foreign = read_archive(path)
             return tree, sorted(foreign)
         if names and not any(name.endswith(".pkl") for name in names):
-            what = f"the file is a zip that torch.save did not write, of {some(names)}"
+            what = f"the file is a zip that torch.save did not write, of {first_names(names)}"
             raise UserError(what, str(path), f"give what is packed in it, or {ALONE}") from error
         named = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
         if named:
@@ -232,7 +234,7 @@ def _refuse(faults: Mapping[str, str | None], where: str) -> None:
     named = [f"{name} ({fault})" for name, fault in faults.items() if fault]
     if named:
         raise UserError(
-            f"{len(named)} tensors are no weights: {some(named)}",
+            f"{len(named)} tensors are no weights: {first_names(named)}",
             where,
             "give dense tensors of finite numbers in float16, bfloat16, float32 or float64",
         )
@@ -248,7 +250,7 @@ def _caffe2(path: Path) -> _File:
     arrays = {str(name): value for name, value in blobs.items() if not is_solvers(str(name))}
     others = [name for name, value in arrays.items() if not hasattr(value, "shape")]
     if others:
-        what = f"the file is a pickle, and these in it are no arrays as in VMZ's: {some(others)}"
+        what = f"the file is a pickle, and these in it are no arrays as in VMZ's: {first_names(others)}"
         raise UserError(what, str(path), _PICKLES)
     shapes = {name: tuple(value.shape) for name, value in arrays.items()}
     names = names_from_caffe2(shapes, str(path))

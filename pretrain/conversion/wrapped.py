@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pretrain.conversion.torch_archive import Foreign
-from pretrain.models.weights import some
+from pretrain.models.weights import first_names
 from sharding.base.errors import UserError
 
 ALONE = "save its state dict alone: torch.save(model.state_dict(), FILE)"
@@ -103,7 +103,7 @@ def unwrapped(tree: Any, where: str) -> Unwrapped:
     own, outside, classifier = _with_classifier(own, outside)
     if outside:
         raise UserError(
-            f"beside the network {place.path} there are layers ({some(list(outside))}), and with them it is another",
+            f"beside the network {place.path} are layers ({first_names(list(outside))}), with which it is another",
             where,
             f"if the network is meant without them, load it where it was trained and {ALONE}",
         )
@@ -175,7 +175,7 @@ def _chosen(places: list[_Place], where: str) -> _Place:
     if all(_same(first.own(), other.own()) for other in others):
         return first
     raise UserError(
-        f"there are {1 + len(others)} networks in the file: {some([place.path for place in (first, *others)])}",
+        f"there are {1 + len(others)} networks in the file: {first_names([place.path for place in (first, *others)])}",
         where,
         "load the one that is meant where it was trained and " + ALONE,
     )
@@ -234,7 +234,7 @@ def _unknown(tree: Any, where: str) -> Unwrapped:
     flat = [name for name in tensors if name.endswith("flat_param")]
     if flat:
         raise UserError(
-            f"FSDP has flattened the tensors into {some(flat)}, whose parts nothing here names",
+            f"FSDP has flattened the tensors into {first_names(flat)}, whose parts nothing here names",
             where,
             "save the full state dict: torch.distributed.checkpoint.state_dict.get_model_state_dict with "
             "full_state_dict=True",
@@ -254,7 +254,7 @@ def _no_tensors(found: Mapping[str, Any], where: str) -> UserError:
         )
     else:
         remedy = f"in a place where you trust it, load it and {ALONE}" if classes else ALONE
-    kinds = f", but {some(classes)}; nothing of it was run" if classes else ""
+    kinds = f", but {first_names(classes)}; nothing of it was run" if classes else ""
     names = [name for name in found if name]
-    what = f"these are no tensors: {some(names)}" if names else "it holds no tensors by name"
+    what = f"these are no tensors: {first_names(names)}" if names else "it holds no tensors by name"
     return UserError(what + kinds, where, remedy)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from pretrain import metrics
-from pretrain.data.reading.store_split import Damaged
+from pretrain.data.reading.store_split import DamagedData
 from sharding.base.errors import UserError
 
 log = logging.getLogger("reelscale")
@@ -12,7 +12,7 @@ log = logging.getLogger("reelscale")
 _LISTED = 50
 
 
-class Damage:
+class DamageBudget:
     """Damaged samples and shards met so far, each counted once.
 
     samples: those of all that this rank will meet; `rate` of them may be damaged, or a single one if `rate` > 0. In
@@ -22,14 +22,14 @@ class Damage:
     def __init__(self, where: str, samples: float, rate: float | None) -> None:
         self.where, self.rate = where, rate
         self.allowed = 0 if rate is None else allowed(samples, rate)
-        self.met: dict[tuple[str, str], Damaged] = {}
+        self.met: dict[tuple[str, str], DamagedData] = {}
 
     @property
     def samples(self) -> int:
         """How many samples were lost."""
         return sum(damaged.samples for damaged in self.met.values())
 
-    def add(self, found: Iterable[Damaged]) -> None:
+    def add(self, found: Iterable[DamagedData]) -> None:
         """Count and log what was not met before. Raises UserError, with the list, when it is too much."""
         instead = "left out of the validation" if self.rate is None else "other samples take their place"
         for damaged in found:

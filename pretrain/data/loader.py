@@ -11,23 +11,23 @@ from typing import Any, Self
 import torch
 
 from pretrain import metrics
-from pretrain.data.damage_budget import Damage
-from pretrain.data.device.tensors import FlowBatch, Mover, Moving, PlaneBatch, joined, made_batch
-from pretrain.data.reading.whole_parts import ReadingSettings, fetcher_of
+from pretrain.data.damage_budget import DamageBudget
+from pretrain.data.device.tensors import DeviceCopier, DeviceCopy, FlowBatch, PlaneBatch, joined, made_batch
+from pretrain.data.reading.whole_parts import ReadingSettings, part_prefetcher
 from pretrain.data.sampling.mixture import Mixture
 from pretrain.data.sampling.order import Draw, Order
 from pretrain.data.sources import Sources
 from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.batches import Batch
-from pretrain.data.workers.pool import LoaderSettings, WorkerPool, workers_of
-from pretrain.data.workers.worker import Work
+from pretrain.data.workers.pool import LoaderSettings, WorkerPool, decoder_count
+from pretrain.data.workers.worker import WorkerSetup
 from sharding.base.errors import UserError
 
-_FETCHED_AHEAD = 64  # steps before their first use that parts are sent for
+_FETCHED_AHEAD = 64  # steps before their first use that batches are sent for
 
 
 @dataclass(frozen=True)
-class Clips:
+class ClipBatch:
     """A batch on the device: planes for `network_input`; targets float32 [N, classes], a row's labels share 1.
 
     `keys` are the samples' own, by which they lie in the store.
@@ -37,19 +37,19 @@ class Clips:
     targets: torch.Tensor
     keys: list[str]
 
-    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Clips:
+    def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> ClipBatch:
         """The same clips with other tensors."""
-        return Clips(self.planes.each(change), change(self.targets), self.keys)
+        return ClipBatch(self.planes.map_tensors(change), change(self.targets), self.keys)
 
     @classmethod
-    def together(cls, parts: Sequence[Clips]) -> Clips:
+    def joined(cls, batches: Sequence[ClipBatch]) -> ClipBatch:
         """Several batches as one."""
-        planes, targets = joined([part.planes for part in parts]), torch.cat([part.targets for part in parts])
-        return cls(planes, targets, [key for part in parts for key in part.keys])
+        planes, targets = joined([batch.planes for batch in batches]), torch.cat([batch.targets for batch in batches])
+        return cls(planes, targets, [key for batch in batches for key in batch.keys])
 
 
 @dataclass
-class Telling:
+class LoaderStats:
     """What a loader did so far, in sums over its workers; `wait_seconds` is the trainer's own."""
 
     clips: int = 0
@@ -65,7 +65,7 @@ class _Sent:
     """A batch and its way to the device."""
 
     batch: Batch
-    clips: Moving[Clips]
+    clips: DeviceCopy[ClipBatch]
 
 
 def target(labels: Sequence[int], classes: int) -> torch.Tensor:
@@ -76,7 +76,7 @@ def target(labels: Sequence[int], classes: int) -> torch.Tensor:
 
 
 class Loader:
-    """Iterates over steps; each step is a list of `Clips`, one for each of this rank's lanes.
+    """Iterates over steps; each step is a list of `ClipBatch`, one for each of this rank's lanes.
 
     The position is the step alone, so that it begins anywhere: `state_dict` and `load_state_dict` carry it, and another
     number of ranks or workers goes on with the same samples. What a step gave may be read until the next is asked for.
@@ -95,24 +95,24 @@ class Loader:
         reading: ReadingSettings = ReadingSettings(),
     ) -> None:
         self._order, self._lanes, self._classes = order, lanes, len(sources.classes)
-        self.videos_unseen = len(sources.unseen)
+        self.unseen_videos = len(sources.unseen)
         device = device or torch.device("cpu")
-        self._mover = Mover(device)
+        self._copier = DeviceCopier(device)
         self.step, self.last = 0, last
-        self.told = Telling()
+        self.stats = LoaderStats()
         where = ", ".join(split.store.url for split in sources.splits)
-        self.damage = Damage(where, sources.samples * len(lanes) / order.lanes, settings.damaged)
-        self._damage_unseen = Damage(sources.unseen.store.url, len(sources.unseen), None)
+        self.damage_budget = DamageBudget(where, sources.samples * len(lanes) / order.lanes, settings.damaged)
+        self._unseen_damage_budget = DamageBudget(sources.unseen.store.url, len(sources.unseen), None)
         self._index = sources.versions
-        workers = workers_of(settings)
-        self._ahead = max(settings.ahead, -(-2 * workers // len(lanes)))
+        workers = decoder_count(settings)
+        self._prefetch = max(settings.prefetch, -(-2 * workers // len(lanes)))
         # Of every lane, the shards of the block it is in, and one on which it may be already.
         opened = len(order.open_shards(0, lanes.start)) + 1
         for split in sources.splits:
             split.keep_records(opened * len(lanes))
-        work = Work(clip, reading, tuple(sources.splits), sources.unseen, gives_way=device.type == "cpu")
+        work = WorkerSetup(clip, reading, tuple(sources.splits), sources.unseen, yields_cpu=device.type == "cpu")
         self._pool = WorkerPool(workers, work, settings.stall_seconds)
-        self._fetcher = fetcher_of(reading, sources.splits, clip)
+        self._part_prefetcher = part_prefetcher(reading, sources.splits, clip)
 
     def __enter__(self) -> Self:
         return self
@@ -123,13 +123,13 @@ class Loader:
     def close(self) -> None:
         """End the processes and threads."""
         self._pool.close()
-        self._mover.close()
-        if self._fetcher:
-            self._fetcher.close()
+        self._copier.close()
+        if self._part_prefetcher:
+            self._part_prefetcher.close()
 
-    def heed(self, stopping: Callable[[], bool], waits: Callable[[], object]) -> None:
+    def set_stop_check(self, is_stopping: Callable[[], bool], on_store_wait: Callable[[], object]) -> None:
         """`stopping`: whether the run is asked to stop; `waits` is called now and then while a store is waited for."""
-        self._pool.stopping, self._pool.waits = stopping, waits
+        self._pool.is_stopping, self._pool.on_store_wait = is_stopping, on_store_wait
 
     def state_dict(self) -> dict[str, Any]:
         """The position: the step that comes next, and the order it belongs to."""
@@ -146,21 +146,21 @@ class Loader:
             )
         self.step = int(state["step"])
 
-    def __iter__(self) -> Iterator[list[Clips]]:
+    def __iter__(self) -> Iterator[list[ClipBatch]]:
         """Steps from the position on, up to `last`, or without end. Raises what `WorkerPool.take` raises."""
         pool, tickets = self._pool, deque[list[int]]()
         asked, sent = self.step, list[_Sent]()
         try:
             while self.last is None or self.step < self.last:
-                while len(tickets) <= self._ahead and (self.last is None or asked < self.last):
+                while len(tickets) <= self._prefetch and (self.last is None or asked < self.last):
                     tickets.append([pool.train(self._order.seed, draws) for draws in self._draws(asked)])
                     asked += 1
                 begin = perf_counter()
                 now = sent or self._send(tickets[0])
-                clips = [each.clips.here() for each in now]
+                clips = [each.clips.result() for each in now]
                 # What is made already moves to the device while it computes this step.
-                sent = self._send(tickets[1]) if len(tickets) > 1 and all(map(pool.is_made, tickets[1])) else []
-                self._tell([each.batch for each in now], perf_counter() - begin)
+                sent = self._send(tickets[1]) if len(tickets) > 1 and all(map(pool.is_ready, tickets[1])) else []
+                self._count_batches([each.batch for each in now], perf_counter() - begin)
                 self.step += 1
                 yield clips
                 for ticket in tickets.popleft():
@@ -172,32 +172,32 @@ class Loader:
     def _send(self, tickets: list[int]) -> list[_Sent]:
         """Take batches and send them to the device."""
         batches = [self._pool.take(ticket) for ticket in tickets]
-        return [_Sent(batch, self._mover.start(self._clips(batch))) for batch in batches]
+        return [_Sent(batch, self._copier.start(self._clips(batch))) for batch in batches]
 
     def _draws(self, step: int) -> list[list[Draw]]:
-        """What this rank's lanes show at a step; the parts of their blocks, and of blocks to come, are sent for."""
-        if self._fetcher:
+        """What this rank's lanes show at a step; the batches of their blocks, and of blocks to come, are sent for."""
+        if self._part_prefetcher:
             for later in (step, step + _FETCHED_AHEAD):
                 for lane in self._lanes:
-                    self._fetcher.want(self._order.open_shards(later, lane))
+                    self._part_prefetcher.want(self._order.open_shards(later, lane))
         return [self._order.lane(step, lane) for lane in self._lanes]
 
-    def unseen_clips(self, numbers: Sequence[int], at_once: int) -> Iterator[Clips]:
+    def unseen_clips(self, numbers: Sequence[int], at_once: int) -> Iterator[ClipBatch]:
         """One centre clip of each of these samples of the sources' `unseen`, by the same processes.
 
         Those that are damaged are left out, named in the log and counted.
         """
         for batch in evaluation_clips(self._pool, numbers, 1, at_once):
-            self._damage_unseen.add(batch.damaged)
+            self._unseen_damage_budget.add(batch.damaged)
             if batch.keys:
-                yield self._mover.start(self._clips(batch)).here()
+                yield self._copier.start(self._clips(batch)).result()
 
-    def _clips(self, batch: Batch) -> Clips:
+    def _clips(self, batch: Batch) -> ClipBatch:
         targets = torch.stack([target(labels, self._classes) for labels in batch.labels])
-        return Clips(made_batch(batch.planes), targets, batch.keys)
+        return ClipBatch(made_batch(batch.planes), targets, batch.keys)
 
-    def _tell(self, batches: list[Batch], waited: float) -> None:
-        told = self.told
+    def _count_batches(self, batches: list[Batch], waited: float) -> None:
+        told = self.stats
         clips = sum(sum(batch.counts) for batch in batches)
         decoded = sum(batch.seconds for batch in batches)
         told.clips += clips
@@ -212,7 +212,7 @@ class Loader:
         metrics.DECODE_SECONDS.inc(decoded)
         metrics.BYTES_READ.inc(sum(batch.bytes for batch in batches))
         metrics.READ_RETRIES.inc(sum(batch.retries for batch in batches))
-        self.damage.add(damaged for batch in batches for damaged in batch.damaged)
+        self.damage_budget.add(damaged for batch in batches for damaged in batch.damaged)
 
     def _identity(self) -> dict[str, Any]:
         orders = self._order.orders if isinstance(self._order, Mixture) else (self._order,)

@@ -9,7 +9,7 @@ from typing import Annotated, cast
 import numpy as np
 from pydantic import Field
 
-from pretrain.data.reading.outage import OWN_PATIENCE, PatientStore
+from pretrain.data.reading.outage import STORE_RETRY_SECONDS, PatientStore
 from pretrain.data.reading.store_split import Split, open_split
 from pretrain.data.reading.whole_parts import ReadingSettings
 from pretrain.data.sampling.balance import Balance
@@ -78,13 +78,13 @@ def open_sources(data: DataSettings, versions: Sequence[str] | None = None) -> S
     known = list(versions) if versions is not None else [None] * len(urls)
     splits = [open_split(open_store(url), "train", version) for url, version in zip(urls, known, strict=True)]
     for url, split in zip(urls, splits, strict=True):
-        own = open_store(url, min(OWN_PATIENCE, data.patience_seconds), ask=False)
+        own = open_store(url, min(STORE_RETRY_SECONDS, data.patience_seconds), ask=False)
         patient = PatientStore(own, index_path(split.index.version), data.patience_seconds)
         split.store = split.source = cast(Store, patient)  # of which a split only reads
     classes = list(dict.fromkeys(name for split in splits for name in split.index.classes))
     unseen = Split(splits[0].store, splits[0].index, "val")
     for split in [*splits, unseen]:
-        split.number_classes(classes)
+        split.renumber_labels(classes)
     return Sources(splits, classes, unseen)
 
 
@@ -102,7 +102,7 @@ def order_of(sources: Sources, data: DataSettings, seed: int, lanes: int, lane_b
     return Mixture(orders, (data.weight, *(mixed.weight for mixed in data.mix)), seed)
 
 
-def described(order: Order | Mixture, sources: Sources) -> list[str]:
+def describe_order(order: Order | Mixture, sources: Sources) -> list[str]:
     """What an order does besides showing every sample once a pass, for the log."""
     orders = order.orders if isinstance(order, Mixture) else (order,)
     lines = [

@@ -43,15 +43,15 @@ class GraphedFeatures:
         self._given_up = False
 
     def __call__(self, clips: Tensor) -> Tensor:
-        """The features of clips N C T H W, as `VideoNetwork.embedded` gives them."""
+        """The features of clips N C T H W, as `VideoNetwork.features_by_compute_path` gives them."""
         if self._given_up or not (torch.is_grad_enabled() and self._network.training) or clips.requires_grad:
-            return self._network.embedded(clips)
+            return self._network.features_by_compute_path(clips)
         if self._graph is None or not self._graph.terms.hold(clips):
             self.discard()
             self._graph = self._captured(clips)
             if self._graph is None:
                 self._given_up = True
-                return self._network.embedded(clips)
+                return self._network.features_by_compute_path(clips)
         return self._graph(clips)
 
     @property
@@ -92,11 +92,11 @@ class GraphedFeatures:
 
     def _on_all_ranks(self, well: bool) -> bool:
         """Agreed by the hosts: a device on which the capture failed may compute no more."""
-        with self._world.by_host(_TO_CAPTURE) as highest:
+        with self._world.host_maximum(_TO_CAPTURE) as highest:
             return highest(int(not well)) == 0
 
 
-def set_graphed(
+def enable_cuda_graph(
     model: nn.Module, settings: EngineSettings, world: World, capture: Capture | None
 ) -> GraphedFeatures | None:
     """Have the network's passes in training captured from now on, where they can be; else the log says why not.
@@ -105,17 +105,17 @@ def set_graphed(
     """
     if capture is None or not settings.cuda_graph or not isinstance(model, VideoNetwork):
         return None
-    reason = obstacle(model, settings)
+    reason = capture_obstacle(model, settings)
     if reason is not None:
         if world.rank == 0:
             log.info("the network's passes run without a CUDA graph: %s", reason)
         return None
     graphed = GraphedFeatures(model, world, capture)
-    model.graphed = graphed
+    model.graphed_features = graphed
     return graphed
 
 
-def obstacle(network: VideoNetwork, settings: EngineSettings) -> str | None:
+def capture_obstacle(network: VideoNetwork, settings: EngineSettings) -> str | None:
     """Why a pass of this network cannot be captured, as far as can be seen before one runs; None for nothing."""
     if settings.zero == 3:
         return "ZeRO 3 gathers weights on the way (engine.zero=2 does not)"
@@ -146,7 +146,7 @@ class _Graph:
             before = [layer.lanes for layer in norms]
             # A cast that autocast keeps for later would be of the capture's memory, or not be captured at all.
             with torch.autocast(kind, half, enabled=enabled, cache_enabled=False), _in_the_place_of_weights(doubles):
-                output = network.embedded(self.input)
+                output = network.features_by_compute_path(self.input)
             counts = [layer.lanes - old for layer, old in zip(norms, before, strict=True)]
             self._counted = [(layer, count) for layer, count in zip(norms, counts, strict=True) if count]
             return output
@@ -235,7 +235,7 @@ class _Terms:
             clips.dtype,
             clips.device,
             torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
-            self._network.path,
+            self._network.compute_path,
             [module.training for module in self._modules],
             list(map(Tensor.data_ptr, tensors)),
             [tensor.requires_grad for tensor in tensors],

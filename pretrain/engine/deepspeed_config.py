@@ -32,7 +32,7 @@ _OURS = {  # what says it in our settings, by DeepSpeed's key; of sections named
     "torch_autocast": "engine.precision",
     "communication_data_type": "engine.gradients",
     "activation_checkpointing": "engine.recomputed",
-    "compile": "engine.path",
+    "compile": "engine.compute_path",
     "checkpoint": "checkpoint",
     "data_efficiency": "data",
     "dataloader_drop_last": "data",
@@ -158,7 +158,7 @@ class EngineSettings(Settings):
         float | None,
         Field(gt=0, lt=1, description="decay a step of a moving average of the weights, e.g. 0.9999; null: none"),
     ] = None
-    path: Annotated[
+    compute_path: Annotated[
         Literal["auto", "plain", "channels-last", "planar", "rows"],
         Field(description="how the network computes, the same function; auto: the fastest, measured as a run begins"),
     ] = "auto"
@@ -166,7 +166,7 @@ class EngineSettings(Settings):
         Literal["auto", 0, 1, 2, 3, 4, 5],
         Field(
             description="the first groups of layers to compute twice, which saves memory; "
-            "auto: none, or where path is auto as many as the clips need to fit"
+            "auto: none, or where compute_path is auto as many as the clips need to fit"
         ),
     ] = "auto"
     cuda_graph: Annotated[
@@ -213,7 +213,7 @@ def deepspeed_config(
 
 
 @contextlib.contextmanager
-def refusals_told(settings: EngineSettings) -> Iterator[None]:
+def explains_deepspeed_refusals(settings: EngineSettings) -> Iterator[None]:
     """What DeepSpeed refuses as it starts, where something was added to its configuration, as UserError.
 
     The checks of `EngineSettings` know single values: not what goes together, nor what is installed and writable.

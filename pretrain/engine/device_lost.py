@@ -49,7 +49,7 @@ def is_device_lost(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def device_is_there(finish: Callable[[], object] = lambda: None) -> Iterator[None]:
+def ends_on_device_loss(finish: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Inside the `with`, an error of a device that is lost ends this process within half a minute: one message, code 1.
 
     Whatever is closed, freed or left in order after such an error asks the device again, and may wait for it for ever;

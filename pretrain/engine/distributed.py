@@ -50,7 +50,7 @@ class World:
         rows = self.gather(row.to(self.device)).cpu()
         return [bytes(each.tolist()).rstrip(b"\0").decode(errors="replace") for each in rows]
 
-    def share(self, make: Callable[[], str], patience: timedelta = timedelta(hours=2)) -> str:
+    def broadcast_text(self, make: Callable[[], str], patience: timedelta = timedelta(hours=2)) -> str:
         """What `make` says on rank 0, on every rank; the others wait for it, longer than for other collectives."""
         if self.size == 1:
             return make()
@@ -72,7 +72,7 @@ class World:
         return int(word.item())
 
     @contextlib.contextmanager
-    def by_host(self, patience: timedelta) -> Iterator[Callable[[int], int]]:
+    def host_maximum(self, patience: timedelta) -> Iterator[Callable[[int], int]]:
         """A function that gives the highest of all ranks' integers, without the devices, which may be what fails.
 
         It raises CannotGoOn for a rank that does not call it within `patience`. Entered by all ranks.
@@ -182,7 +182,7 @@ def enough_gpus(gpus: int, ranks: int) -> bool:
 
 
 @contextlib.contextmanager
-def ranks_are_there() -> Iterator[None]:
+def names_lost_ranks() -> Iterator[None]:
     """Inside the `with`, a collective that fails because a rank is gone raises CannotGoOn."""
     try:
         yield

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from pretrain import metrics
 from pretrain.engine.capture import Capture, capture_for
-from pretrain.engine.cuda_graph import set_graphed
-from pretrain.engine.deepspeed_config import EngineSettings, deepspeed_config, refusals_told
+from pretrain.engine.cuda_graph import enable_cuda_graph
+from pretrain.engine.deepspeed_config import EngineSettings, deepspeed_config, explains_deepspeed_refusals
 from pretrain.engine.distributed import World
-from pretrain.engine.precision import HALVES, autocast
+from pretrain.engine.precision import HALF_DTYPES, autocast
 from pretrain.engine.scaler import LossScale
 from pretrain.engine.step_verdict import Judge, adamw, gradients_of, sgd
 from pretrain.engine.zero_state import Parts
@@ -92,11 +92,11 @@ class Engine:
         deepspeed = _deepspeed(world)
         self.world, self.model, self.was_skipped = world, model, False
         self._settings, self._zero = settings, settings.zero
-        self._half, self._scale = HALVES[settings.precision], LossScale(settings.precision == "fp16")
+        self._half, self._scale = HALF_DTYPES[settings.precision], LossScale(settings.precision == "fp16")
         self._unsettled = False
         if settings.zero == 3 and isinstance(model, VideoNetwork):
             # Its weights come layer by layer, and are gone again when gradients come: none is cast before its layer.
-            model.use(replace(model.path, cast_at_once=False))
+            model.use(replace(model.compute_path, cast_at_once=False))
         # A network without memory: of the copies that predict where the model's own weights are in parts, or not meant.
         self._blank = copy.deepcopy(model).to("meta") if settings.zero == 3 or settings.average else None
         self._copies: dict[bool, nn.Module] = {}
@@ -107,7 +107,7 @@ class Engine:
             synchronise(model, world.gather)
         self._trained = [value for value in model.parameters() if value.requires_grad]
         optimizer = _optimizer(model, settings, world.device, rates or {})
-        with refusals_told(settings):
+        with explains_deepspeed_refusals(settings):
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=optimizer,
@@ -120,7 +120,7 @@ class Engine:
             self._optimizer.torch_autocast_gradscaler = None
         self._judge = Judge(self._optimizer, self._zero, world, settings.clip_gradient, self._loss_scale)
         self._parts = Parts(model, self._optimizer, self._zero, settings.average)
-        self._graphed = set_graphed(model, settings, world, capture or capture_for(world.device))
+        self._graphed = enable_cuda_graph(model, settings, world, capture or capture_for(world.device))
 
     def forward(self, video: Tensor) -> Tensor:
         """Logits [N, classes] in fp32 of normalised clips [N, C, T, H, W]."""
@@ -275,7 +275,7 @@ class Engine:
         if self._graphed:
             self._graphed.discard()
         if isinstance(self.model, VideoNetwork):
-            self.model.graphed = None
+            self.model.graphed_features = None
         self._engine.destroy()
         self._copies.clear()
 

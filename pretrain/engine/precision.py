@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
-HALVES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+HALF_DTYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Pass:
+class MicroStep:
     """A pass of `batch` clips of shape C T H W.
 
     held: bytes that training holds on the device beside weights, gradients and what the pass makes. together: the
@@ -24,11 +24,11 @@ class Pass:
     batch: int
     precision: Precision
     held: int = 0
-    together: bool = False
+    joint_batch_norm: bool = False
     graph: bool = False
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """What a forward pass is computed under."""
-    half = HALVES[precision]
+    half = HALF_DTYPES[precision]
     return torch.autocast(device.type, half, enabled=half is not None)

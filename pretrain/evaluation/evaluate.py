@@ -12,18 +12,18 @@ from pydantic import Field
 from torch import Tensor
 
 from pretrain.checkpoints.checkpoint import load_run
-from pretrain.conversion.published import on_meta
+from pretrain.conversion.published import meta_network
 from pretrain.data.device.tensors import made_batch
 from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import evaluation_clips
-from pretrain.data.reading.store_split import Damaged, Split
+from pretrain.data.reading.store_split import DamagedData, Split
 from pretrain.data.reading.whole_parts import ReadingSettings
 from pretrain.data.views.frames import evaluation_starts
 from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.batches import Batch
 from pretrain.data.workers.pool import LoaderSettings, WorkerPool
-from pretrain.data.workers.worker import Work
-from pretrain.engine.autotune.choose import evaluation_path
+from pretrain.data.workers.worker import WorkerSetup
+from pretrain.engine.autotune.choose import evaluation_compute_path
 from pretrain.evaluation.fusion import FuseSettings
 from pretrain.evaluation.video_score import VideoScore, best_rank
 from pretrain.evaluation.videos import evaluated_videos
@@ -85,7 +85,7 @@ class Subject:
         model = build_model(self.train.model, len(self.classes), self.clip.frames, self.clip.crop)
         load_weights(model, self.weights, "keep", str(self.run))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model.use(evaluation_path(self.run, self.train.engine.path, device))
+        model.use(evaluation_compute_path(self.run, self.train.engine.compute_path, device))
         return model.to(device).eval()
 
 
@@ -110,7 +110,7 @@ def open_subject(settings: EvaluateSettings) -> Subject:
         what = "the network takes optical flow, and the store holds none"
         raise UserError(what, store.url, "shard the corpus into a new store with the setting flow={}")
     checkpoint = load_run(run)
-    check_weights(on_meta(train.model, len(classes), clip.frames, clip.crop), checkpoint.weights, "keep", str(run))
+    check_weights(meta_network(train.model, len(classes), clip.frames, clip.crop), checkpoint.weights, "keep", str(run))
     return Subject(
         run, train, classes, checkpoint.weights, checkpoint.step, videos.split, videos.rows, videos.left_out,
         videos.notes,
@@ -120,7 +120,7 @@ def open_subject(settings: EvaluateSettings) -> Subject:
 def _has_flow(split: Split, row: int) -> bool:
     try:
         return split.sample(row).flow is not None
-    except Damaged:
+    except DamagedData:
         return True
 
 
@@ -134,8 +134,8 @@ class Scorer:
         self.subject = subject
         self.model = subject.network()
         self.device = next(self.model.parameters()).device
-        gives_way = self.device.type == "cpu"
-        work = Work(subject.clip, ReadingSettings(), unseen=subject.split, gives_way=gives_way)
+        yields_cpu = self.device.type == "cpu"
+        work = WorkerSetup(subject.clip, ReadingSettings(), unseen=subject.split, yields_cpu=yields_cpu)
         self._pool = WorkerPool(workers, work, LoaderSettings().stall_seconds)
 
     def __enter__(self) -> Self:
@@ -163,7 +163,9 @@ class Scorer:
         with torch.inference_mode():
             logits = []
             for begin in range(0, len(video.planes), batch):
-                part = made_batch(video.planes.part(begin, begin + batch)).each(lambda planes: planes.to(self.device))
+                part = made_batch(video.planes.part(begin, begin + batch)).map_tensors(
+                    lambda planes: planes.to(self.device)
+                )
                 logits.append(self.model(network_input(part, self.subject.clip)).float())
         together = torch.cat(logits).cpu()
         if not together.isfinite().all():
@@ -178,6 +180,6 @@ class Scorer:
         """How many clips a damaged video would have given, as far as its record tells."""
         try:
             sample = self.subject.split.sample(row)
-        except Damaged:
+        except DamagedData:
             return clips
-        return len(evaluation_starts(sample.frames, self.subject.clip.needed(sample.times), clips))
+        return len(evaluation_starts(sample.frames, self.subject.clip.needed_frames(sample.times), clips))

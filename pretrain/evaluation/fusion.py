@@ -12,7 +12,7 @@ from pydantic import Field
 from pretrain.data.reading.store_split import Sample
 from pretrain.evaluation.files import Evaluated, evaluations_of, read_evaluated
 from pretrain.evaluation.video_score import Scores
-from pretrain.models.weights import some
+from pretrain.models.weights import first_names
 from sharding.base.errors import UserError
 from sharding.base.settings import Settings
 
@@ -58,12 +58,12 @@ def open_other(
     keys = {sample.key for sample in samples if sample}
     fitting = [each for each in found if _holds(each, keys, len(samples))]
     if not fitting:
-        names = some([each.folder.name for each in found])
+        names = first_names([each.folder.name for each in found])
         raise UserError(f"it was evaluated on other videos than the {len(samples)} here: {names}", settings.run, remedy)
     ranks = [(each.summary.get("index") == index, each.summary.get("clips_a_video") == clips) for each in fitting]
     best = [each for each, rank in zip(fitting, ranks, strict=True) if rank == max(ranks)]
     if len(best) > 1 and max(ranks) != (True, True):
-        names = some([each.folder.name for each in best])
+        names = first_names([each.folder.name for each in best])
         raise UserError(f"which of its evaluations is to be fused is not clear: {names}", settings.run, remedy)
     chosen = best[-1]
     _require_names(chosen, settings.run, classes)
@@ -83,7 +83,9 @@ def _require_names(found: Evaluated, run: str, classes: Sequence[str]) -> None:
     strange = [name for name in found.classes if name not in set(classes)]
     if missing or strange:
         told = [
-            f"{said}: {some(names)}" for said, names in (("it lacks", missing), ("this run lacks", strange)) if names
+            f"{said}: {first_names(names)}"
+            for said, names in (("it lacks", missing), ("this run lacks", strange))
+            if names
         ]
         what = f"its {len(found.classes)} classes are not this run's {len(classes)} by name ({'; '.join(told)})"
         raise UserError(what, run, "fuse runs that learned the same classes; their order does not matter")
@@ -93,6 +95,6 @@ def _require_labels(found: Evaluated, run: str, samples: Sequence[Sample | None]
     theirs = {key: {found.classes[label] for label in of} for key, of in zip(found.keys, found.labels, strict=True)}
     for sample in samples:
         if sample and theirs.get(sample.key, ours := {classes[label] for label in sample.labels}) != ours:
-            there, here = (some(sorted(names)) for names in (theirs[sample.key], ours))
+            there, here = (first_names(sorted(names)) for names in (theirs[sample.key], ours))
             what = f"{sample.uri} is {there} in {found.folder.name} and {here} here: these are not the same videos"
             raise UserError(what, run, "evaluate both runs on the same store and split")

@@ -16,7 +16,7 @@ from pretrain.data.damage_budget import allowed, too_much
 from pretrain.data.device.tensors import plane_batch
 from pretrain.data.device.transforms import pictures
 from pretrain.data.reading.decode import decode_frames
-from pretrain.data.reading.store_split import Damaged, Sample
+from pretrain.data.reading.store_split import DamagedData, Sample
 from pretrain.data.views.frames import evaluation_starts
 from pretrain.data.views.views import centre_view
 from pretrain.evaluation.evaluate import EvaluateSettings, Subject
@@ -132,7 +132,7 @@ def samples_of(subject: Subject, rows: Sequence[int]) -> list[Sample | None]:
     def sample(row: int) -> Sample | None:
         try:
             return subject.split.sample(row)
-        except Damaged:
+        except DamagedData:
             return None
 
     return [sample(row) for row in rows]
@@ -147,12 +147,12 @@ def _thumbs(subject: Subject, found: Sequence[VideoScore], samples: Sequence[Sam
         sample = samples[place]
         assert sample is not None, "it was scored"
         times = sample.times
-        first = evaluation_starts(sample.frames, clip.needed(times), 1)[0]
-        wanted = clip.numbers(times, first)
+        first = evaluation_starts(sample.frames, clip.needed_frames(times), 1)[0]
+        wanted = clip.frame_numbers(times, first)
         shown = [wanted[i * len(wanted) // _THUMB_FRAMES] for i in range(_THUMB_FRAMES)]
         try:
             planes = decode_frames(subject.split.store, sample, shown)
-        except Damaged:  # since it was scored
+        except DamagedData:  # since it was scored
             continue
         view = centre_view(clip, (sample.height, sample.width))
         sheets.append(pictures(plane_batch([planes], [view]), clip)[0].permute(1, 2, 3, 0).numpy())  # F H W 3

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pretrain.data.reading.store_split import Damaged, Split, open_split
-from pretrain.models.weights import some
+from pretrain.data.reading.store_split import DamagedData, Split, open_split
+from pretrain.models.weights import first_names
 from sharding.base.errors import UserError
 from sharding.format.index import current_index, has_version, read_index
 from sharding.storage.store import Store
@@ -44,20 +44,20 @@ def evaluated_videos(
     for histogram in split.label_histograms():
         held.update(histogram)
     if not any(count for number, count in held.items() if number not in strange):
-        ours = some([split.index.classes[number] for number in sorted(held)])
+        ours = first_names([split.index.classes[number] for number in sorted(held)])
         raise UserError(
             f"no class of the store's '{name}' videos is among the {len(classes)} that the run learned: "
-            f"the store has {ours}; the run {some(classes)}",
+            f"the store has {ours}; the run {first_names(classes)}",
             store.url,
             "evaluate on a store with the run's classes, or fine-tune the run on this one first",
         )
-    split.number_classes(classes)
+    split.renumber_labels(classes)
     met = sorted(number for number in strange if held[number])
     if not met:
         return Videos(split, list(range(len(split))), 0, notes)
     rows = [row for row in range(len(split)) if _is_known(split, row)]
     left_out = len(split) - len(rows)
-    names = some([split.index.classes[number] for number in met])
+    names = first_names([split.index.classes[number] for number in met])
     counted = f"{left_out:,} of {len(split):,} videos are left out" if left_out else "no video is left out for it"
     told = f"the run does not know {len(met)} of the store's classes, {counted}: {names}"
     return Videos(split, rows, left_out, [*notes, told])
@@ -79,5 +79,5 @@ def _is_known(split: Split, row: int) -> bool:
     shard, place = split.place(row)
     try:
         return bool(split.rows(shard).labels(place))
-    except Damaged:
+    except DamagedData:
         return True

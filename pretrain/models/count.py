@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from pretrain.models.compute.batchnorm import LaneBatchNorm
-from pretrain.models.compute.compute_path import PATHS, unpadded
+from pretrain.models.compute.compute_path import COMPUTE_PATHS, unpadded
 from pretrain.models.network import VideoNetwork
 
 
@@ -58,7 +58,7 @@ def activation_bytes(model: VideoNetwork, frames: int, size: int, half: bool = F
     gradients and the allocator's rounding come on top.
     """
     network = copy.deepcopy(model).to("meta", torch.bfloat16 if half else torch.float32).train()
-    network.use(PATHS["channels-last"])
+    network.use(COMPUTE_PATHS["channels-last"])
     counted = {value.untyped_storage()._cdata for value in network.state_dict().values()}
     kept: list[UntypedStorage] = []
 

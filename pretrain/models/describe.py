@@ -50,7 +50,7 @@ def describe(query: NetworkQuery) -> dict[str, Any]:
     }
 
 
-def describe_given(overrides: list[str]) -> dict[str, Any]:
+def describe_networks(overrides: list[str]) -> dict[str, Any]:
     """`describe` of the network that `key=value` settings of `NetworkQuery` name, or of all where none is named.
 
     Of all: {"models": [...]}, each fed what is given and its own depth and clips where nothing is; one that cannot

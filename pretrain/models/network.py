@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.models.compute.batchnorm import statistics_held
-from pretrain.models.compute.compute_path import PATHS, Convolution, Path, set_path
+from pretrain.models.compute.compute_path import COMPUTE_PATHS, ComputePath, Convolution, set_compute_path
 from pretrain.models.compute.weight_cast import cast_at_once
 
 
@@ -21,15 +21,15 @@ class VideoNetwork(nn.Module):
     `head` is the classifier's name in the state dict. `stages` names the layers before it, group by group; `parts`
     names those that have weights by the part they belong to (`groups`), from the first to the last.
 
-    `graphed` computes what `embedded` does in its place, where it is set (`pretrain.engine.cuda_graph`); it is of this
-    very network, and copies have none.
+    `graphed_features` computes what `features_by_compute_path` does in its place, where it is set
+    (`pretrain.engine.cuda_graph`); it is of this very network, and copies have none.
     """
 
     head: ClassVar[str]
     stages: ClassVar[tuple[tuple[str, ...], ...]]
     parts: ClassVar[Mapping[str, tuple[str, ...]]]
-    path: Path = PATHS["channels-last"]
-    graphed: Callable[[Tensor], Tensor] | None = None
+    compute_path: ComputePath = COMPUTE_PATHS["channels-last"]
+    graphed_features: Callable[[Tensor], Tensor] | None = None
 
     def features(self, clips: Tensor) -> Tensor:
         """The network up to its classifier: N C T H W → N D (N D T' for a classifier that is a convolution)."""
@@ -41,36 +41,36 @@ class VideoNetwork(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Logits, N classes, of clips N C T H W."""
-        return self.classify((self.graphed or self.embedded)(clips))
+        return self.classify((self.graphed_features or self.features_by_compute_path)(clips))
 
-    def embedded(self, clips: Tensor) -> Tensor:
-        """`features` by the network's path: all that is computed before the classifier, of weights as it casts them."""
-        order = torch.channels_last_3d if self.path.channels_last else torch.contiguous_format
+    def features_by_compute_path(self, clips: Tensor) -> Tensor:
+        """`features` by the network's compute path, its weights cast as that says: all before the classifier."""
+        order = torch.channels_last_3d if self.compute_path.channels_last else torch.contiguous_format
         if not self._reads_blocks(clips):
             clips = clips.contiguous(memory_format=order)
         # What is recomputed in the backward pass would not find the weights that this pass was cast for.
-        once = self.path.cast_at_once and not self.path.recomputed
+        once = self.compute_path.cast_at_once and not self.compute_path.recomputed
         with cast_at_once(self, clips.device) if once else nullcontext():
             return self.features(clips)
 
     def _reads_blocks(self, clips: Tensor) -> bool:
         """Whether the first layer makes blocks of the pixels, in whatever order they lie."""
         first = next((layer for layer in self.modules() if isinstance(layer, Convolution)), None)
-        return first is not None and first.makes_blocks_of(clips)
+        return first is not None and first.uses_space_to_depth(clips)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "graphed"}
+        return {name: value for name, value in self.__dict__.items() if name != "graphed_features"}
 
-    def use(self, path: Path) -> None:
-        """Compute by `path` from now on: the same function."""
-        self.path = path
-        set_path(self, path)
+    def use(self, compute_path: ComputePath) -> None:
+        """Compute by `compute_path` from now on: the same function."""
+        self.compute_path = compute_path
+        set_compute_path(self, compute_path)
 
     def through_stages(self, x: Tensor) -> Tensor:
         """The layers of `stages` one after the other: N C T H W → N C' T' H' W'."""
         for number, group in enumerate(self.stages):
             layers = [self.get_submodule(name) for name in group]
-            if number < self.path.recomputed and torch.is_grad_enabled():
+            if number < self.compute_path.recomputed and torch.is_grad_enabled():
                 # No layer of the stages draws; asking a GPU's generator for its state could not be captured.
                 x = checkpoint(_chain, layers, x, use_reentrant=False, context_fn=_seen_once, preserve_rng_state=False)
             else:

@@ -76,10 +76,10 @@ def _problems(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
         if name in given and given[name].shape != tensor.shape
     ]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
-    return [f"{len(names)} {problem} ({some(names)})" for problem, names in found.items() if names]
+    return [f"{len(names)} {problem} ({first_names(names)})" for problem, names in found.items() if names]
 
 
-def some(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
     """The first of the names, for a message, and how many more there are."""
     shown = ", ".join(names[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown}, and {len(names) - _SHOWN} more"

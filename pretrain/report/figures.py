@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from pretrain.report.class_names import ClassLabels, Label
-from pretrain.report.run_data import Clips, Evaluation, RunFiles, series
+from pretrain.report.run_data import ClipThumbnails, Evaluation, RunFiles, series
 from sharding.pages.fonts import LEFT_TO_RIGHT, right_to_left
 
 NAMED = 30  # the most classes a figure names
@@ -135,13 +135,13 @@ def per_class_figure(names: Sequence[Label], accuracies: Sequence[float], theme:
     return _png(draw, (6.4, 1.2 + 0.3 * len(order) if named else 4.2), theme)
 
 
-def in_sheet(clips: Clips) -> list[int]:
+def in_sheet(clips: ClipThumbnails) -> list[int]:
     """Which of the kept clips the contact sheet shows."""
     places = np.linspace(0, len(clips.rows) - 1, min(SHOWN, len(clips.rows))).round().astype(int)
     return [int(place) for place in places]
 
 
-def contact_sheet(evaluation: Evaluation, clips: Clips, labels: ClassLabels, theme: Theme = BOTH) -> bytes:
+def contact_sheet(evaluation: Evaluation, clips: ClipThumbnails, labels: ClassLabels, theme: Theme = BOTH) -> bytes:
     """A row of frames a clip, with its class and what it was taken for."""
     shown = [(clips.frames[place], clips.rows[place]) for place in in_sheet(clips)]
     frames, height, width = clips.frames.shape[1:4]

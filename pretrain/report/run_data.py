@@ -22,7 +22,7 @@ _EVENT = pydantic.TypeAdapter(dict[str, int | float | Literal["train", "validati
 
 
 @dataclass(frozen=True)
-class Clips:
+class ClipThumbnails:
     """The kept clips: uint8 `frames` V F H W 3, and for each its row in the evaluation's videos."""
 
     frames: np.ndarray
@@ -40,7 +40,7 @@ class Evaluation:
     truths: list[int]  # of several labels the predicted one, if it is among them; -1 if there is no label
     predictions: list[int]  # -1 of a damaged video
     scores: list[float]  # the predicted class's; 0 of a damaged video
-    clips: Clips | None = None
+    clips: ClipThumbnails | None = None
 
     def confusion(self) -> np.ndarray:
         """Videos by true class (rows) and predicted class (columns), classes × classes; without damaged ones."""
@@ -137,12 +137,12 @@ def _read_evaluation(folder: Path) -> Evaluation:
     return Evaluation(folder.name, found.summary, found.classes, keys, truths, predictions, scores, clips)
 
 
-def _read_clips(path: Path) -> Clips | None:
+def _read_clips(path: Path) -> ClipThumbnails | None:
     if not path.exists():
         return None
     with np.load(path, allow_pickle=False) as arrays:
         frames, rows = arrays["frames"], [int(row) for row in arrays["rows"]]
-    return Clips(frames, rows) if len(rows) and frames.size else None
+    return ClipThumbnails(frames, rows) if len(rows) and frames.size else None
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from pretrain import metrics
 from pretrain.checkpoints.async_saver import Saver
 from pretrain.checkpoints.checkpoint import Checkpoint
 from pretrain.data.device.transforms import network_input
-from pretrain.data.loader import Clips, Loader
+from pretrain.data.loader import ClipBatch, Loader
 from pretrain.data.reading.outage import NoMoreClips
 from pretrain.engine.distributed import World
 from pretrain.engine.engine import Engine
@@ -73,7 +73,7 @@ class LogHook:
         if report.step % self._settings.log_steps and not last:
             return
         seconds = time.perf_counter() - self._begin - (self._validating() - self._validated)
-        waited = self._loader.told.wait_seconds - self._waited
+        waited = self._loader.stats.wait_seconds - self._waited
         self._tell_slow(self._own_seconds + waited)
         rate = self._clips / seconds
         values = {
@@ -99,7 +99,7 @@ class LogHook:
         self._loss = self._right = self._clips = self._learned = 0.0
         self._skipped, self._own_seconds = 0, 0.0
         self._begin = time.perf_counter()
-        self._waited, self._saved = self._loader.told.wait_seconds, self._saving.seconds
+        self._waited, self._saved = self._loader.stats.wait_seconds, self._saving.seconds
         self._validated = self._validating()
 
     def _validating(self) -> float:
@@ -154,7 +154,7 @@ class StatisticsHook:
         with self._batches(first, first + self._settings.precise_statistics) as loader:
             clip = self._settings.data.clip
             together = self._settings.together
-            seen = (each for step in loader for each in ([Clips.together(step)] if together else step))
+            seen = (each for step in loader for each in ([ClipBatch.joined(step)] if together else step))
             self._engine.recompute_statistics(network_input(each.planes, clip) for each in seen)
         log.info("batch statistics taken anew of %d steps' clips", self._settings.precise_statistics)
 
@@ -179,7 +179,7 @@ class ValidationHook:
         self._settings, self._engine, self._world, self._run = settings, engine, world, run
         self._loader, self._position, self._stopping = loader, position, stopping
         self._averaged = settings.engine.average is not None
-        videos = loader.videos_unseen
+        videos = loader.unseen_videos
         count = min(videos, settings.validation.videos)
         self._rows = [i * videos // count for i in range(count)]
         self.seconds = 0.0
@@ -235,7 +235,7 @@ class ValidationHook:
                  100 * report.clip1, int(videos), f" of {len(self._rows)}" if damaged else "",
                  f", the other {damaged} damaged" if damaged else "")  # fmt: skip
 
-    def _batch(self, clips: Clips) -> torch.Tensor:
+    def _batch(self, clips: ClipBatch) -> torch.Tensor:
         video = network_input(clips.planes, self._settings.data.clip)
         logits = self._engine.predict(video, self._averaged)
         loss = torch.nn.functional.cross_entropy(logits, clips.targets, reduction="sum")

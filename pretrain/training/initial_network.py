@@ -12,14 +12,13 @@ from torch import Tensor
 
 from pretrain.checkpoints.checkpoint import load_run
 from pretrain.data.views.views import Normalisation
-from pretrain.engine.autotune.choose import run_path
-from pretrain.engine.autotune.isolated import Recipe
-from pretrain.engine.autotune.process import SPARE
-from pretrain.engine.autotune.record import kept
+from pretrain.engine.autotune.choose import choose_compute_path
+from pretrain.engine.autotune.isolated import NetworkSpec
+from pretrain.engine.autotune.process import PRESTARTED
+from pretrain.engine.autotune.record import read_result
 from pretrain.engine.distributed import World
-from pretrain.engine.precision import Pass
-from pretrain.models.compute.compute_path import PATHS
-from pretrain.models.compute.compute_path import Path as ComputePath
+from pretrain.engine.precision import MicroStep
+from pretrain.models.compute.compute_path import COMPUTE_PATHS, ComputePath
 from pretrain.models.count import parameters
 from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork
@@ -36,7 +35,7 @@ log = logging.getLogger("reelscale")
 def network(
     settings: TrainSettings, folder: Path, classes: list[str], world: World, weights: Mapping[str, Tensor] | None
 ) -> VideoNetwork:
-    """The network on its device, by its path: of these weights, else of the run to start from, else new.
+    """The network on its device, by its compute path: of these weights, else of the run to start from, else new.
 
     Raises UserError for clips that do not fit into memory, as far as that is measured.
     """
@@ -52,29 +51,29 @@ def network(
     return model
 
 
-def training_pass(settings: TrainSettings, parameters: int, ranks: int) -> Pass:
+def training_micro_step(settings: TrainSettings, parameters: int, ranks: int) -> MicroStep:
     """What a rank computes at once in training, with a network of so many parameters."""
     clip = settings.data.clip
     shape = (settings.model.in_channels, clip.frames, clip.crop, clip.crop)
     batch = settings.lane_batch * (settings.lanes // ranks if settings.together else 1)
     held = held_bytes(settings, parameters, ranks)
     graph = settings.engine.cuda_graph and settings.engine.zero < 3 and not settings.together
-    return Pass(shape, batch, settings.engine.precision, held, settings.together, graph)
+    return MicroStep(shape, batch, settings.engine.precision, held, settings.together, graph)
 
 
-def path_is_measured(settings: TrainSettings, device: torch.device) -> bool:
-    """Whether the run takes the path that is the fastest here: none was asked for, or is the same in every run."""
-    return settings.engine.path == "auto" and not is_deterministic(settings, device)
+def is_autotuned(settings: TrainSettings, device: torch.device) -> bool:
+    """Whether the run measures which compute path is fastest: none was asked for, and runs may differ in bits."""
+    return settings.engine.compute_path == "auto" and not is_deterministic(settings, device)
 
 
-def begin_measuring(settings: TrainSettings, folder: Path) -> None:
-    """Have the process that measures paths load what it needs, if this rank is going to need one.
+def prestart_autotune(settings: TrainSettings, folder: Path) -> None:
+    """Have the process that measures compute paths load what it needs, if this rank is going to need one.
 
-    It then does so while ranks meet and stores are opened. `run_path` takes it, or lets go of it.
+    It then does so while ranks meet and stores are opened. `choose_compute_path` takes it, or lets go of it.
     """
-    needed = torch.cuda.is_available() and path_is_measured(settings, torch.device("cuda")) and kept(folder) is None
+    needed = torch.cuda.is_available() and is_autotuned(settings, torch.device("cuda")) and read_result(folder) is None
     if needed and environment.is_first_rank():
-        SPARE.begin()
+        PRESTARTED.start()
 
 
 def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, classes: list[str]) -> None:
@@ -101,16 +100,16 @@ def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, class
 
 
 def _path(settings: TrainSettings, folder: Path, model: VideoNetwork, world: World, classes: list[str]) -> ComputePath:
-    """The path the run computes by: the one asked for, or the fastest here, or one that is the same in every run."""
+    """The compute path of the run: the one asked for, or the fastest here, or one that is the same in every run."""
     recomputed = None if settings.engine.recomputed == "auto" else settings.engine.recomputed
-    if settings.engine.path != "auto":
-        return replace(PATHS[settings.engine.path], recomputed=recomputed or 0)
-    if not path_is_measured(settings, world.device):
-        return replace(PATHS["planar"], recomputed=recomputed or 0)
-    training = training_pass(settings, parameters(model), world.size)
+    if settings.engine.compute_path != "auto":
+        return replace(COMPUTE_PATHS[settings.engine.compute_path], recomputed=recomputed or 0)
+    if not is_autotuned(settings, world.device):
+        return replace(COMPUTE_PATHS["planar"], recomputed=recomputed or 0)
+    training = training_micro_step(settings, parameters(model), world.size)
     rates, engine = settings.schedule.rates, settings.engine
-    recipe = Recipe(model=settings.model, classes=len(classes), rates=dict(rates), engine=engine, ranks=world.size)
-    return run_path(folder, model, training, world, recomputed, recipe)
+    spec = NetworkSpec(model=settings.model, classes=len(classes), rates=dict(rates), engine=engine, ranks=world.size)
+    return choose_compute_path(folder, model, training, world, recomputed, spec)
 
 
 def _same(field: str, theirs: object, ours: object, source: Path) -> None:

@@ -7,17 +7,17 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from pretrain.data.loader import Clips
+from pretrain.data.loader import ClipBatch
 from pretrain.data.reading.outage import NoMoreClips
 from pretrain.settings import PATIENCE, TrainSettings
-from pretrain.training.initial_network import training_pass
+from pretrain.training.initial_network import training_micro_step
 from pretrain.training.setup import Session
 from pretrain.training.step import StepReport
 
 log = logging.getLogger("reelscale")
 
 
-def clips_or_none(loader: Iterable[list[Clips]]) -> Iterator[list[Clips] | None]:
+def clips_or_none(loader: Iterable[list[ClipBatch]]) -> Iterator[list[ClipBatch] | None]:
     """What the loader gives, and None for each step from the one on for which it has nothing to give."""
     try:
         yield from loader
@@ -30,7 +30,7 @@ def clips_or_none(loader: Iterable[list[Clips]]) -> Iterator[list[Clips] | None]
 def take_part(settings: TrainSettings, session: Session, report: StepReport) -> None:
     """This rank's part in a step without clips: the others' collectives end, and gradients of NaN leave it out."""
     engine, device = session.engine, session.engine.world.device
-    training = training_pass(settings, 0, engine.world.size)
+    training = training_micro_step(settings, 0, engine.world.size)
     noise = torch.zeros(training.batch, *training.clip, device=device)
     for _ in range(1 if settings.together else len(session.lanes)):
         logits = engine.forward(noise)
@@ -41,7 +41,7 @@ def take_part(settings: TrainSettings, session: Session, report: StepReport) -> 
     report.absent = True
 
 
-def leave_out(session: Session, report: StepReport) -> None:
+def exclude_compute_path(session: Session, report: StepReport) -> None:
     """Save the run as it was before the step. A collective."""
     session.position.step = report.step - 1
     with session.watchdog.patience(PATIENCE):

@@ -1,4 +1,4 @@
-"""A run's engine, ready to train: as its newest checkpoint says, and by a path that has taken a step on trial."""
+"""A run's engine, ready to train: as its newest checkpoint says, by a compute path that has taken a step on trial."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from pretrain.checkpoints.checkpoint import Checkpoint
-from pretrain.engine.autotune.choose import leave_out
+from pretrain.engine.autotune.choose import exclude_compute_path
 from pretrain.engine.autotune.trial import Outcome, trial
 from pretrain.engine.device_lost import DeviceLost
 from pretrain.engine.distributed import World
@@ -17,7 +17,7 @@ from pretrain.engine.engine import Engine
 from pretrain.models.count import macs, parameters
 from pretrain.resilience.loss_monitor import LossWatch
 from pretrain.settings import TrainSettings
-from pretrain.training.initial_network import network, path_is_measured, training_pass
+from pretrain.training.initial_network import is_autotuned, network, training_micro_step
 from pretrain.training.resume import restore
 from pretrain.training.startup import seconds_since_start
 from pretrain.training.step import Position
@@ -37,17 +37,17 @@ def ready_engine(
 ) -> tuple[Engine, int]:
     """The engine, and the multiply-accumulates of a clip; position and watch as they were at the checkpoint.
 
-    A path that was chosen by measuring and fails on trial is left out, with a warning, and the next one is tried by an
-    engine that is built anew. Raises UserError for clips that do not fit into memory and for a path that was asked for
-    and fails; DeviceLost where the device is lost, after which the same command goes on with another path; RuntimeError
-    if no path is left.
+    A compute path that was chosen by measuring and fails on trial is left out, with a warning, and the next one is
+    tried by an engine that is built anew. Raises UserError for clips that do not fit into memory and for a compute path
+    that was asked for and fails; DeviceLost where the device is lost, after which the same command goes on with another
+    compute path; RuntimeError if no compute path is left.
     """
     while True:
         log.info("building the network %s", settings.model.name)
         model = network(settings, folder, classes, world, checkpoint.model if checkpoint else None)
         clip = settings.data.clip
         cost = macs(model, clip.frames, clip.crop, clip.crop)  # before ZeRO 3 takes the weights apart
-        training = training_pass(settings, parameters(model), world.size)
+        training = training_micro_step(settings, parameters(model), world.size)
         log.info("starting DeepSpeed")
         rates, lanes, together = settings.schedule.rates, settings.lanes, settings.together
         engine = Engine(model, settings.engine, world, lanes, settings.lane_batch, together, rates)
@@ -66,17 +66,19 @@ def ready_engine(
 
 
 def _give_up(settings: TrainSettings, folder: Path, world: World, outcome: Outcome) -> None:
-    """Leave the run's path out. Raises what ends the run where that is in vain."""
-    if not path_is_measured(settings, world.device):
-        asked = settings.engine.path != "auto"
+    """Leave the run's compute path out. Raises what ends the run where that is in vain."""
+    if not is_autotuned(settings, world.device):
+        asked = settings.engine.compute_path != "auto"
         raise UserError(
-            "a step of training fails by this path, as the warning above says",
-            "engine.path" if asked else "deterministic",
-            "set engine.path=auto, which takes another one" if asked else "set engine.path to another one",
+            "a step of training fails by this compute path, as the warning above says",
+            "engine.compute_path" if asked else "deterministic",
+            "set engine.compute_path=auto, which takes another one"
+            if asked
+            else "set engine.compute_path to another one",
         )
-    leave_out(folder, world)
+    exclude_compute_path(folder, world)
     if outcome == Outcome.DEVICE_LOST:
         raise DeviceLost(
             "training failed: a step on trial ended all computing on a rank's device, as the warning above says; "
-            "the same command goes on by another path"
+            "the same command goes on by another compute path"
         )

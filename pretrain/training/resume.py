@@ -30,7 +30,7 @@ def newest(folder: Path, settings: CheckpointSettings, world: World) -> Checkpoi
         found = load_newest(folder, settings)
         return f"{found.step} {found.attempt}" if found else "-1 0"
 
-    step, attempt = map(int, world.share(find).split())  # which may take its time, to fetch and to verify
+    step, attempt = map(int, world.broadcast_text(find).split())  # which may take its time, to fetch and to verify
     if world.rank == 0 or step < 0:
         return found
     return load_step(folder, step, attempt, settings)

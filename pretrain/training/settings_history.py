@@ -12,6 +12,7 @@ import torch
 
 from pretrain.checkpoints.history import SETTINGS_HISTORY
 from pretrain.engine.distributed import World
+from pretrain.run_settings import with_current_names
 from pretrain.settings import TrainSettings, what_matters
 from sharding.base.atomic import append_line
 from sharding.base.settings import differences
@@ -56,7 +57,7 @@ def changes(before: dict[str, Any], settings: TrainSettings) -> list[tuple[str, 
     """(setting, old, new) of what matters and is not as in a former dump; what that has not is as it was."""
     mine = what_matters(settings)
     try:
-        former = what_matters(TrainSettings.model_validate(before))
+        former = what_matters(TrainSettings.model_validate(with_current_names(before)))
     except ValueError:  # of a version whose settings were others
         former = {name: value for name, value in before.items() if name in mine}
     return differences(former, mine)

@@ -13,7 +13,7 @@ import torch
 from pretrain.checkpoints.async_saver import Saver
 from pretrain.checkpoints.checkpoint import begin_attempt
 from pretrain.data.loader import Loader
-from pretrain.data.sources import Sources, described, open_sources, order_of
+from pretrain.data.sources import Sources, describe_order, open_sources, order_of
 from pretrain.engine.distributed import World
 from pretrain.engine.engine import Engine
 from pretrain.resilience.hang_watchdog import Watchdog
@@ -66,7 +66,7 @@ def open_session(
     keep_threads(settings, world, run)
     attempt = world.broadcast(begin_attempt(folder, settings.checkpoint) if world.rank == 0 else 0)
     checkpoint = newest(folder, settings.checkpoint, world)
-    rollback = decoded(world.share(lambda: kept(folder, settings.checkpoint)), settings)
+    rollback = decoded(world.broadcast_text(lambda: kept(folder, settings.checkpoint)), settings)
     require_hope(rollback, checkpoint, folder)
     if world.rank == 0:
         record_start(folder, settings, world, attempt, checkpoint.step if checkpoint else 0, run.before)
@@ -76,7 +76,7 @@ def open_session(
         log.info("going on from the checkpoint at step %d of %d in %s", position.step, settings.steps, folder)
 
     order = order_of(sources, data, settings.seed, settings.lanes, settings.lane_batch)
-    for line in described(order, sources):
+    for line in describe_order(order, sources):
         log.info("%s", line)
     lanes = lanes_of(world, settings.lanes)
 
@@ -92,7 +92,7 @@ def open_session(
     if not checkpoint:
         saving.save()  # to go back to, should training go wrong at once; and what cannot be written is told now
     validation = None
-    if loader.videos_unseen:
+    if loader.unseen_videos:
         validation = ValidationHook(settings, engine, world, run, loader, position, lambda: stop.asked)
     hooks: list[Hook] = [LogHook(settings, world, run, loader, saving, validation, cost)]
     if settings.precise_statistics:
@@ -103,7 +103,7 @@ def open_session(
         log.info("no validation: the store has no good video in its split 'val'")
     hooks += [saving, FirstStepHook(), *extra_hooks]
     watchdog = leaving.enter_context(Watchdog(folder, world.rank, attempt, settings.watchdog.stall_seconds))
-    loader.heed(lambda: stop.asked, watchdog.excuse)
+    loader.set_stop_check(lambda: stop.asked, watchdog.excuse)
     return Session(engine, loader, lanes, position, watch, own_time, saving, hooks, watchdog)
 
 
@@ -125,7 +125,7 @@ def open_same_sources(resolved: ResolvedRun, world: World) -> Sources:
 
     A launcher starts every rank with the same; under torchrun each has looked by itself, and a store may have grown.
     """
-    versions = json.loads(world.share(lambda: json.dumps(resolved.index)))
+    versions = json.loads(world.broadcast_text(lambda: json.dumps(resolved.index)))
     return open_sources(resolved.settings.data, versions)
 
 

@@ -12,11 +12,11 @@ import torch
 from pretrain import metrics
 from pretrain.checkpoints.checkpoint import prepare_folder
 from pretrain.data.device.transforms import network_input
-from pretrain.data.loader import Clips
+from pretrain.data.loader import ClipBatch
 from pretrain.data.sampling.order import mix
-from pretrain.engine.autotune.process import SPARE
-from pretrain.engine.device_lost import device_is_there
-from pretrain.engine.distributed import World, leave_world, ranks_are_there, start_world
+from pretrain.engine.autotune.process import PRESTARTED
+from pretrain.engine.device_lost import ends_on_device_loss
+from pretrain.engine.distributed import World, leave_world, names_lost_ranks, start_world
 from pretrain.losses import loss as loss_of
 from pretrain.losses import mixed
 from pretrain.lr_schedule import learning_rate
@@ -27,8 +27,8 @@ from pretrain.resilience.stop_signal import Stop
 from pretrain.run_folder import Run
 from pretrain.settings import PATIENCE, TrainSettings, longest_wait, require_memory
 from pretrain.training.callbacks import Hook
-from pretrain.training.initial_network import begin_measuring
-from pretrain.training.no_clips import clips_or_none, leave_out, take_part
+from pretrain.training.initial_network import prestart_autotune
+from pretrain.training.no_clips import clips_or_none, exclude_compute_path, take_part
 from pretrain.training.preflight import ResolvedRun
 from pretrain.training.resume import go_back
 from pretrain.training.setup import Session, open_same_sources, open_session
@@ -52,12 +52,12 @@ def train(
     settings = resolved.settings
     folder = Path(settings.run or "run")
     with ExitStack() as leaving:
-        leaving.callback(SPARE.end)
+        leaving.callback(PRESTARTED.end)
         stop = leaving.enter_context(Stop(folder))
-        begin_measuring(settings, folder)
+        prestart_autotune(settings, folder)
         world = start_world(longest_wait(settings), deterministic=settings.deterministic is True)
         leaving.enter_context(Pulse(world, settings.pulse))
-        leaving.enter_context(ranks_are_there())
+        leaving.enter_context(names_lost_ranks())
         prepare_folder(folder, settings.checkpoint)
         run = Run(folder, writes=world.rank == 0)
         sources = open_same_sources(resolved, world)
@@ -66,10 +66,10 @@ def train(
         run.log_to_file()
         if on_start:
             on_start(world.rank)
-        with device_is_there():
+        with ends_on_device_loss():
             session = open_session(settings, world, run, sources, extra_hooks, leaving, stop)
         stop.begin(looks=world.rank == 0)
-        with device_is_there(session.saving.written):
+        with ends_on_device_loss(session.saving.written):
             outcome = run_steps(settings, world, folder, session, stop)
             with session.watchdog.patience(PATIENCE):
                 session.saving.finish()
@@ -119,7 +119,7 @@ def run_steps(settings: TrainSettings, world: World, folder: Path, session: Sess
             read = sent.popleft()
             read.read()
             if read.absent:
-                leave_out(session, read)
+                exclude_compute_path(session, read)
                 return "stopped"
             stopping |= read.stopping
             with session.watchdog.patience(PATIENCE):
@@ -161,10 +161,10 @@ def is_read_at_once(settings: TrainSettings, step: int) -> bool:
     return due or step == settings.steps or settings.engine.precision == "fp16"
 
 
-def passes(lanes: range, batches: list[Clips], together: bool) -> Iterator[tuple[Sequence[int], Clips]]:
+def passes(lanes: range, batches: list[ClipBatch], together: bool) -> Iterator[tuple[Sequence[int], ClipBatch]]:
     """(lanes, clips) of each pass of a step: a lane at a time, or all lanes at once."""
     if together:
-        yield lanes, Clips.together(batches)
+        yield lanes, ClipBatch.joined(batches)
         return
     for lane, clips in zip(lanes, batches, strict=True):
         yield [lane], clips

@@ -79,11 +79,11 @@ def loader_way(task: Task, floats: bool, sink: Sink, stack: ExitStack) -> Way:
 
     def way() -> int:
         loader.load_state_dict(begin)
-        before = loader.told.bytes
+        before = loader.stats.bytes
         for step in loader:
             for clips in step:
                 sink(network_input(clips.planes, task.clip) if floats else clips.planes)
-        return loader.told.bytes - before
+        return loader.stats.bytes - before
 
     return way
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch.utils.benchmark import Timer
 
-from pretrain.engine.autotune.choose import worth_trying
+from pretrain.engine.autotune.choose import candidate_names
 from pretrain.engine.mfu import mfu, product_flops
 from pretrain.models.count import macs
 from pretrain.models.zoo import ModelSettings, build_model
@@ -52,20 +52,26 @@ def peers(device: torch.device, quick: bool) -> list[Contender]:
 
 
 def ours(device: torch.device, quick: bool, choice: str) -> list[Contender]:
-    """By each path through the engine, and without it: on a GPU the run's choice alone, with `quick` no other path."""
-    paths = worth_trying(device)
-    alone = paths if device.type == "cpu" else [path for path in paths if path == choice]
+    """By each compute path through the engine, and without it: on a GPU the run's choice, with `quick` alone."""
+    compute_paths = candidate_names(device)
+    alone = (
+        compute_paths
+        if device.type == "cpu"
+        else [compute_path for compute_path in compute_paths if compute_path == choice]
+    )
     if quick and alone:
-        paths = alone
-    return [Contender(path, engine=True) for path in paths] + [Contender(path) for path in alone]
+        compute_paths = alone
+    return [Contender(compute_path, engine=True) for compute_path in compute_paths] + [
+        Contender(compute_path) for compute_path in alone
+    ]
 
 
 def groups(contenders: Sequence[Contender], device: torch.device) -> list[list[Contender]]:
     """Those that share a process."""
     if device.type == "cpu":
         return [list(contenders)]
-    plain = [each for each in contenders if not each.path]
-    return [plain, *([each] for each in contenders if each.path)]
+    plain = [each for each in contenders if not each.compute_path]
+    return [plain, *([each] for each in contenders if each.compute_path)]
 
 
 def patience(case: Case) -> float:
@@ -76,7 +82,7 @@ def patience(case: Case) -> float:
 def compare(case: Case, device: torch.device, rounds: int, quick: bool) -> dict[str, Any]:
     """One case's figures: each contender's of `rounds` steps.
 
-    `chosen` is the path of ours that a run would take, `planar` its convolutions that run as 2D ones.
+    `chosen` is the compute path of ours that a run would take, `planar` its convolutions that run as 2D ones.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(case.threads or before)
@@ -90,8 +96,8 @@ def compare(case: Case, device: torch.device, rounds: int, quick: bool) -> dict[
     except (ChildFailed, StopIteration) as error:
         choice = ""
         _progress(f"what a run would choose is not known: {error}")
-    told = json.loads(choice) if choice else {"path": "", "planar": [], "clips_per_second": {}}
-    contenders = peers(device, quick) + ours(device, quick, told["path"])
+    told = json.loads(choice) if choice else {"compute_path": "", "planar": [], "clips_per_second": {}}
+    contenders = peers(device, quick) + ours(device, quick, told["compute_path"])
     found = {}
     for together in groups(contenders, device):
         found |= _figures(together, case, choice, rounds, device)
@@ -101,17 +107,17 @@ def compare(case: Case, device: torch.device, rounds: int, quick: bool) -> dict[
             row["median_clips_per_second"] = case.batch / row["median_seconds"]
             row["mfu"] = mfu(row["clips_per_second"], per_clip, limit, 1)
     figures = {"case": case.name, "matrix_product_tflops": limit / 1e12, "gflops_per_clip": 6 * per_clip / 1e9}
-    figures |= {"chosen": told["path"], "planar": told["planar"], "run_measured": told["clips_per_second"]}
+    figures |= {"chosen": told["compute_path"], "planar": told["planar"], "run_measured": told["clips_per_second"]}
     lasting = {each.name: found[each.name] for each in contenders}
-    path = told["path"] or fastest(contenders, found)
-    return figures | {"rows": lasting, "summary": summary(lasting, path, device)}
+    compute_path = told["compute_path"] or fastest(contenders, found)
+    return figures | {"rows": lasting, "summary": summary(lasting, compute_path, device)}
 
 
 def fastest(contenders: Sequence[Contender], found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The path of ours that is the fastest through the engine; empty where none runs."""
-    seconds = {each.path: found[each.name].get("seconds", math.inf) for each in contenders if each.engine}
-    path = min(seconds, key=lambda each: seconds[each], default="")
-    return path if path and seconds[path] < math.inf else ""
+    """The compute path of ours that is the fastest through the engine; empty where none runs."""
+    seconds = {each.compute_path: found[each.name].get("seconds", math.inf) for each in contenders if each.engine}
+    compute_path = min(seconds, key=lambda each: seconds[each], default="")
+    return compute_path if compute_path and seconds[compute_path] < math.inf else ""
 
 
 def _figures(
@@ -132,10 +138,12 @@ def _figures(
     return found
 
 
-def summary(found: Mapping[str, Mapping[str, Any]], path: str, device: torch.device) -> dict[str, Any]:
-    """Ours by a run's path, through the engine, against the best peer, the plain one and the product."""
+def summary(found: Mapping[str, Mapping[str, Any]], compute_path: str, device: torch.device) -> dict[str, Any]:
+    """Ours by a run's compute path, through the engine, against the best peer, the plain one and the product."""
     peer = {name: row for name, row in found.items() if not name.startswith("ours") and "seconds" in row}
-    engine = {name: row for name, row in found.items() if name == Contender(path, engine=True).name and path}
+    engine = {
+        name: row for name, row in found.items() if name == Contender(compute_path, engine=True).name and compute_path
+    }
     mine = next((row for row in engine.values() if "seconds" in row), None)
     best = max(peer, key=lambda name: peer[name]["clips_per_second"], default=None)
     result: dict[str, Any] = {"best_peer": best, "ours": next(iter(engine), None)}

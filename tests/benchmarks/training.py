@@ -81,7 +81,7 @@ def cases(device: torch.device, quick: bool, ranks: Sequence[int], every: bool =
         "log_steps": 1 if quick else 5,
         "data": {"clip": clip, "loader": {"workers": 1} if quick else {}},
         "model": network,
-        "engine": {"precision": "fp32"} | ({"path": "channels-last"} if quick else {}),
+        "engine": {"precision": "fp32"} | ({"compute_path": "channels-last"} if quick else {}),
     }
     return {f"the demo's network, 16 × 8 × {clip['crop']}², fp32": demo}
 
@@ -129,7 +129,7 @@ class Bench:
             seen.first_lines.append(first)
         except subprocess.CalledProcessError as error:
             seen.failed = error.stderr.strip().splitlines()[-1][:100] if error.stderr.strip() else str(error)
-        measured = run / "path.json"
+        measured = run / "compute_path.json"
         if self.path is None and measured.exists():
             self.path = self.folder / measured.name
             shutil.copy(measured, self.path)

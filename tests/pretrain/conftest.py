@@ -117,7 +117,7 @@ def write_recipe(folder: Path, store: str, **changes: Any) -> Path:
         "data": {"store": store, "clip": CLIP, "loader": {"workers": 1}},
         "model": {"depth": 10, "width": 0.125, "dropout": 0.3},
         "schedule": {"lr": 0.005, "epoch_clips": 40, "epochs": 3, "warmup_epochs": 1, "decay": "cosine"},
-        "engine": {"precision": "fp32", "zero": 1, "path": "channels-last"},  # measured, runs may differ in rounding
+        "engine": {"precision": "fp32", "zero": 1, "compute_path": "channels-last"},  # or runs may differ in rounding
         "validation": {"every_steps": 10, "videos": 5},
         "checkpoint": {"every_steps": 4, "keep": 2},
     }

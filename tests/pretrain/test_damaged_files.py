@@ -12,7 +12,7 @@ import pytest
 
 from pretrain.checkpoints.checkpoint import CheckpointSettings, begin_attempt
 from pretrain.conversion.import_export import export_run
-from pretrain.engine.autotune.record import kept
+from pretrain.engine.autotune.record import read_result
 from pretrain.report.report import write_report
 from pretrain.report.run_data import read_metrics
 from pretrain.run_folder import Run, read_settings
@@ -154,5 +154,5 @@ def test_lines_of_metrics_that_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [*NONE, b'{"path": "of a later version"}'])
 def test_a_measurement_that_cannot_be_read_is_none(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "path.json").write_bytes(content)
-    assert kept(tmp_path) is None
+    (tmp_path / "compute_path.json").write_bytes(content)
+    assert read_result(tmp_path) is None

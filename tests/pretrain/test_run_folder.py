@@ -1,4 +1,4 @@
-"""A run's folder: its metrics go on whatever the disk does."""
+"""A run's folder: its metrics go on whatever the disk does, and older runs' settings are read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.report.run_data import read_metrics
-from pretrain.run_folder import Run
+from pretrain.run_folder import Run, read_settings
+from pretrain.settings import TrainSettings
 
 
 def test_a_kill_costs_the_line_that_it_cut_alone(tmp_path: Path) -> None:
@@ -41,3 +42,24 @@ def test_a_full_disk_costs_lines_of_the_log_alone(tmp_path: Path, caplog: pytest
     train, _, unreadable = read_metrics(path)
     assert [event["step"] for event in train] == [1, 4, 5] and unreadable == 1
     assert json.loads(path.read_text().splitlines()[-1])["loss"] is None
+
+
+def test_settings_of_runs_from_before_a_renaming_are_read(tmp_path: Path) -> None:
+    changed = {
+        "data": {"store": "s", "reading": {"mode": "ranges"}, "loader": {"prefetch": 7, "workers": 2}},
+        "engine": {"compute_path": "planar"},
+    }
+    settings = TrainSettings.model_validate(changed)
+    Run(tmp_path, writes=True).begin(settings, ["a", "b"], ["v"], {})
+    file = tmp_path / "settings.json"
+    stored = json.loads(file.read_text())
+    data, engine = stored["settings"]["data"], stored["settings"]["engine"]
+    data["reading"]["way"] = data["reading"].pop("mode")
+    data["loader"]["ahead"] = data["loader"].pop("prefetch")
+    engine["path"] = engine.pop("compute_path")
+    file.write_text(json.dumps(stored))
+    assert read_settings(tmp_path) == (settings, ["a", "b"])
+    run = Run(tmp_path, writes=True)
+    run.begin(settings, ["a", "b"], ["v"], {})  # it goes on, and its file has the names of now
+    assert run.before == settings.model_dump(mode="json")
+    assert json.loads(file.read_text())["settings"] == settings.model_dump(mode="json")

@@ -33,7 +33,7 @@ class PlaneBatch:
     matrices: list[str]
     views: list[View]
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> PlaneBatch:
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> PlaneBatch:
         """The same clips with other tensors."""
         return replace(self, y=change(self.y), uv=change(self.uv))
 
@@ -52,7 +52,7 @@ class FlowBatch:
     bounds: list[float]
     views: list[View]
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> FlowBatch:
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> FlowBatch:
         """The same clips with other tensors."""
         return replace(self, steps=change(self.steps))
 
@@ -106,33 +106,33 @@ def _padded(planes: list[Tensor]) -> Tensor:
     return torch.cat([F.pad(each, (0, width - each.shape[-1], 0, height - each.shape[-2])) for each in planes])
 
 
-class Movable(Protocol):
+class TensorTree(Protocol):
     """Something made of tensors."""
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with other tensors."""
 
 
-M = TypeVar("M", bound=Movable)
+M = TypeVar("M", bound=TensorTree)
 
 
-class Moving(Generic[M]):
+class DeviceCopy(Generic[M]):
     """Something on its way to a device."""
 
     def __init__(self, found: Future[M], stream: torch.cuda.Stream | None) -> None:
         self._found, self._stream = found, stream
 
-    def here(self) -> M:
+    def result(self) -> M:
         """It, on the device; what is computed of it next waits for it there."""
         found = self._found.result()
         if self._stream is not None:
             now = torch.cuda.current_stream(self._stream.device)
             now.wait_stream(self._stream)
-            found.each(lambda tensor: _in_use(tensor, now))
+            found.map_tensors(lambda tensor: _in_use(tensor, now))
         return found
 
 
-class Mover:
+class DeviceCopier:
     """Brings batches to a device while it computes: through pinned memory, by a thread, on a stream of its own.
 
     Where the device is the CPU nothing is moved.
@@ -143,13 +143,13 @@ class Mover:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mover") if self._stream else None
 
-    def start(self, batch: M) -> Moving[M]:
+    def start(self, batch: M) -> DeviceCopy[M]:
         """Send a batch on its way. Its own memory may be used again once it is `here`."""
         if self._thread is None:
             done: Future[M] = Future()
-            done.set_result(batch.each(lambda tensor: tensor.to(self.device)))
-            return Moving(done, None)
-        return Moving(self._thread.submit(self._moved, batch), self._stream)
+            done.set_result(batch.map_tensors(lambda tensor: tensor.to(self.device)))
+            return DeviceCopy(done, None)
+        return DeviceCopy(self._thread.submit(self._moved, batch), self._stream)
 
     def close(self) -> None:
         """End the thread."""
@@ -158,7 +158,7 @@ class Mover:
 
     def _moved(self, batch: M) -> M:
         with torch.cuda.stream(self._stream):
-            return batch.each(lambda tensor: tensor.pin_memory().to(self.device, non_blocking=True))
+            return batch.map_tensors(lambda tensor: tensor.pin_memory().to(self.device, non_blocking=True))
 
 
 def _in_use(tensor: Tensor, stream: Any) -> Tensor:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pretrain.data.device.tensors import FlowBatch, PlaneBatch
-from pretrain.data.views.resample import Taps, blocks, linear, span, stacked
+from pretrain.data.views.resample import Taps, linear_taps, stacked_taps, taps_as_matrices, taps_range
 from pretrain.data.views.views import ClipSettings, View
 from sharding.media.flow import LARGEST, ZERO
 
@@ -109,8 +109,8 @@ def _layer(
     planes: Tensor, sizes: list[tuple[int, int]], origins: list[tuple[int, int]], views: list[View], crop: int
 ) -> _Layer:
     all_ = list(zip(sizes, origins, views, strict=True))
-    rows = [linear(size[0], view.size[0], view.top, crop, origin=origin[0]) for size, origin, view in all_]
-    columns = [linear(size[1], view.size[1], view.left, crop, view.flip, origin[1]) for size, origin, view in all_]
+    rows = [linear_taps(size[0], view.size[0], view.top, crop, origin=origin[0]) for size, origin, view in all_]
+    columns = [linear_taps(size[1], view.size[1], view.left, crop, view.flip, origin[1]) for size, origin, view in all_]
     return _Layer(planes, rows, columns)
 
 
@@ -140,7 +140,7 @@ def _mix(layers: list[_Layer], factors: NDArray[np.float64], bounds: list[tuple[
     """`_mixed` into `out`."""
     clips, _, frames, crop, _ = out.shape
     # The wanted lines of all planes, resized, and after them a line of ones, of which the addends are made.
-    spans = [span(layer.rows) for layer in layers]
+    spans = [taps_range(layer.rows) for layer in layers]
     lines = [layer.planes[..., begin:end, :] for layer, (begin, end) in zip(layers, spans, strict=True)]
     ends = list(accumulate(math.prod(some.shape[:-1]) for some in lines))
     table = out.new_empty(ends[-1] + 1, crop)
@@ -152,7 +152,7 @@ def _mix(layers: list[_Layer], factors: NDArray[np.float64], bounds: list[tuple[
     for layer, (begin, _), some, last in zip(layers, spans, lines, ends, strict=True):
         first = last - math.prod(some.shape[:-1])
         _across(some, layer.columns, table[first:last].view(*some.shape[:-1], crop))
-        index, weight = stacked(layer.rows)
+        index, weight = stacked_taps(layer.rows)
         count, height = some.shape[2:4]
         for plane in range(count):
             taps.append(index + (first - begin + plane * height))
@@ -187,7 +187,7 @@ def _across(lines: Tensor, columns: list[Taps], out: Tensor) -> None:
 
 def _multiplied(lines: Tensor, taps: Taps, out: Tensor) -> None:
     """One clip's lines [T, P, h, w] by products with the matrix of the taps, whose zeros are mostly left out."""
-    begin, end = span([taps])
+    begin, end = taps_range([taps])
     lines = lines[..., begin:end]
     if taps.copies:
         out.copy_(lines.flip(-1) if taps.mirrored else lines)
@@ -200,12 +200,12 @@ def _multiplied(lines: Tensor, taps: Taps, out: Tensor) -> None:
 
 @lru_cache(1024)  # ten kilobytes each
 def _blocks(taps: Taps) -> list[tuple[int, Tensor]]:
-    return [(first, torch.from_numpy(matrix)) for first, matrix in blocks(taps, _BLOCK)]
+    return [(first, torch.from_numpy(matrix)) for first, matrix in taps_as_matrices(taps, _BLOCK)]
 
 
 def _gathered(lines: Tensor, columns: list[Taps], out: Tensor) -> None:
     """All clips' lines, tap by tap."""
-    index, weights = (_there(each, out) for each in stacked(columns))  # N crop K
+    index, weights = (_there(each, out) for each in stacked_taps(columns))  # N crop K
     for tap in range(index.shape[-1]):
         taken = lines.gather(-1, index[:, None, None, None, :, tap].long().expand(out.shape))
         share = weights[:, None, None, None, :, tap]

@@ -13,7 +13,7 @@ from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 
 from pretrain.data.reading.packets import needed_spans, read_spans
-from pretrain.data.reading.store_split import Damaged, PacketTable, Ranges, Sample
+from pretrain.data.reading.store_split import DamagedData, PacketTable, RangeReader, Sample
 from sharding.base.lru import LRU
 from sharding.media.decoding.picture import EXACT, MATRIX_NAMES
 
@@ -43,10 +43,10 @@ class Window(NamedTuple):
         return cls(slice(0, sample.height), slice(0, sample.width))
 
 
-def decode_frames(source: Ranges, sample: Sample, wanted: Sequence[int]) -> Planes:
+def decode_frames(source: RangeReader, sample: Sample, wanted: Sequence[int]) -> Planes:
     """The planes of the frames `wanted` (any order, repeats allowed), read and decoded in one pass.
 
-    Raises Damaged when the bytes are damaged or a frame does not decode.
+    Raises DamagedData when the bytes are damaged or a frame does not decode.
     """
     y = np.empty((len(wanted), sample.height, sample.width), np.uint8)
     uv = np.empty((len(wanted), 2, (sample.height + 1) // 2, (sample.width + 1) // 2), np.uint8)
@@ -55,7 +55,7 @@ def decode_frames(source: Ranges, sample: Sample, wanted: Sequence[int]) -> Plan
 
 
 def decode_into(
-    source: Ranges,
+    source: RangeReader,
     sample: Sample,
     wanted: Sequence[int],
     window: Window,
@@ -76,7 +76,7 @@ def decode_into(
         if not as_it_is or frame.format.name != "yuv420p":
             frame = _common(frame, sample)
         if (frame.width, frame.height) != size:
-            raise Damaged(sample.name, sample.tar, f"frame {number} is {frame.width} x {frame.height}")
+            raise DamagedData(sample.name, sample.tar, f"frame {number} is {frame.width} x {frame.height}")
         first, *again = places[number]
         planes = frame.planes
         y[first] = _lines(planes[0])[luma]
@@ -89,21 +89,21 @@ def decode_into(
 
 
 def decode_flow_into(
-    source: Ranges, sample: Sample, wanted: Sequence[int], window: Window, steps: NDArray[np.uint8]
+    source: RangeReader, sample: Sample, wanted: Sequence[int], window: Window, steps: NDArray[np.uint8]
 ) -> None:
     """A window of a sample's flow pictures into the top left of steps [T, 2, H, W], dx and dy as stored.
 
-    See `sharding.media.flow`. Raises Damaged, also when the sample has no flow.
+    See `sharding.media.flow`. Raises DamagedData, also when the sample has no flow.
     """
     if sample.flow is None:
-        raise Damaged(sample.name, sample.tar, "it has no optical flow")
+        raise DamagedData(sample.name, sample.tar, "it has no optical flow")
     places = _places(wanted)
     rows, columns = window
     steps = steps[..., : rows.stop - rows.start, : columns.stop - columns.start]
 
     def take(number: int, frame: av.VideoFrame) -> None:
         if (frame.height, frame.width) != (2 * sample.height, sample.width):
-            raise Damaged(sample.name, sample.tar, f"flow picture {number} is {frame.width} x {frame.height}")
+            raise DamagedData(sample.name, sample.tar, f"flow picture {number} is {frame.width} x {frame.height}")
         lines = _lines(frame.planes[0])
         for place in places[number]:
             steps[place] = lines.reshape(2, sample.height, -1)[:, rows, columns]
@@ -125,7 +125,7 @@ def _places(wanted: Sequence[int]) -> dict[int, list[int]]:
 
 
 def _decode(
-    source: Ranges,
+    source: RangeReader,
     name: str,
     table: PacketTable,
     wanted: Mapping[int, object],
@@ -159,12 +159,12 @@ def _decode(
                         take(shown, frame)
                         missing -= 1
         except av.error.FFmpegError as error:
-            raise Damaged(name, table.tar, str(error)) from error
+            raise DamagedData(name, table.tar, str(error)) from error
         finally:
             if not clean:
                 codec.flush_buffers()
         if missing:
-            raise Damaged(name, table.tar, f"{missing} of its frames {first} to {last} do not decode")
+            raise DamagedData(name, table.tar, f"{missing} of its frames {first} to {last} do not decode")
 
 
 def _common(frame: av.VideoFrame, sample: Sample) -> av.VideoFrame:

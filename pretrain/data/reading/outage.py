@@ -15,7 +15,7 @@ from sharding.storage.store import Store
 
 T = TypeVar("T")
 
-OWN_PATIENCE = 10.0  # seconds for which a remote store itself tries, before anybody is told
+STORE_RETRY_SECONDS = 10.0  # seconds for which a remote store itself tries, before anybody is told
 _PAUSES = 0.5, 5.0  # seconds between two looks: the first, and the longest
 _TOLD_EVERY, _LOGGED_EVERY = 5.0, 60.0  # seconds: by a worker to the trainer, and by that in the log
 
@@ -31,7 +31,7 @@ class StoreGone(NoMoreClips):
 
 
 @dataclass(frozen=True)
-class Waiting:
+class StoreWait:
     """A store is waited for: `why`, and how many seconds of those allowed; `over`: it is back."""
 
     url: str
@@ -52,7 +52,7 @@ class PatientStore:
     def __init__(self, store: Store, mark: str, patience: float) -> None:
         """`mark`: the path of that object."""
         self._store, self._mark, self._patience = store, mark, patience
-        self.tell: Callable[[Waiting], object] = _nobody
+        self.tell: Callable[[StoreWait], object] = _nobody
         self._lock, self._told = threading.Lock(), 0.0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,21 +134,21 @@ class PatientStore:
             if not over and now - self._told < _TOLD_EVERY:
                 return
             self._told = 0.0 if over else now
-        self.tell(Waiting(self.url, why, seconds, self._patience, over))
+        self.tell(StoreWait(self.url, why, seconds, self._patience, over))
 
 
-class Outage:
+class OutageLog:
     """What the trainer's process is told of stores that are waited for, and logs: the first word, some, and the end."""
 
     def __init__(self) -> None:
         self._since: dict[str, tuple[float, float]] = {}  # by url: when it was last heard of, and last logged
 
     @property
-    def lasts(self) -> bool:
+    def ongoing(self) -> bool:
         """Whether a store is waited for just now."""
         return any(time.monotonic() - heard < 4 * _TOLD_EVERY for heard, _ in self._since.values())
 
-    def tell(self, waiting: Waiting) -> None:
+    def tell(self, waiting: StoreWait) -> None:
         """By a worker: of the many that wait for the same store, the first word counts."""
         now = time.monotonic()
         _, logged = self._since.get(waiting.url, (0.0, float("-inf")))
@@ -174,5 +174,5 @@ def _why(error: Exception) -> str:
     return error.what if isinstance(error, UserError) else "the store's directory or bucket is not there"
 
 
-def _nobody(waiting: Waiting) -> None:
+def _nobody(waiting: StoreWait) -> None:
     """Nobody is told."""

@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from pretrain.data.reading.prefetch import Extent
-from pretrain.data.reading.store_split import Damaged, PacketTable, Ranges
-from pretrain.data.reading.whole_parts import PartReader
+from pretrain.data.reading.prefetch import ByteRange
+from pretrain.data.reading.store_split import DamagedData, PacketTable, RangeReader
+from pretrain.data.reading.whole_parts import CachedPartReader
 from sharding.base.errors import DamagedStore
 
 _GAP = 2**16  # bytes that are read sooner than asked for apart
@@ -42,18 +42,18 @@ def needed_spans(table: PacketTable, wanted: Collection[int]) -> list[tuple[int,
     return [*spans, (first, last)]
 
 
-def extents(table: PacketTable, wanted: Collection[int]) -> list[Extent]:
+def byte_ranges(table: PacketTable, wanted: Collection[int]) -> list[ByteRange]:
     """What `read_spans` reads for these frames."""
     runs = _runs(table, needed_spans(table, wanted))
-    return [Extent(table.tar, table.start + run[0].low, table.start + _end(run)) for run in runs]
+    return [ByteRange(table.tar, table.start + run[0].low, table.start + _end(run)) for run in runs]
 
 
 def read_spans(
-    source: Ranges, name: str, table: PacketTable, spans: Sequence[tuple[int, int]]
+    source: RangeReader, name: str, table: PacketTable, spans: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, list[bytes]]]:
     """For each of `needed_spans`, the packets of its `group_range`: (number of the first, the packets as stored).
 
-    Spans that lie close are read as one range. `name` is the sample's, for errors. Raises Damaged when bytes are
+    Spans that lie close are read as one range. `name` is the sample's, for errors. Raises DamagedData when bytes are
     missing or differ from their group's crc32.
     """
     for run in _runs(table, spans):
@@ -61,8 +61,8 @@ def read_spans(
         try:
             body = _read(source, name, table, low, high)
             found = [each.packets(body, low, name, table) for each in run]
-        except Damaged:
-            if not isinstance(source, PartReader) or not source.discard(table.tar):
+        except DamagedData:
+            if not isinstance(source, CachedPartReader) or not source.discard(table.tar):
                 raise
             body = _read(source, name, table, low, high)
             found = [each.packets(body, low, name, table) for each in run]
@@ -90,7 +90,7 @@ class _Range:
             for packet in found[first:end]:
                 crc = zlib.crc32(packet, crc)
             if crc != table.group_crc32[group]:
-                raise Damaged(name, table.tar, f"key-frame group {group} is damaged")
+                raise DamagedData(name, table.tar, f"key-frame group {group} is damaged")
         return found
 
 
@@ -110,13 +110,13 @@ def _end(run: list[_Range]) -> int:
     return int(max(each.high for each in run))
 
 
-def _read(source: Ranges, name: str, table: PacketTable, low: int, high: int) -> bytes:
+def _read(source: RangeReader, name: str, table: PacketTable, low: int, high: int) -> bytes:
     try:
         return source.get_range(table.tar, table.start + low, table.start + high)
     except FileNotFoundError as error:
-        raise Damaged(name, table.tar, "the tar is missing") from error
+        raise DamagedData(name, table.tar, "the tar is missing") from error
     except DamagedStore as error:
-        raise Damaged(name, table.tar, error.what) from error
+        raise DamagedData(name, table.tar, error.what) from error
 
 
 def _led(table: PacketTable, begin: int, end: int) -> int:

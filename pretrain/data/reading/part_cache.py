@@ -26,7 +26,7 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 8 * 2**20  # of a download, in memory
 
 
-class CacheSettings(Settings):
+class PartCacheSettings(Settings):
     """Where whole parts are kept between reads, and how much of them."""
 
     folder: Annotated[Path | None, Field(description="a folder on a local disk; none: nothing is kept")] = None
@@ -41,7 +41,7 @@ class _DiskError(Exception):
     """This host's disk does not do what a cache needs."""
 
 
-class Cache:
+class PartCache:
     """Complete, verified copies of parts, each a file named by its sha256. Picklable; safe for threads and processes.
 
     Whoever changes what the folder holds has `.lock` while it does so. A part that is being fetched is a file

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from pretrain.data.reading.store_split import Ranges
+from pretrain.data.reading.store_split import RangeReader
 
-UNDER_WAY = 16  # reads at once: a store answers each late, and many as fast as one
+CONCURRENT_READS = 16  # reads at once: a store answers each late, and many as fast as one
 
 
-class Extent(NamedTuple):
+class ByteRange(NamedTuple):
     """Bytes [start, end) of an object."""
 
     path: str
@@ -20,21 +20,21 @@ class Extent(NamedTuple):
     end: int
 
 
-class ReadAhead:
-    """What a store gives, the same bytes and the same errors; up to UNDER_WAY of the expected reads at once.
+class PrefetchingReader:
+    """What a store gives, the same bytes and the same errors; up to CONCURRENT_READS of the expected reads at once.
 
     Called from one thread.
     """
 
-    def __init__(self, store: Ranges) -> None:
+    def __init__(self, store: RangeReader) -> None:
         self._store = store
-        self._threads = ThreadPoolExecutor(UNDER_WAY, "ranges")
-        self._waiting: deque[Extent] = deque()
-        self._begun: dict[Extent, Future[bytes]] = {}
+        self._threads = ThreadPoolExecutor(CONCURRENT_READS, "ranges")
+        self._waiting: deque[ByteRange] = deque()
+        self._begun: dict[ByteRange, Future[bytes]] = {}
 
-    def expect(self, extents: Iterable[Extent]) -> None:
+    def expect(self, byte_ranges: Iterable[ByteRange]) -> None:
         """These are asked for next, in this order, and what was expected before is not any more."""
-        wanted = dict.fromkeys(extents)
+        wanted = dict.fromkeys(byte_ranges)
         for extent in [extent for extent in self._begun if extent not in wanted]:
             self._begun.pop(extent).cancel()
         self._waiting = deque(extent for extent in wanted if extent not in self._begun)
@@ -42,11 +42,11 @@ class ReadAhead:
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of an object; raises as `sharding.storage.store.Store.get_range`."""
-        begun = self._begun.pop(Extent(path, start, end), None)
+        begun = self._begun.pop(ByteRange(path, start, end), None)
         self._begin()
         return begun.result() if begun else self._store.get_range(path, start, end)
 
     def _begin(self) -> None:
-        while self._waiting and len(self._begun) < UNDER_WAY:
+        while self._waiting and len(self._begun) < CONCURRENT_READS:
             extent = self._waiting.popleft()
             self._begun[extent] = self._threads.submit(self._store.get_range, *extent)

@@ -22,7 +22,7 @@ from sharding.storage.store import Store
 _FEWEST_RECORDS_KEPT = 16
 
 
-class Damaged(Exception):
+class DamagedData(Exception):
     """A sample or a whole shard that is not what its record says; `name` says which, in the store's `tar`.
 
     `samples`: how many are lost with it.
@@ -44,7 +44,7 @@ class TarPart:
     bytes: int
 
 
-class Ranges(Protocol):
+class RangeReader(Protocol):
     """What ranges of tars are read from: a store, or copies of its parts."""
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
@@ -215,7 +215,7 @@ class Split:
         size: dict[str, int] = {}
         self._paths: dict[str, list[str]] = {}
         self.parts: dict[str, TarPart] = {}
-        self.source: Ranges = store
+        self.source: RangeReader = store
         for part in sorted((part for part in index.parts if part.split == name), key=lambda part: part.part):
             samples[part.job] = samples.get(part.job, 0) + part.samples
             size[part.job] = size.get(part.job, 0) + part.bytes
@@ -239,7 +239,7 @@ class Split:
         """Keep the records of so many shards at hand, at least."""
         self._rows.size = max(_FEWEST_RECORDS_KEPT, shards)
 
-    def number_classes(self, classes: Sequence[str]) -> None:
+    def renumber_labels(self, classes: Sequence[str]) -> None:
         """Number the labels of samples as in this list, by the classes' names; those that it lacks are left out.
 
         Until then they have the store's own numbers.
@@ -260,15 +260,15 @@ class Split:
         """The number of a shard's first sample."""
         return self._ends[shard] - self.shard_sizes[shard]
 
-    def misfit(self, tar: str) -> Damaged | None:
+    def tar_size_damage(self, tar: str) -> DamagedData | None:
         """What is wrong with a whole tar, as far as its length tells; its samples are judged one by one."""
         try:
             found = self.store.size(tar)
         except FileNotFoundError:
-            return Damaged("the tar", tar, "it is missing", samples=0)
+            return DamagedData("the tar", tar, "it is missing", samples=0)
         if found == self.parts[tar].bytes:
             return None
-        return Damaged("the tar", tar, f"it has {found} bytes, the index says {self.parts[tar].bytes}", samples=0)
+        return DamagedData("the tar", tar, f"it has {found} bytes, the index says {self.parts[tar].bytes}", samples=0)
 
     def paths(self, shard: int) -> list[str]:
         """The tars of a shard."""
@@ -285,7 +285,7 @@ class Split:
         return self.rows(shard).sample(row)
 
     def rows(self, shard: int) -> ShardRows:
-        """A shard's record. Raises Damaged if it is missing, damaged, or not the one the index counted."""
+        """A shard's record. Raises DamagedData if it is missing, damaged, or not the one the index counted."""
         return self._rows.get_or_make(shard, lambda: self._read_rows(shard))
 
     def _read_rows(self, shard: int) -> ShardRows:
@@ -293,13 +293,13 @@ class Split:
         try:
             table = read_record(self.store, self.name, job)
         except DamagedStore as error:
-            raise Damaged(f"shard {job}", paths[0], error.what, self.shard_sizes[shard]) from error
+            raise DamagedData(f"shard {job}", paths[0], error.what, self.shard_sizes[shard]) from error
         if len(table) != self.shard_sizes[shard]:
             why = f"its record has {len(table)} samples, the index {self.shard_sizes[shard]}"
-            raise Damaged(f"shard {job}", paths[0], why, self.shard_sizes[shard])
+            raise DamagedData(f"shard {job}", paths[0], why, self.shard_sizes[shard])
         if [part["path"] for part in record_meta(table.schema)["parts"]] != paths:
             why = "its record names other parts than the index"
-            raise Damaged(f"shard {job}", paths[0], why, self.shard_sizes[shard])
+            raise DamagedData(f"shard {job}", paths[0], why, self.shard_sizes[shard])
         return ShardRows(table, paths, self._numbers)
 
 

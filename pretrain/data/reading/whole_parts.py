@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pretrain.data.reading.outage import StoreGone
-from pretrain.data.reading.part_cache import Cache, CacheSettings, DamagedPart
-from pretrain.data.reading.prefetch import Extent, ReadAhead
-from pretrain.data.reading.store_split import Ranges, Split, TarPart
+from pretrain.data.reading.part_cache import DamagedPart, PartCache, PartCacheSettings
+from pretrain.data.reading.prefetch import ByteRange, PrefetchingReader
+from pretrain.data.reading.store_split import RangeReader, Split, TarPart
 from pretrain.data.views.frames import needed_frames
 from pretrain.data.views.views import ClipSettings
 from sharding.base.errors import UserError
@@ -31,40 +31,40 @@ _OPEN = 64  # parts that are kept open
 _WANTED = 1024  # shards that are not asked for again
 
 
-class ReadingSettings(CacheSettings):
+class ReadingSettings(PartCacheSettings):
     """Ranges of packets, or whole parts through a folder of this host."""
 
-    way: Annotated[
+    mode: Annotated[
         Literal["auto", "ranges", "parts"],
         Field(description="ranges: a clip's packets alone; parts: whole tars, ahead, kept in `folder`; auto: where a "
               "folder is given, parts if they all fit there or a clip needs most of a sample"),
     ] = "auto"  # fmt: skip
 
 
-def reads_parts(settings: ReadingSettings, split: Split, clip: ClipSettings) -> bool:
+def uses_whole_parts(settings: ReadingSettings, split: Split, clip: ClipSettings) -> bool:
     """Whether whole parts are fetched. Raises UserError where they are asked for and have no place."""
-    if settings.way == "ranges":
+    if settings.mode == "ranges":
         return False
     if settings.folder is None:
-        if settings.way == "auto":
+        if settings.mode == "auto":
             return False
         raise UserError(
             "whole parts are to be read, and nothing says where they are kept",
             "data.reading",
-            "set data.reading.folder to a folder on a local disk, or data.reading.way=ranges",
+            "set data.reading.folder to a folder on a local disk, or data.reading.mode=ranges",
         )
     total, samples = sum(split.shard_bytes), len(split)
-    if settings.way == "parts" or total <= settings.bytes:
+    if settings.mode == "parts" or total <= settings.bytes:
         return True
     frames = split.index.splits[split.name].frames / samples
     share = min(1.0, (needed_frames(clip.frames, clip.stride) + _GROUP) / frames)
     return total / samples * share + _REQUEST >= total / samples
 
 
-class PartReader:
+class CachedPartReader:
     """Ranges of a store's parts: from the copy on this host where there is one, else from the store."""
 
-    def __init__(self, store: Ranges, parts: Mapping[str, TarPart], cache: Cache) -> None:
+    def __init__(self, store: RangeReader, parts: Mapping[str, TarPart], cache: PartCache) -> None:
         self._store, self._cache, self._parts = store, cache, parts
         self._handles: LRU[str, int] = LRU(_OPEN, os.close)
 
@@ -84,10 +84,10 @@ class PartReader:
         self._cache.discard(self._parts[path].sha256)
         return True
 
-    def expect(self, extents: Iterable[Extent]) -> None:
-        """See `ReadAhead`; a copy is not far away."""
-        if isinstance(self._store, ReadAhead):
-            self._store.expect(extent for extent in extents if self._handle(extent.path) is None)
+    def expect(self, byte_ranges: Iterable[ByteRange]) -> None:
+        """See `PrefetchingReader`; a copy is not far away."""
+        if isinstance(self._store, PrefetchingReader):
+            self._store.expect(extent for extent in byte_ranges if self._handle(extent.path) is None)
 
     def _handle(self, path: str) -> int | None:
         handle = self._handles.get(path)
@@ -99,13 +99,13 @@ class PartReader:
         return handle
 
 
-class PartFetcher:
+class PartPrefetcher:
     """Fetches the parts of splits to this host, in a thread: one that needs a part meanwhile reads ranges of it.
 
     `close` ends the thread, after the part it is at.
     """
 
-    def __init__(self, splits: Mapping[int, Split], cache: Cache) -> None:
+    def __init__(self, splits: Mapping[int, Split], cache: PartCache) -> None:
         self._splits, self._cache = splits, cache
         self._queue: queue.SimpleQueue[tuple[Split, str] | None] = queue.SimpleQueue()
         self._wanted: LRU[tuple[int, int], bool] = LRU(_WANTED)
@@ -140,10 +140,13 @@ class PartFetcher:
                 log.warning("a part is not fetched: %s", error)  # who needs its samples is told by the store, too
 
 
-def fetcher_of(settings: ReadingSettings, splits: Sequence[Split], clip: ClipSettings) -> PartFetcher | None:
-    """What fetches parts ahead, if any split is read so. Raises as `reads_parts`, and UserError for a bad folder."""
-    fetched = {number: split for number, split in enumerate(splits) if reads_parts(settings, split, clip)}
+def part_prefetcher(settings: ReadingSettings, splits: Sequence[Split], clip: ClipSettings) -> PartPrefetcher | None:
+    """What fetches parts ahead, if any split is read so.
+
+    Raises as `uses_whole_parts`, and UserError for a bad folder.
+    """
+    fetched = {number: split for number, split in enumerate(splits) if uses_whole_parts(settings, split, clip)}
     if not fetched:
         return None
     assert settings.folder is not None
-    return PartFetcher(fetched, Cache(settings.folder, settings.bytes))
+    return PartPrefetcher(fetched, PartCache(settings.folder, settings.bytes))

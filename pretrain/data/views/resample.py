@@ -33,7 +33,7 @@ class Taps:
 
 
 @lru_cache(_KEPT)
-def linear(source: int, target: int, begin: int, count: int, mirrored: bool = False, origin: int = 0) -> Taps:
+def linear_taps(source: int, target: int, begin: int, count: int, mirrored: bool = False, origin: int = 0) -> Taps:
     """Resize `source` samples to `target`, ends aligned, and take `count` from `begin` on, in reverse if mirrored.
 
     The index counts from the source's sample `origin` on.
@@ -58,8 +58,8 @@ def linear(source: int, target: int, begin: int, count: int, mirrored: bool = Fa
     return Taps(index - np.int32(origin), weights.astype(np.float32))
 
 
-def window(source: int, target: int, begin: int, count: int) -> tuple[int, int]:
-    """Begin and end of all the source's samples that `linear` takes, of it and of a plane of half as many.
+def source_window(source: int, target: int, begin: int, count: int) -> tuple[int, int]:
+    """Begin and end of all the source's samples that `linear_taps` takes, of it and of a plane of half as many.
 
     Even, but for the end of an odd source; a few more than that.
     """
@@ -70,13 +70,13 @@ def window(source: int, target: int, begin: int, count: int) -> tuple[int, int]:
     return first // 2 * 2, min((last + 1) // 2 * 2, source)
 
 
-def span(taps: Sequence[Taps]) -> tuple[int, int]:
+def taps_range(taps: Sequence[Taps]) -> tuple[int, int]:
     """Begin and end of the source's samples that these name."""
     corners = [each.index[end] for each in taps for end in (0, -1)]
     return min(int(corner[0]) for corner in corners), max(int(corner[-1]) for corner in corners) + 1
 
 
-def stacked(taps: Sequence[Taps]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def stacked_taps(taps: Sequence[Taps]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Index and weights of several, all of n samples, as [N, n, K]; where one has fewer than K, the rest weighs 0."""
     shape = (len(taps), len(taps[0].index), max(each.index.shape[1] for each in taps))
     index, weights = np.empty(shape, np.int32), np.zeros(shape, np.float32)
@@ -87,16 +87,16 @@ def stacked(taps: Sequence[Taps]) -> tuple[NDArray[np.int32], NDArray[np.float32
     return index, weights
 
 
-def blocks(taps: Taps, size: int) -> list[tuple[int, NDArray[np.float32]]]:
+def taps_as_matrices(taps: Taps, size: int) -> list[tuple[int, NDArray[np.float32]]]:
     """The taps as small matrices, each for the next `size` samples of the result.
 
     Of each: where its samples of the source begin, counted from the first one that any takes, and the matrix.
     """
     found = []
-    start, _ = span([taps])
+    start, _ = taps_range([taps])
     for begin in range(0, len(taps.index), size):
         some = Taps(taps.index[begin : begin + size], taps.weights[begin : begin + size])
-        first, last = span([some])
+        first, last = taps_range([some])
         matrix = np.zeros((last - first, len(some.index)), np.float32)
         np.put_along_axis(matrix.T, some.index.astype(np.intp) - first, some.weights, 1)
         found.append((first - start, matrix))

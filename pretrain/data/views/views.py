@@ -75,7 +75,7 @@ class ClipSettings(Settings):
         """3 (red, green, blue), or 2 (dx, dy)."""
         return 2 if self.input == "flow" else 3
 
-    def needed(self, times: Times) -> int:
+    def needed_frames(self, times: Times) -> int:
         """Of a video whose frames are shown at these seconds: a clip may begin at frame 0, …, frames - needed.
 
         Without `fps` only the number of the times matters.
@@ -84,7 +84,7 @@ class ClipSettings(Settings):
             return needed_frames(self.frames, self.stride)
         return needed_frames_at(times, self.frames, self.fps)
 
-    def numbers(self, times: Times, start: int) -> list[int]:
+    def frame_numbers(self, times: Times, start: int) -> list[int]:
         """The frame numbers of the clip that begins at frame `start` of such a video; a short one is looped."""
         if self.fps is None:
             return clip_frames(len(times), start, self.frames, self.stride)

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.data.reading.decode import Window, decode_flow_into, decode_into, plane_matrix
-from pretrain.data.reading.packets import extents
-from pretrain.data.reading.prefetch import Extent, ReadAhead
-from pretrain.data.reading.store_split import Damaged, Sample, Split
-from pretrain.data.reading.whole_parts import PartReader
+from pretrain.data.reading.packets import byte_ranges
+from pretrain.data.reading.prefetch import ByteRange, PrefetchingReader
+from pretrain.data.reading.store_split import DamagedData, Sample, Split
+from pretrain.data.reading.whole_parts import CachedPartReader
 from pretrain.data.sampling.order import Draw, mix, sample_randoms
 from pretrain.data.views.frames import evaluation_starts, is_looped, train_start
-from pretrain.data.views.resample import window
+from pretrain.data.views.resample import source_window
 from pretrain.data.views.views import VIEW_RANDOMS, ClipSettings, View, centre_view, train_view
 from sharding.base.errors import UserError
 
@@ -77,7 +77,7 @@ class Batch:
     keys: list[str]
     labels: list[tuple[int, ...]]
     counts: list[int]
-    damaged: list[Damaged] = field(default_factory=list)
+    damaged: list[DamagedData] = field(default_factory=list)
     looped: int = 0
     seconds: float = 0.0
     bytes: int = 0
@@ -98,7 +98,7 @@ class _Shown:
 class _Lost(Exception):
     """A clip of the batch cannot be made."""
 
-    def __init__(self, clip: int, damaged: Damaged) -> None:
+    def __init__(self, clip: int, damaged: DamagedData) -> None:
         super().__init__(clip, damaged)
         self.clip, self.damaged = clip, damaged
 
@@ -113,7 +113,7 @@ class BatchMaker:
         self.splits, self.unseen, self.clip, self.memory = splits, unseen, clip, memory
         every = [*splits, unseen] if unseen else splits
         self._counters = list({id(split.store): split.store.counters for split in every}.values())
-        self._known: dict[tuple[int, ...], Damaged] = {}
+        self._known: dict[tuple[int, ...], DamagedData] = {}
         self._seen: set[tuple[int, str]] = set()
 
     def training(self, seed: int, draws: Sequence[Draw]) -> Batch:
@@ -122,7 +122,7 @@ class BatchMaker:
         In the place of a damaged sample stands another of the same store, found by a hash of the damaged one's place.
         Raises UserError if a hundred of these are damaged, too.
         """
-        begin, damaged = self._begin(), list[Damaged]()
+        begin, damaged = self._begin(), list[DamagedData]()
         places = [self._places(seed, draw, damaged) for draw in draws]
         now = [next(place) for place in places]
         while True:
@@ -141,11 +141,11 @@ class BatchMaker:
 
         A short video gives one clip. A damaged sample is left out, and stands in the batch's `damaged`: one for each.
         """
-        begin, damaged, shown = self._begin(), list[Damaged](), list[list[_Shown]]()
+        begin, damaged, shown = self._begin(), list[DamagedData](), list[list[_Shown]]()
         for number in numbers:
             try:
                 shown.append(self._evaluation_clips(number, clips))
-            except Damaged as error:
+            except DamagedData as error:
                 damaged.append(error)
         while True:
             try:
@@ -157,7 +157,7 @@ class BatchMaker:
                 del shown[next(place for place, end in enumerate(ends) if lost.clip < end)]
         return self._batch(planes, shown, damaged, begin)
 
-    def _places(self, seed: int, draw: Draw, damaged: list[Damaged]) -> Iterator[tuple[int, int, Sample]]:
+    def _places(self, seed: int, draw: Draw, damaged: list[DamagedData]) -> Iterator[tuple[int, int, Sample]]:
         """(shard, row, sample) of the draw, then of those that may stand in its place; none known to be damaged."""
         split = self.splits[draw.store]
         for attempt in range(_TRIES):
@@ -175,7 +175,7 @@ class BatchMaker:
                     self._look_at(draw.store, sample.tar, damaged)
                     yield shard, row, sample
                     continue
-            except Damaged as error:
+            except DamagedData as error:
                 known = self._known[draw.store, shard] = error
             damaged.append(known)
         raise UserError(
@@ -184,19 +184,19 @@ class BatchMaker:
             "see what is left of it: reelscale shards verify STORE",
         )
 
-    def _look_at(self, store: int, tar: str, damaged: list[Damaged]) -> None:
+    def _look_at(self, store: int, tar: str, damaged: list[DamagedData]) -> None:
         """Once for each tar: one that is too short has lost samples, whether or not these are shown soon."""
         if (store, tar) not in self._seen:
             self._seen.add((store, tar))
-            if misfit := self.splits[store].misfit(tar):
-                damaged.append(misfit)
+            if tar_size_damage := self.splits[store].tar_size_damage(tar):
+                damaged.append(tar_size_damage)
 
     def _training_clip(self, seed: int, draw: Draw, shard: int, row: int, sample: Sample) -> _Shown:
         split = self.splits[draw.store]
         start, *view = sample_randoms(seed, draw, split.first(shard) + row, 1 + VIEW_RANDOMS)
         times = self._times(sample)
-        needed = self.clip.needed(times)
-        frames = self.clip.numbers(times, train_start(sample.frames, needed, start))
+        needed = self.clip.needed_frames(times)
+        frames = self.clip.frame_numbers(times, train_start(sample.frames, needed, start))
         seen = train_view(self.clip, (sample.height, sample.width), view)
         return _Shown(split, sample, frames, seen, is_looped(sample.frames, needed))
 
@@ -209,10 +209,10 @@ class BatchMaker:
         assert split is not None
         sample = split.sample(number)
         times = self._times(sample)
-        needed = self.clip.needed(times)
+        needed = self.clip.needed_frames(times)
         view, looped = centre_view(self.clip, (sample.height, sample.width)), is_looped(sample.frames, needed)
         return [
-            _Shown(split, sample, self.clip.numbers(times, first), view, looped)
+            _Shown(split, sample, self.clip.frame_numbers(times, first), view, looped)
             for first in evaluation_starts(sample.frames, needed, clips)
         ]
 
@@ -221,7 +221,7 @@ class BatchMaker:
         windows = [_window(clip, self.clip.crop) for clip in shown]
         height = max((window.rows.stop - window.rows.start for window in windows), default=0)
         width = max((window.columns.stop - window.columns.start for window in windows), default=0)
-        y, uv = lay_out(self.memory, (len(shown), self.clip.frames, height, width), flow)
+        y, uv = plane_arrays(self.memory, (len(shown), self.clip.frames, height, width), flow)
         videos = [list(clips) for _, clips in itertools.groupby(shown, key=lambda clip: id(clip.sample))]
         self._expect(videos)
         first = 0
@@ -235,7 +235,7 @@ class BatchMaker:
                 else:
                     chroma = uv[first : first + count].reshape(count * self.clip.frames, *uv.shape[2:])
                     decode_into(source, sample, frames, windows[first], luma, chroma)
-            except Damaged as error:
+            except DamagedData as error:
                 raise _Lost(first, error) from error
             first += count
         return BatchPlanes(
@@ -250,13 +250,13 @@ class BatchMaker:
 
     def _expect(self, videos: list[list[_Shown]]) -> None:
         """Have what is far away sent for, all that the batch needs."""
-        coming: dict[int, tuple[ReadAhead | PartReader, list[Extent]]] = {}
+        coming: dict[int, tuple[PrefetchingReader | CachedPartReader, list[ByteRange]]] = {}
         for video in videos:
             source, sample = video[0].split.source, video[0].sample
-            if isinstance(source, ReadAhead | PartReader):
+            if isinstance(source, PrefetchingReader | CachedPartReader):
                 table = sample.flow.packets if self.clip.input == "flow" and sample.flow else sample.packets
                 _, expected = coming.setdefault(id(source), (source, []))
-                expected += extents(table, _frames(video))
+                expected += byte_ranges(table, _frames(video))
         for source, expected in coming.values():
             source.expect(expected)
 
@@ -269,7 +269,7 @@ class BatchMaker:
         self,
         planes: BatchPlanes,
         shown: list[list[_Shown]],
-        damaged: list[Damaged],
+        damaged: list[DamagedData],
         begin: tuple[float, int, int],
     ) -> Batch:
         seconds, read, retries = (now - then for now, then in zip(self._begin(), begin, strict=True))
@@ -293,12 +293,12 @@ def _frames(video: list[_Shown]) -> list[int]:
 def _window(clip: _Shown, crop: int) -> Window:
     """The part of a clip's pictures that its view is made of. All clips of one sample in a batch have one view."""
     view, sample = clip.view, clip.sample
-    rows = window(sample.height, view.size[0], view.top, crop)
-    columns = window(sample.width, view.size[1], view.left, crop)
+    rows = source_window(sample.height, view.size[0], view.top, crop)
+    columns = source_window(sample.width, view.size[1], view.left, crop)
     return Window(slice(*rows), slice(*columns))
 
 
-def lay_out(
+def plane_arrays(
     memory: Memory, shape: tuple[int, int, int, int], flow: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     """Arrays for the planes of N clips of T frames of at most H x W (see `BatchPlanes`), y before uv in one stretch."""

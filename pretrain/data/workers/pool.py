@@ -19,10 +19,18 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from pretrain.data.reading.outage import NoMoreClips, Outage, Waiting
+from pretrain.data.reading.outage import NoMoreClips, OutageLog, StoreWait
 from pretrain.data.sampling.order import Draw
-from pretrain.data.workers.batches import Batch, lay_out
-from pretrain.data.workers.worker import EvaluationJob, Failed, Made, NewMemory, TrainingJob, Work, hand_over
+from pretrain.data.workers.batches import Batch, plane_arrays
+from pretrain.data.workers.worker import (
+    BatchReady,
+    EvaluationBatchRequest,
+    NewSharedMemory,
+    RequestFailed,
+    TrainingBatchRequest,
+    WorkerSetup,
+    send_request,
+)
 from sharding.base import environment
 from sharding.base.child_process import end_children, exit_code, signal_of, start_connected
 from sharding.base.errors import CannotGoOn
@@ -41,18 +49,20 @@ class LoaderSettings(Settings):
         int | None,
         Field(ge=1, le=1024, description="processes a rank that decode; unless given, this rank's share of the cores"),
     ] = None
-    ahead: Annotated[int, Field(ge=1, le=1024, description="steps made ahead of the one being trained, at least")] = 1
+    prefetch: Annotated[
+        int, Field(ge=1, le=1024, description="steps made ahead of the one being trained, at least")
+    ] = 1
     damaged: Annotated[
         float, Field(ge=0, le=1, description="share of the samples that may be damaged before the run stops")
     ] = 0.001
     stall_seconds: Annotated[Seconds, Field(description="a run whose workers make nothing for so long ends")] = 600
 
 
-class WorkerDied(CannotGoOn):
+class DecoderDied(CannotGoOn):
     """A worker process ended, and with it the batches that it was making."""
 
 
-class WorkersStalled(CannotGoOn):
+class DecodersStalled(CannotGoOn):
     """No batch came for so long that none will."""
 
 
@@ -63,7 +73,7 @@ class _Worker:
     memory: dict[int, mmap.mmap]
 
 
-def workers_of(settings: LoaderSettings) -> int:
+def decoder_count(settings: LoaderSettings) -> int:
     """Processes that this rank decodes with: its share of the cores that this machine's ranks may use."""
     ranks_here = environment.local_world_size()
     return settings.workers or max(1, min(len(os.sched_getaffinity(0)) // ranks_here, _MOST_WORKERS))
@@ -75,15 +85,15 @@ class WorkerPool:
     A batch's arrays are the worker's own memory: `release` gives it back. From one thread. A context manager.
     """
 
-    def __init__(self, count: int, work: Work, stall_seconds: float) -> None:
+    def __init__(self, count: int, work: WorkerSetup, stall_seconds: float) -> None:
         self.count, self._work, self._stall_seconds = count, work, stall_seconds
         self._workers: list[_Worker] = []
         self._jobs: socket.socket | None = None
         self._tickets = 0
         self._heard = False
-        self.stopping: Callable[[], bool] = bool  # whether the run is asked to stop
-        self.waits: Callable[[], object] = bool  # called now and then while a store is waited for
-        self._outage = Outage()
+        self.is_stopping: Callable[[], bool] = bool  # whether the run is asked to stop
+        self.on_store_wait: Callable[[], object] = bool  # called now and then while a store is waited for
+        self._outage = OutageLog()
         self._made: dict[int, Batch] = {}
         self._lent: dict[int, tuple[_Worker, int]] = {}
 
@@ -95,13 +105,13 @@ class WorkerPool:
 
     def train(self, seed: int, draws: Sequence[Draw]) -> int:
         """Ask for a batch of these draws; the ticket to `take` it with."""
-        return self._submit(lambda ticket: TrainingJob(ticket, seed, np.array(draws, np.int64)))
+        return self._submit(lambda ticket: TrainingBatchRequest(ticket, seed, np.array(draws, np.int64)))
 
     def evaluate(self, numbers: list[int], clips: int) -> int:
         """Ask for the uniform clips of samples; the ticket to `take` them with."""
-        return self._submit(lambda ticket: EvaluationJob(ticket, tuple(numbers), clips))
+        return self._submit(lambda ticket: EvaluationBatchRequest(ticket, tuple(numbers), clips))
 
-    def is_made(self, ticket: int) -> bool:
+    def is_ready(self, ticket: int) -> bool:
         """Whether `take` would return at once."""
         self._hear(0.0)
         return ticket in self._made
@@ -110,7 +120,7 @@ class WorkerPool:
         """Wait for a batch.
 
         Raises what its making raised (UserError, StoreGone), NoMoreClips where the run is asked to stop meanwhile and
-        it does not come soon, WorkerDied as soon as any worker is gone, and WorkersStalled if nothing comes from any
+        it does not come soon, DecoderDied as soon as any worker is gone, and DecodersStalled if nothing comes from any
         of them for `stall_seconds`.
         """
         begin = time.monotonic()
@@ -118,10 +128,10 @@ class WorkerPool:
         while ticket not in self._made:
             if self._hear(min(1.0, self._stall_seconds)):
                 deadline = time.monotonic() + self._stall_seconds
-            elif self.stopping() and time.monotonic() - begin > (0.0 if self._outage.lasts else _STOP_SECONDS):
+            elif self.is_stopping() and time.monotonic() - begin > (0.0 if self._outage.ongoing else _STOP_SECONDS):
                 raise NoMoreClips("the run is asked to stop while it waits for clips")
-            elif time.monotonic() > deadline and not self._outage.lasts:
-                raise WorkersStalled(
+            elif time.monotonic() > deadline and not self._outage.ongoing:
+                raise DecodersStalled(
                     f"the {self.count} processes that decode video have made nothing for {self._stall_seconds:g} s; "
                     "see data.loader.stall_seconds"
                 )
@@ -146,13 +156,13 @@ class WorkerPool:
         self._made.clear()
         self._lent.clear()
 
-    def _submit(self, job: Callable[[int], TrainingJob | EvaluationJob]) -> int:
+    def _submit(self, job: Callable[[int], TrainingBatchRequest | EvaluationBatchRequest]) -> int:
         if self._jobs is None:
             self._start()
         assert self._jobs is not None
         ticket, self._tickets = self._tickets, self._tickets + 1
         try:
-            hand_over(self._jobs, job(ticket))
+            send_request(self._jobs, job(ticket))
         except ConnectionError:
             self._hear(0.0)  # tells who died
             raise
@@ -181,11 +191,11 @@ class WorkerPool:
             try:
                 self._take_in(worker, pickle.loads(pipe.recv_bytes()))
             except (EOFError, ConnectionError) as error:
-                raise WorkerDied(_death(worker.process)) from error
+                raise DecoderDied(_death(worker.process)) from error
         return bool(heard)
 
-    def _take_in(self, worker: _Worker, message: NewMemory | Made | Failed | Waiting) -> None:
-        if isinstance(message, NewMemory):
+    def _take_in(self, worker: _Worker, message: NewSharedMemory | BatchReady | RequestFailed | StoreWait) -> None:
+        if isinstance(message, NewSharedMemory):
             handle = recv_handle(worker.pipe)
             if message.instead_of is not None:
                 del worker.memory[message.instead_of]
@@ -193,14 +203,14 @@ class WorkerPool:
                 worker.memory[message.buffer] = mmap.mmap(handle, message.size)
             finally:
                 os.close(handle)
-        elif isinstance(message, Waiting):
+        elif isinstance(message, StoreWait):
             self._outage.tell(message)
-            self.waits()
-        elif isinstance(message, Failed):
+            self.on_store_wait()
+        elif isinstance(message, RequestFailed):
             raise message.error
         else:
             memory = memoryview(worker.memory[message.buffer])
-            y, uv = lay_out(lambda size: memory[:size], message.shape, message.flow)
+            y, uv = plane_arrays(lambda size: memory[:size], message.shape, message.flow)
             planes = replace(message.batch.planes, y=y, uv=uv)
             self._made[message.ticket] = replace(message.batch, planes=planes)
             self._lent[message.ticket] = (worker, message.buffer)

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.data.reading.outage import PatientStore, StoreGone
-from pretrain.data.reading.part_cache import Cache
-from pretrain.data.reading.prefetch import ReadAhead
+from pretrain.data.reading.part_cache import PartCache
+from pretrain.data.reading.prefetch import PrefetchingReader
 from pretrain.data.reading.store_split import Split
-from pretrain.data.reading.whole_parts import PartReader, ReadingSettings, reads_parts
+from pretrain.data.reading.whole_parts import CachedPartReader, ReadingSettings, uses_whole_parts
 from pretrain.data.sampling.order import Draw
 from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.batches import Batch, BatchMaker
@@ -34,10 +34,10 @@ _LAST = 19  # of what the system's scheduler knows as niceness
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkerSetup:
     """All that a worker is told as it starts: what it trains on and how it reads it, and what it evaluates on.
 
-    `gives_way`: the network computes on the same cores. Its threads wait for each other, so that a worker that takes a
+    `yields_cpu`: the network computes on the same cores. Its threads wait for each other, so that a worker that takes a
     core from one of them stops all; it has them while the network leaves them free, or waits for clips.
     """
 
@@ -45,11 +45,11 @@ class Work:
     reading: ReadingSettings
     splits: tuple[Split, ...] = ()
     unseen: Split | None = None
-    gives_way: bool = False
+    yields_cpu: bool = False
 
 
 @dataclass(frozen=True)
-class TrainingJob:
+class TrainingBatchRequest:
     """Clips of these draws, a row of integers each (see `Draw`), with the randomness of this seed."""
 
     ticket: int
@@ -58,7 +58,7 @@ class TrainingJob:
 
 
 @dataclass(frozen=True)
-class EvaluationJob:
+class EvaluationBatchRequest:
     """The uniform clips of each of these samples."""
 
     ticket: int
@@ -67,7 +67,7 @@ class EvaluationJob:
 
 
 @dataclass(frozen=True)
-class Made:
+class BatchReady:
     """A job's answer: its batch without the arrays, which lie in memory `buffer`, laid out by `shape` and `flow`."""
 
     ticket: int
@@ -78,7 +78,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class NewMemory:
+class NewSharedMemory:
     """A stretch of memory, whose handle follows; `instead_of` one that was too small and is not used any more."""
 
     buffer: int
@@ -87,7 +87,7 @@ class NewMemory:
 
 
 @dataclass(frozen=True)
-class Failed:
+class RequestFailed:
     """A job that could not be done, and why."""
 
     error: Exception
@@ -136,7 +136,7 @@ class SharedMemory:
             os.ftruncate(handle, size)
             self._all[number] = mmap.mmap(handle, size)
             with _SPEAKING:
-                _say(self._pipe, NewMemory(number, size, instead_of))
+                _say(self._pipe, NewSharedMemory(number, size, instead_of))
                 send_handle(self._pipe, handle, None)
         finally:
             os.close(handle)
@@ -147,8 +147,8 @@ def serve(jobs_handle: int, pipe_handle: int) -> None:
     """Do, in a worker, the jobs that come until there are no more to come."""
     jobs, pipe = socket.socket(fileno=jobs_handle), Connection(pipe_handle)
     with suppress(EOFError, ConnectionError):
-        work: Work = pickle.loads(pipe.recv_bytes())
-        if work.gives_way:
+        work: WorkerSetup = pickle.loads(pipe.recv_bytes())
+        if work.yields_cpu:
             os.nice(_LAST)
         memory = SharedMemory(pipe)
         for split in (*work.splits, *([work.unseen] if work.unseen else [])):
@@ -163,7 +163,7 @@ def serve(jobs_handle: int, pipe_handle: int) -> None:
             _say(pipe, _done(maker, memory, job))
 
 
-def hand_over(jobs: socket.socket, job: TrainingJob | EvaluationJob) -> None:
+def send_request(jobs: socket.socket, job: TrainingBatchRequest | EvaluationBatchRequest) -> None:
     """Send a job to whichever worker takes it first. ConnectionError if none is left.
 
     It lies in memory whose handle is sent: a message goes to one worker whole, and is of limited size.
@@ -175,44 +175,48 @@ def hand_over(jobs: socket.socket, job: TrainingJob | EvaluationJob) -> None:
         socket.send_fds(jobs, [b"job"], [handle])
 
 
-def _next(jobs: socket.socket) -> TrainingJob | EvaluationJob | None:
+def _next(jobs: socket.socket) -> TrainingBatchRequest | EvaluationBatchRequest | None:
     """The next job; None once there are no more to come."""
     message, handles, _, _ = socket.recv_fds(jobs, 3, 1)
     if not message:
         return None
     with os.fdopen(handles[0], "rb") as file:
         file.seek(0)  # the place in it is shared with the sender
-        job: TrainingJob | EvaluationJob = pickle.load(file)
+        job: TrainingBatchRequest | EvaluationBatchRequest = pickle.load(file)
     return job
 
 
-def _choose_sources(work: Work) -> None:
+def _choose_sources(work: WorkerSetup) -> None:
     """Read ahead what is far away, and whole parts where that is cheaper."""
     for split in (*work.splits, *([work.unseen] if work.unseen else [])):
         if split.store.remote:
-            split.source = ReadAhead(split.store)
+            split.source = PrefetchingReader(split.store)
     for split in work.splits:
-        if reads_parts(work.reading, split, work.clip):
+        if uses_whole_parts(work.reading, split, work.clip):
             assert work.reading.folder is not None
-            split.source = PartReader(split.source, split.parts, Cache(work.reading.folder, work.reading.bytes))
+            split.source = CachedPartReader(
+                split.source, split.parts, PartCache(work.reading.folder, work.reading.bytes)
+            )
 
 
-def _done(maker: BatchMaker, memory: SharedMemory, job: TrainingJob | EvaluationJob) -> Made | Failed:
+def _done(
+    maker: BatchMaker, memory: SharedMemory, job: TrainingBatchRequest | EvaluationBatchRequest
+) -> BatchReady | RequestFailed:
     try:
-        if isinstance(job, TrainingJob):
+        if isinstance(job, TrainingBatchRequest):
             batch = maker.training(job.seed, [Draw(*draw) for draw in job.draws.tolist()])
         else:
             batch = maker.evaluation(job.numbers, job.clips)
     except (UserError, StoreGone) as error:
-        return Failed(error)
+        return RequestFailed(error)
     except Exception as error:
-        return Failed(RuntimeError(redacted("".join(traceback.format_exception(error)))))
+        return RequestFailed(RuntimeError(redacted("".join(traceback.format_exception(error)))))
     planes = batch.planes
     flow = planes.uv is None
     shape = (*planes.y.shape[:2], *planes.y.shape[-2:])
     nothing: Any = None
     without = replace(planes, y=nothing, uv=None)
-    return Made(job.ticket, memory.hand_out(), shape, flow, replace(batch, planes=without))
+    return BatchReady(job.ticket, memory.hand_out(), shape, flow, replace(batch, planes=without))
 
 
 def _say(pipe: Connection, message: object) -> None:

@@ -1,4 +1,4 @@
-"""What a network's paths take on the device it is on: seconds, and whether each computes what it should."""
+"""What a network's compute paths take on the device it is on: seconds, and whether each computes what it should."""
 
 from __future__ import annotations
 
@@ -11,63 +11,63 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pretrain.engine.autotune.conv_form import without_trials
+from pretrain.engine.autotune.conv_form import cudnn_heuristics_only
 from pretrain.engine.capture import capture_for
 from pretrain.engine.cuda_graph import GraphedFeatures
 from pretrain.engine.device_lost import is_device_lost
 from pretrain.engine.distributed import World
 from pretrain.engine.precision import Precision, autocast
-from pretrain.models.compute.compute_path import PATHS, Path
+from pretrain.models.compute.compute_path import COMPUTE_PATHS, ComputePath
 from pretrain.models.network import VideoNetwork, seed_dropout
 
 log = logging.getLogger("reelscale")
 
-_ERROR = 0.02  # relative, of the logits: as much as any sound path may differ, whatever its fellows do
+_ERROR = 0.02  # relative, of the logits: as much as any sound compute path may differ, whatever its fellows do
 
 
-class Watcher:
+class AutotuneListener:
     """Told of what is measured, as it comes: to whom that is not kept in memory alone. This one keeps nothing."""
 
-    def begins(self, what: str, path: str | None = None) -> None:
-        """What is under way from now on, and by which path, if it is one's."""
+    def begins(self, what: str, compute_path: str | None = None) -> None:
+        """What is under way from now on, and by which compute path, if it is one's."""
 
     def decided(self, planar: Sequence[str], recomputed: int) -> None:
         """The layers that are faster planar, and how many groups are recomputed from here on."""
 
     def timed(self, name: str, clips_per_second: float) -> None:
-        """A path runs, so fast."""
+        """A compute path runs, so fast."""
 
     def failed(self, name: str, reason: str) -> None:
-        """A path does not run here, or computes wrongly."""
+        """A compute path does not run here, or computes wrongly."""
 
 
 def measure(
     model: VideoNetwork,
     clips: Tensor,
     precision: Precision,
-    paths: Mapping[str, Path],
+    compute_paths: Mapping[str, ComputePath],
     repeats: int = 3,
     held: int = 0,
-    watcher: Watcher | None = None,
+    listener: AutotuneListener | None = None,
     deadline: float | None = None,
     graph: bool = False,
 ) -> dict[str, float]:
-    """Seconds of a training pass over `clips`, N C T H W, by each path: the best of `repeats`.
+    """Seconds of a training pass over `clips`, N C T H W, by each compute path: the best of `repeats`.
 
-    `held`: bytes that training holds there, see `Pass`. `watcher` is told each path's as it comes. After `deadline`, a
-    time of `time.perf_counter`, no further path is begun once one is timed. `graph`: what is timed is a CUDA graph's
-    replay, where the device and the network can.
+    `held`: bytes that training holds there, see `MicroStep`. `listener` is told each compute path's as it comes. After
+    `deadline`, a time of `time.perf_counter`, no further compute path is begun once one is timed. `graph`: what is
+    timed is a CUDA graph's replay, where the device and the network can.
 
-    A path that does not run here (out of memory, no compiler), or whose logits are far from those of the plain
-    network in fp32 (a broken kernel), is left out with a warning. The network stays as it is.
-    Raises torch.OutOfMemoryError if no path is left and memory was short for one, RuntimeError for other reasons, and
+    A compute path that does not run here (out of memory, no compiler), or whose logits are far from those of the plain
+    network in fp32 (a broken kernel), is left out with a warning. The network stays as it is. Raises
+    torch.OutOfMemoryError if no compute path is left and memory was short for one, RuntimeError for other reasons, and
     what `is_device_lost` knows as it comes.
     """
     # On a busy CPU only what is timed in turn compares; a GPU has no room for several copies, and who watches is to
-    # know which path is under way.
-    alone = watcher is not None or clips.device.type != "cpu"
-    groups = [[name] for name in paths] if alone else [list(paths)]
-    watcher = watcher or Watcher()
+    # know which compute path is under way.
+    alone = listener is not None or clips.device.type != "cpu"
+    groups = [[name] for name in compute_paths] if alone else [list(compute_paths)]
+    listener = listener or AutotuneListener()
     reserve = _held(clips.device, held)
     exact = _exact_logits(model, clips)
     short = False
@@ -75,18 +75,18 @@ def measure(
     errors: dict[str, float] = {}
     for group in groups:
         if seconds and deadline is not None and time.perf_counter() > deadline:
-            log.info("not measured, for want of time: the path %s", ", ".join(group))
+            log.info("not measured, for want of time: the compute path %s", ", ".join(group))
             continue
-        watcher.begins(f"measuring {', '.join(group)}", group[0])
-        mine = {name: paths[name] for name in group}
-        with without_trials(clips.device):
-            short |= _time_in_turn(model, clips, precision, mine, repeats, exact, seconds, errors, watcher, graph)
+        listener.begins(f"measuring {', '.join(group)}", group[0])
+        mine = {name: compute_paths[name] for name in group}
+        with cudnn_heuristics_only(clips.device):
+            short |= _time_in_turn(model, clips, precision, mine, repeats, exact, seconds, errors, listener, graph)
         if clips.device.type == "cuda":
             torch.cuda.empty_cache()
         for name in group:
             if name in seconds:
-                log.info("path %s: %.3g clips/s", name, len(clips) / seconds[name])
-                watcher.timed(name, len(clips) / seconds[name])
+                log.info("compute path %s: %.3g clips/s", name, len(clips) / seconds[name])
+                listener.timed(name, len(clips) / seconds[name])
     sound = [error for error in errors.values() if math.isfinite(error)]
     if len(errors) == 1 and exact is not None:  # which is no measure of itself
         sound = [_error_of_torchs_own(model, clips, precision, exact)]
@@ -94,14 +94,14 @@ def measure(
     for name, error in errors.items():
         if not error <= bound:
             wrong = f"its logits are off by {error:.2g} of their size"
-            log.warning("the path %s computes wrongly here: %s", name, wrong)
-            watcher.failed(name, wrong)
+            log.warning("the compute path %s computes wrongly here: %s", name, wrong)
+            listener.failed(name, wrong)
             del seconds[name]
     del reserve
     if not seconds and short:
-        raise torch.OutOfMemoryError("no path has the memory to run")
+        raise torch.OutOfMemoryError("no compute path has the memory to run")
     if not seconds:
-        raise RuntimeError("no path runs this network on this device; the warnings above say why")
+        raise RuntimeError("no compute path runs this network on this device; the warnings above say why")
     return seconds
 
 
@@ -120,7 +120,7 @@ def _exact_logits(model: VideoNetwork, clips: Tensor) -> Tensor | None:
     """What the plain network in fp32 makes of the clips; None where it has not the memory, or makes nothing of them."""
     try:
         plain = copy.deepcopy(model).to(clips.device).train()
-        plain.use(PATHS["plain"])
+        plain.use(COMPUTE_PATHS["plain"])
         seed_dropout(plain, [0], clips.device)
         with torch.no_grad():
             logits = plain(clips).double()
@@ -128,14 +128,14 @@ def _exact_logits(model: VideoNetwork, clips: Tensor) -> Tensor | None:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        log.info("the paths' logits are not compared with fp32's, which needs more memory than there is")
+        log.info("the compute paths' logits are not compared with fp32's, which needs more memory than there is")
         return None
 
 
 def _error_of_torchs_own(model: VideoNetwork, clips: Tensor, precision: Precision, exact: Tensor) -> float:
     """Of the logits that torch's own layers give in this precision."""
     network = copy.deepcopy(model).to(clips.device).train()
-    network.use(PATHS["channels-last"])
+    network.use(COMPUTE_PATHS["channels-last"])
     seed_dropout(network, [0], clips.device)
     with torch.no_grad(), autocast(clips.device, precision):
         logits = network(clips).double()
@@ -146,38 +146,40 @@ def _time_in_turn(
     model: VideoNetwork,
     clips: Tensor,
     precision: Precision,
-    paths: Mapping[str, Path],
+    compute_paths: Mapping[str, ComputePath],
     repeats: int,
     exact: Tensor | None,
     seconds: dict[str, float],
     errors: dict[str, float],
-    watcher: Watcher,
+    listener: AutotuneListener,
     graph: bool,
 ) -> bool:
-    """Enters what it saw in `seconds` and `errors`; whether memory was short for a path."""
+    """Enters what it saw in `seconds` and `errors`; whether memory was short for a compute path."""
     short = False
     copies: dict[str, VideoNetwork] = {}
     for number in range(repeats + 1):
-        for name, path in paths.items():
+        for name, compute_path in compute_paths.items():
             try:
                 if number == 0:
                     copies[name] = copy.deepcopy(model).to(clips.device).train()
-                    copies[name].use(path)
+                    copies[name].use(compute_path)
                     if graph and (capture := capture_for(clips.device)):
-                        copies[name].graphed = GraphedFeatures(copies[name], World(0, 1, clips.device), capture)
+                        copies[name].graphed_features = GraphedFeatures(
+                            copies[name], World(0, 1, clips.device), capture
+                        )
                 if name in copies:
                     taken, logits = _pass(copies[name], clips, precision)
                     seconds[name] = min(seconds[name], taken) if number > 1 else taken
                     if number == 0 and exact is not None:
                         errors[name] = float((logits.double() - exact).norm() / exact.norm())
             except Exception as error:
-                if is_device_lost(error):  # no other path computes here, either
+                if is_device_lost(error):  # no other compute path computes here, either
                     raise
                 reason = str(error).partition("\n")[0]
-                log.warning("the path %s does not run here: %s", name, reason)
+                log.warning("the compute path %s does not run here: %s", name, reason)
                 short |= is_out_of_memory(error)
                 if not is_out_of_memory(error):
-                    watcher.failed(name, reason)
+                    listener.failed(name, reason)
                 if name in copies:
                     _ungraph(copies.pop(name))
                 for known in (seconds, errors):
@@ -189,9 +191,9 @@ def _time_in_turn(
 
 def _ungraph(network: VideoNetwork) -> None:
     """Give the memory of its graph back."""
-    if isinstance(network.graphed, GraphedFeatures):
-        network.graphed.discard()
-    network.graphed = None
+    if isinstance(network.graphed_features, GraphedFeatures):
+        network.graphed_features.discard()
+    network.graphed_features = None
 
 
 def _pass(network: VideoNetwork, clips: Tensor, precision: Precision) -> tuple[float, Tensor]:

@@ -1,4 +1,4 @@
-"""The child process in which paths are measured and tried: a task comes in, words go out as lines of JSON."""
+"""The child process in which compute paths are measured and tried: a task comes in, words go out as lines of JSON."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from pretrain.engine.autotune.benchmark import Watcher, is_out_of_memory
-from pretrain.engine.autotune.choose import device_name, measured, noise, too_large
-from pretrain.engine.autotune.isolated import Recipe, Task
-from pretrain.engine.autotune.record import Measured, libraries
+from pretrain.engine.autotune.benchmark import AutotuneListener, is_out_of_memory
+from pretrain.engine.autotune.choose import autotune, device_name, lane_too_large, random_clips
+from pretrain.engine.autotune.isolated import AutotuneTask, NetworkSpec
+from pretrain.engine.autotune.record import AutotuneResult, library_versions
 from pretrain.engine.device_lost import is_device_lost
 from pretrain.engine.distributed import World, leave_world, start_world
 from pretrain.engine.engine import Engine, import_deepspeed
@@ -43,7 +43,7 @@ def main(words: int) -> None:
     world = start_world()
     torch.zeros(1, device=world.device)  # fails where one process alone may have the GPU, which the parent does
     import_deepspeed(world.device)
-    task = Task.model_validate_json(sys.stdin.read())
+    task = AutotuneTask.model_validate_json(sys.stdin.read())
     if str(world.device) != task.device:
         raise RuntimeError(f"it is to compute on {task.device}, and finds {world.device}")
     say.word("ready", None)
@@ -59,48 +59,51 @@ def main(words: int) -> None:
     leave_world()
 
 
-def found_by(task: Task, world: World, watcher: _Words) -> Measured:
-    """The task done: what is left to measure measured, and the fastest path that takes steps of the whole engine.
+def found_by(task: AutotuneTask, world: World, listener: _Words) -> AutotuneResult:
+    """Measure what the task asks for; the result, with the fastest compute path that takes steps of the whole engine.
 
-    Raises UserError for clips that do not fit into memory, RuntimeError if no path is left.
+    Raises UserError for clips that do not fit into memory, RuntimeError if no compute path is left.
     """
-    recipe, training = task.recipe, task.training
-    watcher.begins("building")
+    spec, training = task.spec, task.training
+    listener.begins("building")
     torch.backends.cudnn.benchmark = False  # what it would try out here, the run would try again
     torch.manual_seed(0)
     frames, size = training.clip[1:3]
-    model = build_model(recipe.model, recipe.classes, frames, size)
-    freeze(model, recipe.rates)
+    model = build_model(spec.model, spec.classes, frames, size)
+    freeze(model, spec.rates)
     model.to(world.device)
     rates, names, fewest = task.rates, task.names, task.fewest
     while True:
-        found = Measured(
-            path="", planar=task.planar or [], recomputed=fewest if task.recomputed is None else task.recomputed,
+        found = AutotuneResult(
+            compute_path="",
+            planar=task.planar or [], recomputed=fewest if task.recomputed is None else task.recomputed,
             device=device_name(world.device), batch=training.batch, precision=training.precision, clips_per_second={},
-            made_by=libraries(),
+            made_by=library_versions(),
         )  # fmt: skip
         if names:
-            found = measured(
-                model, training, world.device, names, task.recomputed, watcher, planar=task.planar, fewest=fewest
+            found = autotune(
+                model, training, world.device, names, task.recomputed, listener, planar=task.planar, fewest=fewest
             )
         if names and found.recomputed != fewest:
             rates = {}
         rates = {**rates, **found.clips_per_second}
         found = found.model_copy(update={"clips_per_second": rates}).without(task.failed)
-        chosen = _trains(found, model, task, world, watcher)
+        chosen = _trains(found, model, task, world, listener)
         if chosen is not None:
             return chosen
         # Too little memory, which measuring alone had.
         if task.recomputed is not None or found.recomputed == len(model.stages):
-            raise too_large(training, task.recomputed is not None and task.recomputed < len(model.stages))
+            raise lane_too_large(training, task.recomputed is not None and task.recomputed < len(model.stages))
         task.planar, fewest = found.planar, found.recomputed + 1
         names, rates = [name for name in [*task.names, *found.clips_per_second] if name not in task.failed], {}
 
 
-def _trains(found: Measured, model: VideoNetwork, task: Task, world: World, watcher: _Words) -> Measured | None:
-    """With the fastest path that takes whole steps; None where memory is short, as it is in the run then."""
-    while found.path:
-        watcher.begins(f"training by {found.path}", found.path)
+def _trains(
+    found: AutotuneResult, model: VideoNetwork, task: AutotuneTask, world: World, listener: _Words
+) -> AutotuneResult | None:
+    """With the fastest compute path that takes whole steps; None where memory is short, as it is in the run then."""
+    while found.compute_path:
+        listener.begins(f"training by {found.compute_path}", found.compute_path)
         try:
             _take_steps(copy.deepcopy(model), found, task, world)
             return found
@@ -109,21 +112,21 @@ def _trains(found: Measured, model: VideoNetwork, task: Task, world: World, watc
             if is_device_lost(error):
                 raise
             if is_out_of_memory(error):
-                if task.recipe.ranks == 1:
+                if task.spec.ranks == 1:
                     return None
                 return found  # of several ranks each holds less than this one
-            log.warning("the path %s does not train here: %s", found.path, reason)
-            watcher.failed(found.path, reason)
-            found = found.without([found.path])
-    raise RuntimeError("no path trains this network on this device; the warnings above say why")
+            log.warning("the compute path %s does not train here: %s", found.compute_path, reason)
+            listener.failed(found.compute_path, reason)
+            found = found.without([found.compute_path])
+    raise RuntimeError("no compute path trains this network on this device; the warnings above say why")
 
 
-def _take_steps(model: VideoNetwork, found: Measured, task: Task, world: World) -> None:
+def _take_steps(model: VideoNetwork, found: AutotuneResult, task: AutotuneTask, world: World) -> None:
     training = task.training
-    model.use(found.by_name(found.path))
-    engine = Engine(model, _own(task.recipe), world, 1, training.batch, training.together, task.recipe.rates)
+    model.use(found.by_name(found.compute_path))
+    engine = Engine(model, _own(task.spec), world, 1, training.batch, training.joint_batch_norm, task.spec.rates)
     engine.set_learning_rate(1e-4)
-    clips = noise(training.batch, training.clip).to(world.device)
+    clips = random_clips(training.batch, training.clip).to(world.device)
     try:
         for _ in range(_STEPS):
             seed_dropout(model, [0], world.device)
@@ -138,13 +141,13 @@ def _take_steps(model: VideoNetwork, found: Measured, task: Task, world: World) 
         raise
 
 
-def _own(recipe: Recipe) -> Any:
+def _own(spec: NetworkSpec) -> Any:
     """The run's engine settings without what would write or print beside the run."""
-    theirs = {name: value for name, value in recipe.engine.deepspeed.items() if name == "zero_optimization"}
-    return recipe.engine.model_copy(update={"deepspeed": theirs})
+    theirs = {name: value for name, value in spec.engine.deepspeed.items() if name == "zero_optimization"}
+    return spec.engine.model_copy(update={"deepspeed": theirs})
 
 
-class _Words(logging.Handler, Watcher):
+class _Words(logging.Handler, AutotuneListener):
     """What is told to the parent: what is under way and found, and the log."""
 
     def __init__(self, descriptor: int) -> None:
@@ -161,18 +164,18 @@ class _Words(logging.Handler, Watcher):
         """A line of the log."""
         self.word("log", {"level": record.levelno, "message": record.getMessage()})
 
-    def begins(self, what: str, path: str | None = None) -> None:
-        """What is under way, and by which path."""
-        self.word("begins", {"what": what, "path": path})
+    def begins(self, what: str, compute_path: str | None = None) -> None:
+        """What is under way, and by which compute path."""
+        self.word("begins", {"what": what, "compute_path": compute_path})
 
     def decided(self, planar: Sequence[str], recomputed: int) -> None:
-        """See Watcher."""
+        """See AutotuneListener."""
         self.word("decided", {"planar": list(planar), "recomputed": recomputed})
 
     def timed(self, name: str, clips_per_second: float) -> None:
-        """See Watcher."""
+        """See AutotuneListener."""
         self.word("timed", {"name": name, "rate": clips_per_second})
 
     def failed(self, name: str, reason: str) -> None:
-        """See Watcher."""
+        """See AutotuneListener."""
         self.word("failed", name)

@@ -1,4 +1,4 @@
-"""Which path a run computes by: the fastest as measured on its machine, kept with the run."""
+"""Which compute path a run computes by: the fastest as measured on its machine, kept with the run."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import torch
 
-from pretrain.engine.autotune.benchmark import Watcher, is_out_of_memory, measure
+from pretrain.engine.autotune.benchmark import AutotuneListener, is_out_of_memory, measure
 from pretrain.engine.autotune.conv_form import planar_layers
-from pretrain.engine.autotune.isolated import Recipe, measured_in_child
-from pretrain.engine.autotune.process import SPARE, CannotStart
-from pretrain.engine.autotune.record import Measured, cached, keep, kept, key_of, libraries
+from pretrain.engine.autotune.isolated import NetworkSpec, autotune_in_child
+from pretrain.engine.autotune.process import PRESTARTED, CannotStart
+from pretrain.engine.autotune.record import (
+    AutotuneResult,
+    library_versions,
+    read_cached_result,
+    read_result,
+    result_key,
+    write_result,
+)
 from pretrain.engine.distributed import World
 from pretrain.engine.engine import import_deepspeed
-from pretrain.engine.precision import Pass
+from pretrain.engine.precision import MicroStep
 from pretrain.models.compute.batchnorm import synchronise
-from pretrain.models.compute.compute_path import ON_CPU, ON_GPU, PATHS, Path
+from pretrain.models.compute.compute_path import COMPUTE_PATHS, ON_CPU, ON_GPU, ComputePath
 from pretrain.models.count import macs
 from pretrain.models.network import VideoNetwork
 from sharding.base.environment import cache_folder
@@ -27,80 +34,83 @@ from sharding.base.errors import UserError
 
 log = logging.getLogger("reelscale")
 
-_MACS_ON_CPU = 2e9  # of the clips measured with: enough to tell paths apart, and over in seconds
+_MACS_ON_CPU = 2e9  # of the clips measured with: enough to tell compute paths apart, and over in seconds
 SECONDS_ON_GPU = 10.0  # that measuring may take there, and a third of it for layers one by one
 
 
-def run_path(
-    folder: FilePath,
+def choose_compute_path(
+    folder: Path,
     model: VideoNetwork,
-    training: Pass,
+    training: MicroStep,
     world: World,
     recomputed: int | None = None,
-    recipe: Recipe | None = None,
-) -> Path:
-    """The fastest path for a pass of training, the same on every rank of the run.
+    spec: NetworkSpec | None = None,
+) -> ComputePath:
+    """The fastest compute path for a pass of training, the same on every rank of the run.
 
-    Rank 0 measures once and keeps what it saw in the run's folder, so that a run that goes on takes the same path
-    on the same kind of device; on a GPU also in the cache folder, for other runs of such a network. `recomputed`: as
-    asked for, or as much as needed. `recipe`: what a child process measures by on a GPU, instead of this one.
-    Raises UserError for clips that do not fit into the device's memory.
+    Rank 0 measures once and keeps what it saw in the run's folder, so that a run that goes on takes the same compute
+    path on the same kind of device; on a GPU also in the cache folder, for other runs of such a network. `recomputed`:
+    as asked for, or as much as needed. `spec`: what a child process measures by on a GPU, instead of this one. Raises
+    UserError for clips that do not fit into the device's memory.
     """
     device = world.device
 
     def known() -> str:
-        found = kept(folder)
+        found = read_result(folder)
         if found is None or not _still_holds(found, training, device, recomputed):
             failed = found.failed if found and _same_place(found, device) else []
-            found = _found_anew(model, training, device, recomputed, recipe, failed)
-            keep(folder, found)
+            found = _found_anew(model, training, device, recomputed, spec, failed)
+            write_result(folder, found)
         return found.model_dump_json()
 
-    chosen = Measured.model_validate_json(world.share(known))
-    SPARE.end()
-    return chosen.by_name(chosen.path)
+    chosen = AutotuneResult.model_validate_json(world.broadcast_text(known))
+    PRESTARTED.end()
+    return chosen.by_name(chosen.compute_path)
 
 
-def leave_out(folder: FilePath, world: World) -> str:
-    """Note that the run's path failed, and the next one's name, which `run_path` then takes; the same on every rank.
+def exclude_compute_path(folder: Path, world: World) -> str:
+    """Note that the run's compute path failed; the name of the next one, the same on every rank.
 
+    `choose_compute_path` then takes it.
     "" where none is known to run: those that were not measured yet are next. Raises RuntimeError if there are none.
     """
 
     def noted() -> str:
-        found = kept(folder)
+        found = read_result(folder)
         assert found is not None
-        rest = found.without([found.path])
-        keep(folder, rest)
-        return f"{found.path} {rest.path} {bool(set(worth_trying(world.device)) - set(rest.failed)):d}"
+        rest = found.without([found.compute_path])
+        write_result(folder, rest)
+        return (
+            f"{found.compute_path} {rest.compute_path} {bool(set(candidate_names(world.device)) - set(rest.failed)):d}"
+        )
 
-    failed, following, left = world.share(noted).split(" ")
+    failed, following, left = world.broadcast_text(noted).split(" ")
     if world.rank == 0:
-        log.warning("the path %s is left out: it fails in training; next is %s", failed, following or "none")
+        log.warning("the compute path %s is left out: it fails in training; next is %s", failed, following or "none")
     if left == "0":
-        raise RuntimeError("no path trains this network on this device; the warnings above say why")
+        raise RuntimeError("no compute path trains this network on this device; the warnings above say why")
     return following
 
 
-def measured(
+def autotune(
     model: VideoNetwork,
-    training: Pass,
+    training: MicroStep,
     device: torch.device,
     names: Sequence[str] = (),
     recomputed: int | None = None,
-    watcher: Watcher | None = None,
+    listener: AutotuneListener | None = None,
     planar: Sequence[str] | None = None,
     fewest: int = 0,
-) -> Measured:
-    """The fastest path on this device for a pass of training (on a CPU for fewer clips, where they take long).
+) -> AutotuneResult:
+    """The fastest compute path on this device for a pass of training (on a CPU for fewer clips, where they take long).
 
-    Of `names`, or of all that are worth a try on such a device. `watcher` is told each result as it comes. `planar`:
+    Of `names`, or of all that are worth a try on such a device. `listener` is told each result as it comes. `planar`:
     the convolutions that are faster as 2D ones, if that is known. `fewest`: groups that are recomputed at the least.
     Raises UserError for clips that do not fit.
     """
     batch, precision = training.batch, training.precision
-    names = names or worth_trying(device)
-    if training.together:  # as training computes it, with no other rank to wait for
+    names = names or candidate_names(device)
+    if training.joint_batch_norm:  # as training computes it, with no other rank to wait for
         model = copy.deepcopy(model)
         synchronise(model, lambda row: row[None])
     tried, deadline = batch, None
@@ -108,29 +118,29 @@ def measured(
         tried = max(min(2, batch), min(batch, int(_MACS_ON_CPU / macs(model, *training.clip[1:]))))
     else:
         deadline = time.perf_counter() + SECONDS_ON_GPU
-    clips = noise(tried, training.clip)
-    multiple = max((PATHS[name].multiple for name in names if PATHS[name].planar), default=1)
+    clips = random_clips(tried, training.clip)
+    multiple = max((COMPUTE_PATHS[name].multiple for name in names if COMPUTE_PATHS[name].planar), default=1)
     for groups in range(fewest, len(model.stages) + 1) if recomputed is None else [recomputed]:
         try:
             if planar is None:
-                (watcher or Watcher()).begins("timing 2D and 3D convolutions")
+                (listener or AutotuneListener()).begins("timing 2D and 3D convolutions")
                 seconds = None if deadline is None else SECONDS_ON_GPU / 3
                 planar = sorted(planar_layers(model, clips.to(device), precision, multiple, seconds))
-            (watcher or Watcher()).decided(planar, groups)
-            found = Measured(
-                path="",
+            (listener or AutotuneListener()).decided(planar, groups)
+            found = AutotuneResult(
+                compute_path="",
                 planar=list(planar),
                 recomputed=groups,
                 device=device_name(device),
                 batch=batch,
                 precision=precision,
                 clips_per_second={},
-                made_by=libraries(),
+                made_by=library_versions(),
             )
-            paths = {name: found.by_name(name) for name in names}
+            compute_paths = {name: found.by_name(name) for name in names}
             taken = measure(
-                model, clips.to(device), precision, paths, held=training.held, watcher=watcher, deadline=deadline,
-                graph=training.graph,
+                model, clips.to(device), precision, compute_paths, held=training.held, listener=listener,
+                deadline=deadline,                graph=training.graph,
             )  # fmt: skip
         except Exception as error:
             if not is_out_of_memory(error):
@@ -139,15 +149,15 @@ def measured(
             continue
         rates = {name: tried / seconds for name, seconds in taken.items()}
         return found.model_copy(update={"clips_per_second": rates}).without([])
-    raise too_large(training, recomputed is not None and recomputed < len(model.stages))
+    raise lane_too_large(training, recomputed is not None and recomputed < len(model.stages))
 
 
-def noise(batch: int, clip: Sequence[int]) -> torch.Tensor:
+def random_clips(batch: int, clip: Sequence[int]) -> torch.Tensor:
     """So many clips of shape C T H W, of normally distributed numbers, the same at every call: N C T H W."""
     return torch.randn(batch, *clip, generator=torch.Generator().manual_seed(0))
 
 
-def too_large(training: Pass, more: bool) -> UserError:
+def lane_too_large(training: MicroStep, more: bool) -> UserError:
     """The mistake of clips that do not fit into memory; `more`: of the activations, more could be computed twice."""
     frames, side = training.clip[1], training.clip[2]
     return UserError(
@@ -158,18 +168,18 @@ def too_large(training: Pass, more: bool) -> UserError:
     )
 
 
-def evaluation_path(folder: FilePath, wanted: str, device: torch.device) -> Path:
-    """The path that a run took on such a device, or was told to; the default where it ran on another."""
-    found = kept(folder)
+def evaluation_compute_path(folder: Path, wanted: str, device: torch.device) -> ComputePath:
+    """The compute path that a run took on such a device, or was told to; the default where it ran on another."""
+    found = read_result(folder)
     if wanted != "auto":
-        return PATHS[wanted]
-    if found is None or found.device != device_name(device) or found.path not in PATHS:
-        return VideoNetwork.path
-    return found.by_name(found.path)
+        return COMPUTE_PATHS[wanted]
+    if found is None or found.device != device_name(device) or found.compute_path not in COMPUTE_PATHS:
+        return VideoNetwork.compute_path
+    return found.by_name(found.compute_path)
 
 
-def worth_trying(device: torch.device) -> list[str]:
-    """The names of the paths that are measured on such a device."""
+def candidate_names(device: torch.device) -> list[str]:
+    """The names of the compute paths that are measured on such a device."""
     return list(ON_CPU if device.type == "cpu" else ON_GPU)
 
 
@@ -180,56 +190,64 @@ def device_name(device: torch.device) -> str:
 
 def _found_anew(
     model: VideoNetwork,
-    training: Pass,
+    training: MicroStep,
     device: torch.device,
     recomputed: int | None,
-    recipe: Recipe | None,
+    spec: NetworkSpec | None,
     failed: Sequence[str],
-) -> Measured:
-    """Of the cache folder, else as measured now, but for the paths that have failed."""
+) -> AutotuneResult:
+    """Of the cache folder, else as measured now, but for the compute paths that have failed."""
     key = ""
     if device.type != "cpu":  # whose choices hang on what else it computes, and are made in seconds
-        engine = recipe.engine.model_dump_json() if recipe else ""
-        key = key_of(model, training, device_name(device), recomputed, engine)
-        known = cached(key)
+        engine = spec.engine.model_dump_json() if spec else ""
+        key = result_key(model, training, device_name(device), recomputed, engine)
+        known = read_cached_result(key)
         known = known.without(list(failed)) if known else None
         if known and _still_holds(known, training, device, recomputed):
             failed_there = f"; {', '.join(known.failed)} failed" if known.failed else ""
             where = cache_folder() / f"{key}.json"
-            log.info("path %s, as measured on such a device (%s): %s%s", known.path, where, _told(known), failed_there)
+            log.info(
+                "compute path %s, as measured on such a device (%s): %s%s",
+                known.compute_path,
+                where,
+                _told(known),
+                failed_there,
+            )
             return known
-    names = [name for name in worth_trying(device) if name not in failed]
+    names = [name for name in candidate_names(device) if name not in failed]
     if not names:
-        raise RuntimeError("no path trains this network on this device; the run's path.json names those that failed")
+        raise RuntimeError(
+            "no compute path trains this network on this device; the run's compute_path.json names those that failed"
+        )
     begin = time.perf_counter()
-    log.info("measuring the paths %s", ", ".join(names))
+    log.info("measuring the compute paths %s", ", ".join(names))
     found = None
-    if recipe is not None and device.type != "cpu":
+    if spec is not None and device.type != "cpu":
         try:
-            found = measured_in_child(
-                recipe, training, device, names, recomputed, meanwhile=lambda: import_deepspeed(device)
+            found = autotune_in_child(
+                spec, training, device, names, recomputed, meanwhile=lambda: import_deepspeed(device)
             )
         except CannotStart as error:
-            log.info("the paths are measured in this process: none beside it can (%s)", error)
+            log.info("the compute paths are measured in this process: none beside it can (%s)", error)
     if found is None:
-        found = measured(model, training, device, names, recomputed)
-    log.info("path %s, measured in %.1f s: %s", found.path, time.perf_counter() - begin, _told(found))
+        found = autotune(model, training, device, names, recomputed)
+    log.info("compute path %s, measured in %.1f s: %s", found.compute_path, time.perf_counter() - begin, _told(found))
     return found.without(list(failed)).model_copy(update={"key": key})
 
 
-def _told(found: Measured) -> str:
+def _told(found: AutotuneResult) -> str:
     return ", ".join(f"{name} {rate:.3g}" for name, rate in found.clips_per_second.items()) + " clips/s"
 
 
-def _still_holds(found: Measured, training: Pass, device: torch.device, recomputed: int | None) -> bool:
+def _still_holds(found: AutotuneResult, training: MicroStep, device: torch.device, recomputed: int | None) -> bool:
     return (
         _same_place(found, device)
         and (found.batch, found.precision) == (training.batch, training.precision)
-        and found.path in worth_trying(device)
-        and found.path not in found.failed
+        and found.compute_path in candidate_names(device)
+        and found.compute_path not in found.failed
         and recomputed in (None, found.recomputed)
     )
 
 
-def _same_place(found: Measured, device: torch.device) -> bool:
-    return (found.device, found.made_by) == (device_name(device), libraries())
+def _same_place(found: AutotuneResult, device: torch.device) -> bool:
+    return (found.device, found.made_by) == (device_name(device), library_versions())

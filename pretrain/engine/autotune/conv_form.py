@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.engine.precision import HALVES, Precision, autocast
-from pretrain.models.compute.compute_path import PATHS, Convolution, Factored
+from pretrain.engine.precision import HALF_DTYPES, Precision, autocast
+from pretrain.models.compute.compute_path import COMPUTE_PATHS, Convolution, Factored
 from pretrain.models.network import VideoNetwork
 
 log = logging.getLogger("reelscale")
@@ -25,10 +25,10 @@ Channels = tuple[int, int]  # of the input and of the output
 
 
 @dataclass
-class Kind:
+class ConvolutionKind:
     """Convolutions of one shape: a layer, what it is given (N C T H W, on the meta device), and all their names.
 
-    channels: as the path pads them. first: the network's first layer, whose input learns nothing.
+    channels: as the compute path pads them. first: the network's first layer, whose input learns nothing.
     """
 
     layer: Convolution
@@ -56,14 +56,14 @@ def planar_layers(
 ) -> frozenset[str]:
     """The names of the convolutions that are faster as 2D ones, forward and both gradients, for such clips, N C T H W.
 
-    On a path that pads mid-planes to a `multiple`. The most expensive ones are timed first, until `seconds` are over;
-    of the others the first layer, of whose few channels a 3D one makes little, is taken to be faster as a 2D one.
+    On a compute path that pads mid-planes to a `multiple`. The most expensive ones are timed first, until `seconds` are
+    over; of the others the first layer, of whose few channels a 3D one makes little, is taken to be faster as a 2D one.
     """
     begin = time.perf_counter()
     kinds = sorted(_kinds(model, clips, precision, multiple), key=lambda kind: -kind.cost)
     planar: set[str] = set()
     timed = 0
-    with without_trials(clips.device):
+    with cudnn_heuristics_only(clips.device):
         for kind in kinds:
             in_time = seconds is None or time.perf_counter() - begin < seconds
             timed += in_time
@@ -74,22 +74,22 @@ def planar_layers(
     return frozenset(planar)
 
 
-def _kinds(model: VideoNetwork, clips: Tensor, precision: Precision, multiple: int) -> list[Kind]:
+def _kinds(model: VideoNetwork, clips: Tensor, precision: Precision, multiple: int) -> list[ConvolutionKind]:
     """What has a 2D form, in the network's order."""
     network = copy.deepcopy(model).to(clips.device).eval()
     channels = _padded(network, multiple)
-    kinds: dict[tuple[object, ...], Kind] = {}
+    kinds: dict[tuple[object, ...], ConvolutionKind] = {}
     for number, (name, (layer, given)) in enumerate(_inputs(network, clips, precision).items()):
         if not layer.flat:
             continue
         sizes = channels.get(name, (layer.in_channels, layer.out_channels))
         key = (layer.kernel_size, layer.stride, sizes, given.shape[:1] + given.shape[2:], number == 0)
-        kinds.setdefault(key, Kind(layer, given, sizes, number == 0)).names.append(name)
+        kinds.setdefault(key, ConvolutionKind(layer, given, sizes, number == 0)).names.append(name)
     return list(kinds.values())
 
 
 def _padded(network: VideoNetwork, multiple: int) -> dict[str, Channels]:
-    """The channels of the convolutions on both sides of mid-planes, as a path pads them."""
+    """The channels of the convolutions on both sides of mid-planes, as a compute path pads them."""
     found: dict[str, Channels] = {}
     for name, module in network.named_modules():
         if isinstance(module, Factored):
@@ -104,7 +104,7 @@ def _padded(network: VideoNetwork, multiple: int) -> dict[str, Channels]:
 def _inputs(network: VideoNetwork, clips: Tensor, precision: Precision) -> dict[str, tuple[Convolution, Tensor]]:
     """Each convolution, by name and in order, with what it is given (on the meta device)."""
     found: dict[str, tuple[Convolution, Tensor]] = {}
-    network.use(PATHS["channels-last"])
+    network.use(COMPUTE_PATHS["channels-last"])
     hooks = [
         module.register_forward_pre_hook(
             lambda module, given, name=name: found.update({name: (module, given[0].to("meta"))})
@@ -119,7 +119,7 @@ def _inputs(network: VideoNetwork, clips: Tensor, precision: Precision) -> dict[
     return found
 
 
-def _faster_planar(kind: Kind, device: torch.device, precision: Precision, repeats: int) -> bool:
+def _faster_planar(kind: ConvolutionKind, device: torch.device, precision: Precision, repeats: int) -> bool:
     """By the best of so many passes of each form, after one to warm up."""
     layer, x = _standing_in(kind, device, precision)
     stopwatch = _OnGpu(device) if device.type == "cuda" else _OnCpu()
@@ -138,15 +138,15 @@ def _faster_planar(kind: Kind, device: torch.device, precision: Precision, repea
     return best[True] < best[False]
 
 
-def _standing_in(kind: Kind, device: torch.device, precision: Precision) -> tuple[Convolution, Tensor]:
-    """A layer of the kind as the path has it, and its input: in half precision, channels last, padded."""
+def _standing_in(kind: ConvolutionKind, device: torch.device, precision: Precision) -> tuple[Convolution, Tensor]:
+    """A layer of the kind as the compute path has it, and its input: in half precision, channels last, padded."""
     mould = kind.layer
     shape: Any = {"kernel_size": mould.kernel_size, "stride": mould.stride, "padding": mould.padding}
     layer = Convolution(*kind.channels, **shape, bias=mould.bias is not None, device=device)
     layer.requires_grad_(mould.weight.requires_grad)
     clips, _, *sides = kind.given.shape
     x = torch.randn(clips, kind.channels[0], *sides, device=device, dtype=kind.given.dtype)
-    if (half := HALVES[precision]) is not None and device.type == "cuda" and not kind.first:
+    if (half := HALF_DTYPES[precision]) is not None and device.type == "cuda" and not kind.first:
         layer, x = layer.to(half), x.to(half)  # casts are not the convolution's
     x = x.contiguous(memory_format=torch.channels_last_3d)
     return layer, x.requires_grad_(not kind.first)
@@ -203,8 +203,8 @@ class _OnGpu:
 
 
 @contextmanager
-def without_trials(device: torch.device) -> Iterator[None]:
-    """cuDNN takes what its heuristics say, without trying all it has: that is for the path that is chosen."""
+def cudnn_heuristics_only(device: torch.device) -> Iterator[None]:
+    """cuDNN takes what its heuristics say, without trying all it has: that is for the compute path that is chosen."""
     before = torch.backends.cudnn.benchmark
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = False

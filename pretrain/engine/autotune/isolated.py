@@ -1,4 +1,4 @@
-"""Paths measured by a child process: a kernel that crashes or hangs ends the child, and the run takes another path.
+"""Autotuning in a child process: a kernel that crashes or hangs ends the child, and the run takes another compute path.
 
 On a GPU a kernel that reads where it must not ends the context of the whole process that sent it.
 """
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from pretrain.engine.autotune.process import MODULE, SPARE, CannotStart
-from pretrain.engine.autotune.record import Measured
+from pretrain.engine.autotune.process import MODULE, PRESTARTED, CannotStart
+from pretrain.engine.autotune.record import AutotuneResult
 from pretrain.engine.deepspeed_config import EngineSettings
-from pretrain.engine.precision import Pass
+from pretrain.engine.precision import MicroStep
 from pretrain.models.zoo import ModelSettings
 from sharding.base.errors import UserError
 
@@ -27,14 +27,14 @@ log = logging.getLogger("reelscale")
 
 LIMIT = 90.0  # seconds without a word, after which the child is taken to hang
 _TO_START = 180.0  # and until the first one: it loads torch, beside other ranks that do
-_TRIES = 2  # of what is no path, and ends the child
+_TRIES = 2  # of what is no compute path, and ends the child
 
 
 def _nothing() -> None:
     pass
 
 
-class Recipe(BaseModel):
+class NetworkSpec(BaseModel):
     """What a network is built from, and how its engine is: rates as `parameter_groups` takes them."""
 
     model: ModelSettings
@@ -44,15 +44,16 @@ class Recipe(BaseModel):
     ranks: int
 
 
-class Task(BaseModel):
+class AutotuneTask(BaseModel):
     """What a child is to do, and what those before it found out. As JSON, what it is given.
 
-    names: paths that are to be measured; recomputed: as asked for; planar: once decided, the layers that are faster as
-    2D ones; fewest: groups that are recomputed at the least; rates: clips/s of the paths that were measured.
+    names: compute paths that are to be measured; recomputed: as asked for; planar: once decided, the layers that are
+    faster as 2D ones; fewest: groups that are recomputed at the least; rates: clips/s of the compute paths that were
+    measured.
     """
 
-    recipe: Recipe
-    training: Pass
+    spec: NetworkSpec
+    training: MicroStep
     device: str
     names: list[str]
     recomputed: int | None
@@ -62,24 +63,23 @@ class Task(BaseModel):
     failed: list[str] = []
 
 
-def measured_in_child(
-    recipe: Recipe,
-    training: Pass,
+def autotune_in_child(
+    spec: NetworkSpec,
+    training: MicroStep,
     device: torch.device,
     names: Sequence[str],
     recomputed: int | None = None,
     limit: float = LIMIT,
     module: str = MODULE,
     meanwhile: Callable[[], object] = _nothing,
-) -> Measured:
-    """The fastest of the paths that measures well and then takes steps of the whole engine, in a process of its own.
+) -> AutotuneResult:
+    """The fastest compute path that also takes steps of the whole engine, as measured by a process of its own.
 
-    A path on which the child dies, or says nothing for `limit` seconds, is left out with a warning, and another child
-    goes on with the others. `meanwhile` is called once, while the first one works.
-    Raises CannotStart if none can begin or last, UserError for clips that do not fit into memory, and RuntimeError if
-    no path is left.
+    A compute path on which the child dies, or says nothing for `limit` seconds, is left out with a warning, and another
+    child goes on with the others. `meanwhile` is called once, while the first one works. Raises CannotStart if none can
+    begin or last, UserError for clips that do not fit into memory, and RuntimeError if no compute path is left.
     """
-    task = Task(recipe=recipe, training=training, device=str(device), names=list(names), recomputed=recomputed)
+    task = AutotuneTask(spec=spec, training=training, device=str(device), names=list(names), recomputed=recomputed)
     tries = 0
     while True:
         progress = _Progress(task)
@@ -89,26 +89,28 @@ def measured_in_child(
             return progress.found.without(task.failed)
         if not progress.began:
             raise CannotStart(end)
-        if progress.path is None:
+        if progress.compute_path is None:
             tries += 1
             if tries == _TRIES:
                 raise CannotStart(f"it {end}, at {progress.under_way}, twice")
             if task.planar is None:
                 task.planar = []
             continue
-        log.warning("the path %s is left out: %s, its process %s", progress.path, progress.under_way, end)
-        progress.fail(progress.path)
+        log.warning(
+            "the compute path %s is left out: %s, its process %s", progress.compute_path, progress.under_way, end
+        )
+        progress.fail(progress.compute_path)
         if not task.names and not task.rates:
-            raise RuntimeError("no path runs this network on this device; the warnings above say why")
+            raise RuntimeError("no compute path runs this network on this device; the warnings above say why")
 
 
 class _Progress:
     """What a child says, entered into its task."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: AutotuneTask) -> None:
         self.began, self.under_way = False, "its start"
-        self.path: str | None = None  # that is under way
-        self.found: Measured | None = None
+        self.compute_path: str | None = None  # that is under way
+        self.found: AutotuneResult | None = None
         self._task, self._all = task, [*task.names, *task.rates]
 
     def enter(self, word: str, value: Any) -> None:
@@ -117,7 +119,7 @@ class _Progress:
         if word == "ready":
             self.began = True
         elif word == "begins":
-            self.under_way, self.path = value["what"], value["path"]
+            self.under_way, self.compute_path = value["what"], value["compute_path"]
         elif word == "decided":
             if value["recomputed"] > task.fewest:  # the former times are of another way to compute
                 task.names, task.rates = [name for name in self._all if name not in task.failed], {}
@@ -128,7 +130,7 @@ class _Progress:
         elif word == "failed":
             self.fail(value)
         elif word == "found":
-            self.found = Measured.model_validate(value)
+            self.found = AutotuneResult.model_validate(value)
         elif word == "log":
             log.log(value["level"], "%s", value["message"])
         elif word == "mistake":
@@ -137,15 +139,15 @@ class _Progress:
             raise RuntimeError(value)
 
     def fail(self, name: str) -> None:
-        """Leave a path out."""
+        """Leave a compute path out."""
         self._task.failed.append(name)
         self._task.names = [other for other in self._task.names if other != name]
         self._task.rates.pop(name, None)
 
 
-def _run(task: Task, progress: _Progress, limit: float, module: str, meanwhile: Callable[[], object]) -> str:
+def _run(task: AutotuneTask, progress: _Progress, limit: float, module: str, meanwhile: Callable[[], object]) -> str:
     """One child, until it has ended: how it did, in words."""
-    child = SPARE.take(module)
+    child = PRESTARTED.take(module)
     try:
         child.give(task)
         meanwhile()

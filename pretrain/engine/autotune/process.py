@@ -22,7 +22,7 @@ class CannotStart(Exception):
     """There is no child process that measures, or none that lasts for reasons that are no path's."""
 
 
-class Child:
+class AutotuneProcess:
     """A process that measures once it is given a task. Until then it loads what it needs, and opens its device.
 
     It is of a session of its own; `words` is the file descriptor that its words come from.
@@ -79,22 +79,22 @@ class Child:
         self._errors.close()
 
 
-class Spare:
+class PrestartedProcess:
     """At most one child that is begun before its task is known, while stores are opened and ranks meet."""
 
     def __init__(self) -> None:
-        self._child: Child | None = None
+        self._child: AutotuneProcess | None = None
 
-    def begin(self, module: str = MODULE) -> None:
+    def start(self, module: str = MODULE) -> None:
         """Have one ready soon. Where none can start, `take` tells."""
         if self._child is None:
             with suppress(CannotStart):
-                self._child = Child(module)
+                self._child = AutotuneProcess(module)
 
-    def take(self, module: str = MODULE) -> Child:
+    def take(self, module: str = MODULE) -> AutotuneProcess:
         """The spare one, now the caller's, else a new one. Raises CannotStart."""
         child, self._child = self._child, None
-        return child or Child(module)
+        return child or AutotuneProcess(module)
 
     def end(self) -> None:
         """Let go of the one that nobody took."""
@@ -103,4 +103,4 @@ class Spare:
             self._child = None
 
 
-SPARE = Spare()
+PRESTARTED = PrestartedProcess()

@@ -1,4 +1,4 @@
-"""A step on trial: whether the whole engine computes by its path on every rank, before training counts on it."""
+"""A step on trial: whether the whole engine runs its compute path on every rank, before training relies on it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pretrain.engine.autotune.benchmark import is_out_of_memory
-from pretrain.engine.autotune.choose import noise, too_large
+from pretrain.engine.autotune.choose import lane_too_large, random_clips
 from pretrain.engine.device_lost import is_device_lost
 from pretrain.engine.engine import Engine
-from pretrain.engine.precision import Pass, autocast
+from pretrain.engine.precision import MicroStep, autocast
 from pretrain.models.compute.batchnorm import discard_statistics
 from pretrain.models.network import VideoNetwork, seed_dropout
 from sharding.base.errors import UserError
@@ -35,34 +35,34 @@ class Outcome(IntEnum):
     DEVICE_LOST = 3
 
 
-def trial(engine: Engine, training: Pass) -> Outcome:
+def trial(engine: Engine, training: MicroStep) -> Outcome:
     """One whole step of noise, forward, backward and of the optimizer; the same outcome on all ranks. A collective.
 
     If it went well the engine is as before to the bit, otherwise of no further use; a lost device computes nothing any
     more in this process. The log says why. Raises UserError for clips that do not fit into the device's memory.
     """
     world = engine.world
-    clips = noise(training.batch, training.clip).to(world.device)
+    clips = random_clips(training.batch, training.clip).to(world.device)
     if world.size > 1 and not engine.forward_waits:
         # A rank that fails before it exchanges gradients leaves the others waiting for it: first without an exchange.
         few = clips if world.device.type == "cuda" else clips[:_ON_CPU]
-        with world.by_host(_TO_COMPILE) as highest:
+        with world.host_maximum(_TO_COMPILE) as highest:
             outcome = Outcome(highest(_outcome(lambda: _dry_pass(engine, few, training), world.device)))
         if outcome == Outcome.TOO_LARGE:
-            raise _too_large(engine, training)
+            raise _lane_too_large(engine, training)
         if outcome:
             return outcome
-    with world.by_host(_TO_EXCHANGE) as highest:
+    with world.host_maximum(_TO_EXCHANGE) as highest:
         mine = _outcome(lambda: _step(engine, clips), world.device)
         if mine == Outcome.TOO_LARGE:  # the other ranks may wait for this one
-            raise _too_large(engine, training)
+            raise _lane_too_large(engine, training)
         return Outcome(highest(mine))
 
 
-def _too_large(engine: Engine, training: Pass) -> UserError:
+def _lane_too_large(engine: Engine, training: MicroStep) -> UserError:
     model = engine.model
     assert isinstance(model, VideoNetwork)
-    return too_large(training, model.path.recomputed < len(model.stages))
+    return lane_too_large(training, model.compute_path.recomputed < len(model.stages))
 
 
 def _step(engine: Engine, clips: Tensor) -> None:
@@ -73,7 +73,7 @@ def _step(engine: Engine, clips: Tensor) -> None:
         engine.step()
 
 
-def _dry_pass(engine: Engine, clips: Tensor, training: Pass) -> None:
+def _dry_pass(engine: Engine, clips: Tensor, training: MicroStep) -> None:
     """Forward and backward by the weights where they lie, past all that DeepSpeed hangs on their gradients."""
     model = engine.model
     trained = [value for value in model.parameters() if value.requires_grad]

@@ -42,7 +42,9 @@ class LaneBatchNorm(nn.BatchNorm3d):
         self.relu = relu
         self.register_buffer("pending", torch.zeros(2, channels), persistent=False)
         self.lanes = 0  # how many are pending
-        self.rows = False  # by the network's path: normalised, added and passed through the ReLU at once (`normalise`)
+        self.rows = (
+            False  # by the network's compute path: normalised, added and passed through the ReLU at once (`normalise`)
+        )
         self.frozen = False  # in evaluation for good
         self.gather: Gather | None = None  # where the batch is spread over ranks (`synchronise`)
 

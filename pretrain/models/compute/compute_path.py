@@ -15,7 +15,7 @@ from pretrain.models.compute.space_to_depth import fits_blocks, space_to_depth
 
 
 @dataclass(frozen=True)
-class Path:
+class ComputePath:
     """A way to compute the same function.
 
     channels_last: activations lie N T H W C in memory, else N C T H W. planar: (1,k,k) convolutions run as 2D
@@ -37,18 +37,18 @@ class Path:
     recomputed: int = 0
 
 
-PATHS: dict[str, Path] = {
-    "plain": Path(channels_last=False),
-    "channels-last": Path(),
-    "planar": Path(planar=True),
-    "rows": Path(planar=True, multiple=8, rows=True, blocks=True, cast_at_once=True),
+COMPUTE_PATHS: dict[str, ComputePath] = {
+    "plain": ComputePath(channels_last=False),
+    "channels-last": ComputePath(),
+    "planar": ComputePath(planar=True),
+    "rows": ComputePath(planar=True, multiple=8, rows=True, blocks=True, cast_at_once=True),
 }
 ON_CPU = ("plain", "channels-last", "planar")  # what the other does for tensor cores costs there
 ON_GPU = ("rows", "channels-last")
 
 
 class Convolution(nn.Conv3d):
-    """`nn.Conv3d` that computes by the network's path; its weight keeps its five dimensions."""
+    """`nn.Conv3d` that computes by the network's compute path; its weight keeps its five dimensions."""
 
     planar = False
     blocks = False
@@ -71,8 +71,8 @@ class Convolution(nn.Conv3d):
         """The convolution."""
         return self.compute(input, self.used_weight)
 
-    def makes_blocks_of(self, pictures: Tensor) -> bool:
-        """Whether the network's path has it compute over blocks of these pictures' pixels."""
+    def uses_space_to_depth(self, pictures: Tensor) -> bool:
+        """Whether the network's compute path has it compute over blocks of these pictures' pixels."""
         return self.blocks and fits_blocks(self) and not pictures.requires_grad
 
     @property
@@ -82,7 +82,7 @@ class Convolution(nn.Conv3d):
 
     def compute(self, x: Tensor, weight: Tensor) -> Tensor:
         """The convolution with another weight of the same kernel."""
-        if self.makes_blocks_of(x):
+        if self.uses_space_to_depth(x):
             return self._over_blocks(x, weight)
         if self.planar and self._is_of_pictures:
             return self._over_pictures(x, weight)
@@ -176,13 +176,15 @@ def unpadded(model: nn.Module) -> Iterator[None]:
             layer.blocks = True
 
 
-def set_path(model: nn.Module, path: Path) -> None:
-    """Let every layer of the network compute by `path`."""
+def set_compute_path(model: nn.Module, compute_path: ComputePath) -> None:
+    """Let every layer of the network compute by `compute_path`."""
     for name, module in model.named_modules():
         if isinstance(module, Convolution):
-            module.planar = path.planar if isinstance(path.planar, bool) else name in path.planar
-            module.blocks = path.blocks
+            module.planar = (
+                compute_path.planar if isinstance(compute_path.planar, bool) else name in compute_path.planar
+            )
+            module.blocks = compute_path.blocks
         elif isinstance(module, Factored):
-            module.multiple = path.multiple
+            module.multiple = compute_path.multiple
         elif isinstance(module, LaneBatchNorm):
-            module.rows = path.rows
+            module.rows = compute_path.rows

@@ -32,7 +32,7 @@ def leak(folder: Path, clips: int, lane_batch: int = 8) -> dict[str, Any]:
     with Loader(sources, order, data.clip, data.loader, range(1)) as loader:
         began = time.perf_counter()
         for _ in loader:
-            done = loader.told.clips
+            done = loader.stats.clips
             if done >= every * (len(rows) + 1):
                 (worker,) = (usage for pid, usage in started_by(os.getpid()).items() if pid not in others)
                 rows.append({"clips": done, "worker": worker.resident, "parent": usage_of(os.getpid()).resident})

@@ -64,11 +64,11 @@ def cpu(local: str, remote: str, steps: int, rounds: int) -> dict[str, Any]:
         for round_number in range(rounds + 1):
             for url, each in loaders.items():
                 each.load_state_dict(begins[url])
-                before, clips = spent(), each.told.clips
+                before, clips = spent(), each.stats.clips
                 for _ in each:
                     pass
                 if round_number:  # the first one opens and connects
-                    taken[url].append((spent() - before) / (each.told.clips - clips))
+                    taken[url].append((spent() - before) / (each.stats.clips - clips))
     mine, theirs = (1e3 * statistics.median(seconds) for seconds in taken.values())
     ratio = statistics.median(far / near for near, far in zip(*taken.values(), strict=True))
     print(

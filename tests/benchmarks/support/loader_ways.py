@@ -95,7 +95,7 @@ def wanted(split: Split, sizes: dict[str, list[int]], clip: ClipSettings, seed: 
     sample = split.rows(draw.shard).sample(draw.row)
     start, *view = sample_randoms(seed, draw, split.first(draw.shard) + draw.row, 1 + VIEW_RANDOMS)
     times = sample.times
-    first = train_start(sample.frames, clip.needed(times), start)
+    first = train_start(sample.frames, clip.needed_frames(times), start)
     seen = train_view(clip, (sample.height, sample.width), view)
     return Wanted(sample, first, float(times[first]), seen, sizes[split.jobs[draw.shard]][draw.row])
 

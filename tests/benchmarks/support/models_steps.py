@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pretrain.engine.autotune.choose import Measured, measured, worth_trying
+from pretrain.engine.autotune.choose import AutotuneResult, autotune, candidate_names
 from pretrain.engine.deepspeed_config import EngineSettings
 from pretrain.engine.distributed import World, leave_world, start_world
 from pretrain.engine.engine import Engine
-from pretrain.engine.precision import Pass, Precision, autocast
+from pretrain.engine.precision import MicroStep, Precision, autocast
 from pretrain.models.compute.batchnorm import commit_statistics
-from pretrain.models.compute.compute_path import PATHS
+from pretrain.models.compute.compute_path import COMPUTE_PATHS
 from pretrain.models.groups import parameter_groups
 from pretrain.models.network import VideoNetwork
 from pretrain.models.zoo import ModelSettings, build_model
@@ -68,9 +68,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Contender:
-    """One of the compared: ours by a path, through the engine or not; or the plain network, where `path` is empty."""
+    """One of the compared: ours by a compute path, through the engine or not; the plain network where that is empty."""
 
-    path: str = ""
+    compute_path: str = ""
     engine: bool = False
     channels_last: bool = False
     compiled: bool = False
@@ -78,14 +78,14 @@ class Contender:
     @property
     def name(self) -> str:
         """As the table has it."""
-        if self.path:
+        if self.compute_path:
             return f"ours, {self.path}" + ("" if self.engine else ", network alone")
         return ("plain channels last" if self.channels_last else "plain conv3d") + ", compiled" * self.compiled
 
     @property
     def order(self) -> torch.memory_format:
         """Of the clips that it is given; a run's lie as the decoder's frames do."""
-        last = self.channels_last or (self.path and not self.engine)
+        last = self.channels_last or (self.compute_path and not self.engine)
         return torch.channels_last_3d if last else torch.contiguous_format
 
 
@@ -107,7 +107,7 @@ class Step:
     """A training step of one contender: forward, backward, SGD with momentum, running statistics."""
 
     def __init__(
-        self, contender: Contender, model: VideoNetwork, case: Case, world: World, choice: Measured | None
+        self, contender: Contender, model: VideoNetwork, case: Case, world: World, choice: AutotuneResult | None
     ) -> None:
         """`model`: a network of the contender's own. `choice`: which layers are planar, as a run measured it."""
         device = world.device
@@ -117,18 +117,18 @@ class Step:
         self._clips = clips.contiguous(memory_format=contender.order)
         self._targets = torch.randint(CLASSES, (case.batch,), generator=draw).to(device)
         self.take: Callable[[], None] = self._by_torch
-        if contender.path:
-            model.use(choice.by_name(contender.path) if choice else PATHS[contender.path])
+        if contender.compute_path:
+            model.use(choice.by_name(contender.compute_path) if choice else COMPUTE_PATHS[contender.compute_path])
         if contender.engine:
             settings = EngineSettings(precision=case.precision, weight_decay=DECAY, momentum=MOMENTUM)
             self._engine = Engine(model.train(), settings, world, lanes=1, lane_batch=case.batch)
             self.take = self._by_engine
             return
-        network: nn.Module = model if contender.path else plain_network(model, case.model)
-        if not contender.path:
+        network: nn.Module = model if contender.compute_path else plain_network(model, case.model)
+        if not contender.compute_path:
             network = network.to(memory_format=contender.order)  # type: ignore[call-overload]
         groups = parameter_groups(network, DECAY, {})
-        fused = True if device.type == "cuda" and not contender.path else None
+        fused = True if device.type == "cuda" and not contender.compute_path else None
         self._sgd = torch.optim.SGD(groups, lr=RATE, momentum=MOMENTUM, nesterov=True, fused=fused)
         self._network = torch.compile(network.train()) if contender.compiled else network.train()
 
@@ -148,11 +148,11 @@ class Step:
 
 
 def chosen(case: Case, device: torch.device) -> Iterator[str]:
-    """What a run measures as it begins, as JSON: the path that it takes, and which layers are planar."""
+    """What a run measures as it begins, as JSON: the compute path that it takes, and which layers are planar."""
     _threads(case)
     start_world()  # with cuDNN's trials, as a run has them
-    training = Pass(case.clip, case.batch, case.precision)
-    yield measured(fresh_network(case, device), training, device, worth_trying(device)).model_dump_json()
+    training = MicroStep(case.clip, case.batch, case.precision)
+    yield autotune(fresh_network(case, device), training, device, candidate_names(device)).model_dump_json()
     leave_world()
 
 
@@ -165,14 +165,14 @@ def rows(
     """
     _threads(case)
     world = start_world()
-    known = Measured.model_validate(json.loads(choice)) if choice else None
+    known = AutotuneResult.model_validate(json.loads(choice)) if choice else None
     for together in [contenders] if device.type == "cpu" else [[each] for each in contenders]:
         yield from _timed(together, case, known, rounds, world)
     leave_world()
 
 
 def _timed(
-    contenders: Sequence[Contender], case: Case, choice: Measured | None, rounds: int, world: World
+    contenders: Sequence[Contender], case: Case, choice: AutotuneResult | None, rounds: int, world: World
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     device = world.device
     if device.type == "cuda":

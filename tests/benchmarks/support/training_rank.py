@@ -24,9 +24,9 @@ from torch.utils.checkpoint import checkpoint
 
 from cluster.terminal.output import end_process
 from pretrain.data.device.transforms import network_input
-from pretrain.data.loader import Clips, Loader
+from pretrain.data.loader import ClipBatch, Loader
 from pretrain.data.sources import Sources, open_sources, order_of
-from pretrain.engine.autotune.choose import evaluation_path
+from pretrain.engine.autotune.choose import evaluation_compute_path
 from pretrain.engine.distributed import World, leave_world, start_world
 from pretrain.engine.engine import Engine
 from pretrain.losses import loss as loss_of
@@ -74,7 +74,7 @@ def model_step(found: Contender) -> Step:
     """Our network on clips that lie ready, by the engine as the trainer drives it, with every pass of a step."""
     job, clip, world = found.job, found.job.data.clip, found.world
     network = build_model(job.model, found.classes, clip.frames, clip.crop).to(world.device).train()
-    path = evaluation_path(found.folder, job.engine.path, world.device)
+    path = evaluation_compute_path(found.folder, job.engine.compute_path, world.device)
     if job.engine.recomputed != "auto":
         path = replace(path, recomputed=job.engine.recomputed)
     network.use(path)
@@ -123,7 +123,7 @@ def plain_step(found: Contender) -> Step:
     steps = iter(loader)
     video: Tensor | None = None
 
-    def one_pass(clips: Clips) -> None:
+    def one_pass(clips: ClipBatch) -> None:
         nonlocal video
         video = network_input(clips.planes, clip, out=video)
         with found.autocast():
@@ -131,7 +131,7 @@ def plain_step(found: Contender) -> Step:
         (F.cross_entropy(logits.float(), clips.targets) / len(found.lanes)).backward()
 
     def step() -> float:
-        before = loader.told.wait_seconds
+        before = loader.stats.wait_seconds
         optimizer.zero_grad(set_to_none=True)
         *first, last = next(steps)
         for clips in first:
@@ -139,7 +139,7 @@ def plain_step(found: Contender) -> Step:
                 one_pass(clips)
         one_pass(last)
         optimizer.step()
-        return loader.told.wait_seconds - before
+        return loader.stats.wait_seconds - before
 
     return step
 

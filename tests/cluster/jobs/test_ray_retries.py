@@ -9,7 +9,7 @@ import pytest
 
 from cluster.launch.ray_ranks import not_again
 from pretrain.checkpoints.attempts import Superseded, newest_attempt
-from pretrain.data.workers.pool import WorkerDied, WorkersStalled
+from pretrain.data.workers.pool import DecoderDied, DecodersStalled
 from sharding.base.errors import CannotGoOn, DamagedStore, InVain, UserError
 from tests.support.commands import checkpoints, running
 
@@ -27,7 +27,7 @@ def test_what_another_try_would_meet_again_ends_the_command(failure: UserError |
 
 
 @pytest.mark.parametrize(
-    "failure", [LOST, WorkerDied("pid 1"), WorkersStalled("nothing for 1 s"), OSError("a disk"), RuntimeError("NCCL")]
+    "failure", [LOST, DecoderDied("pid 1"), DecodersStalled("nothing for 1 s"), OSError("a disk"), RuntimeError("NCCL")]
 )
 def test_what_may_go_better_is_tried_again(failure: Exception) -> None:
     assert not_again([failure, LOST]) is None

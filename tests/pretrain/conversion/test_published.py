@@ -285,7 +285,7 @@ def shapes_of(**settings: Any) -> Shapes:
 
 
 @cache
-def on_meta(settings: str, classes: int) -> VideoNetwork:
+def meta_network(settings: str, classes: int) -> VideoNetwork:
     with torch.device("meta"):
         return build_model(ModelSettings.model_validate_json(settings), classes, 16)
 
@@ -294,7 +294,7 @@ def complaint(shapes: Shapes) -> str:
     """What is wrong with a file of tensors of these names and shapes; nothing if nothing is."""
     try:
         found = recognise(shapes, "file")
-        model = on_meta(found.settings.model_dump_json(), found.classes)
+        model = meta_network(found.settings.model_dump_json(), found.classes)
         check_weights(model, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, "keep")
     except UserError as error:
         return error.what

@@ -17,13 +17,13 @@ import torch
 
 from pretrain.data.device.tensors import plane_batch
 from pretrain.data.device.transforms import network_input
-from pretrain.data.loader import Clips, Loader, target
+from pretrain.data.loader import ClipBatch, Loader, target
 from pretrain.data.reading.decode import decode_frames
 from pretrain.data.sampling.order import sample_randoms
 from pretrain.data.sources import DataSettings, Sources, open_sources, order_of
 from pretrain.data.views.frames import train_start
 from pretrain.data.views.views import VIEW_RANDOMS, ClipSettings, train_view
-from pretrain.data.workers.pool import LoaderSettings, WorkerDied, WorkersStalled
+from pretrain.data.workers.pool import DecoderDied, DecodersStalled, LoaderSettings
 from pretrain.engine.distributed import World
 from pretrain.training.setup import lanes_of
 from sharding.base.errors import UserError
@@ -53,19 +53,19 @@ def loader(
     return Loader(sources, order, SETTINGS, given, lanes, last=last)
 
 
-def kept(clips: Clips) -> Clips:
+def kept(clips: ClipBatch) -> ClipBatch:
     """Of memory that is not used again."""
     planes = replace(clips.planes, y=clips.planes.y.clone(), uv=clips.planes.uv.clone())  # type: ignore[call-arg,union-attr]
     return replace(clips, planes=planes, targets=clips.targets.clone())
 
 
-def shown(made: Loader, first: int = 0) -> list[list[Clips]]:
+def shown(made: Loader, first: int = 0) -> list[list[ClipBatch]]:
     with made:
         made.step = first
         return [[kept(clips) for clips in lanes] for lanes in made]
 
 
-def assert_same(left: list[list[Clips]], right: list[list[Clips]]) -> None:
+def assert_same(left: list[list[ClipBatch]], right: list[list[ClipBatch]]) -> None:
     """To the last bit of what the network is fed."""
     assert [[clips.keys for clips in lanes] for lanes in left] == [[clips.keys for clips in lanes] for lanes in right]
     for one, other in zip(itertools.chain(*left), itertools.chain(*right), strict=True):
@@ -74,12 +74,12 @@ def assert_same(left: list[list[Clips]], right: list[list[Clips]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(sources: Sources) -> list[list[Clips]]:
+def whole(sources: Sources) -> list[list[ClipBatch]]:
     """Eight steps by one worker."""
     return shown(loader(sources, last=8))
 
 
-def test_what_a_step_is(whole: list[list[Clips]]) -> None:
+def test_what_a_step_is(whole: list[list[ClipBatch]]) -> None:
     assert len(whole) == 8 and all(len(lanes) == LANES for lanes in whole)
     clips = whole[0][0]
     assert clips.planes.y.dtype == torch.uint8 and clips.planes.y.shape[:2] == (LANE_BATCH, 4)
@@ -88,9 +88,11 @@ def test_what_a_step_is(whole: list[list[Clips]]) -> None:
     assert video.shape == (LANE_BATCH, 3, 4, 16, 16) and video.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("workers", "ahead"), [(3, 1), (2, 9)])
-def test_workers_and_depth_change_nothing(sources: Sources, whole: list[list[Clips]], workers: int, ahead: int) -> None:
-    assert_same(shown(loader(sources, workers, last=8, ahead=ahead)), whole)
+@pytest.mark.parametrize(("workers", "prefetch"), [(3, 1), (2, 9)])
+def test_workers_and_depth_change_nothing(
+    sources: Sources, whole: list[list[ClipBatch]], workers: int, prefetch: int
+) -> None:
+    assert_same(shown(loader(sources, workers, last=8, prefetch=prefetch)), whole)
 
 
 def test_a_lane_of_very_many_clips(sources: Sources) -> None:
@@ -103,12 +105,12 @@ def test_a_lane_of_very_many_clips(sources: Sources) -> None:
     assert {len(list(same)) for _, same in itertools.groupby(sorted(clips.keys))} == {many // 13, many // 13 + 1}
 
 
-def test_it_begins_anywhere(sources: Sources, whole: list[list[Clips]]) -> None:
+def test_it_begins_anywhere(sources: Sources, whole: list[list[ClipBatch]]) -> None:
     assert_same(shown(loader(sources, 2, last=8), first=5), whole[5:])
     assert shown(loader(sources, last=8), first=8) == []
 
 
-def test_a_position_goes_on_where_it_was_taken(sources: Sources, whole: list[list[Clips]]) -> None:
+def test_a_position_goes_on_where_it_was_taken(sources: Sources, whole: list[list[ClipBatch]]) -> None:
     with loader(sources, last=8) as made:
         steps = iter(made)
         begun = [[kept(clips) for clips in next(steps)] for _ in range(3)]
@@ -127,7 +129,7 @@ def test_a_position_of_another_order_is_refused(sources: Sources) -> None:
         loader(sources).load_state_dict({**state, "order": {**state["order"], "seed": 4}})
 
 
-def test_a_loader_goes_on_after_it_was_left(sources: Sources, whole: list[list[Clips]]) -> None:
+def test_a_loader_goes_on_after_it_was_left(sources: Sources, whole: list[list[ClipBatch]]) -> None:
     with loader(sources, last=8) as made:
         for step, _ in enumerate(made):
             if step == 2:
@@ -138,10 +140,10 @@ def test_a_loader_goes_on_after_it_was_left(sources: Sources, whole: list[list[C
 
 @pytest.mark.parametrize(("stops", "ranks"), [((3,), (1, 2)), ((1, 4), (2, 1, 2))])
 def test_a_run_goes_on_with_other_ranks(
-    sources: Sources, whole: list[list[Clips]], stops: tuple[int, ...], ranks: tuple[int, ...]
+    sources: Sources, whole: list[list[ClipBatch]], stops: tuple[int, ...], ranks: tuple[int, ...]
 ) -> None:
     """Stopped and resumed, it has shown the lanes of an undisturbed run, step by step."""
-    found: list[list[Clips]] = []
+    found: list[list[ClipBatch]] = []
     for first, last, world in zip((0, *stops), (*stops, 8), ranks, strict=True):
         shares = [
             shown(loader(sources, 1, lanes_of(World(rank, world, device=None), LANES), last), first)  # type: ignore[arg-type]
@@ -151,7 +153,7 @@ def test_a_run_goes_on_with_other_ranks(
     assert_same(found, whole)
 
 
-def test_clips_and_targets_are_the_samples(sources: Sources, whole: list[list[Clips]]) -> None:
+def test_clips_and_targets_are_the_samples(sources: Sources, whole: list[list[ClipBatch]]) -> None:
     """A pass and more, every clip made again from the order, the formulas and the planes."""
     order = order_of(sources, data("-"), SEED, LANES, LANE_BATCH)
     (split,) = sources.splits
@@ -186,7 +188,7 @@ def test_another_pass_is_another_view(sources: Sources) -> None:
 
 def test_it_tells_what_it_did(sources: Sources) -> None:
     with loader(sources, last=4) as made:
-        told, batches = made.told, []
+        told, batches = made.stats, []
         for step, lanes in enumerate(made, start=1):
             batches.append(lanes)
             time.sleep(0.2)  # the next steps are made meanwhile, and not told of
@@ -263,7 +265,7 @@ def test_a_worker_that_is_killed_is_told(sources: Sources) -> None:
         next(steps)
         victim = max(children() - before)
         os.kill(victim, signal.SIGKILL)
-        with pytest.raises(WorkerDied, match=f"pid {victim}.*SIGKILL.*memory"):
+        with pytest.raises(DecoderDied, match=f"pid {victim}.*SIGKILL.*memory"):
             for _ in range(100):
                 next(steps)
     assert children() <= before
@@ -271,12 +273,12 @@ def test_a_worker_that_is_killed_is_told(sources: Sources) -> None:
 
 def test_workers_that_hang_are_told(sources: Sources) -> None:
     before = children()
-    with loader(sources, 1, ahead=1, stall_seconds=1) as made:
+    with loader(sources, 1, prefetch=1, stall_seconds=1) as made:
         steps = iter(made)
         next(steps)
         (worker,) = children() - before
         os.kill(worker, signal.SIGSTOP)
-        with pytest.raises(WorkersStalled, match=r"nothing for 1 s; see data\.loader\.stall_seconds"):
+        with pytest.raises(DecodersStalled, match=r"nothing for 1 s; see data\.loader\.stall_seconds"):
             for _ in range(100):
                 next(steps)
     assert children() <= before
@@ -312,7 +314,7 @@ def copied(store: str, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_every_damage_is_noticed_named_and_filled(copied: str, whole: list[list[Clips]], how: str) -> None:
+def test_every_damage_is_noticed_named_and_filled(copied: str, whole: list[list[ClipBatch]], how: str) -> None:
     """Whatever lies before the damage and in other tars is shown as ever; in the other places stand other samples."""
     opened = open_store(copied)
     (split,) = open_sources(data(copied)).splits
@@ -333,9 +335,9 @@ def test_every_damage_is_noticed_named_and_filled(copied: str, whole: list[list[
     for workers in (1, 2):
         made = loader(open_sources(data(copied)), workers, last=8, damaged=0.9)
         found.append(shown(made))
-        told = [str(damaged) for damaged in made.damage.met.values()]
+        told = [str(damaged) for damaged in made.damage_budget.met.values()]
         assert {sample.key for sample in inside if any(sample.key in text for text in told)} == lost
-        assert made.damage.samples == len(lost) and all(tar in text for text in told)
+        assert made.damage_budget.samples == len(lost) and all(tar in text for text in told)
         assert any("the index says" in text for text in told) == (how != "flipped")
     assert_same(*found)
     for lanes, undisturbed in zip(found[0], whole, strict=True):
@@ -356,8 +358,8 @@ def test_a_missing_shard_is_filled_too(copied: str, lost_file: str) -> None:
     open_store(copied).delete(record_path("train", split.jobs[0]) if lost_file == "record" else split.paths(0)[0])
     made = loader(open_sources(data(copied)), last=8, damaged=0.9)
     keys = {key for lanes in shown(made) for clips in lanes for key in clips.keys}
-    assert not keys & lost and made.damage.samples == len(lost)
-    assert split.jobs[0] in str(next(iter(made.damage.met.values())))
+    assert not keys & lost and made.damage_budget.samples == len(lost)
+    assert split.jobs[0] in str(next(iter(made.damage_budget.met.values())))
 
 
 def test_a_shard_whose_record_names_other_tars_than_the_index_is_filled_too(copied: str) -> None:
@@ -371,7 +373,7 @@ def test_a_shard_whose_record_names_other_tars_than_the_index_is_filled_too(copi
     write_record(store, "train", split.jobs[0], rows, meta)
     made = loader(open_sources(data(copied)), last=8, damaged=0.9)
     keys = {key for lanes in shown(made) for clips in lanes for key in clips.keys}
-    assert not keys & {row["key"] for row in rows} and made.damage.samples == len(rows)
+    assert not keys & {row["key"] for row in rows} and made.damage_budget.samples == len(rows)
 
 
 def test_too_much_damage_stops_with_the_list(copied: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.loader import Clips, Loader
+from pretrain.data.loader import ClipBatch, Loader
 from pretrain.data.reading.outage import StoreGone
 from pretrain.data.reading.whole_parts import ReadingSettings
 from pretrain.data.sources import open_sources, order_of
@@ -37,7 +37,7 @@ def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         yield found
 
 
-def shown(url: str, reading: ReadingSettings | None = None) -> tuple[list[list[Clips]], Loader]:
+def shown(url: str, reading: ReadingSettings | None = None) -> tuple[list[list[ClipBatch]], Loader]:
     settings = data(url)
     sources = open_sources(settings)
     order = order_of(sources, settings, 3, 2, 2)
@@ -53,14 +53,14 @@ def test_faults_change_nothing(store: str, proxy: Proxy) -> None:
     proxy.rate = 0.1
     found, loader = shown("s3://bucket/store")
     assert_same(found, expected)
-    assert sum(proxy.counts.values()) > 3 and loader.told.retries > 0 and local.told.retries == 0
-    assert loader.damage.met == {}
+    assert sum(proxy.counts.values()) > 3 and loader.stats.retries > 0 and local.stats.retries == 0
+    assert loader.damage_budget.met == {}
 
 
 def test_whole_parts_from_afar(store: str, proxy: Proxy, tmp_path: Path) -> None:
     expected, _ = shown(store)
     proxy.rate = 0.1
-    found, _ = shown("s3://bucket/store", ReadingSettings(folder=tmp_path / "parts", way="parts"))
+    found, _ = shown("s3://bucket/store", ReadingSettings(folder=tmp_path / "parts", mode="parts"))
     assert_same(found, expected)
     kept_parts = [path for path in (tmp_path / "parts").iterdir() if not path.name.startswith(".")]
     assert kept_parts
@@ -71,7 +71,7 @@ def test_a_store_that_is_gone_ends_the_run(proxy: Proxy, monkeypatch: pytest.Mon
     settings = data("s3://bucket/store").model_copy(update={"patience_seconds": 1.0})
     sources = open_sources(settings)
     order = order_of(sources, settings, 3, 2, 2)
-    with Loader(sources, order, SETTINGS, LoaderSettings(workers=1, ahead=1), range(2)) as loader:
+    with Loader(sources, order, SETTINGS, LoaderSettings(workers=1, prefetch=1), range(2)) as loader:
         steps = iter(loader)
         next(steps)
         proxy.rate = 1.0

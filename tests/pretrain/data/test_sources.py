@@ -12,8 +12,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pretrain.data.loader import Clips, Loader
-from pretrain.data.sources import DataSettings, Sources, described, open_sources, order_of
+from pretrain.data.loader import ClipBatch, Loader
+from pretrain.data.sources import DataSettings, Sources, describe_order, open_sources, order_of
 from pretrain.data.workers.pool import LoaderSettings
 from pretrain.engine.distributed import World
 from pretrain.settings import TrainSettings
@@ -31,11 +31,11 @@ def data(store: str, **more: Any) -> DataSettings:
     return DataSettings.model_validate({"store": store, "clip": CLIP, **more})
 
 
-def shown(settings: DataSettings, sources: Sources, steps: int, lanes: int = 2) -> list[Clips]:
+def shown(settings: DataSettings, sources: Sources, steps: int, lanes: int = 2) -> list[ClipBatch]:
     order = order_of(sources, settings, 5, lanes, 2)
     loader = Loader(sources, order, settings.clip, LoaderSettings(workers=1), range(lanes), last=steps)
     with loader:
-        return [Clips(clips.planes, clips.targets.clone(), clips.keys) for lanes_ in loader for clips in lanes_]
+        return [ClipBatch(clips.planes, clips.targets.clone(), clips.keys) for lanes_ in loader for clips in lanes_]
 
 
 def keys_of(sources: Sources, store: int) -> set[str]:
@@ -57,7 +57,7 @@ def test_stores_are_mixed_by_their_weights_and_classes_by_name(store: str, other
         for key, row in zip(each.keys, each.targets, strict=True):
             (label,) = row.nonzero().flatten().tolist()
             assert (label >= 6) == (key in theirs)
-    (told,) = described(order_of(sources, settings, 5, 2, 2), sources)
+    (told,) = describe_order(order_of(sources, settings, 5, 2, 2), sources)
     assert f"{other_store}: 1 of every 4" in told
 
 
@@ -81,9 +81,9 @@ def test_balanced_passes_show_classes_equally_often(store: str) -> None:
     labels = Counter(int(row.argmax()) for each in clips for row in each.targets)
     due = rounds * 4 / len(CLASSES)
     assert set(labels) == set(range(6)) and all(abs(count - due) <= 3 for count in labels.values()), labels
-    (told,) = described(order_of(sources, settings, 5, 2, 2), sources)
+    (told,) = describe_order(order_of(sources, settings, 5, 2, 2), sources)
     assert "repeat and are left out" in told
-    assert described(order_of(sources, data(store), 5, 2, 2), sources) == []
+    assert describe_order(order_of(sources, data(store), 5, 2, 2), sources) == []
 
 
 def test_a_batch_that_no_pass_fills_is_refused(store: str) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.engine.capture import Capture, Captured, capture_for
-from pretrain.engine.cuda_graph import GraphedFeatures, obstacle, set_graphed
+from pretrain.engine.cuda_graph import GraphedFeatures, capture_obstacle, enable_cuda_graph
 from pretrain.engine.deepspeed_config import EngineSettings
 from pretrain.engine.distributed import World
 from pretrain.models.compute.batchnorm import LaneBatchNorm, commit_statistics, recompute_statistics, synchronise
-from pretrain.models.compute.compute_path import PATHS
+from pretrain.models.compute.compute_path import COMPUTE_PATHS
 from pretrain.models.groups import freeze
 from pretrain.models.network import LaneDropout, VideoNetwork, seed_dropout
 from pretrain.models.zoo import ModelSettings, build_model
@@ -43,7 +43,7 @@ def graphed(model: VideoNetwork | None = None) -> tuple[VideoNetwork, GraphedFea
     """A network whose passes are captured by a stand-in."""
     model = network(relu=True) if model is None else model
     capture = StandIn(model)
-    features = set_graphed(model, EngineSettings(), ALONE, capture)
+    features = enable_cuda_graph(model, EngineSettings(), ALONE, capture)
     assert features is not None
     return model.train(), features, capture
 
@@ -58,7 +58,7 @@ def train(model: VideoNetwork, clips: Tensor = CLIPS) -> Tensor:
 def twin(model: VideoNetwork) -> VideoNetwork:
     """The same network without a graph."""
     other = copy.deepcopy(model)
-    assert other.graphed is None
+    assert other.graphed_features is None
     for theirs, value in zip(other.parameters(), model.parameters(), strict=True):
         theirs.grad = None if value.grad is None else value.grad.clone()
     return other
@@ -122,7 +122,7 @@ def test_a_capture_leaves_everything_as_it_was() -> None:
     norms(model)[0].pending += 1.0
     norms(model)[0].lanes = 5
     plain = twin(model)
-    set_graphed(model, EngineSettings(), ALONE, capture)
+    enable_cuda_graph(model, EngineSettings(), ALONE, capture)
     addresses, draws = [each.data_ptr() for each in tensors(model)], torch.get_rng_state()
     model(CLIPS)
     assert lanes == [5 + WARM_UPS]
@@ -184,12 +184,12 @@ def in_evaluation(model: VideoNetwork) -> None:
 
 
 def by_another_path(model: VideoNetwork) -> None:
-    model.use(PATHS["plain"])
+    model.use(COMPUTE_PATHS["plain"])
     train(model)
 
 
 def recomputing(model: VideoNetwork) -> None:
-    model.use(replace(model.path, recomputed=2))
+    model.use(replace(model.compute_path, recomputed=2))
     train(model)
 
 
@@ -262,7 +262,7 @@ def test_gradients_are_handed_out_in_memory_of_their_own() -> None:
 def test_features_outlive_the_next_pass() -> None:
     model, features, _ = graphed()
     with torch.no_grad():
-        expected = twin(model).embedded(CLIPS)
+        expected = twin(model).features_by_compute_path(CLIPS)
     first = features(CLIPS)
     first.sum().backward()
     features(CLIPS + 1).sum().backward()
@@ -306,7 +306,7 @@ class Copies(TorchDispatchMode):
 
 def test_clips_that_lie_in_the_buffer_are_not_copied() -> None:
     model, features, _ = graphed()
-    model.use(PATHS["plain"])
+    model.use(COMPUTE_PATHS["plain"])
     train(model)
     plain, buffer = twin(model), features.input_buffer
     assert buffer is not None
@@ -323,9 +323,9 @@ def test_clips_that_lie_in_the_buffer_are_not_copied() -> None:
 
 def test_copies_of_the_network_have_no_graph() -> None:
     model, features, _ = graphed()
-    assert model.graphed is features
-    assert copy.deepcopy(model).graphed is None and pickle.loads(pickle.dumps(model)).graphed is None
-    assert "graphed" not in model.state_dict() and model.graphed is features
+    assert model.graphed_features is features
+    assert copy.deepcopy(model).graphed_features is None and pickle.loads(pickle.dumps(model)).graphed_features is None
+    assert "graphed_features" not in model.state_dict() and model.graphed_features is features
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -355,7 +355,7 @@ def test_what_fails_to_be_captured_runs_without_and_the_log_says_why_once(told: 
         tries.append(function())
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    features = set_graphed(model, EngineSettings(), ALONE, failing)
+    features = enable_cuda_graph(model, EngineSettings(), ALONE, failing)
     plain = twin(model)
     with told.at_level(logging.INFO):
         for _ in range(3):
@@ -383,10 +383,10 @@ def nothing(function: Callable[[], Tensor], weights: Sequence[Tensor]) -> Captur
 def test_obstacles_in_the_settings(told: pytest.LogCaptureFixture, settings: dict[str, Any], reason: str) -> None:
     model, settings_ = network(), EngineSettings(**settings)
     with told.at_level(logging.INFO):
-        features = set_graphed(model, settings_, ALONE, nothing)
-        assert (features is None) == (reason is not None) == (model.graphed is None)
-        set_graphed(network(), settings_, replace(ALONE, rank=1), nothing)
-    found = obstacle(model, settings_)
+        features = enable_cuda_graph(model, settings_, ALONE, nothing)
+        assert (features is None) == (reason is not None) == (model.graphed_features is None)
+        enable_cuda_graph(network(), settings_, replace(ALONE, rank=1), nothing)
+    found = capture_obstacle(model, settings_)
     assert (found is None) if reason is None else reason in str(found)
     assert [record.message.rpartition(": ")[2] for record in logged(told)] == ([] if found is None else [found])
 
@@ -394,13 +394,16 @@ def test_obstacles_in_the_settings(told: pytest.LogCaptureFixture, settings: dic
 def test_statistics_gathered_from_ranks_are_not_captured() -> None:
     model = network()
     synchronise(model, lambda row: row[None])
-    assert "gathers statistics" in str(obstacle(model, EngineSettings()))
+    assert "gathers statistics" in str(capture_obstacle(model, EngineSettings()))
 
 
 @pytest.mark.parametrize(("capture", "asked"), [(None, True), (nothing, False)])
 def test_nothing_is_done_where_it_is_not_asked_for_or_nothing_captures(capture: Capture | None, asked: bool) -> None:
     model = network()
-    assert set_graphed(model, EngineSettings(cuda_graph=asked), ALONE, capture) is None and model.graphed is None
+    assert (
+        enable_cuda_graph(model, EngineSettings(cuda_graph=asked), ALONE, capture) is None
+        and model.graphed_features is None
+    )
     assert capture_for(torch.device("cpu")) is None
 
 

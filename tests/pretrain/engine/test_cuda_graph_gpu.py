@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from pretrain.engine.capture import CudaGraphs
-from pretrain.engine.cuda_graph import set_graphed
+from pretrain.engine.cuda_graph import enable_cuda_graph
 from pretrain.engine.deepspeed_config import EngineSettings
 from pretrain.engine.distributed import World
 from pretrain.models.compute.batchnorm import commit_statistics
-from pretrain.models.compute.compute_path import PATHS
+from pretrain.models.compute.compute_path import COMPUTE_PATHS
 from pretrain.models.network import VideoNetwork
 from tests.pretrain.engine.test_engine_graph import assert_same_run
 from tests.support.training.engine_ranks import lane_clips, network
@@ -57,9 +57,9 @@ def train(model: VideoNetwork, half: torch.dtype | None) -> list[Tensor]:
 def test_a_network_trains_as_without_a_graph(half: torch.dtype | None, recomputed: int) -> None:
     world = World(0, 1, torch.device("cuda", torch.cuda.current_device()))
     plain = network(relu=True).cuda()
-    plain.use(replace(PATHS["channels-last"], recomputed=recomputed))
+    plain.use(replace(COMPUTE_PATHS["channels-last"], recomputed=recomputed))
     model = copy.deepcopy(plain)
-    features = set_graphed(model, EngineSettings(), world, CudaGraphs)
+    features = enable_cuda_graph(model, EngineSettings(), world, CudaGraphs)
     draws = torch.cuda.get_rng_state()
     for logits, others in zip(train(model, half), train(plain, half), strict=True):
         assert torch.equal(logits, others)
@@ -100,5 +100,5 @@ def test_what_cannot_be_captured_leaves_the_device_as_it_was() -> None:
 def test_an_engine_trains_as_without_a_graph(tmp_path_factory: pytest.TempPathFactory) -> None:
     """By DeepSpeed, over all that `graph_cases` has between two passes."""
     for name, runs in run_cases(tmp_path_factory.mktemp("graph"), ["lanes2-zero1", "bf16", "zero3"], gpu=True).items():
-        assert_same_run(runs["eager"], runs["graphed"])
-        assert runs["graphed"]["buffer"] == (name != "zero3")
+        assert_same_run(runs["eager"], runs["graphed_features"])
+        assert runs["graphed_features"]["buffer"] == (name != "zero3")

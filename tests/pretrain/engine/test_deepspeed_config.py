@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from pretrain.engine.deepspeed_config import _MORE, EngineSettings, deepspeed_config, refusals_told
+from pretrain.engine.deepspeed_config import _MORE, EngineSettings, deepspeed_config, explains_deepspeed_refusals
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.base.errors import UserError
 from sharding.base.settings import validate
@@ -152,11 +152,11 @@ print(json.dumps(names))
 def test_what_deepspeed_refuses_as_it_starts_is_told() -> None:
     added = EngineSettings(deepspeed={"tensorboard": {"enabled": True}})
     for error in (ImportError("No module named 'tensorboard'"), ValueError("x"), AssertionError("y"), OSError("z")):
-        with pytest.raises(UserError, match=str(error)) as told, refusals_told(added):
+        with pytest.raises(UserError, match=str(error)) as told, explains_deepspeed_refusals(added):
             raise error
         assert told.value.where == "engine.deepspeed" and "tensorboard" in told.value.remedy
     for settings, other in ((added, MemoryError()), (EngineSettings(), ValueError())):
-        with pytest.raises(type(other)), refusals_told(settings):
+        with pytest.raises(type(other)), explains_deepspeed_refusals(settings):
             raise other
 
 

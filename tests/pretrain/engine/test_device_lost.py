@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.engine.device_lost import device_is_there, is_device_lost
+from pretrain.engine.device_lost import ends_on_device_loss, is_device_lost
 from sharding.base.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -44,7 +44,7 @@ def test_which_errors_say_so(error: Exception, lost: bool) -> None:
 
 
 def test_other_errors_are_left_alone() -> None:
-    with pytest.raises(ValueError, match="mine"), device_is_there(lambda: pytest.fail("not finished")):
+    with pytest.raises(ValueError, match="mine"), ends_on_device_loss(lambda: pytest.fail("not finished")):
         raise ValueError("mine")
 
 
@@ -59,7 +59,7 @@ def finish():
 if {log_hangs}:
     logging.getLogger().handlers[0].acquire()
 try:
-    with lost.device_is_there(finish):
+    with lost.ends_on_device_loss(finish):
         raise RuntimeError("CUDA error: device-side assert triggered\\nand more")
 finally:
     time.sleep(600)

@@ -99,7 +99,7 @@ def _share(rank: int, port: int, heard: SimpleQueue[tuple[int, str]]) -> None:
         time.sleep(5)
         return f"rank {rank}’s word"
 
-    heard.put((rank, world.share(slow)))
+    heard.put((rank, world.broadcast_text(slow)))
     world.barrier()
     leave_world()
 

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from pretrain.models.compute.batchnorm import LaneBatchNorm, commit_statistics
-from pretrain.models.compute.compute_path import PATHS
+from pretrain.models.compute.compute_path import COMPUTE_PATHS
 from tests.support.training.engine_cases import CASES, DECAY, LONG, ZERO, plain_loop
 from tests.support.training.engine_ranks import LANES, lane_clips, network
 
@@ -133,16 +133,16 @@ def test_adamw_goes_on_at_any_stage_and_world_size(engines: Runs, size: int, zer
 def test_zero_3_computes_by_a_padded_path_and_layers_twice(engines: Runs) -> None:
     """A layer's weights are then used outside of it, and gathered twice."""
     state = engines[2]["padded3"]["states"][1]
-    expected = plain_loop(clips=(0,), decay=0.0, relu=True, path="rows")[1]
+    expected = plain_loop(clips=(0,), decay=0.0, relu=True, compute_path="rows")[1]
     assert off(state["optimizer"], expected["optimizer"]) < 1e-6
     assert off(running(state), running(expected)) < 1e-6
 
 
-@pytest.mark.parametrize("path", list(PATHS))
+@pytest.mark.parametrize("compute_path", list(COMPUTE_PATHS))
 @pytest.mark.parametrize("zero", ZERO)
-def test_a_path_computes_the_same_by_weights_at_odd_places(engines: Runs, zero: int, path: str) -> None:
+def test_a_path_computes_the_same_by_weights_at_odd_places(engines: Runs, zero: int, compute_path: str) -> None:
     """As ZeRO's flat buffers have them; "rows" by Triton's kernels, which a GPU would not forgive a wide load there."""
-    case, alone = engines[1][f"{path} path{zero}"], engines[1][f"{path} path0"]
+    case, alone = engines[1][f"{compute_path} path{zero}"], engines[1][f"{compute_path} path0"]
     if zero in (1, 2):
         assert case["offsets"] > {0}
     assert differing(case["states"][1], alone["states"][1]) == []

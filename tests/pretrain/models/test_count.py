@@ -66,7 +66,7 @@ def test_activation_bytes_are_what_autograd_keeps(given: dict[str, Any]) -> None
     estimates = [activation_bytes(model, frames, size, recomputed=groups) for groups in range(7)]
     assert estimates == sorted(estimates, reverse=True) and estimates[6] == estimates[5] < 0.8 * whole
     for groups, estimate in enumerate(estimates):
-        model.use(replace(model.path, recomputed=groups))
+        model.use(replace(model.compute_path, recomputed=groups))
         assert kept_bytes(model, clip) / 2 < 1.02 * estimate
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pretrain.models.describe import NetworkQuery, describe, describe_given
+from pretrain.models.describe import NetworkQuery, describe, describe_networks
 from pretrain.models.zoo import NAMES
 from sharding.base.errors import UserError
 
@@ -14,18 +14,18 @@ def test_a_network_is_told_with_its_published_counts() -> None:
     assert told["parameters"] == 63_697_175 and told["gmacs"] == 152.36
     assert round(told["conv_fc_parameters"] / 1e6, 2) == 63.65
     assert round(told["macs"] / 1e9, 2) == told["gmacs"]
-    assert describe_given(["name=r2plus1d", "depth=34", "frames=32"]) == told
+    assert describe_networks(["name=r2plus1d", "depth=34", "frames=32"]) == told
 
 
 def test_all_are_told_as_they_are_published() -> None:
-    rows = {row["name"]: row for row in describe_given([])["models"]}
+    rows = {row["name"]: row for row in describe_networks([])["models"]}
     assert list(rows) == list(NAMES)
     assert {name: row["gmacs"] for name, row in rows.items() if name in ("i3d", "c3d")} == {"i3d": 111.15, "c3d": 38.53}
     assert {row["depth"] for row in rows.values()} == {34, None}
 
 
 def test_all_are_told_with_what_is_given_and_those_that_cannot_say_why() -> None:
-    rows = describe_given(["depth=18", "frames=8", "classes=7"])["models"]
+    rows = describe_networks(["depth=18", "frames=8", "classes=7"])["models"]
     assert {row["depth"] for row in rows if row["name"] not in ("i3d", "c3d")} == {18}
     (refused,) = [row for row in rows if "refused" in row]
     assert refused["name"] == "c3d" and "8 frames" in refused["refused"]
@@ -33,7 +33,7 @@ def test_all_are_told_with_what_is_given_and_those_that_cannot_say_why() -> None
 
 
 def test_a_setting_of_one_network_refuses_the_others_one_by_one() -> None:
-    rows = {row["name"]: row for row in describe_given(["midplanes=block", "depth=18"])["models"]}
+    rows = {row["name"]: row for row in describe_networks(["midplanes=block", "depth=18"])["models"]}
     assert rows["r2plus1d"]["parameters"] == 31_505_325
     assert "midplanes=block is for r2plus1d" in rows["r3d"]["refused"]
 
@@ -60,18 +60,18 @@ def test_a_setting_of_one_network_refuses_the_others_one_by_one() -> None:
 )
 def test_wrong_values_are_refused_with_the_allowed_ones(given: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
-        describe_given([given])
+        describe_networks([given])
     assert said in refused.value.what and given.partition("=")[0] in refused.value.what
 
 
 def test_a_network_is_told_for_the_clips_it_is_published_for() -> None:
     """Named alone as in the table of all."""
-    alone, table = describe_given(["name=i3d"]), {row["name"]: row for row in describe_given([])["models"]}
+    alone, table = describe_networks(["name=i3d"]), {row["name"]: row for row in describe_networks([])["models"]}
     assert alone == table["i3d"] and (alone["frames"], alone["size"], alone["gmacs"]) == (64, 224, 111.15)
-    assert describe_given(["name=i3d", "frames=16"])["frames"] == 16
+    assert describe_networks(["name=i3d", "frames=16"])["frames"] == 16
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_largest_that_is_admitted_is_counted(name: str) -> None:
     most = ["frames=10000", "size=4096", "classes=1000000", "in_channels=1024", "width=8"]
-    assert describe_given([f"name={name}", *most])["gmacs"] > 1e6
+    assert describe_networks([f"name={name}", *most])["gmacs"] > 1e6

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pretrain.models.compute.batchnorm import LaneBatchNorm, commit_statistics
-from pretrain.models.compute.compute_path import PATHS
+from pretrain.models.compute.compute_path import COMPUTE_PATHS
 from pretrain.models.groups import freeze, parameter_groups
 from pretrain.models.network import VideoNetwork
 from pretrain.models.zoo import NAMES, ModelSettings, build_model
@@ -35,7 +35,7 @@ def network(name: str = "r2plus1d", **settings: object) -> VideoNetwork:
     return build_model(ModelSettings.model_validate(settings), 5, 16, 32)
 
 
-def on_meta(name: str, **settings: object) -> VideoNetwork:
+def meta_network(name: str, **settings: object) -> VideoNetwork:
     with torch.device("meta"):
         return network(name, **settings)
 
@@ -52,7 +52,7 @@ def clips(seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("rates", [{}, VMZ, CLASSIFIER_ONLY, {"conv3": 0.5, "conv4": 0.0}])
 def test_each_parameter_is_in_one_group_or_in_a_part_of_rate_zero(name: str, rates: dict[str, float]) -> None:
-    model = on_meta(name)
+    model = meta_network(name)
     grouped = [each for group in parameter_groups(model, 1e-4, rates) for each in names_of(model, group["params"])]
     assert len(set(grouped)) == len(grouped)
     zero = {part for part in model.parts if not rates.get(part, rates.get("stages", 1.0) if part != "stem" else 1.0)}
@@ -64,7 +64,7 @@ def test_each_parameter_is_in_one_group_or_in_a_part_of_rate_zero(name: str, rat
     ("name", "settings"), [(name, {}) for name in NAMES] + [("r2plus1d", {"depth": 152}), ("r3d", {"pool1": True})]
 )
 def test_the_parts_hold_every_layer_that_has_weights_once(name: str, settings: dict[str, object]) -> None:
-    model = on_meta(name, **settings)
+    model = meta_network(name, **settings)
     layers = [layer for part in model.parts.values() for layer in part] + [model.head]
     assert len(set(layers)) == len(layers)
     assert {each.split(".")[0] for each, _ in model.named_parameters()} == set(layers)
@@ -73,7 +73,7 @@ def test_the_parts_hold_every_layer_that_has_weights_once(name: str, settings: d
 
 @pytest.mark.parametrize("name", FIRST)
 def test_a_part_learns_at_its_own_rate(name: str) -> None:
-    model = on_meta(name)
+    model = meta_network(name)
     rates = {"stem": 2.0, "stages": 0.01, "conv5": 0.1, "head": 10.0}
     groups = parameter_groups(model, 1e-4, rates)
     scales = {each: group["scale"] for group in groups for each in names_of(model, group["params"])}
@@ -105,7 +105,7 @@ def test_biases_do_not_decay_and_everything_else_does() -> None:
     st.lists(st.sampled_from(["stem", "conv2", "conv3", "conv4", "conv5", "head", "stages"]), unique=True), st.data()
 )
 def test_groups_do_not_depend_on_how_rates_are_written(parts: list[str], data: st.DataObject) -> None:
-    model = on_meta("r2plus1d")
+    model = meta_network("r2plus1d")
     rates = {part: data.draw(st.sampled_from([0.001, 0.5, 1.0])) for part in parts}
     spelled = {part: rates.get(part, rates.get("stages", 1.0)) for part in ("conv2", "conv3", "conv4", "conv5")}
     spelled |= {part: rates.get(part, 1.0) for part in ("stem", "head")}
@@ -123,14 +123,17 @@ def test_groups_do_not_depend_on_how_rates_are_written(parts: list[str], data: s
     ],
 )
 def test_rates_that_fit_no_part_are_refused(rates: dict[str, float], told: list[str]) -> None:
-    for refusing in (lambda: parameter_groups(on_meta("r3d"), 0.1, rates), lambda: freeze(on_meta("r3d"), rates)):
+    for refusing in (
+        lambda: parameter_groups(meta_network("r3d"), 0.1, rates),
+        lambda: freeze(meta_network("r3d"), rates),
+    ):
         with pytest.raises(UserError) as refused:
             refusing()
         assert all(part in str(refused.value) for part in told), refused.value
 
 
 def test_a_network_of_which_nothing_learns_is_refused() -> None:
-    model, rates = on_meta("r3d"), {"stem": 0.0, "stages": 0.0, "head": 0.0}
+    model, rates = meta_network("r3d"), {"stem": 0.0, "stages": 0.0, "head": 0.0}
     for refusing in (lambda: parameter_groups(model, 0.1, rates), lambda: freeze(model, rates)):
         with pytest.raises(UserError, match="no part of the network would learn"):
             refusing()
@@ -153,11 +156,11 @@ def test_classifier_only_leaves_all_before_it_as_it_was(name: str) -> None:
     assert changed and {each.split(".")[0] for each in changed} == {model.head}
 
 
-@pytest.mark.parametrize("path", ["plain", "channels-last", "rows"])
+@pytest.mark.parametrize("compute_path", ["plain", "channels-last", "rows"])
 @pytest.mark.parametrize("recomputed", [0, 3])
-def test_gradients_stop_at_the_first_part_that_learns(path: str, recomputed: int) -> None:
+def test_gradients_stop_at_the_first_part_that_learns(compute_path: str, recomputed: int) -> None:
     model = network()
-    model.use(replace(PATHS[path], recomputed=recomputed))
+    model.use(replace(COMPUTE_PATHS[compute_path], recomputed=recomputed))
     freeze(model, {"stem": 0, "conv2": 0})
     seen: dict[str, bool] = {}
     for layer in ("stem", "layer1", "layer2"):

@@ -18,7 +18,7 @@ from pretrain.models.zoo import ModelSettings, build_model
 from sharding.base.errors import UserError
 
 
-def on_meta(frames: int = 16, classes: int = 400, **settings: object) -> VideoNetwork:
+def meta_network(frames: int = 16, classes: int = 400, **settings: object) -> VideoNetwork:
     with torch.device("meta"):
         return build_model(ModelSettings(**settings), classes, frames)
 
@@ -30,7 +30,7 @@ def tiny(classes: int = 5, frames: int = 4, **settings: object) -> VideoNetwork:
 def test_midplanes_are_the_papers() -> None:
     pairs = [(64, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
     assert [midplanes(*pair) for pair in pairs] == [144, 230, 288, 460, 576, 921, 1152]
-    model = on_meta(depth=18)
+    model = meta_network(depth=18)
     assert [model.get_submodule(f"layer{stage}.0.conv1.0.0").out_channels for stage in (2, 3, 4)] == [
         230,
         460,
@@ -40,7 +40,7 @@ def test_midplanes_are_the_papers() -> None:
 
 @pytest.mark.parametrize("depth", [26, 50, 101, 152])
 def test_bottlenecks_have_the_same_mids_at_every_depth(depth: int) -> None:
-    model = on_meta(depth=depth)
+    model = meta_network(depth=depth)
     mids = [model.get_submodule(f"layer{stage}.0.conv2.0.0").out_channels for stage in (1, 2, 3, 4)]
     assert mids == [144, 288, 576, 1152]
     assert model.fc.in_features == (512 if depth == 26 else 2048)
@@ -60,7 +60,7 @@ def test_time_is_divided_by_eight_or_left_alone(frames: int) -> None:
 
 @pytest.mark.parametrize("frames", range(1, 17))
 def test_any_clip_length_is_classified(frames: int) -> None:
-    model = on_meta(frames=frames, depth=10, classes=7)
+    model = meta_network(frames=frames, depth=10, classes=7)
     pooled: list[torch.Size] = []
     model.layer4.register_forward_hook(lambda *call: pooled.append(call[2].shape))
     clips = torch.empty(2, 3, frames, 112, 112, device="meta")
@@ -78,7 +78,7 @@ def test_every_depth_trains_a_step(depth: int) -> None:
 
 
 def test_key_layout_of_basic_blocks_is_torchvisions() -> None:
-    keys = set(on_meta(depth=18).state_dict())
+    keys = set(meta_network(depth=18).state_dict())
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     assert {key for key in keys if key.startswith("stem.")} == (
         {"stem.0.weight", "stem.3.weight"} | {f"stem.{n}.{leaf}" for n in (1, 4) for leaf in norm}
@@ -92,7 +92,7 @@ def test_key_layout_of_basic_blocks_is_torchvisions() -> None:
 
 
 def test_key_layout_of_bottlenecks() -> None:
-    shapes = {name: tuple(value.shape) for name, value in on_meta(depth=152).state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in meta_network(depth=152).state_dict().items()}
     first = {name: shape for name, shape in shapes.items() if name.startswith("layer1.0.") and len(shape) == 5}
     assert first == {
         "layer1.0.conv1.0.weight": (64, 64, 1, 1, 1),
@@ -107,7 +107,7 @@ def test_key_layout_of_bottlenecks() -> None:
 
 
 def test_width_scales_stem_and_stages() -> None:
-    model = on_meta(depth=18, width=0.5)
+    model = meta_network(depth=18, width=0.5)
     assert (model.stem[0].out_channels, model.stem[3].out_channels) == (22, 32)
     assert model.fc.in_features == 256
 

@@ -53,7 +53,7 @@ DEEP = [
 ]
 
 
-def on_meta(frames: int, size: int = 112, classes: int = 400, **settings: object) -> VideoNetwork:
+def meta_network(frames: int, size: int = 112, classes: int = 400, **settings: object) -> VideoNetwork:
     with torch.device("meta"):
         return build_model(ModelSettings.model_validate(settings), classes, frames, size)
 
@@ -63,7 +63,7 @@ def test_every_form_has_its_published_counts(
     name: str, everything: tuple[int, int], conv_fc: tuple[float, float], giga: tuple[float, float]
 ) -> None:
     for index, frames in enumerate((8, 16)):
-        model = on_meta(frames, name=name, depth=18)
+        model = meta_network(frames, name=name, depth=18)
         assert parameters(model) == everything[index]
         assert round(conv_fc_parameters(model) / 1e6, 2) == conv_fc[index]
         assert round(macs(model, frames, 112, 112) / 1e9, 2) == giga[index]
@@ -79,21 +79,21 @@ def test_deep_networks_and_baselines_have_their_published_counts(
     conv_fc: float | None,
     giga: float | None,
 ) -> None:
-    model = on_meta(frames, size, classes, **settings)
+    model = meta_network(frames, size, classes, **settings)
     assert parameters(model) == everything
     assert conv_fc in (None, round(conv_fc_parameters(model) / 1e6, 2))
     assert giga in (None, round(macs(model, frames, size, size) / 1e9, 2))
 
 
 def test_i3ds_backbone_without_its_classifier() -> None:
-    model = on_meta(64, 224, name="i3d")
+    model = meta_network(64, 224, name="i3d")
     assert parameters(model) - parameters(model.get_submodule("logits")) == 12_287_264
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_macs_are_half_of_torchs_flops_for_every_network(name: str) -> None:
     settings = {"name": name} | ({"depth": 10, "pool1": True} if name in FORMS else {})
-    model = on_meta(17, 70, 11, **settings, in_channels=2).eval()
+    model = meta_network(17, 70, 11, **settings, in_channels=2).eval()
     clip = torch.empty(1, 2, 17, 70, 70, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         logits = model(clip)
@@ -102,7 +102,7 @@ def test_macs_are_half_of_torchs_flops_for_every_network(name: str) -> None:
 
 
 def test_activations_are_the_outputs_of_convolutions_and_classifier() -> None:
-    model = on_meta(8, name="r3d", depth=10, classes=7)
+    model = meta_network(8, name="r3d", depth=10, classes=7)
     stages = [64 * 8 * 56**2, 128 * 4 * 28**2, 256 * 2 * 14**2, 512 * 1 * 7**2]
     # The stem and two convolutions a stage; from conv3 on a shortcut as large as the stage's output.
     assert activations(model, 8, 112, 112) == 3 * stages[0] + 3 * sum(stages[1:]) + 7
@@ -118,7 +118,7 @@ def length_of(form: str, frames: int) -> int:
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("frames", [1, 2, 3, 5, 8, 12, 20])
 def test_any_number_of_frames_runs_in_every_form(name: str, frames: int) -> None:
-    model = on_meta(frames, name=name, depth=10, classes=7).eval()
+    model = meta_network(frames, name=name, depth=10, classes=7).eval()
     pooled: list[torch.Size] = []
     model.get_submodule("layer4").register_forward_hook(lambda *call: pooled.append(call[2].shape))
     assert model(torch.empty(2, 3, frames, 112, 112, device="meta")).shape == (2, 7)
@@ -139,21 +139,21 @@ def test_the_time_before_the_classifier_is_the_papers(name: str, divisor: int) -
 def test_pool1_halves_the_picture_once_more() -> None:
     shapes = []
     for pool1 in (False, True):
-        model = on_meta(8, depth=10, pool1=pool1)
+        model = meta_network(8, depth=10, pool1=pool1)
         model.get_submodule("layer1").register_forward_hook(lambda *call: shapes.append(call[2].shape))
         model.eval()(torch.empty(1, 3, 8, 112, 112, device="meta"))
     assert shapes == [(1, 64, 8, 56, 56), (1, 64, 8, 28, 28)]
 
 
 def test_a_block_s_mid_planes_are_torchvisions() -> None:
-    model = on_meta(16, depth=18, midplanes="block")
+    model = meta_network(16, depth=18, midplanes="block")
     mids = [model.get_submodule(f"layer2.0.conv{n}.0.0").get_parameter("weight").shape[0] for n in (1, 2)]
     assert mids == [230, 230]
     assert model.get_submodule("layer2.1.conv1.0.0").get_parameter("weight").shape[0] == 288
 
 
 def test_weights_of_whole_convolutions_have_torchvisions_names() -> None:
-    keys = set(on_meta(8, name="mc3", depth=18).state_dict())
+    keys = set(meta_network(8, name="mc3", depth=18).state_dict())
     assert {"stem.0.weight", "stem.1.running_var", "layer1.0.conv1.0.weight", "layer1.0.conv1.1.bias"} <= keys
     assert {"layer2.0.downsample.0.weight", "layer2.0.downsample.1.weight", "fc.bias"} <= keys
     assert not any(".0.0." in key.removeprefix("layer") and "conv" in key.split(".0.0.")[0] for key in keys)
@@ -161,7 +161,7 @@ def test_weights_of_whole_convolutions_have_torchvisions_names() -> None:
 
 def test_eps_reaches_every_normalisation() -> None:
     for name in ("r3d", "i3d", "c3d"):
-        norms = [module for module in on_meta(16, name=name, eps=1e-5).modules() if hasattr(module, "eps")]
+        norms = [module for module in meta_network(16, name=name, eps=1e-5).modules() if hasattr(module, "eps")]
         assert norms and {norm.eps for norm in norms} == {1e-5}
 
 
@@ -202,7 +202,7 @@ def test_i3ds_classifier_is_drawn_as_the_others() -> None:
 
 def test_the_narrowest_of_every_network_runs() -> None:
     for name in NAMES:
-        model = on_meta(16, 64, 3, name=name, width=1 / 64, **({"depth": 10} if name in FORMS else {})).eval()
+        model = meta_network(16, 64, 3, name=name, width=1 / 64, **({"depth": 10} if name in FORMS else {})).eval()
         assert model(torch.empty(1, 3, 16, 64, 64, device="meta")).shape == (1, 3)
 
 

@@ -19,7 +19,7 @@ from tests.pretrain.conftest import ROOT, Finished, end
 
 pytestmark = pytest.mark.cluster
 
-MEASURED = ("engine.path=auto", "deterministic=false")
+MEASURED = ("engine.compute_path=auto", "deterministic=false")
 
 
 def train(finished: Finished, run: Path, fails: str, *overrides: str) -> tuple[int, str]:
@@ -51,10 +51,10 @@ def test_a_path_that_fails_in_training_is_left_out(finished: Finished, tmp_path:
     code, told = train(finished, tmp_path / "run", "once", *MEASURED)
     assert code == 0, told
     assert "a step on trial failed: RuntimeError: weights at an odd address\n" in told
-    assert "the path planar is left out: it fails in training; next is channels-last" in told
+    assert "the compute path planar is left out: it fails in training; next is channels-last" in told
     assert told.index("a step on trial went well") < told.index("checkpoint")  # the first was not written before
     assert "step 1 is taken, " in told and "Traceback" not in told
-    kept = json.loads((tmp_path / "run" / "path.json").read_text())
+    kept = json.loads((tmp_path / "run" / "compute_path.json").read_text())
     assert (kept["path"], kept["failed"]) == ("channels-last", ["planar"])
     # It is the run that had this path from its beginning, to the bit.
     here, there = weights(tmp_path / "run", 30), weights(finished.folder, 30)
@@ -66,7 +66,7 @@ def test_a_lost_device_ends_the_run_and_the_same_command_goes_on(finished: Finis
     run.mkdir()
     code, told = train(finished, run, "lost", *MEASURED)
     assert code == 1 and "the same command goes on by another path" in told and "Traceback" not in told, told
-    assert json.loads((run / "path.json").read_text())["failed"] == ["planar"]
+    assert json.loads((run / "compute_path.json").read_text())["failed"] == ["planar"]
     assert not (run / "checkpoints").exists()
     (run / "stop").touch()  # asked to stop before it begins, it takes one step
     code, told = train(finished, run, "lost", *MEASURED)
@@ -74,9 +74,11 @@ def test_a_lost_device_ends_the_run_and_the_same_command_goes_on(finished: Finis
 
 
 def test_a_path_that_was_asked_for_is_an_error(finished: Finished, tmp_path: Path) -> None:
-    code, told = train(finished, tmp_path / "run", "once", "engine.path=planar")
-    assert code == 2 and "a step of training fails by this path" in told and "engine.path=auto" in told, told
-    assert "Traceback" not in told and not (tmp_path / "run" / "path.json").exists()
+    code, told = train(finished, tmp_path / "run", "once", "engine.compute_path=planar")
+    assert (
+        code == 2 and "a step of training fails by this compute path" in told and "engine.compute_path=auto" in told
+    ), told
+    assert "Traceback" not in told and not (tmp_path / "run" / "compute_path.json").exists()
 
 
 def test_an_error_is_told_from_a_lost_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from pretrain.checkpoints.history import SETTINGS_HISTORY, restore_history, write_history
 from pretrain.engine.distributed import World
 from pretrain.settings import TrainSettings
-from pretrain.training.settings_history import record_start
+from pretrain.training.settings_history import changes, record_start
 
 ONE, TWO = World(0, 1, torch.device("cpu")), World(0, 2, torch.device("cpu"))
 
@@ -55,6 +55,8 @@ def test_runs_of_before_and_lines_that_were_cut_short(tmp_path: Path, told: pyte
     del before["data"]["patience_seconds"]  # of a version that had it not
     record_start(tmp_path, settings(), ONE, 5, 10, before)
     assert [each["setting"] for each in entries(tmp_path)[0]["changed"]] == ["schedule.lr"]
+    before["engine"]["path"] = before["engine"].pop("compute_path")  # as it was called
+    assert [name for name, _, _ in changes(before, settings())] == ["schedule.lr"]
     with (tmp_path / SETTINGS_HISTORY).open("a") as file:
         file.write('{"step": 20, "format"')
     record_start(tmp_path, settings(schedule={"lr": 0.03}), ONE, 6, 20, None)

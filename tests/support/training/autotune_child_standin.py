@@ -1,4 +1,4 @@
-"""The child that measures paths, with one that misbehaves: how, and by which path, the environment says."""
+"""The child that measures compute paths, and misbehaves: how, and by which compute path, the environment says."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def main(words: int) -> None:
 
 
 def name_of(network: VideoNetwork) -> str:
-    """Of the path that it computes by."""
-    if not network.path.channels_last:
+    """Of the compute path that it computes by."""
+    if not network.compute_path.channels_last:
         return "plain"
-    return "planar" if isinstance(network.path.planar, frozenset) else "channels-last"
+    return "planar" if isinstance(network.compute_path.planar, frozenset) else "channels-last"
 
 
 def misbehave(how: str, network: VideoNetwork | None) -> None:
@@ -54,7 +54,7 @@ def misbehave(how: str, network: VideoNetwork | None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif how == "hangs":
         time.sleep(1000)
-    elif how == "needs two groups recomputed" and network is not None and network.path.recomputed < 2:
+    elif how == "needs two groups recomputed" and network is not None and network.compute_path.recomputed < 2:
         raise torch.OutOfMemoryError("short")
     elif how == "loses the device":
         raise RuntimeError("CUDA error: misaligned address\nmore of it")

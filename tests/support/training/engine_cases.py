@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from pretrain.models.compute.batchnorm import commit_statistics
-from pretrain.models.compute.compute_path import PATHS
+from pretrain.models.compute.compute_path import COMPUTE_PATHS
 from pretrain.models.groups import parameter_groups
 from tests.support.training.engine_ranks import LANES, RATE, SIZES, lane_clips, network
 
@@ -41,17 +41,18 @@ def _cases() -> dict[str, dict[str, Any]]:
         "together3": {"last": 1, "together": True, "settings": settings(3), "sizes": [2]},
         "whole3": {"last": 3, "resumed": "sgd", "first": 2, "settings": settings(3, deepspeed={}), "sizes": [2]},
         "padded3": {
-            "last": 1, "path": "rows", "relu": True, "settings": settings(3, weight_decay=0.0), "sizes": [2],
+            "last": 1, "compute_path": "rows", "relu": True, "settings": settings(3, weight_decay=0.0), "sizes": [2],
         },
     }  # fmt: skip
     one_lane = {"last": 1, "lanes": 1, "small": True, "recomputed_groups": 0, "relu": True, "sizes": [1]}
     for zero in (0, 3):
         half = settings(zero, precision="bf16")
-        cases[f"half rows{zero}"] = one_lane | {"last": 3, "kept": [1, 2], "path": "rows", "settings": half}
+        cases[f"half rows{zero}"] = one_lane | {"last": 3, "kept": [1, 2], "compute_path": "rows", "settings": half}
     for zero in ZERO:
-        for path in PATHS:
-            cases[f"{path} path{zero}"] = one_lane | {
-                "path": path, "kernels": path == "rows", "settings": settings(zero, weight_decay=0.0),
+        for compute_path in COMPUTE_PATHS:
+            cases[f"{compute_path} path{zero}"] = one_lane | {
+                "compute_path": compute_path, "kernels": compute_path == "rows",
+                "settings": settings(zero, weight_decay=0.0),
             }  # fmt: skip
         bare = settings(zero, weight_decay=0.0)
         cases |= {
@@ -105,18 +106,18 @@ def plain_loop(
     half: torch.dtype | None = None,
     together: bool = False,
     relu: bool = False,
-    path: str | None = None,
+    compute_path: str | None = None,
 ) -> dict[int, dict[str, Any]]:
     """What the engine must do, in torch's own words: the mean loss of all lanes, in one process.
 
     A step for each of `clips`, the numbers of the clips that it sees. By the number of steps: the fields of an
-    EngineState, and `norm`. `half`: under autocast. `together`: all lanes are one batch. `path`: to compute by.
+    EngineState, and `norm`. `half`: under autocast. `together`: all lanes are one batch. `compute_path`: to compute by.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     model = network(relu)
-    if path:
-        model.use(PATHS[path])
+    if compute_path:
+        model.use(COMPUTE_PATHS[compute_path])
     groups, optimizer = parameter_groups(model, decay, {}), None
     if adamw:
         optimizer = torch.optim.AdamW(groups, lr=RATE)

@@ -24,7 +24,7 @@ from pretrain.engine.distributed import World, free_port, leave_world, start_wor
 from pretrain.engine.engine import Engine, EngineState
 from pretrain.models.compute import bn_add_relu as normalise
 from pretrain.models.compute.batchnorm import LaneBatchNorm
-from pretrain.models.compute.compute_path import PATHS
+from pretrain.models.compute.compute_path import COMPUTE_PATHS
 from pretrain.models.groups import parameter_groups
 from pretrain.models.network import VideoNetwork
 from pretrain.models.zoo import ModelSettings, build_model
@@ -87,8 +87,8 @@ def run_case(case: dict[str, Any], world: World, folder: Path) -> dict[str, Any]
     first, last, lanes = case.get("first", 0), case["last"], case.get("lanes", LANES)
     start = torch.load(folder / "references.pt")[case["resumed"]][first] if "resumed" in case else None
     model = network(relu=case.get("relu", False), seed=12 if start else 11)
-    if "path" in case:
-        model.use(replace(PATHS[case["path"]], recomputed=case.get("recomputed_groups", 2)))
+    if "compute_path" in case:
+        model.use(replace(COMPUTE_PATHS[case["compute_path"]], recomputed=case.get("recomputed_groups", 2)))
     with mock.patch.object(normalise, "has_kernels", lambda device: case.get("kernels", False)):
         return run_steps(case, model, world, start, first, last, lanes)
 

@@ -1,4 +1,4 @@
-"""The command line with a planar path that measures as the fastest, and fails once the weights are DeepSpeed's views.
+"""The command line with a planar compute path that is measured the fastest, and fails with DeepSpeed's weights.
 
 As a compiled kernel did on a GPU: its weights lay at any address from then on. FAILS=lost: the device with it.
 """
@@ -34,6 +34,8 @@ def failing(compute: Any) -> Any:
 
 if __name__ == "__main__":
     Convolution.compute = failing(Convolution.compute)  # type: ignore[method-assign]
-    choose.measure = lambda model, clips, precision, paths, **_: {name: _SECONDS[name] for name in paths}
+    choose.measure = lambda model, clips, precision, compute_paths, **_: {
+        name: _SECONDS[name] for name in compute_paths
+    }
     choose.planar_layers = lambda *_: frozenset({"stem.0", "layer1.0.conv1.0.3"})
     main()

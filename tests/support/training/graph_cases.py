@@ -21,7 +21,7 @@ from pretrain.engine.deepspeed_config import EngineSettings
 from pretrain.engine.distributed import World, free_port, leave_world, start_world
 from pretrain.engine.engine import Engine, EngineState
 from pretrain.models.compute.batchnorm import LaneBatchNorm
-from pretrain.models.compute.compute_path import PATHS
+from pretrain.models.compute.compute_path import COMPUTE_PATHS
 from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork
 from tests.support.training.engine_ranks import LANE_BATCH, RATE, lane_clips, network
@@ -112,7 +112,7 @@ CASES: dict[str, dict[str, Any]] = {
 def run(case: dict[str, Any], world: World, capture: Callable[[VideoNetwork], Capture] | None) -> dict[str, Any]:
     """A run with everything in it that may come between two passes; what came of it, and of the stand-in."""
     model = network(relu=True).to(world.device)
-    model.use(replace(PATHS["planar"], recomputed=case.get("recomputed", 0)))
+    model.use(replace(COMPUTE_PATHS["planar"], recomputed=case.get("recomputed", 0)))
     rates = case.get("rates", {})
     freeze(model, rates)
     names = ("zero", "precision", "cuda_graph")

@@ -16,7 +16,7 @@ from pretrain.engine.autotune.trial import trial
 from pretrain.engine.deepspeed_config import EngineSettings
 from pretrain.engine.distributed import World, leave_world, start_world
 from pretrain.engine.engine import Engine
-from pretrain.engine.precision import Pass
+from pretrain.engine.precision import MicroStep
 from pretrain.models.compute.compute_path import Convolution
 from sharding.base.errors import UserError
 from tests.support.training.engine_ranks import LANE_BATCH, LANES, RATE, lane_clips, network
@@ -33,7 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 STEPS = 2
 ON_TWO = ("0", "1", "3")
-TRAINING = Pass((3, 4, 24, 24), LANE_BATCH, "fp32")
+TRAINING = MicroStep((3, 4, 24, 24), LANE_BATCH, "fp32")
 
 
 def fresh(case: dict[str, Any], world: World) -> Engine:

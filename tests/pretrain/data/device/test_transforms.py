@@ -18,7 +18,7 @@ from pretrain.data.device import transforms
 from pretrain.data.device.tensors import FlowBatch, PlaneBatch, flow_batch, plane_batch
 from pretrain.data.device.transforms import network_input, pictures
 from pretrain.data.reading.decode import Planes
-from pretrain.data.views.resample import linear, span, window
+from pretrain.data.views.resample import linear_taps, source_window, taps_range
 from pretrain.data.views.views import FLOW, ClipSettings, Normalisation, View, centre_view, train_view
 from sharding.media.flow import dequantised, quantised
 from tests.demo.corpora import FOOTAGE
@@ -29,7 +29,7 @@ MATRICES = {"bt601": 5, "bt709": 1}  # swscale's numbers
 SIZES = ((36, 44), (24, 24), (25, 31), (48, 20), (64, 90))
 
 
-def on_meta(tensor: torch.Tensor) -> torch.Tensor:
+def meta_network(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("meta")
 
 
@@ -137,7 +137,7 @@ def test_a_gpus_input_is_the_cpus() -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        found = network_input(batch.each(lambda planes: planes.to("cuda")), clip)
+        found = network_input(batch.map_tensors(lambda planes: planes.to("cuda")), clip)
     finally:
         torch.set_float32_matmul_precision(before)
     assert found.is_cuda and found.is_contiguous()
@@ -181,12 +181,12 @@ def test_memory_that_is_given_is_filled() -> None:
 @pytest.mark.parametrize(("source", "target"), [(44, 42), (90, 24), (24, 90), (31, 31), (9, 8), (500, 8), (8, 500)])
 def test_a_line_is_resized_as_pillow_does(source: int, target: int) -> None:
     line = np.random.default_rng(source).integers(0, 256, source).astype(np.float32)
-    taps = linear(source, target, 0, target)
+    taps = linear_taps(source, target, 0, target)
     found = (line[taps.index] * taps.weights).sum(1)
     picture = Image.fromarray(np.repeat(line[None], 8, 0))
     expected = np.asarray(picture.resize((target, 8), Image.Resampling.BILINEAR))[0]
     assert np.abs(found - expected).max() < 1e-3
-    mirrored = linear(source, target, 2, 5, mirrored=True)
+    mirrored = linear_taps(source, target, 2, 5, mirrored=True)
     assert np.array_equal((line[mirrored.index] * mirrored.weights).sum(1), found[2:7][::-1])
 
 
@@ -302,16 +302,16 @@ def test_a_window_holds_all_that_is_taken(data: st.DataObject) -> None:
     source, target = data.draw(st.integers(2, 400)), data.draw(st.integers(8, 400))
     begin = data.draw(st.integers(0, target - 8))
     count = data.draw(st.integers(8, target - begin))
-    first, last = window(source, target, begin, count)
+    first, last = source_window(source, target, begin, count)
     assert first % 2 == 0 and (last % 2 == 0 or last == source) and 0 <= first < last <= source
     for mirrored in (False, True):
-        low, high = span([linear(source, target, begin, count, mirrored)])
+        low, high = taps_range([linear_taps(source, target, begin, count, mirrored)])
         assert first <= low and high <= last
-        low, high = span([linear((source + 1) // 2, target, begin, count, mirrored)])
+        low, high = taps_range([linear_taps((source + 1) // 2, target, begin, count, mirrored)])
         assert first // 2 <= low and high <= (last + 1) // 2
-    here = linear(source, target, begin, count, origin=first)
-    assert np.array_equal(here.index + first, linear(source, target, begin, count).index)
+    here = linear_taps(source, target, begin, count, origin=first)
+    assert np.array_equal(here.index + first, linear_taps(source, target, begin, count).index)
 
 
 def test_a_window_is_little_more_than_the_crop() -> None:
-    assert window(170, 171, 30, 112) == (26, 146) and window(128, 128, 8, 112) == (4, 124)
+    assert source_window(170, 171, 30, 112) == (26, 146) and source_window(128, 128, 8, 112) == (4, 124)

@@ -19,7 +19,7 @@ from pretrain.data.device.tensors import made_batch, plane_batch
 from pretrain.data.device.transforms import network_input, pictures
 from pretrain.data.reading.decode import Planes, decode_frames
 from pretrain.data.reading.packets import group_range, needed_spans, read_spans
-from pretrain.data.reading.store_split import Damaged, Split, open_split
+from pretrain.data.reading.store_split import DamagedData, Split, open_split
 from pretrain.data.views.views import ClipSettings, centre_view
 from pretrain.data.workers.batches import BatchMaker
 from sharding.base.errors import UserError
@@ -146,7 +146,7 @@ def test_a_flipped_byte_names_the_sample(damaged: Store) -> None:
     keys = [number for number, key in enumerate(sample.packets.key) if key]
     intact = decode_frames(damaged, sample, [0])
     flip(damaged, sample.tar, sample.packets.start + sample.packets.offset[keys[1]] + 20)
-    with pytest.raises(Damaged) as caught:
+    with pytest.raises(DamagedData) as caught:
         decode_frames(damaged, sample, [keys[1]])
     for words in (sample.key, sample.uri, sample.tar, "group 1"):
         assert words in str(caught.value)
@@ -163,7 +163,7 @@ def test_packets_that_do_not_decode_are_damage_too(split: Split, monkeypatch: py
     good = decode_frames(split.store, sample, [0])
     damage = [(0, [memoryview(b"\x00\x00\x00\x04\x65\xff\xff\xff")] * 3)]
     monkeypatch.setattr("pretrain.data.reading.decode.read_spans", lambda *_: damage)
-    with pytest.raises(Damaged, match=sample.key):
+    with pytest.raises(DamagedData, match=sample.key):
         decode_frames(split.store, sample, [0])
     monkeypatch.undo()
     assert np.array_equal(decode_frames(split.store, sample, [0]).y, good.y)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pretrain.checkpoints.checkpoint import load_newest
-from pretrain.data.reading.outage import Outage, PatientStore, StoreGone, Waiting
+from pretrain.data.reading.outage import OutageLog, PatientStore, StoreGone, StoreWait
 from sharding.base.errors import DamagedStore, UserError
 from sharding.storage.store import open_store
 from tests.support.training.forked_ranks import Nursery, config, nursery
@@ -159,7 +159,7 @@ def test_a_store_that_cannot_be_used_for_a_while() -> None:
         def exists(self, path: str) -> bool:
             return True
 
-    told: list[Waiting] = []
+    told: list[StoreWait] = []
     patient = PatientStore(Failing(), "index/1.parquet", 30.0)
     patient.tell = told.append
     assert patient.get("a") == b"there"
@@ -167,13 +167,13 @@ def test_a_store_that_cannot_be_used_for_a_while() -> None:
 
 
 def test_the_log_of_an_outage(told: pytest.LogCaptureFixture) -> None:
-    outage = Outage()
+    outage = OutageLog()
     for _ in range(3):
-        outage.tell(Waiting("there", "moved", 1.0, 900.0))
-    assert outage.lasts
+        outage.tell(StoreWait("there", "moved", 1.0, 900.0))
+    assert outage.ongoing
     for _ in range(3):
-        outage.tell(Waiting("there", "moved", 7.0, 900.0, over=True))
-    assert not outage.lasts
+        outage.tell(StoreWait("there", "moved", 7.0, 900.0, over=True))
+    assert not outage.ongoing
     said = dict.fromkeys((id(record), record.message.partition(" (")[0]) for record in told.records)
     assert [message for _, message in said] == [
         "the store there is gone",

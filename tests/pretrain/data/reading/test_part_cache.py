@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.data.reading import part_cache as cache_module
-from pretrain.data.reading.part_cache import Cache, CacheSettings, DamagedPart
+from pretrain.data.reading.part_cache import DamagedPart, PartCache, PartCacheSettings
 from sharding.base.errors import UserError
 from sharding.storage.local import LocalStore
 from sharding.storage.store import open_store
@@ -41,11 +41,11 @@ def store(tmp_path: Path) -> LocalStore:
     return made
 
 
-def fetched(cache: Cache, store: Any, path: str) -> bool:
+def fetched(cache: PartCache, store: Any, path: str) -> bool:
     return cache.fetch(store, path, SUMS[path], len(PARTS[path]))
 
 
-def held(cache: Cache, path: str) -> bytes | None:
+def held(cache: PartCache, path: str) -> bytes | None:
     """What the cache gives for a part."""
     handle = cache.open(SUMS[path], len(PARTS[path]))
     if handle is None:
@@ -56,13 +56,13 @@ def held(cache: Cache, path: str) -> bytes | None:
         os.close(handle)
 
 
-def names(cache: Cache) -> list[str]:
+def names(cache: PartCache) -> list[str]:
     return sorted(path.name for path in cache.folder.iterdir())
 
 
 def test_what_was_fetched_is_here(store: LocalStore, tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "deep" / "cache", 10**6)
-    assert held(cache, FIRST) is None and not CacheSettings().folder
+    cache = PartCache(tmp_path / "deep" / "cache", 10**6)
+    assert held(cache, FIRST) is None and not PartCacheSettings().folder
     assert fetched(cache, store, FIRST) and fetched(cache, store, FIRST)
     assert held(cache, FIRST) == PARTS[FIRST] and held(pickle.loads(pickle.dumps(cache)), FIRST) == PARTS[FIRST]
     assert names(cache) == sorted([".lock", SUMS[FIRST]])
@@ -77,13 +77,13 @@ def test_what_was_fetched_is_here(store: LocalStore, tmp_path: Path) -> None:
 
 def test_a_large_part_comes_in_chunks(store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "_CHUNK", 1000)
-    cache = Cache(tmp_path / "cache", 10**6)
+    cache = PartCache(tmp_path / "cache", 10**6)
     assert fetched(cache, store, SECOND) and held(cache, SECOND) == PARTS[SECOND]
     assert store.counters.requests == len(PARTS[SECOND]) / 1000
 
 
 def test_the_least_recently_used_goes(store: LocalStore, tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "cache", len(PARTS[FIRST]) + len(PARTS[SECOND]) + len(PARTS[THIRD]) - 1)
+    cache = PartCache(tmp_path / "cache", len(PARTS[FIRST]) + len(PARTS[SECOND]) + len(PARTS[THIRD]) - 1)
     for path in (FIRST, SECOND):
         assert fetched(cache, store, path)
         time.sleep(0.02)
@@ -95,9 +95,9 @@ def test_the_least_recently_used_goes(store: LocalStore, tmp_path: Path) -> None
     assert [held(cache, path) is not None for path in (FIRST, SECOND, THIRD)] == [True, False, True]
     assert os.pread(reading, 10**6, 0) == PARTS[SECOND]  # who reads it reads on
     os.close(reading)
-    other = Cache(cache.folder, len(PARTS[THIRD]))  # a smaller bound holds at once
+    other = PartCache(cache.folder, len(PARTS[THIRD]))  # a smaller bound holds at once
     assert [held(other, path) is not None for path in (FIRST, THIRD)] == [False, True]
-    assert not Cache(cache.folder, 10).fetch(store, FIRST, SUMS[FIRST], len(PARTS[FIRST]))
+    assert not PartCache(cache.folder, 10).fetch(store, FIRST, SUMS[FIRST], len(PARTS[FIRST]))
     assert [name for name in names(cache) if name.startswith(".tmp")] == []
 
 
@@ -106,7 +106,7 @@ def test_never_above_the_bound(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, bool]], bound: int
 ) -> None:
     folder = tmp_path_factory.mktemp("bound")
-    store, cache = LocalStore(str(folder / "store")), Cache(folder / "cache", bound)
+    store, cache = LocalStore(str(folder / "store")), PartCache(folder / "cache", bound)
     for path, drop in steps:
         store.put(path, PARTS[path])
         assert fetched(cache, store, path) == (len(PARTS[path]) <= bound)
@@ -128,7 +128,7 @@ class Lying(LocalStore):
 
 
 def test_other_bytes_are_asked_for_once_more(store: LocalStore, tmp_path: Path) -> None:
-    lying, cache = Lying(store.url), Cache(tmp_path / "cache", 10**6)
+    lying, cache = Lying(store.url), PartCache(tmp_path / "cache", 10**6)
     assert fetched(cache, lying, FIRST) and held(cache, FIRST) == PARTS[FIRST]
     lying.lies = 2
     with pytest.raises(DamagedPart, match=f"{SECOND}.*{SUMS[SECOND]}"):
@@ -139,7 +139,7 @@ def test_other_bytes_are_asked_for_once_more(store: LocalStore, tmp_path: Path) 
 
 
 def test_a_copy_of_another_length_is_no_copy(store: LocalStore, tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "cache", 10**6)
+    cache = PartCache(tmp_path / "cache", 10**6)
     for length in (0, len(PARTS[FIRST]) - 1):
         assert fetched(cache, store, FIRST)
         os.truncate(cache.folder / SUMS[FIRST], length)
@@ -148,7 +148,7 @@ def test_a_copy_of_another_length_is_no_copy(store: LocalStore, tmp_path: Path) 
     assert fetched(cache, store, FIRST) and held(cache, FIRST) == PARTS[FIRST]
 
 
-class Waiting(LocalStore):
+class StoreWait(LocalStore):
     """Gives nothing until it may."""
 
     def __init__(self, root: str) -> None:
@@ -162,11 +162,11 @@ class Waiting(LocalStore):
 
 
 def test_a_part_is_fetched_by_one(store: LocalStore, tmp_path: Path) -> None:
-    waiting, cache = Waiting(store.url), Cache(tmp_path / "cache", len(PARTS[FIRST]) + len(PARTS[SECOND]) - 1)
+    waiting, cache = StoreWait(store.url), PartCache(tmp_path / "cache", len(PARTS[FIRST]) + len(PARTS[SECOND]) - 1)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(fetched, cache, waiting, FIRST)
         assert waiting.asked.wait(60)
-        assert not fetched(cache, store, FIRST) and not fetched(Cache(cache.folder, 10**6), store, FIRST)
+        assert not fetched(cache, store, FIRST) and not fetched(PartCache(cache.folder, 10**6), store, FIRST)
         assert not fetched(cache, store, SECOND)  # there is no room beside the one that comes
         assert held(cache, FIRST) is None and names(cache) == [".lock", f".tmp-{SUMS[FIRST]}"]
         waiting.may.set()
@@ -183,11 +183,11 @@ def _fetch_slowly(folder: str, url: str, pipe: Connection) -> None:
             return super().get_range(path, start, end)
 
     cache_module._CHUNK = 10_000
-    fetched(Cache(folder, 10**6), Slow(url), SECOND)
+    fetched(PartCache(folder, 10**6), Slow(url), SECOND)
 
 
 def test_a_killed_process_leaves_nothing(store: LocalStore, tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "cache", 10**6)
+    cache = PartCache(tmp_path / "cache", 10**6)
     here, there = multiprocessing.Pipe()
     spawn = multiprocessing.get_context("spawn")
     for _ in range(2):
@@ -198,7 +198,7 @@ def test_a_killed_process_leaves_nothing(store: LocalStore, tmp_path: Path) -> N
         child.kill()
         child.join()
         assert names(cache) == [".lock", f".tmp-{SUMS[SECOND]}"]
-        Cache(cache.folder, 10**6)  # the next that comes removes it
+        PartCache(cache.folder, 10**6)  # the next that comes removes it
         assert names(cache) == [".lock"]
     child = spawn.Process(target=_fetch_slowly, args=(str(cache.folder), store.url, there))
     child.start()
@@ -211,7 +211,7 @@ def test_a_killed_process_leaves_nothing(store: LocalStore, tmp_path: Path) -> N
 
 def _use(folder: str, url: str, bound: int, seed: int, pipe: Connection) -> None:
     """Read parts in random order as a job would; tell how many were wrong and how many came from the cache."""
-    store, cache, draw = open_store(url), Cache(folder, bound), random.Random(seed)
+    store, cache, draw = open_store(url), PartCache(folder, bound), random.Random(seed)
     wrong = hits = 0
     for _ in range(100):
         path = draw.choice(list(PARTS))
@@ -257,11 +257,11 @@ def _sizes(folder: Path) -> tuple[dict[str, int], int]:
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="the cache's folder"):
-        Cache(tmp_path / "file" / "cache", 10)
+        PartCache(tmp_path / "file" / "cache", 10)
 
 
 def test_a_folder_that_goes_away(store: LocalStore, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cache = Cache(tmp_path / "cache", 10**6)
+    cache = PartCache(tmp_path / "cache", 10**6)
     (cache.folder / ".lock").unlink()
     cache.folder.rmdir()
     assert held(cache, FIRST) is None
@@ -273,7 +273,7 @@ FULL = """
 import logging, os, sys
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
 from tests.pretrain.data.reading.test_part_cache import *
-store, cache = LocalStore(sys.argv[2]), Cache(sys.argv[1], 10**9)
+store, cache = LocalStore(sys.argv[2]), PartCache(sys.argv[1], 10**9)
 print([fetched(cache, store, path) for path in PARTS])
 print([held(cache, path) == PARTS[path] for path in PARTS])
 print(sorted(os.listdir(sys.argv[1])) == sorted([".lock", *(SUMS[path] for path in list(PARTS)[:4])]))

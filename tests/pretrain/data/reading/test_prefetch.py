@@ -8,24 +8,24 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pretrain.data.reading.prefetch import UNDER_WAY, Extent, ReadAhead
+from pretrain.data.reading.prefetch import CONCURRENT_READS, ByteRange, PrefetchingReader
 from sharding.storage.store import open_store
 from tests.support.network_faults import Proxy, before_s3
 from tests.support.s3 import S3Server, running_s3
 
 DATA = bytes(range(256)) * 40
-EXTENTS = [Extent("object", 100 * number, 100 * number + 60) for number in range(100)]
+EXTENTS = [ByteRange("object", 100 * number, 100 * number + 60) for number in range(100)]
 
 
 class Slow:
     """A store that answers when it is let to, and counts."""
 
     def __init__(self) -> None:
-        self.asked: list[Extent] = []
+        self.asked: list[ByteRange] = []
         self.let = threading.Event()
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
-        self.asked.append(Extent(path, start, end))
+        self.asked.append(ByteRange(path, start, end))
         assert self.let.wait(60)
         if path != "object":
             raise FileNotFoundError(path)
@@ -41,20 +41,20 @@ def until(true: Callable[[], bool]) -> None:
 
 def test_so_many_at_once_and_no_more() -> None:
     store = Slow()
-    reader = ReadAhead(store)
+    reader = PrefetchingReader(store)
     reader.expect(EXTENTS)
-    until(lambda: len(store.asked) == UNDER_WAY)
+    until(lambda: len(store.asked) == CONCURRENT_READS)
     store.let.set()
     for number, extent in enumerate(EXTENTS):
         assert reader.get_range(*extent) == DATA[extent.start : extent.end]
-        assert len(store.asked) <= number + 1 + UNDER_WAY
+        assert len(store.asked) <= number + 1 + CONCURRENT_READS
     assert sorted(store.asked) == EXTENTS
 
 
 def test_what_was_not_expected_and_what_is_asked_for_twice() -> None:
     store = Slow()
     store.let.set()
-    reader = ReadAhead(store)
+    reader = PrefetchingReader(store)
     reader.expect([EXTENTS[3], EXTENTS[1], EXTENTS[3]])
     for extent in (EXTENTS[1], EXTENTS[2], EXTENTS[3], EXTENTS[3]):
         assert reader.get_range(*extent) == DATA[extent.start : extent.end]
@@ -64,8 +64,8 @@ def test_what_was_not_expected_and_what_is_asked_for_twice() -> None:
 def test_an_error_is_told_where_its_bytes_are_asked_for() -> None:
     store = Slow()
     store.let.set()
-    reader = ReadAhead(store)
-    reader.expect([Extent("absent", 0, 5), EXTENTS[0]])
+    reader = PrefetchingReader(store)
+    reader.expect([ByteRange("absent", 0, 5), EXTENTS[0]])
     assert reader.get_range(*EXTENTS[0]) == DATA[:60]
     with pytest.raises(FileNotFoundError):
         reader.get_range("absent", 0, 5)
@@ -73,15 +73,15 @@ def test_an_error_is_told_where_its_bytes_are_asked_for() -> None:
 
 def test_what_is_expected_no_more_is_not_read() -> None:
     store = Slow()
-    reader = ReadAhead(store)
+    reader = PrefetchingReader(store)
     reader.expect(EXTENTS[:50])
-    until(lambda: len(store.asked) == UNDER_WAY)
-    kept = EXTENTS[UNDER_WAY - 1]
+    until(lambda: len(store.asked) == CONCURRENT_READS)
+    kept = EXTENTS[CONCURRENT_READS - 1]
     reader.expect([kept, EXTENTS[90]])
     store.let.set()
     assert reader.get_range(*EXTENTS[90]) == DATA[9000:9060]
     assert reader.get_range(*kept) == DATA[kept.start : kept.end]
-    assert sorted(store.asked) == [*EXTENTS[:UNDER_WAY], EXTENTS[90]]  # the one that was kept, once
+    assert sorted(store.asked) == [*EXTENTS[:CONCURRENT_READS], EXTENTS[90]]  # the one that was kept, once
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +100,12 @@ def test_a_server_is_asked_many_at_once(proxy: Proxy) -> None:
     store = open_store("s3://bucket/ahead")
     store.put("object", DATA)
     assert store.remote and store.get_range("object", 0, 1) == DATA[:1]
-    reader = ReadAhead(store)
+    reader = PrefetchingReader(store)
     proxy.requests.clear()
     before = store.counters.bytes
     with proxy.paused():
         reader.expect(EXTENTS)
-        until(lambda: len(proxy.requests) == UNDER_WAY)
+        until(lambda: len(proxy.requests) == CONCURRENT_READS)
     proxy.rate = 0.1
     assert [reader.get_range(*extent) for extent in EXTENTS] == [DATA[each.start : each.end] for each in EXTENTS]
     assert store.counters.retries > 0 and sum(proxy.counts.values()) > 3

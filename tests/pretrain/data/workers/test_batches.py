@@ -17,9 +17,9 @@ from pretrain.data.reading.decode import decode_frames
 from pretrain.data.reading.store_split import Split, open_split
 from pretrain.data.sampling.order import Draw
 from pretrain.data.views.frames import evaluation_starts
-from pretrain.data.views.resample import window
+from pretrain.data.views.resample import source_window
 from pretrain.data.views.views import ClipSettings
-from pretrain.data.workers.batches import Batch, BatchMaker, lay_out
+from pretrain.data.workers.batches import Batch, BatchMaker, plane_arrays
 from sharding.corpora.manifest import CorpusSettings
 from sharding.make.shard import ShardSettings
 from sharding.media.flow import dequantised
@@ -69,20 +69,20 @@ def test_planes_of_one_batch_lie_in_one_stretch() -> None:
         asked.append(size)
         return memory(size)
 
-    y, uv = lay_out(counted, (2, 3, 6, 10), flow=False)
+    y, uv = plane_arrays(counted, (2, 3, 6, 10), flow=False)
     assert uv is not None and y.shape == (2, 3, 6, 10) and uv.shape == (2, 3, 2, 3, 5)
     assert asked == [384 + 180]  # y's 360 bytes, to the next cache line, and uv
     y[:], uv[:] = 1, 2
     assert (y == 1).all() and (uv == 2).all()
-    steps, nothing = lay_out(counted, (2, 3, 6, 10), flow=True)
+    steps, nothing = plane_arrays(counted, (2, 3, 6, 10), flow=True)
     assert steps.shape == (2, 3, 2, 6, 10) and nothing is None
 
 
 def seen(batch: Batch, clip: int, crop: int) -> tuple[tuple[slice, slice], np.ndarray]:
     """Rows and columns of a clip's pictures that a batch holds, and their lumas."""
     planes, view = batch.planes, batch.planes.views[clip]
-    rows = slice(*window(planes.sizes[clip][0], view.size[0], view.top, crop))
-    columns = slice(*window(planes.sizes[clip][1], view.size[1], view.left, crop))
+    rows = slice(*source_window(planes.sizes[clip][0], view.size[0], view.top, crop))
+    columns = slice(*source_window(planes.sizes[clip][1], view.size[1], view.left, crop))
     assert planes.origins[clip] == (rows.start, columns.start)
     held = planes.y[clip, ..., : rows.stop - rows.start, : columns.stop - columns.start]
     return (rows, columns), held

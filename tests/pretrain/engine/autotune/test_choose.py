@@ -1,4 +1,4 @@
-"""The path a run takes: measured once, kept, and the same for every rank."""
+"""The compute path a run takes: measured once, kept, and the same for every rank."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from pretrain.engine.autotune import conv_form as planar_module
 from pretrain.engine.autotune.benchmark import measure
-from pretrain.engine.autotune.choose import evaluation_path, leave_out, run_path
-from pretrain.engine.autotune.conv_form import Kind, planar_layers
+from pretrain.engine.autotune.choose import choose_compute_path, evaluation_compute_path, exclude_compute_path
+from pretrain.engine.autotune.conv_form import ConvolutionKind, planar_layers
 from pretrain.engine.distributed import World
-from pretrain.engine.precision import Pass, Precision
+from pretrain.engine.precision import MicroStep, Precision
 from pretrain.models.compute.batchnorm import LaneBatchNorm
-from pretrain.models.compute.compute_path import ON_CPU, PATHS, Convolution, Factored
+from pretrain.models.compute.compute_path import COMPUTE_PATHS, ON_CPU, Convolution, Factored
 from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork
 from pretrain.models.zoo import ModelSettings, build_model
@@ -29,7 +29,7 @@ from sharding.base.errors import UserError
 
 ALONE = World(0, 1, torch.device("cpu"))
 CLIP = (3, 4, 16, 16)
-FP32 = Pass(CLIP, 2, "fp32")
+FP32 = MicroStep(CLIP, 2, "fp32")
 
 
 @pytest.fixture
@@ -41,15 +41,15 @@ def model() -> VideoNetwork:
 @pytest.mark.parametrize("precision", get_args(Precision))
 def test_the_fastest_is_taken_and_kept(model: VideoNetwork, precision: Precision, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    path = run_path(tmp_path, model, Pass(CLIP, 2, precision), ALONE)
-    kept = json.loads((tmp_path / "path.json").read_text())
+    compute_path = choose_compute_path(tmp_path, model, MicroStep(CLIP, 2, precision), ALONE)
+    kept = json.loads((tmp_path / "compute_path.json").read_text())
     rates = kept["clips_per_second"]
     assert kept["precision"] == precision and list(rates) == list(ON_CPU)
-    assert kept["path"] == max(ON_CPU, key=rates.__getitem__)
+    assert kept["compute_path"] == max(ON_CPU, key=rates.__getitem__)
     layers = {name for name, layer in model.named_modules() if isinstance(layer, Convolution)}
     assert set(kept["planar"]) <= layers
-    whole = PATHS[kept["path"]]
-    assert path == (replace(whole, planar=frozenset(kept["planar"])) if whole.planar else whole)
+    whole = COMPUTE_PATHS[kept["compute_path"]]
+    assert compute_path == (replace(whole, planar=frozenset(kept["planar"])) if whole.planar else whole)
     # The network itself took no step and saw no batch.
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(value.grad is None for value in model.parameters())
@@ -57,54 +57,60 @@ def test_the_fastest_is_taken_and_kept(model: VideoNetwork, precision: Precision
 
 
 def test_what_was_kept_is_taken_again_on_the_same_device(model: VideoNetwork, tmp_path: Path) -> None:
-    run_path(tmp_path, model, FP32, ALONE)
-    kept = json.loads((tmp_path / "path.json").read_text())
-    known = kept | {"path": "planar", "planar": ["stem.0"]}
-    (tmp_path / "path.json").write_text(json.dumps(known))
-    assert run_path(tmp_path, model, FP32, ALONE).planar == frozenset({"stem.0"})
-    for other in ({"device": "another"}, {"path": "none such"}, {"precision": "bf16"}, {"batch": 4}, {"more": 1}):
-        (tmp_path / "path.json").write_text(json.dumps(known | other))
-        run_path(tmp_path, model, FP32, ALONE)
-        assert json.loads((tmp_path / "path.json").read_text()).keys() == kept.keys()
-        assert json.loads((tmp_path / "path.json").read_text())["device"] == "cpu"
+    choose_compute_path(tmp_path, model, FP32, ALONE)
+    kept = json.loads((tmp_path / "compute_path.json").read_text())
+    known = kept | {"compute_path": "planar", "planar": ["stem.0"]}
+    (tmp_path / "compute_path.json").write_text(json.dumps(known))
+    assert choose_compute_path(tmp_path, model, FP32, ALONE).planar == frozenset({"stem.0"})
+    for other in (
+        {"device": "another"},
+        {"compute_path": "none such"},
+        {"precision": "bf16"},
+        {"batch": 4},
+        {"more": 1},
+    ):
+        (tmp_path / "compute_path.json").write_text(json.dumps(known | other))
+        choose_compute_path(tmp_path, model, FP32, ALONE)
+        assert json.loads((tmp_path / "compute_path.json").read_text()).keys() == kept.keys()
+        assert json.loads((tmp_path / "compute_path.json").read_text())["device"] == "cpu"
 
 
 def test_a_path_that_failed_is_not_taken_again(
     model: VideoNetwork, tmp_path: Path, told: pytest.LogCaptureFixture
 ) -> None:
-    run_path(tmp_path, model, FP32, ALONE)
-    kept = json.loads((tmp_path / "path.json").read_text())
+    choose_compute_path(tmp_path, model, FP32, ALONE)
+    kept = json.loads((tmp_path / "compute_path.json").read_text())
     order = sorted(ON_CPU, key=kept["clips_per_second"].__getitem__, reverse=True)
     for number, (failed, following) in enumerate(itertools.pairwise(order)):
-        assert leave_out(tmp_path, ALONE) == following
-        assert f"the path {failed} is left out" in told.text
-        taken = run_path(tmp_path, model, FP32, ALONE)
-        assert taken.channels_last is PATHS[following].channels_last and bool(taken.planar) is (
+        assert exclude_compute_path(tmp_path, ALONE) == following
+        assert f"the compute path {failed} is left out" in told.text
+        taken = choose_compute_path(tmp_path, model, FP32, ALONE)
+        assert taken.channels_last is COMPUTE_PATHS[following].channels_last and bool(taken.planar) is (
             following == "planar" and bool(kept["planar"])
         )
-        assert json.loads((tmp_path / "path.json").read_text())["failed"] == order[: number + 1]
-    # Measured anew, for other clips, it stays left out; with other libraries it may run.
-    assert run_path(tmp_path, model, Pass(CLIP, 3, "fp32"), ALONE)
-    again = json.loads((tmp_path / "path.json").read_text())
+        assert json.loads((tmp_path / "compute_path.json").read_text())["failed"] == order[: number + 1]
+    # AutotuneResult anew, for other clips, it stays left out; with other library_versions it may run.
+    assert choose_compute_path(tmp_path, model, MicroStep(CLIP, 3, "fp32"), ALONE)
+    again = json.loads((tmp_path / "compute_path.json").read_text())
     assert again["failed"] == order[:-1] and list(again["clips_per_second"]) == order[-1:]
-    (tmp_path / "path.json").write_text(json.dumps(again | {"made_by": "others"}))
-    run_path(tmp_path, model, FP32, ALONE)
-    assert json.loads((tmp_path / "path.json").read_text())["failed"] == []
+    (tmp_path / "compute_path.json").write_text(json.dumps(again | {"made_by": "others"}))
+    choose_compute_path(tmp_path, model, FP32, ALONE)
+    assert json.loads((tmp_path / "compute_path.json").read_text())["failed"] == []
 
 
 def test_no_path_that_is_left(model: VideoNetwork, tmp_path: Path) -> None:
-    run_path(tmp_path, model, FP32, ALONE)
+    choose_compute_path(tmp_path, model, FP32, ALONE)
     for _ in ON_CPU[1:]:
-        leave_out(tmp_path, ALONE)
-    with pytest.raises(RuntimeError, match="no path trains"):
-        leave_out(tmp_path, ALONE)
-    with pytest.raises(RuntimeError, match="no path trains"):
-        run_path(tmp_path, model, FP32, ALONE)
+        exclude_compute_path(tmp_path, ALONE)
+    with pytest.raises(RuntimeError, match="no compute path trains"):
+        exclude_compute_path(tmp_path, ALONE)
+    with pytest.raises(RuntimeError, match="no compute path trains"):
+        choose_compute_path(tmp_path, model, FP32, ALONE)
 
 
 def test_evaluation_takes_the_runs_path_on_the_same_device(tmp_path: Path) -> None:
     known = {
-        "path": "planar",
+        "compute_path": "planar",
         "planar": ["stem.0"],
         "recomputed": 0,
         "device": "cpu",
@@ -112,24 +118,24 @@ def test_evaluation_takes_the_runs_path_on_the_same_device(tmp_path: Path) -> No
         "precision": "fp32",
         "clips_per_second": {"planar": 1},
     }
-    (tmp_path / "path.json").write_text(json.dumps(known))
-    assert evaluation_path(tmp_path, "auto", ALONE.device).planar == frozenset({"stem.0"})
-    assert evaluation_path(tmp_path, "plain", ALONE.device) == PATHS["plain"]
-    (tmp_path / "path.json").write_text(json.dumps(known | {"device": "a GPU"}))
-    assert evaluation_path(tmp_path, "auto", ALONE.device) == PATHS["channels-last"]
+    (tmp_path / "compute_path.json").write_text(json.dumps(known))
+    assert evaluation_compute_path(tmp_path, "auto", ALONE.device).planar == frozenset({"stem.0"})
+    assert evaluation_compute_path(tmp_path, "plain", ALONE.device) == COMPUTE_PATHS["plain"]
+    (tmp_path / "compute_path.json").write_text(json.dumps(known | {"device": "a GPU"}))
+    assert evaluation_compute_path(tmp_path, "auto", ALONE.device) == COMPUTE_PATHS["channels-last"]
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"path": "none such"}'])
 def test_without_a_record_it_is_the_default(text: str | None, tmp_path: Path) -> None:
     if text is not None:
-        (tmp_path / "path.json").write_text(text)
-    assert evaluation_path(tmp_path, "auto", ALONE.device) == PATHS["channels-last"]
+        (tmp_path / "compute_path.json").write_text(text)
+    assert evaluation_compute_path(tmp_path, "auto", ALONE.device) == COMPUTE_PATHS["channels-last"]
 
 
 def test_layers_are_planar_where_that_is_faster(model: VideoNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def faster(kind: Kind, device: torch.device, precision: str, repeats: int) -> bool:
+    def faster(kind: ConvolutionKind, device: torch.device, precision: str, repeats: int) -> bool:
         layer = kind.layer
         asked.append((layer.kernel_size, layer.stride, kind.channels, tuple(kind.given.shape), kind.first))
         return layer.kernel_size == (3, 1, 1)
@@ -147,7 +153,7 @@ def test_layers_are_planar_where_that_is_faster(model: VideoNetwork, monkeypatch
 
 
 def test_layers_are_timed_as_the_path_pads_them(model: VideoNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds: list[Kind] = []
+    kinds: list[ConvolutionKind] = []
     monkeypatch.setattr(planar_module, "_faster_planar", lambda kind, *_: bool(kinds.append(kind)))
     planar_layers(model, torch.randn(2, *CLIP), "fp32", multiple=8)
     sides = {name: kind.channels for kind in kinds for name in kind.names}
@@ -168,7 +174,7 @@ def test_layers_past_the_time_follow_a_rule(
     told.set_level(logging.INFO, "reelscale")
     clock, asked = [0.0], []
 
-    def slow(kind: Kind, *_: object) -> bool:
+    def slow(kind: ConvolutionKind, *_: object) -> bool:
         clock[0] += 1.0
         asked.append(kind)
         return True
@@ -199,19 +205,19 @@ def test_a_path_that_does_not_run_is_left_out(
 ) -> None:
     use = VideoNetwork.use
 
-    def failing(self: VideoNetwork, path: object) -> None:
-        use(self, PATHS["plain"])
-        if path == PATHS["planar"]:
+    def failing(self: VideoNetwork, compute_path: object) -> None:
+        use(self, COMPUTE_PATHS["plain"])
+        if compute_path == COMPUTE_PATHS["planar"]:
             self.register_forward_pre_hook(lambda *call: (_ for _ in ()).throw(RuntimeError("no compiler\nat all")))
 
     monkeypatch.setattr(VideoNetwork, "use", failing)
     clips = torch.randn(2, *CLIP)
     with caplog.at_level(logging.WARNING, "reelscale"):
-        both = {name: PATHS[name] for name in ("plain", "planar")}
+        both = {name: COMPUTE_PATHS[name] for name in ("plain", "planar")}
         assert list(measure(model, clips, "fp32", both, 1)) == ["plain"]
         assert "planar does not run here: no compiler" in caplog.text and "at all" not in caplog.text
-        with pytest.raises(RuntimeError, match="no path runs"):
-            measure(model, clips, "fp32", {"planar": PATHS["planar"]}, 1)
+        with pytest.raises(RuntimeError, match="no compute path runs"):
+            measure(model, clips, "fp32", {"planar": COMPUTE_PATHS["planar"]}, 1)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -227,25 +233,25 @@ def test_a_path_that_computes_wrongly_is_left_out(
     model = build_model(ModelSettings(depth=10, width=0.125, dropout=dropout), 3, 4)
     sound = Convolution._over_pictures
     monkeypatch.setattr(Convolution, "_over_pictures", lambda self, x, weight: sound(self, x, wrong(weight)))
-    paths = {name: PATHS[name] for name in ("planar", "plain", "channels-last")}
+    compute_paths = {name: COMPUTE_PATHS[name] for name in ("planar", "plain", "channels-last")}
     with caplog.at_level(logging.WARNING, "reelscale"):
-        assert set(measure(model, torch.randn(8, 3, 4, 32, 32), "bf16", paths, 1)) == {"plain", "channels-last"}
-    assert "the path planar computes wrongly here" in caplog.text
-    with pytest.raises(RuntimeError, match="no path runs"):  # nor is it the measure of itself where it is alone
-        measure(model, torch.randn(8, 3, 4, 32, 32), "bf16", {"planar": PATHS["planar"]}, 1)
+        assert set(measure(model, torch.randn(8, 3, 4, 32, 32), "bf16", compute_paths, 1)) == {"plain", "channels-last"}
+    assert "the compute path planar computes wrongly here" in caplog.text
+    with pytest.raises(RuntimeError, match="no compute path runs"):  # nor is it the measure of itself where it is alone
+        measure(model, torch.randn(8, 3, 4, 32, 32), "bf16", {"planar": COMPUTE_PATHS["planar"]}, 1)
 
 
 @pytest.mark.parametrize("rates", [{"stem": 0}, {"stem": 0, "stages": 0}, {"conv3": 0}])
 def test_a_network_with_frozen_parts_is_measured(rates: dict[str, float], tmp_path: Path, model: VideoNetwork) -> None:
     freeze(model, rates)
-    run_path(tmp_path, model, FP32, ALONE)
-    assert set(json.loads((tmp_path / "path.json").read_text())["clips_per_second"]) == set(ON_CPU)
+    choose_compute_path(tmp_path, model, FP32, ALONE)
+    assert set(json.loads((tmp_path / "compute_path.json").read_text())["clips_per_second"]) == set(ON_CPU)
 
 
 def test_a_network_that_diverged_is_measured(model: VideoNetwork, caplog: pytest.LogCaptureFixture) -> None:
     """What its logits should be, nobody can tell."""
     torch.nn.init.constant_(model.get_submodule("fc").weight, float("nan"))
-    assert set(measure(model, torch.randn(2, *CLIP), "fp32", {"plain": PATHS["plain"]}, 1)) == {"plain"}
+    assert set(measure(model, torch.randn(2, *CLIP), "fp32", {"plain": COMPUTE_PATHS["plain"]}, 1)) == {"plain"}
     assert "wrongly" not in caplog.text
 
 
@@ -260,8 +266,8 @@ def test_lanes_normalised_together_are_measured_so(
 
     monkeypatch.setattr("pretrain.engine.autotune.choose.measure", noted)
     for together in (False, True):
-        run_path(tmp_path, model, Pass(CLIP, 2, "fp32", together=together), ALONE)
-        (tmp_path / "path.json").unlink()
+        choose_compute_path(tmp_path, model, MicroStep(CLIP, 2, "fp32", joint_batch_norm=together), ALONE)
+        (tmp_path / "compute_path.json").unlink()
     assert seen == [False, True]
     assert not any(layer.gather for layer in model.modules() if isinstance(layer, LaneBatchNorm))
 
@@ -279,21 +285,21 @@ def test_clips_that_do_not_fit_are_computed_twice(
     forward = VideoNetwork.forward
 
     def short(self: VideoNetwork, clips: Tensor) -> Tensor:
-        if self.training and torch.is_grad_enabled() and self.path.recomputed < needed:
+        if self.training and torch.is_grad_enabled() and self.compute_path.recomputed < needed:
             raise error
         return forward(self, clips)
 
     monkeypatch.setattr(VideoNetwork, "forward", short)
     needed = 2
-    assert run_path(tmp_path, model, FP32, ALONE).recomputed == 2
-    assert run_path(tmp_path, model, FP32, ALONE, recomputed=3).recomputed == 3
+    assert choose_compute_path(tmp_path, model, FP32, ALONE).recomputed == 2
+    assert choose_compute_path(tmp_path, model, FP32, ALONE, recomputed=3).recomputed == 3
     with pytest.raises(UserError, match=r"(?s)2 clips of 4 frames of 16² .* not fit.*engine.recomputed=5"):
-        run_path(tmp_path, model, FP32, ALONE, recomputed=1)
+        choose_compute_path(tmp_path, model, FP32, ALONE, recomputed=1)
     needed = 6
-    (tmp_path / "path.json").unlink()
+    (tmp_path / "compute_path.json").unlink()
     with pytest.raises(UserError, match=r"(?s)does not fit.*fewer clips a lane"):
-        run_path(tmp_path, model, FP32, ALONE)
-    assert not (tmp_path / "path.json").exists()
+        choose_compute_path(tmp_path, model, FP32, ALONE)
+    assert not (tmp_path / "compute_path.json").exists()
 
 
 def test_a_layer_that_does_not_fit_is_a_mistake_of_the_settings(
@@ -304,4 +310,4 @@ def test_a_layer_that_does_not_fit_is_a_mistake_of_the_settings(
 
     monkeypatch.setattr("pretrain.engine.autotune.choose.planar_layers", short)
     with pytest.raises(UserError, match=r"(?s)does not fit.*fewer clips a lane"):
-        run_path(tmp_path, model, FP32, ALONE)
+        choose_compute_path(tmp_path, model, FP32, ALONE)

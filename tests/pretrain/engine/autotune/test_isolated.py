@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.engine.autotune.choose import SECONDS_ON_GPU, device_name, run_path, worth_trying
+from pretrain.engine.autotune.choose import SECONDS_ON_GPU, candidate_names, choose_compute_path, device_name
 from pretrain.engine.autotune.conv_form import planar_layers
-from pretrain.engine.autotune.isolated import Recipe, measured_in_child
-from pretrain.engine.autotune.process import SPARE, CannotStart
-from pretrain.engine.autotune.record import Measured, keep, libraries
+from pretrain.engine.autotune.isolated import NetworkSpec, autotune_in_child
+from pretrain.engine.autotune.process import PRESTARTED, CannotStart
+from pretrain.engine.autotune.record import AutotuneResult, library_versions, write_result
 from pretrain.engine.deepspeed_config import EngineSettings
 from pretrain.engine.distributed import World
-from pretrain.engine.precision import Pass
+from pretrain.engine.precision import MicroStep
 from pretrain.models.compute.compute_path import ON_CPU
 from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.settings import TrainSettings
-from pretrain.training.initial_network import begin_measuring
+from pretrain.training.initial_network import prestart_autotune
 from sharding.base.errors import UserError
 from tests.pretrain.conftest import ROOT
 from tests.support.gpu import needs_gpu
@@ -34,13 +34,13 @@ from tests.support.training.autotune_child_standin import PIDS, PLAN
 
 CPU = torch.device("cpu")
 STANDIN = "tests.support.training.autotune_child_standin"
-TRAINING = Pass((3, 4, 16, 16), 2, "fp32")
-RECIPE = Recipe(
+TRAINING = MicroStep((3, 4, 16, 16), 2, "fp32")
+SPEC = NetworkSpec(
     model=ModelSettings(depth=10, width=0.125), classes=3, rates={}, engine=EngineSettings(precision="fp32"), ranks=1
 )
-MEASURED = Measured(
-    path="planar", planar=[], recomputed=0, device="cpu", batch=TRAINING.batch, precision=TRAINING.precision,
-    clips_per_second={"planar": 1.0}, made_by=libraries(),
+MEASURED = AutotuneResult(
+    compute_path="planar", planar=[], recomputed=0, device="cpu", batch=TRAINING.batch, precision=TRAINING.precision,
+    clips_per_second={"planar": 1.0}, made_by=library_versions(),
 )  # fmt: skip
 
 
@@ -59,10 +59,10 @@ def children(pids: Path) -> list[int]:
     return found
 
 
-def measured(plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **more: Any) -> Measured:
+def measured(plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **more: Any) -> AutotuneResult:
     monkeypatch.setenv(PLAN, json.dumps(plan))
     names = more.pop("names", ON_CPU)
-    return measured_in_child(RECIPE, TRAINING, CPU, names, module=STANDIN, **more)
+    return autotune_in_child(SPEC, TRAINING, CPU, names, module=STANDIN, **more)
 
 
 def test_paths_that_crash_are_left_out(
@@ -70,12 +70,12 @@ def test_paths_that_crash_are_left_out(
 ) -> None:
     told.set_level(logging.INFO, "reelscale")
     plan = {"planar": "dies by a signal", "channels-last": "exits in the engine", "plain": "exits in the engine"}
-    with pytest.raises(RuntimeError, match="no path"):
+    with pytest.raises(RuntimeError, match="no compute path"):
         measured(plan, monkeypatch, names=["planar"])
-    assert "the path planar is left out: measuring planar, its process ended with SIGKILL" in told.text
+    assert "the compute path planar is left out: measuring planar, its process ended with SIGKILL" in told.text
     told.clear()
     found = measured(plan | {"plain": "well"}, monkeypatch)
-    assert found.path == "plain" and found.failed[0] == "planar" and "plain" in found.clips_per_second
+    assert found.compute_path == "plain" and found.failed[0] == "planar" and "plain" in found.clips_per_second
     # channels-last was tried in training if it measured faster than plain.
     faster = "channels-last" in found.failed
     assert ("training by channels-last, its process ended with exit code 3" in told.text) is faster
@@ -89,9 +89,9 @@ def test_a_path_that_hangs_is_left_out(
     plan = {"plain": "hangs", "layers": "dies by a signal", "planar": "loses the device", "engine": False}
     found = measured(plan, monkeypatch, limit=15.0)
     assert found.failed == ["plain", "planar"] and set(found.clips_per_second) == {"channels-last"}
-    assert "the path planar is left out: measuring planar, its process ended with exit code 1" in told.text
-    assert found.planar == [] and found.path in found.clips_per_second
-    assert "the path plain is left out: measuring plain, its process says nothing for 15 s" in told.text
+    assert "the compute path planar is left out: measuring planar, its process ended with exit code 1" in told.text
+    assert found.planar == [] and found.compute_path in found.clips_per_second
+    assert "the compute path plain is left out: measuring plain, its process says nothing for 15 s" in told.text
     assert len(children(pids)) == 4
 
 
@@ -106,7 +106,7 @@ def test_memory_that_is_short_is_told_apart(pids: Path, monkeypatch: pytest.Monk
 
 def test_a_child_that_does_not_start() -> None:
     with pytest.raises(CannotStart, match="ModuleNotFoundError"):
-        measured_in_child(RECIPE, TRAINING, CPU, ON_CPU, module="tests.pretrain.there_is_none")
+        autotune_in_child(SPEC, TRAINING, CPU, ON_CPU, module="tests.pretrain.there_is_none")
 
 
 def test_a_child_that_dies_for_another_reason_than_a_path(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,16 +119,16 @@ def test_a_child_that_dies_for_another_reason_than_a_path(pids: Path, monkeypatc
 def test_a_child_on_another_device(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PLAN, "{}")
     with pytest.raises(CannotStart, match="it is to compute on cuda:7, and finds cpu"):
-        measured_in_child(RECIPE, TRAINING, torch.device("cuda", 7), ON_CPU, module=STANDIN)
+        autotune_in_child(SPEC, TRAINING, torch.device("cuda", 7), ON_CPU, module=STANDIN)
 
 
 @needs_gpu("the tests above, of the child")
 def test_on_a_gpu_the_paths_are_measured_in_time() -> None:
     device = torch.device("cuda", 0)
-    training, begin = Pass((3, 8, 112, 112), 8, "bf16"), time.monotonic()
-    recipe = RECIPE.model_copy(update={"model": ModelSettings(depth=18), "engine": EngineSettings()})
-    found = measured_in_child(recipe, training, device, worth_trying(device))
-    assert found.path in found.clips_per_second and found.failed == [] and found.device == device_name(device)
+    training, begin = MicroStep((3, 8, 112, 112), 8, "bf16"), time.monotonic()
+    recipe = SPEC.model_copy(update={"model": ModelSettings(depth=18), "engine": EngineSettings()})
+    found = autotune_in_child(recipe, training, device, candidate_names(device))
+    assert found.compute_path in found.clips_per_second and found.failed == [] and found.device == device_name(device)
     assert time.monotonic() - begin < 45  # of which measuring is 10, the rest is to load and to start
     model = build_model(ModelSettings(depth=18), 3, 8).to(device)
     begin = time.monotonic()
@@ -139,7 +139,7 @@ def test_on_a_gpu_the_paths_are_measured_in_time() -> None:
 def test_the_child_dies_with_its_parent(pids: Path) -> None:
     program = (
         "from tests.pretrain.engine.autotune.test_isolated import *\n"
-        "measured_in_child(RECIPE, TRAINING, CPU, ON_CPU, module='tests.support.training.autotune_child_standin')\n"
+        "autotune_in_child(SPEC, TRAINING, CPU, ON_CPU, module='tests.support.training.autotune_child_standin')\n"
     )
     environment = {**os.environ, PLAN: json.dumps({"layers": "hangs"})}
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment, start_new_session=True)
@@ -159,18 +159,18 @@ def test_the_child_dies_with_its_parent(pids: Path) -> None:
 
 def test_a_child_that_began_before_its_task_is_taken_once(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PLAN, json.dumps({"engine": False}))
-    SPARE.begin(STANDIN)
-    SPARE.begin(STANDIN)
+    PRESTARTED.start(STANDIN)
+    PRESTARTED.start(STANDIN)
     began = wait_for_a_child(pids)
-    assert measured({"engine": False}, monkeypatch, names=["plain"]).path == "plain"
+    assert measured({"engine": False}, monkeypatch, names=["plain"]).compute_path == "plain"
     assert children(pids) == [began]
-    assert measured({"engine": False}, monkeypatch, names=["plain"]).path == "plain"
+    assert measured({"engine": False}, monkeypatch, names=["plain"]).compute_path == "plain"
     assert len(children(pids)) == 2
 
 
 def test_a_child_that_died_before_its_task_is_told_of(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PLAN, "{}")
-    SPARE.begin(STANDIN)
+    PRESTARTED.start(STANDIN)
     os.kill(wait_for_a_child(pids), signal.SIGKILL)
     with pytest.raises(CannotStart, match="SIGKILL"):
         measured({}, monkeypatch)
@@ -180,28 +180,30 @@ def test_a_run_ends_the_child_that_it_does_not_need(
     pids: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(PLAN, "{}")
-    SPARE.begin(STANDIN)
+    PRESTARTED.start(STANDIN)
     wait_for_a_child(pids)
-    keep(tmp_path, MEASURED)
+    write_result(tmp_path, MEASURED)
     model = build_model(ModelSettings(depth=10, width=0.125), 3, 4)
-    assert run_path(tmp_path, model, TRAINING, World(0, 1, CPU)) == MEASURED.by_name("planar")
+    assert choose_compute_path(tmp_path, model, TRAINING, World(0, 1, CPU)) == MEASURED.by_name("planar")
     assert len(children(pids)) == 1
 
 
 @pytest.mark.parametrize(
-    ("change", "begins"), [({}, 1), ({"rank": "1"}, 0), ({"kept": True}, 0), ({"path": "rows"}, 0)]
+    ("change", "begins"), [({}, 1), ({"rank": "1"}, 0), ({"kept": True}, 0), ({"compute_path": "rows"}, 0)]
 )
 def test_the_child_begins_early_where_a_run_will_need_it(
     change: dict[str, Any], begins: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     begun: list[int] = []
-    monkeypatch.setattr(SPARE, "begin", lambda: begun.append(1))
+    monkeypatch.setattr(PRESTARTED, "begin", lambda: begun.append(1))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("RANK", change.get("rank", "0"))
-    settings = TrainSettings.model_validate({"data": {"store": "s"}, "engine": {"path": change.get("path", "auto")}})
+    settings = TrainSettings.model_validate(
+        {"data": {"store": "s"}, "engine": {"compute_path": change.get("compute_path", "auto")}}
+    )
     if change.get("kept"):
-        keep(tmp_path, MEASURED)
-    begin_measuring(settings, tmp_path)
+        write_result(tmp_path, MEASURED)
+    prestart_autotune(settings, tmp_path)
     assert len(begun) == begins
 
 

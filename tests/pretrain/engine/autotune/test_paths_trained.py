@@ -1,4 +1,4 @@
-"""Whole tiny runs by the paths that a run may take follow the plain path's, step by step, on the same clips."""
+"""Whole tiny runs by every compute path that a run may take follow the plain one's, step by step, on the same clips."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.gpu import needs_gpu
 BATCH, STEPS, EPOCH_STEPS = 8, 12, 4
 CLIP = {"frames": 8, "stride": 1, "resize": [36, 44], "crop": 32}  # the last layers still normalise 32 values
 WHOLE = json.dumps({"zero_optimization": {"stage3_param_persistence_threshold": 0}})  # tiny weights are shared out, too
-KERNELS = "rows"  # the path with all that a GPU alone has
+KERNELS = "rows"  # the compute path with all that a GPU alone has
 ON_GPU = {
     **{f"ZeRO {zero}": (KERNELS, "bf16", zero) for zero in range(4)},
     "fp16": (KERNELS, "fp16", 1),
@@ -31,12 +31,12 @@ Steps = list[dict[str, Any]]
 def on_gpu(store: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Steps]:
     """All runs on the GPU, by name; `resumed` is one of the kernels' in bf16."""
     runs = {f"plain {precision}": by("plain", precision) for precision in ("fp32", "bf16", "fp16")}
-    runs |= {name: by(path, precision, zero) for name, (path, precision, zero) in ON_GPU.items()}
+    runs |= {name: by(compute_path, precision, zero) for name, (compute_path, precision, zero) in ON_GPU.items()}
     return all_trained(store, tmp_path_factory.mktemp("on-gpu"), runs | {"default": ()}, gpu=True)
 
 
 def recipe_of(folder: Path, store: str) -> Path:
-    """A run with the defaults of everything that computes: path, precision, ZeRO."""
+    """A run with the defaults of everything that computes: compute path, precision, ZeRO."""
     return write_recipe(
         folder,
         store,
@@ -72,10 +72,10 @@ def all_trained(store: str, folder: Path, runs: Mapping[str, tuple[str, ...]], g
         )
 
 
-def by(path: str, precision: str, zero: int = 1) -> tuple[str, ...]:
-    """Overrides of a run; the path is the run's choice where it is `auto`."""
+def by(compute_path: str, precision: str, zero: int = 1) -> tuple[str, ...]:
+    """Overrides of a run; the compute path is the run's choice where it is `auto`."""
     more = (f"engine.deepspeed={WHOLE}",) if zero == 3 else ()
-    return f"engine.path={path}", f"engine.precision={precision}", f"engine.zero={zero}", *more
+    return f"engine.compute_path={compute_path}", f"engine.precision={precision}", f"engine.zero={zero}", *more
 
 
 def off(steps: Steps, exact: Steps, key: str) -> float:
@@ -85,11 +85,11 @@ def off(steps: Steps, exact: Steps, key: str) -> float:
 
 
 def assert_follows(steps: Steps, exact: Steps, peer: Steps) -> None:
-    """A run is no further off the plain path's in fp32 than three times as far as the plain path is by rounding alone.
+    """A run is no further off the plain compute path's in fp32 than three times as far as that is by rounding alone.
 
-    `peer`: that path in the run's own precision (fp32 on a GPU is computed in TF32, which rounds as fp16 does). Two
-    paths round in other places, so they are off by as much, but not alike: of 12 steps hardly by thrice as much. That
-    other clips' losses are much further off shows that the bound would tell.
+    `peer`: that compute path in the run's own precision (fp32 on a GPU is computed in TF32, which rounds as fp16 does).
+    Two compute paths round in other places, so they are off by as much, but not alike: of 12 steps hardly by thrice as
+    much. That other clips' losses are much further off shows that the bound would tell.
     """
     assert [step["skipped"] for step in steps] == [0] * STEPS
     for key in ("loss", "grad_norm"):

@@ -1,4 +1,4 @@
-"""A step on trial: it leaves no trace, and a path that fails there is left out before training begins."""
+"""A step on trial: it leaves no trace, and a compute path that fails there is left out before training begins."""
 
 from __future__ import annotations
 

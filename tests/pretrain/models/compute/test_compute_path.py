@@ -1,4 +1,4 @@
-"""Every path computes the same function: outputs, gradients and running statistics."""
+"""Every compute path computes the same function: outputs, gradients and running statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from pretrain.models.compute.batchnorm import commit_statistics
-from pretrain.models.compute.compute_path import PATHS, Convolution
+from pretrain.models.compute.compute_path import COMPUTE_PATHS, Convolution
 from pretrain.models.count import macs
 from pretrain.models.network import LaneDropout, VideoNetwork, seed_dropout
 from pretrain.models.zoo import ModelSettings, build_model
@@ -54,13 +54,13 @@ def taken_step(model: VideoNetwork, batch: Tensor, half: bool = False) -> dict[s
     return {"logits": logits.detach(), "evaluated": evaluated, **gradients, **model.state_dict()}
 
 
-@pytest.mark.parametrize("path", [name for name in PATHS if name != "plain"])
+@pytest.mark.parametrize("compute_path", [name for name in COMPUTE_PATHS if name != "plain"])
 @pytest.mark.parametrize(("name", "frames"), [*((name, 6) for name in NETWORKS), ("whole", 8), ("mixed", 8)])
-def test_a_path_is_the_plain_network_in_double_precision(name: str, frames: int, path: str) -> None:
+def test_a_path_is_the_plain_network_in_double_precision(name: str, frames: int, compute_path: str) -> None:
     plain, batch = network(name, frames), clips(name, frames).double()
     other = copy.deepcopy(plain)
-    plain.use(PATHS["plain"])
-    other.use(PATHS[path])
+    plain.use(COMPUTE_PATHS["plain"])
+    other.use(COMPUTE_PATHS[compute_path])
     expected, found = taken_step(plain, batch), taken_step(other, batch)
     assert expected.keys() == found.keys()
     for key in expected:
@@ -70,9 +70,9 @@ def test_a_path_is_the_plain_network_in_double_precision(name: str, frames: int,
 def test_a_path_may_be_planar_in_some_layers_alone() -> None:
     plain = network("basic")
     other = copy.deepcopy(plain)
-    plain.use(PATHS["plain"])
+    plain.use(COMPUTE_PATHS["plain"])
     some = frozenset({"stem.0", "layer2.0.conv1.0.3"})
-    other.use(replace(PATHS["planar"], planar=some))
+    other.use(replace(COMPUTE_PATHS["planar"], planar=some))
     chosen = {name for name, layer in other.named_modules() if isinstance(layer, Convolution) and layer.planar}
     assert chosen == some
     expected, found = taken_step(plain, clips("basic").double()), taken_step(other, clips("basic").double())
@@ -83,24 +83,26 @@ def test_a_path_may_be_planar_in_some_layers_alone() -> None:
 @pytest.mark.parametrize("frames", [2, 4])
 @pytest.mark.parametrize("name", ["basic", "whole", "mixed"])
 def test_in_bf16_a_path_errs_no_more_than_the_plain_network(name: str, frames: int) -> None:
-    assert_bf16_errors(name, frames, list(PATHS), torch.device("cpu"))
+    assert_bf16_errors(name, frames, list(COMPUTE_PATHS), torch.device("cpu"))
 
 
-def assert_bf16_errors(name: str, frames: int, paths: list[str], device: torch.device) -> None:
+def assert_bf16_errors(name: str, frames: int, compute_paths: list[str], device: torch.device) -> None:
     """Against double precision: logits within 2⁻⁶ and gradients as a whole within a tenth of the plain one's error."""
     model, batch = network(name, frames).to(device), clips(name, frames).to(device)
     exact = copy.deepcopy(model)
-    exact.use(PATHS["plain"])
+    exact.use(COMPUTE_PATHS["plain"])
     expected = taken_step(exact, batch.double())
     gradients = [key for key in expected if key.endswith("gradient")]
     true = torch.cat([expected[key].flatten() for key in gradients])
     errors = {}
-    for path in paths:
+    for compute_path in compute_paths:
         other = copy.deepcopy(model).float()
-        other.use(PATHS[path])
+        other.use(COMPUTE_PATHS[compute_path])
         found = taken_step(other, batch, half=True)
         assert_close(found["logits"].double(), expected["logits"], rtol=0, atol=2**-6)
-        errors[path] = (torch.cat([found[key].double().flatten() for key in gradients]) - true).norm() / true.norm()
+        errors[compute_path] = (
+            torch.cat([found[key].double().flatten() for key in gradients]) - true
+        ).norm() / true.norm()
         for key in expected:
             if "running" in key:
                 assert_close(found[key].double(), expected[key], rtol=0.02, atol=0.01)
@@ -108,10 +110,10 @@ def assert_bf16_errors(name: str, frames: int, paths: list[str], device: torch.d
 
 
 @pytest.mark.parametrize("junk", range(3))
-@pytest.mark.parametrize("path", list(PATHS))
-def test_gradients_of_bf16_over_two_frames_are_finite(path: str, junk: int) -> None:
+@pytest.mark.parametrize("compute_path", list(COMPUTE_PATHS))
+def test_gradients_of_bf16_over_two_frames_are_finite(compute_path: str, junk: int) -> None:
     model = network("basic", 2, dtype=torch.float32)
-    model.use(PATHS[path])
+    model.use(COMPUTE_PATHS[compute_path])
     filled = [torch.full((size,), float("nan")) for size in (64, 256, 1024, 4096, 16384, 65536) for _ in range(junk)]
     del filled
     with torch.autocast("cpu", torch.bfloat16):
@@ -121,12 +123,12 @@ def test_gradients_of_bf16_over_two_frames_are_finite(path: str, junk: int) -> N
 
 
 @pytest.mark.parametrize("name", ["basic", "whole", "i3d", "c3d"])
-@pytest.mark.parametrize("path", ["planar", "rows"])
-def test_recomputing_changes_nothing(name: str, path: str) -> None:
+@pytest.mark.parametrize("compute_path", ["planar", "rows"])
+def test_recomputing_changes_nothing(name: str, compute_path: str) -> None:
     kept = network(name)
-    kept.use(PATHS[path])
+    kept.use(COMPUTE_PATHS[compute_path])
     again = copy.deepcopy(kept)
-    again.use(replace(kept.path, recomputed=2))
+    again.use(replace(kept.compute_path, recomputed=2))
     expected, found = taken_step(kept, clips(name).double()), taken_step(again, clips(name).double())
     for key in expected:
         assert_close(found[key], expected[key], rtol=1e-12, atol=1e-12)
@@ -135,7 +137,7 @@ def test_recomputing_changes_nothing(name: str, path: str) -> None:
 def test_recomputing_keeps_less() -> None:
     def kept(recomputed: int) -> int:
         model = network("basic", 4, 32, torch.float32)
-        model.use(replace(model.path, recomputed=recomputed))
+        model.use(replace(model.compute_path, recomputed=recomputed))
         stored: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -153,13 +155,13 @@ def test_recomputing_keeps_less() -> None:
 def test_padding_is_no_part_of_what_is_counted() -> None:
     model = network("basic")
     before = macs(model, 6, 20, 20)
-    model.use(PATHS["rows"])
+    model.use(COMPUTE_PATHS["rows"])
     assert macs(model, 6, 20, 20) == before
 
 
 def test_convolutions_keep_the_published_shape_of_their_weights() -> None:
     model = network("basic")
-    model.use(PATHS["rows"])
+    model.use(COMPUTE_PATHS["rows"])
     assert all(module.weight.dim() == 5 for module in model.modules() if isinstance(module, nn.Conv3d))
     assert all(type(module) is Convolution for module in model.modules() if isinstance(module, nn.Conv3d))
 

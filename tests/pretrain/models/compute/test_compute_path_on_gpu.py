@@ -1,4 +1,4 @@
-"""On a GPU, too, every path computes the same function: a test a network, of all paths, and nothing that compiles."""
+"""On a GPU, too, every compute path computes the same function: a test a network, of all of them, and none compiles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pretrain.models.compute.compute_path import PATHS
+from pretrain.models.compute.compute_path import COMPUTE_PATHS
 from tests.pretrain.models.compute.test_compute_path import assert_bf16_errors, clips, network, taken_step
 from tests.support.gpu import needs_gpu
 
@@ -20,20 +20,24 @@ KINDS = ["basic", "bottleneck", "whole"]  # all kinds of layers, strides and joi
 def test_on_a_gpu_a_path_is_the_plain_network(name: str) -> None:
     """In double precision, which torch computes."""
     plain, batch = network(name).cuda(), clips(name).double().cuda()
-    others = {path: copy.deepcopy(plain) for path in PATHS if path != "plain"}
-    plain.use(PATHS["plain"])
+    others = {compute_path: copy.deepcopy(plain) for compute_path in COMPUTE_PATHS if compute_path != "plain"}
+    plain.use(COMPUTE_PATHS["plain"])
     expected = taken_step(plain, batch)
-    for path, other in others.items():
-        other.use(PATHS[path])
+    for compute_path, other in others.items():
+        other.use(COMPUTE_PATHS[compute_path])
         found = taken_step(other, batch)
         assert expected.keys() == found.keys()
         for key in expected:
             assert_close(
-                found[key], expected[key], rtol=1e-9, atol=1e-9, msg=lambda text, at=(path, key): f"{at}: {text}"
+                found[key],
+                expected[key],
+                rtol=1e-9,
+                atol=1e-9,
+                msg=lambda text, at=(compute_path, key): f"{at}: {text}",
             )
 
 
 @needs_gpu("test_in_bf16_a_path_errs_no_more_than_the_plain_network")
 @pytest.mark.parametrize("name", KINDS)
 def test_on_a_gpu_in_bf16_a_path_errs_no_more_than_the_plain_network(name: str) -> None:
-    assert_bf16_errors(name, 4, list(PATHS), torch.device("cuda"))
+    assert_bf16_errors(name, 4, list(COMPUTE_PATHS), torch.device("cuda"))

@@ -24,7 +24,7 @@ from pretrain.models.compute import bn_add_relu as normalising
 from pretrain.models.compute import row_functions
 from pretrain.models.compute.batchnorm import LaneBatchNorm
 from pretrain.models.compute.bn_add_relu import normalise
-from pretrain.models.compute.compute_path import PATHS
+from pretrain.models.compute.compute_path import COMPUTE_PATHS
 from pretrain.models.zoo import ModelSettings, build_model
 
 ROOT = Path(__file__).parents[4]
@@ -210,15 +210,15 @@ def flat_views(model: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("path", list(PATHS))
+@pytest.mark.parametrize("compute_path", list(COMPUTE_PATHS))
 def test_weights_may_begin_anywhere(
-    addresses: list[tuple[str, int]], path: str, half: bool, monkeypatch: pytest.MonkeyPatch
+    addresses: list[tuple[str, int]], compute_path: str, half: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through a whole network, forward and backward: nothing but what may lie anywhere is given off a line of 16."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     torch.manual_seed(0)
     model = build_model(ModelSettings(depth=10, width=0.125), 3, 4).to(DEVICE)
-    model.use(PATHS[path])
+    model.use(COMPUTE_PATHS[compute_path])
     clips = torch.randn(2, 3, 4, 16, 16, device=DEVICE)
     gradients = []
     for odd in (False, True):
@@ -233,10 +233,10 @@ def test_weights_may_begin_anywhere(
     for name, expected in gradients[0].items():
         assert expected is not None and torch.equal(gradients[1][name], expected), name
         assert expected.data_ptr() % 16 == gradients[1][name].data_ptr() % 16 == 0, name
-    assert bool(addresses) is (path == "rows")
+    assert bool(addresses) is (compute_path == "rows")
     allowed = {f"{kernel}.{name}" for kernel, names in AT_ANY_PLACE.items() for name in names}
     off = {name for name, place in addresses if place}
-    assert off <= allowed and (path != "rows" or off >= {"_statistics.weight", "_statistics.bias"})
+    assert off <= allowed and (compute_path != "rows" or off >= {"_statistics.weight", "_statistics.bias"})
 
 
 @pytest.mark.parametrize("shares", [[5], [3, 2]])

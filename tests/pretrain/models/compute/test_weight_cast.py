@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.models.compute.compute_path import Convolution, Path
+from pretrain.models.compute.compute_path import ComputePath, Convolution
 from pretrain.models.compute.weight_cast import cast
 from pretrain.models.network import VideoNetwork
 from pretrain.models.zoo import ModelSettings, build_model
@@ -33,7 +33,7 @@ def passed(model: VideoNetwork, half: bool = True) -> dict[str, Tensor]:
 @pytest.mark.parametrize("half", [False, True])
 def test_it_is_what_autocast_makes(model: VideoNetwork, half: bool) -> None:
     expected = passed(model, half)
-    model.use(Path(cast_at_once=True))
+    model.use(ComputePath(cast_at_once=True))
     found = passed(model, half)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
@@ -49,14 +49,14 @@ def test_it_is_one_call_a_direction(model: VideoNetwork, monkeypatch: pytest.Mon
         copy(copies, tensors)
 
     monkeypatch.setattr(torch, "_foreach_copy_", counted)
-    model.use(Path(cast_at_once=True))
+    model.use(ComputePath(cast_at_once=True))
     passed(model)
     layers = sum(isinstance(layer, Convolution) for layer in model.modules())
     assert calls == [(layers, torch.bfloat16), (layers, torch.float32)]
 
 
 def test_frozen_weights_have_no_gradient_and_nothing_is_kept_for_one(model: VideoNetwork) -> None:
-    model.use(Path(cast_at_once=True))
+    model.use(ComputePath(cast_at_once=True))
     model.get_submodule("stem").requires_grad_(False)
     learning = []
     hook = model.get_submodule("stem").register_forward_hook(lambda *call: learning.append(call[-1].requires_grad))
@@ -70,7 +70,7 @@ def test_frozen_weights_have_no_gradient_and_nothing_is_kept_for_one(model: Vide
 
 def test_what_is_recomputed_is_cast_as_it_comes(model: VideoNetwork) -> None:
     expected = passed(model)
-    model.use(Path(cast_at_once=True, recomputed=2))
+    model.use(ComputePath(cast_at_once=True, recomputed=2))
     assert all(torch.equal(passed(model)[name], value) for name, value in expected.items())
 
 
