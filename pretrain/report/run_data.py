@@ -13,7 +13,7 @@ import numpy as np
 import pydantic
 
 from pretrain.checkpoints.history import HISTORY
-from pretrain.evaluation.files import THUMBS, evaluations_of, read_evaluated
+from pretrain.evaluation.files import THUMBS, evaluations_of, read_evaluation
 from pretrain.run_settings import read_settings_file
 from sharding.base.errors import UserError
 
@@ -121,7 +121,7 @@ def confused_pairs(counts: np.ndarray, limit: int) -> list[tuple[int, int, int]]
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
-    found = read_evaluated(folder, "scores")
+    found = read_evaluation(folder, "scores")
     try:
         clips = _read_clips(folder / THUMBS)
     except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
