@@ -79,11 +79,11 @@ def bench_loader(
 
       reelscale bench-loader s3://bucket/videos data.clip.frames=32 data.loader.workers=8 seconds=30 --json
     """
-    from cluster.jobs.loader_bench import run_loader_bench, shown
+    from cluster.jobs.loader_bench import figure_lines, run_loader_bench
 
     with stdout_to_stderr() if as_json else nullcontext():
         figures = run_loader_bench(store, overrides or [])
     if as_json:
         print_json(figures)
     else:
-        print_table(f"bench-loader {figures['store']}", shown(figures))
+        print_table(f"bench-loader {figures['store']}", figure_lines(figures))

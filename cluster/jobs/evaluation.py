@@ -53,29 +53,29 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
     other = other_of(subject, settings)
     for note in subject.notes:
         print(note, file=sys.stderr)
-    with partial_scores_of(subject, settings) as pieces:
-        found = pieces.read()
-        todo = [row for row in subject.rows if row not in found]
-        if found:
-            print(f"{len(found)} of {len(subject.rows)} videos are scored already", file=sys.stderr)
+    with partial_scores_of(subject, settings) as partial:
+        scored = partial.read()
+        todo = [row for row in subject.rows if row not in scored]
+        if scored:
+            print(f"{len(scored)} of {len(subject.rows)} videos are scored already", file=sys.stderr)
         if launcher == "ray":
-            scored = _by_ray(settings, job.launch.workers, subject, todo)
+            runner = _by_ray(settings, job.launch.workers, subject, todo)
         else:
-            scored = _in_this_process(settings, subject, todo)
-        with progress("evaluate", len(subject.rows)) as advance, closing(scored) as results:
-            advance(len(found))
+            runner = _in_this_process(settings, subject, todo)
+        with progress("evaluate", len(subject.rows)) as advance, closing(runner) as results:
+            advance(len(scored))
             damaged: list[VideoScore] = []
             for scores in results:
                 raise_if_interrupted()
-                pieces.add(scores)
-                found |= {score.row: score for score in scores}
+                partial.add(scores)
+                scored |= {score.row: score for score in scores}
                 if more := [score for score in scores if score.damaged is not None]:
-                    _tell_damaged(more, damaged)
+                    _print_damaged(more, damaged)
                     damaged += more
                     require_sound(damaged, subject, settings.damaged)
                 advance(len(scores))
-        summary = write_evaluation(subject, settings, list(found.values()), other)
-        pieces.clear()
+        summary = write_evaluation(subject, settings, list(scored.values()), other)
+        partial.clear()
     return summary
 
 
@@ -88,11 +88,11 @@ def _with_absolute_paths(settings: EvaluateSettings) -> EvaluateSettings:
     return settings.model_copy(update=update)
 
 
-def _tell_damaged(more: list[VideoScore], before: list[VideoScore]) -> None:
-    """Each once: a damaged record is that of many videos."""
-    met = {score.damaged for score in before}
-    for told in dict.fromkeys(score.damaged for score in more if score.damaged not in met):
-        print(f"damaged: {told}; counted as wrong", file=sys.stderr)
+def _print_damaged(more: list[VideoScore], before: list[VideoScore]) -> None:
+    """Name what is damaged, each once: a damaged record is that of many videos."""
+    printed = {score.damaged for score in before}
+    for damage in dict.fromkeys(score.damaged for score in more if score.damaged not in printed):
+        print(f"damaged: {damage}; counted as wrong", file=sys.stderr)
 
 
 def _in_this_process(settings: EvaluateSettings, subject: Subject, todo: list[int]) -> Generator[list[VideoScore]]:
@@ -128,27 +128,27 @@ def _by_ray(settings: EvaluateSettings, workers: int, subject: Subject, todo: li
                 if not (isinstance(error, DecoderDied) or is_gone(ray, error)):
                     raise
                 reason = str(error) if isinstance(error, DecoderDied) else type(error).__name__
-                told = f"a worker that scored videos {rows[0]} to {rows[-1]} is gone ({reason})"
+                loss = f"a worker that scored videos {rows[0]} to {rows[-1]} is gone ({reason})"
                 if tries == _TRIES:
-                    raise CannotGoOn(f"{told}, as {_TRIES - 1} before it; the same command goes on") from error
-                print(f"{told}; another takes them", file=sys.stderr)
+                    raise CannotGoOn(f"{loss}, as {_TRIES - 1} before it; the same command goes on") from error
+                print(f"{loss}; another takes them", file=sys.stderr)
                 shares.insert(0, (rows, tries + 1))
 
 
-_opened: dict[str, Scorer] = {}  # of this worker process: the evaluation that it works for
+_scorers: dict[str, Scorer] = {}  # of this worker process: that of the evaluation that it works for
 
 
 def _task(name: str, shared: list[Any], rows: list[int], clips: int, batch: int) -> list[VideoScore]:
     """The scores of rows of a subject, which a worker process fetches once. `name`: of the evaluation."""
-    if name not in _opened:
+    if name not in _scorers:
         import ray
 
-        for scorer in _opened.values():
+        for scorer in _scorers.values():
             scorer.close()
-        _opened.clear()
-        _opened[name] = Scorer(ray.get(shared[0]), workers=1)
+        _scorers.clear()
+        _scorers[name] = Scorer(ray.get(shared[0]), workers=1)
     try:
-        return list(_opened[name].scores(rows, clips, batch))
-    except BaseException:  # what it had asked for is in the way of the next
-        _opened.pop(name).close()
+        return list(_scorers[name].scores(rows, clips, batch))
+    except BaseException:  # batches that it had asked for would come to the next
+        _scorers.pop(name).close()
         raise

@@ -16,9 +16,9 @@ log = logging.getLogger("reelscale")
 def run_inspection(url: str, out: Path | None) -> dict[str, Any]:
     """The store's summary; with `out`, its `files`: contact-sheet.png and inspect.html in that folder."""
     store = open_store(url)
-    found = summary(store)
+    figures = summary(store)
     if out is None:
-        return found
+        return figures
     from sharding.inspect.contact_sheet import contact_sheet
     from sharding.inspect.html import page
     from sharding.pages.fonts import SEE
@@ -34,5 +34,5 @@ def run_inspection(url: str, out: Path | None) -> dict[str, Any]:
     with writing(folder, "--out"):
         folder.mkdir(parents=True, exist_ok=True)
         sheet.write_bytes(picture.png)
-        html.write_text(page(found, picture), encoding="utf-8")
-    return found | {"files": {"contact sheet": str(sheet), "page": str(html)}}
+        html.write_text(page(figures, picture), encoding="utf-8")
+    return figures | {"files": {"contact sheet": str(sheet), "page": str(html)}}

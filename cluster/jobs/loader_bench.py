@@ -55,8 +55,8 @@ def run_loader_bench(store: str, overrides: list[str]) -> dict[str, Any]:
         queued = max(data.loader.prefetch, -(-2 * workers // job.lanes)) + 1
         bench = _Bench(job, loader, steps, queued, others)
         planes = bench.measured("planes", lambda clips: None)
-        tensors = bench.measured("network input", _Fed(data.clip))
-        told, damaged = loader.stats, loader.damage_budget.samples
+        tensors = bench.measured("network input", _InputMaker(data.clip))
+        stats, damaged = loader.stats, loader.damage_budget.samples
     return {
         "store": data.store,
         "samples": sources.samples,
@@ -67,43 +67,43 @@ def run_loader_bench(store: str, overrides: list[str]) -> dict[str, Any]:
         "first_batch_seconds": first,
         "planes": planes,
         "network_input": tensors,
-        "retries": told.retries,
+        "retries": stats.retries,
         "damaged": damaged,
-        "looped_clips": told.looped_clips,
+        "looped_clips": stats.looped_clips,
     }
 
 
-def shown(found: dict[str, Any]) -> dict[str, str]:
-    """What was measured, in lines for people."""
-    clip = found["clip"]
+def figure_lines(figures: dict[str, Any]) -> dict[str, str]:
+    """The figures of `run_loader_bench` as lines for people, by their names."""
+    clip = figures["clip"]
     every = f"at {clip['fps']:g} frames/s" if clip["fps"] else f"at stride {clip['stride']}"
-    both = found["planes"], found["network_input"]
+    both = figures["planes"], figures["network_input"]
 
     def line(text: Callable[[dict[str, Any]], str]) -> str:
-        return "".join(f"{text(figures):>16}" for figures in both)
+        return "".join(f"{text(output):>16}" for output in both)
 
     return {
-        "clips": f"{clip['frames']} frames {every}, of {found['samples']:,} samples",
-        "workers": f"{found['workers']}, for {found['lanes']} x {found['lane_batch']} clips a step",
-        "first batch after": f"{found['first_batch_seconds']:.2f} s",
+        "clips": f"{clip['frames']} frames {every}, of {figures['samples']:,} samples",
+        "workers": f"{figures['workers']}, for {figures['lanes']} x {figures['lane_batch']} clips a step",
+        "first batch after": f"{figures['first_batch_seconds']:.2f} s",
         "": f"{'planes':>16}{'network input':>16}",
-        "clips/s": line(lambda figures: f"{figures['clips_per_second']:,.1f}"),
-        "clips/s a core used": line(lambda figures: f"{figures['clips_per_core_second']:,.1f}"),
-        "a clip: workers' CPU": line(lambda figures: f"{figures['worker_cpu_ms_per_clip']:,.2f} ms"),
-        "  CPU here": line(lambda figures: f"{figures['own_cpu_ms_per_clip']:,.2f} ms"),
-        "  to decode": line(lambda figures: f"{figures['decode_ms_per_clip']:,.2f} ms"),
-        "  waited for": line(lambda figures: f"{figures['wait_ms_per_clip']:,.2f} ms"),
-        "  read": line(lambda figures: f"{figures['bytes_per_clip'] / 1e3:,.1f} kB"),
-        "memory: a worker": line(lambda figures: f"{max(figures['worker_memory']) / 1e6:,.0f} MB"),
-        "  this process": line(lambda figures: f"{figures['own_memory'] / 1e6:,.0f} MB"),
-        "clips measured": line(lambda figures: f"{figures['clips']:,}"),
-        "reads tried again": f"{found['retries']:,}",
-        "damaged samples": f"{found['damaged']:,}",
-        "looped clips": f"{found['looped_clips']:,}",
+        "clips/s": line(lambda output: f"{output['clips_per_second']:,.1f}"),
+        "clips/s a core used": line(lambda output: f"{output['clips_per_core_second']:,.1f}"),
+        "a clip: workers' CPU": line(lambda output: f"{output['worker_cpu_ms_per_clip']:,.2f} ms"),
+        "  CPU here": line(lambda output: f"{output['own_cpu_ms_per_clip']:,.2f} ms"),
+        "  to decode": line(lambda output: f"{output['decode_ms_per_clip']:,.2f} ms"),
+        "  waited for": line(lambda output: f"{output['wait_ms_per_clip']:,.2f} ms"),
+        "  read": line(lambda output: f"{output['bytes_per_clip'] / 1e3:,.1f} kB"),
+        "memory: a worker": line(lambda output: f"{max(output['worker_memory']) / 1e6:,.0f} MB"),
+        "  this process": line(lambda output: f"{output['own_memory'] / 1e6:,.0f} MB"),
+        "clips measured": line(lambda output: f"{output['clips']:,}"),
+        "reads tried again": f"{figures['retries']:,}",
+        "damaged samples": f"{figures['damaged']:,}",
+        "looped clips": f"{figures['looped_clips']:,}",
     }
 
 
-class _Fed:
+class _InputMaker:
     """Makes a network's input of clips, in the same memory each time, as the trainer does."""
 
     def __init__(self, clip: ClipSettings) -> None:
@@ -126,7 +126,7 @@ class _Bench:
         self.job, self.loader, self.steps, self.queued, self.others = job, loader, steps, queued, others
 
     def measured(self, what: str, use: Callable[[ClipBatch], object]) -> dict[str, Any]:
-        """Figures of clips that are handed to `use`, once none is left that was made before."""
+        """The figures of clips that are handed to `use`, once none is left that was made before."""
         for _ in range(self.queued):
             self._step(use)
         before, own = replace(self.loader.stats), time.process_time()
@@ -141,7 +141,7 @@ class _Bench:
                 advance(done - shown, f"{clips / seconds:,.0f} clips/s")
                 shown = done
         own = time.process_time() - own
-        after, told = self._workers(), self.loader.stats
+        after, stats = self._workers(), self.loader.stats
         spent = sum(usage.cpu_seconds - workers[pid].cpu_seconds for pid, usage in after.items())
         return {
             "clips": clips,
@@ -150,9 +150,9 @@ class _Bench:
             "clips_per_core_second": clips / (spent + own),
             "worker_cpu_ms_per_clip": 1e3 * spent / clips,
             "own_cpu_ms_per_clip": 1e3 * own / clips,
-            "decode_ms_per_clip": 1e3 * (told.decode_seconds - before.decode_seconds) / clips,
-            "wait_ms_per_clip": 1e3 * (told.wait_seconds - before.wait_seconds) / clips,
-            "bytes_per_clip": (told.bytes - before.bytes) / clips,
+            "decode_ms_per_clip": 1e3 * (stats.decode_seconds - before.decode_seconds) / clips,
+            "wait_ms_per_clip": 1e3 * (stats.wait_seconds - before.wait_seconds) / clips,
+            "bytes_per_clip": (stats.bytes - before.bytes) / clips,
             "worker_memory": [usage.resident for usage in after.values()],
             "own_memory": usage_of(os.getpid()).resident,
         }

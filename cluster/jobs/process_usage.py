@@ -1,4 +1,4 @@
-"""What the kernel tells of running processes: CPU seconds, memory, and who started them."""
+"""CPU seconds, memory and parents of running processes, from the kernel's /proc."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class Usage:
 
 
 def usage_of(pid: int) -> Usage:
-    """Of one process. Raises ProcessLookupError if it is gone."""
+    """The usage of one process. Raises ProcessLookupError if it is gone."""
     fields = _stat(pid)
     return Usage((int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE)
 
 
 def started_by(pid: int) -> dict[int, Usage]:
-    """Of every process that `pid` started itself and that still runs, by its id."""
-    found = {}
+    """The usage of every process that `pid` started itself and that still runs, by its id."""
+    usages = {}
     for number in sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
         try:
             if int(_stat(number)[1]) == pid:
-                found[number] = usage_of(number)
+                usages[number] = usage_of(number)
         except ProcessLookupError:
             continue
-    return found
+    return usages
 
 
 def _stat(pid: int) -> list[str]:
