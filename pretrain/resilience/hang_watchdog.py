@@ -30,7 +30,7 @@ _TELLING = 30.0  # seconds for writing and logging, which may hang on the disk t
 class WatchdogSettings(Settings):
     """When a run counts as hung."""
 
-    stall_seconds: Annotated[Seconds, Field(description="without a step, after which a run is ended")] = 1800
+    stall_seconds: Annotated[Seconds, Field(description="seconds without a step after which a run is ended")] = 1800
 
 
 class Watchdog:
