@@ -31,7 +31,7 @@ from cluster.terminal.tables import (
     print_verification,
     readable,
 )
-from sharding.base.errors import CannotGoOn, UserError
+from sharding.base.errors import CommandFailed, UserError
 from sharding.base.exit_codes import STOPPED
 from sharding.base.printable import visible, visible_lines
 
@@ -458,7 +458,7 @@ def main() -> None:
     except UserError as error:
         print(f"reelscale: {error}", file=sys.stderr)
         code = 2
-    except CannotGoOn as error:
+    except CommandFailed as error:
         print(visible_lines(f"reelscale: {error}"), file=sys.stderr)
         code = 1
     except Interrupted:

@@ -17,7 +17,7 @@ from pretrain.data.workers.pool import LoaderSettings, WorkerDied, workers_of
 from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open_subject
 from pretrain.evaluation.summary import folder_of, other_of, pieces_of, require_sound, write_evaluation
 from pretrain.evaluation.video_score import VideoScore
-from sharding.base.errors import CannotGoOn
+from sharding.base.errors import CommandFailed
 
 _ROWS_A_TASK = 64
 _TASKS_A_WORKER = 8  # at least, so that an evaluation of few videos is kept in pieces, too
@@ -113,7 +113,7 @@ def _by_ray(job: EvaluationJob, subject: Subject, todo: list[int]) -> Generator[
                 reason = str(error) if isinstance(error, WorkerDied) else type(error).__name__
                 told = f"a worker that scored videos {rows[0]} to {rows[-1]} is gone ({reason})"
                 if tries == _TRIES:
-                    raise CannotGoOn(f"{told}, as {_TRIES - 1} before it; the same command goes on") from error
+                    raise CommandFailed(f"{told}, as {_TRIES - 1} before it; the same command goes on") from error
                 print(f"{told}; another takes them", file=sys.stderr)
                 shares.insert(0, (rows, tries + 1))
 

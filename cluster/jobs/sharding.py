@@ -27,14 +27,14 @@ from sharding.format.index import merge
 from sharding.format.plan import ShardJob
 from sharding.inspect.summary import summary
 from sharding.make.prepare import Prepared, prepare, prepare_retry, stored_settings
-from sharding.make.shard import Progress, ShardSettings, WorkSettings, make_shard
+from sharding.make.shard import Progress, ShardSettings, WorkerSettings, make_shard
 from sharding.storage.store import Store, open_store
 
 _TRIES = 3  # of a job whose worker or node dies
 _LOOK_SECONDS = 1.0
 
 
-class Running(WorkSettings):
+class Running(WorkerSettings):
     """How shards are made: by whom, how many at a time, watched where."""
 
     launcher: Launcher = "auto"
@@ -107,7 +107,7 @@ def _made(prepared: Prepared, settings: ShardSettings, running: Running) -> dict
 
 
 def _make(prepared: Prepared, settings: ShardSettings, running: Running) -> None:
-    work = WorkSettings.model_validate({name: getattr(running, name) for name in WorkSettings.model_fields})
+    work = WorkerSettings.model_validate({name: getattr(running, name) for name in WorkerSettings.model_fields})
     runner = _by_ray
     if choose_launcher(running.launcher) == "none":
         require_room(running.workers, "workers")
@@ -130,7 +130,7 @@ def _make(prepared: Prepared, settings: ShardSettings, running: Running) -> None
 
 
 def _by_ray(
-    prepared: Prepared, settings: ShardSettings, work: WorkSettings, workers: int, tally: Tally
+    prepared: Prepared, settings: ShardSettings, work: WorkerSettings, workers: int, tally: Tally
 ) -> Generator[Progress | None]:
     """What the jobs tell, and None now and then while they are silent."""
     with ray_cluster() as ray:
@@ -195,7 +195,7 @@ def _of(told: list[Progress], running: Collection[str]) -> list[Progress]:
 
 
 def _make_telling(
-    board: Any, job: ShardJob, root: str, url: str, settings: ShardSettings, work: WorkSettings
+    board: Any, job: ShardJob, root: str, url: str, settings: ShardSettings, work: WorkerSettings
 ) -> Progress:
     return make_shard(job, root, url, settings, work, board.tell.remote)
 
@@ -210,7 +210,7 @@ def _ended(ray: Any, reference: Any, job: str) -> Progress:
 
 
 def _by_processes(
-    prepared: Prepared, settings: ShardSettings, work: WorkSettings, workers: int, tally: Tally
+    prepared: Prepared, settings: ShardSettings, work: WorkerSettings, workers: int, tally: Tally
 ) -> Generator[Progress | None]:
     room = min(workers or max(1, (os.cpu_count() or 1) // work.decoder_threads), prepared.remaining)
     todo = prepared.todo()

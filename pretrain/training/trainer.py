@@ -45,7 +45,7 @@ def train(
 
     Called by every rank; joins their process group. Goes on from the newest checkpoint in the run's folder.
     `on_start(rank)` is called once the run's log is open.
-    Raises UserError for what a user can mend, CannotGoOn where training fails. A lost device ends the process.
+    Raises UserError for what a user can mend, CommandFailed where training fails. A lost device ends the process.
     """
     folder = Path(settings.run or "run")
     with ExitStack() as leaving:

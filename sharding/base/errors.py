@@ -21,11 +21,11 @@ class UserError(Exception):
         return f"{visible_lines(self.what)}\n  where: {visible(self.where)}\n  remedy: {visible_lines(self.remedy)}"
 
 
-class CannotGoOn(Exception):
+class CommandFailed(Exception):
     """What ends a command through no mistake of anyone's, told in one message; the exit code is 1."""
 
 
-class InVain(CannotGoOn):
+class NotRetryable(CommandFailed):
     """What another try would only meet again, or make worse: nothing that tries again by itself does so after it."""
 
 

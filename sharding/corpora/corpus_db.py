@@ -12,12 +12,12 @@ from typing import Any
 
 from sharding.base.errors import UserError
 from sharding.base.text import nfc
-from sharding.corpora.entries.labels import LabelBook
-from sharding.corpora.entries.roots import is_video_name, printable, tellable
-from sharding.corpora.entries.rows import Ids, Listing, Refusal, Row, decoded, encoded
-from sharding.corpora.entries.splits import Shares
-from sharding.corpora.merge import UNKNOWN, settled_videos
-from sharding.corpora.resolve import Finder
+from sharding.corpora.entries.labels import LabelEncoder
+from sharding.corpora.entries.roots import is_video_name, printable, sanitised
+from sharding.corpora.entries.rows import CorpusList, IdsOfPath, Refusal, Row, decode_name, encode_name
+from sharding.corpora.entries.splits import ValidationShare
+from sharding.corpora.file_resolver import FileResolver
+from sharding.corpora.merge import UNKNOWN, merged_videos
 
 _TABLES = """
 CREATE TABLE files (root INT, uri BLOB, bytes INT, video INT, key BLOB, alias BLOB);
@@ -33,7 +33,7 @@ CACHE = 192 * 2**20  # bytes of SQLite's page cache, and of what it sorts in mem
 _BATCH = 10_000  # refusals kept back, so that they are written many at a time
 
 
-class Gather:
+class CorpusDatabase:
     """A temporary database: `look`, then `read` every list, `match`, `settle`; then its tables are read.
 
     Nothing of it is held in memory but SQLite's page cache; the file has no name and goes with the process.
@@ -57,7 +57,7 @@ class Gather:
         """Give the disk space back."""
         self.db.close()
 
-    def look(self, root: str, files: Iterable[tuple[str, int | None]], ids: Ids | None = None) -> int:
+    def look(self, root: str, files: Iterable[tuple[str, int | None]], ids: IdsOfPath | None = None) -> int:
         """Keep a root's listing, with the `ids` to match by if these are known; returns the number that it has here."""
         for number, seen in self._looked.items():
             if seen == root:
@@ -68,7 +68,7 @@ class Gather:
             for uri, size in files:
                 video = is_video_name(uri)
                 known = _ids(ids, uri) if video and ids is not None else (None, None)
-                yield number, encoded(uri), size, video, *known
+                yield number, encode_name(uri), size, video, *known
 
         with told():
             self.db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", rows())
@@ -78,13 +78,13 @@ class Gather:
     def files(self, root: int, video: bool) -> Iterator[tuple[str, int | None]]:
         """(path, bytes) of a root's files that are videos by their name, or are not; by name."""
         found = self.db.execute("SELECT uri, bytes FROM files WHERE root=? AND video=? ORDER BY uri", (root, video))
-        return ((decoded(uri), size) for uri, size in found)
+        return ((decode_name(uri), size) for uri, size in found)
 
     def count_files(self, root: int, video: bool) -> int:
         """How many such files there are."""
         return int(self._one("SELECT COUNT(*) FROM files WHERE root=? AND video=?", root, video))
 
-    def read(self, listing: Listing, book: LabelBook, finder: Finder | None, listed: bool = False) -> None:
+    def read(self, listing: CorpusList, book: LabelEncoder, finder: FileResolver | None, listed: bool = False) -> None:
         """Take in a list. `finder`: its names are paths, which it finds; None: they are ids.
 
         `listed`: its rows come from a listing of files, so that these are known to be there.
@@ -105,13 +105,13 @@ class Gather:
         with told():
             self.db.executemany("INSERT INTO listed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", accepted())
 
-    def match(self, root: int, ids: Ids) -> None:
+    def match(self, root: int, ids: IdsOfPath) -> None:
         """Say by what ids rows mean the videos of a root: of several of one id, the first by name is taken.
 
         A file's second id, its alias, counts less than another's first.
         """
-        self.db.create_function("file_key", 1, lambda uri: _ids(ids, decoded(uri))[0], deterministic=True)
-        self.db.create_function("file_alias", 1, lambda uri: _ids(ids, decoded(uri))[1], deterministic=True)
+        self.db.create_function("file_key", 1, lambda uri: _ids(ids, decode_name(uri))[0], deterministic=True)
+        self.db.create_function("file_alias", 1, lambda uri: _ids(ids, decode_name(uri))[1], deterministic=True)
         unknown = "UPDATE files SET key=file_key(uri), alias=file_alias(uri) WHERE root=? AND video AND key IS NULL"
         first = "INSERT INTO media SELECT key, MIN(uri), bytes, COUNT(*) FROM files WHERE root=? AND video GROUP BY key"
         second = """INSERT INTO media SELECT alias, MIN(uri), bytes, COUNT(*) FROM files
@@ -123,10 +123,10 @@ class Gather:
 
     def match_uris(self, root: int, uri: Callable[[str], str]) -> None:
         """Say that rows mean the files of a root by uri, whatever they are called."""
-        rows = ((encoded(uri(decoded(path))), size) for path, size in self._paths(root))
+        rows = ((encode_name(uri(decode_name(path))), size) for path, size in self._paths(root))
         with told():
             self.db.executemany("INSERT OR IGNORE INTO media VALUES (?1, ?1, ?2, 1)", rows)
-            others = ((encoded(form), encoded(name)) for name, form in self._forms(root, uri) if form != name)
+            others = ((encode_name(form), encode_name(name)) for name, form in self._forms(root, uri) if form != name)
             keep = "INSERT INTO forms VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET uri=MIN(uri, excluded.uri)"
             self.db.executemany(keep, others)
 
@@ -141,12 +141,12 @@ class Gather:
             )
             self.db.execute("UPDATE listed SET source=key WHERE loose IS NOT NULL")
 
-    def settle(self, book: LabelBook, validation: float, absent: str) -> None:
+    def settle(self, book: LabelEncoder, validation: float, absent: str) -> None:
         """Rows → `videos`, each once and on one side only, in order; what is left out → `refused`.
 
         `absent`: in words, where a missing video was looked for.
         """
-        shares = Shares(validation)
+        shares = ValidationShare(validation)
         split = "share(source)"
         if not self.by_share:
             test = "test" if self.given["val"] else "val"
@@ -163,7 +163,7 @@ class Gather:
                           m.uri, m.bytes, m.copies, w.uri, w.bytes, w.copies
                    FROM sorted s LEFT JOIN media m ON m.key=s.key LEFT JOIN media w ON w.key=s.whole ORDER BY s.rowid"""
             )
-            settled = settled_videos(rows, book, shares if self.by_share else None, absent, self.refuse, self.place)
+            settled = merged_videos(rows, book, shares if self.by_share else None, absent, self.refuse, self.place)
             self.db.executemany("INSERT INTO videos VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", settled)
             self.db.execute("DROP TABLE sorted")
             self.db.execute("DROP TABLE media")
@@ -190,7 +190,7 @@ class Gather:
     def refuse(self, file: int, refusal: Refusal) -> None:
         """Keep what is left out of a list."""
         reason = printable(refusal.reason)
-        self._waiting.append((encoded(printable(refusal.name)), refusal.kind, reason, file, refusal.line))
+        self._waiting.append((encode_name(printable(refusal.name)), refusal.kind, reason, file, refusal.line))
         if len(self._waiting) >= _BATCH:
             self._write_refusals()
 
@@ -199,13 +199,13 @@ class Gather:
         self._write_refusals()
         found = self.db.execute("SELECT uri, kind, reason, file, line FROM refused ORDER BY file, line, uri, kind")
         for uri, kind, reason, file, line in found:
-            yield tellable(decoded(uri)), kind, reason, file, line
+            yield sanitised(decode_name(uri)), kind, reason, file, line
 
     def examples(self, kind: str, most: int) -> Iterator[str]:
         """The first names of a kind, as they can be shown, with where they are listed."""
         query = "SELECT uri, file, line FROM refused WHERE kind=? ORDER BY file, line, uri LIMIT ?"
         for uri, file, line in self.db.execute(query, (kind, most)):
-            name = tellable(decoded(uri))
+            name = sanitised(decode_name(uri))
             yield f"{name} ({self.place(file, line)})" if line else name
 
     def refused(self) -> dict[str, int]:
@@ -236,7 +236,7 @@ class Gather:
     def _forms(self, root: int, uri: Callable[[str], str]) -> Iterator[tuple[str, str]]:
         """(uri, its composed form) of a root's files."""
         for path, _ in self._paths(root):
-            name = uri(decoded(path))
+            name = uri(decode_name(path))
             yield name, nfc(name)
 
     def _paths(self, root: int) -> Iterator[tuple[bytes, int | None]]:
@@ -264,13 +264,13 @@ def told() -> Iterator[None]:
         raise UserError(what, tempfile.gettempdir(), remedy) from error
 
 
-def _ids(ids: Ids, uri: str) -> tuple[bytes, bytes | None]:
+def _ids(ids: IdsOfPath, uri: str) -> tuple[bytes, bytes | None]:
     """A file's id and its alias, as they are kept."""
     first, *more = ids(uri)
-    return encoded(nfc(first)), encoded(nfc(more[0])) if more else None
+    return encode_name(nfc(first)), encode_name(nfc(more[0])) if more else None
 
 
-def _values(row: Row, book: LabelBook, finder: Finder | None, listed: bool) -> tuple[Any, ...] | Refusal:
+def _values(row: Row, book: LabelEncoder, finder: FileResolver | None, listed: bool) -> tuple[Any, ...] | Refusal:
     """Values of the table `listed` but for the last two, or why the row is refused."""
     name, labels, split, start, end, line, whole, size = row
     loose: str | None = None
@@ -291,13 +291,13 @@ def _values(row: Row, book: LabelBook, finder: Finder | None, listed: bool) -> t
                 reason = "it does not lie below the media's folder or one of the roots"
                 return Refusal(name, "outside_roots", reason, line)
             name, size, loose = found
-        key = encoded(name)
-        other = encoded(whole) if whole else None
+        key = encode_name(name)
+        other = encode_name(whole) if whole else None
         code = book.code(labels)
         return (
             other if other is not None and start is not None else key,
             *(split, key, other, start, end, code, size),
-            None if loose is None else encoded(loose),
+            None if loose is None else encode_name(loose),
         )
     except UnicodeEncodeError:
         return Refusal(printable(name), "malformed", "its name cannot be a file's: it holds half a character", line)

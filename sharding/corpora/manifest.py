@@ -9,29 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sharding.base.errors import UserError
-from sharding.corpora.corpus_db import Gather, told
-from sharding.corpora.detect import LOOKED_FOR, MOST_LISTS, is_list_name, shape_of_file, shape_of_folder
-from sharding.corpora.entries.labels import LabelBook
+from sharding.corpora.corpus_db import CorpusDatabase, told
+from sharding.corpora.entries.labels import LabelEncoder
 from sharding.corpora.entries.roots import (
     Roots,
+    file_or_folder,
     files_below,
     is_video_name,
-    kept_stores,
-    kind_of_place,
-    normal_root,
+    normalised_root,
     printable,
-    tellable,
+    sanitised,
+    shared_stores,
 )
-from sharding.corpora.entries.rows import Listing, Refusal, decoded, encoded
+from sharding.corpora.entries.rows import CorpusList, Refusal, decode_name, encode_name
 from sharding.corpora.entries.settings import CorpusSettings
+from sharding.corpora.file_resolver import FileResolver
 from sharding.corpora.formats.folders import folder_rows
-from sharding.corpora.formats.known_lists import Shape, class_names
+from sharding.corpora.formats.listed_corpus import ListedCorpus, class_names
 from sharding.corpora.merge import identity_digest
-from sharding.corpora.notes import EXAMPLES, PLANNED, difference, label_notes, left_out_notes, missing_notes
-from sharding.corpora.resolve import Finder
+from sharding.corpora.notes import EXAMPLES, PLANNED, coverage_notes, difference, label_notes, left_out_notes
+from sharding.corpora.recognise import LOOKED_FOR, MOST_LISTS, is_list_name, recognise_folder, recognise_list
 from sharding.media.input.source import local_root
 
-__all__ = ["Compared", "CorpusSettings", "Manifest", "Video", "is_video_name", "printable", "read_manifest"]
+__all__ = ["CorpusSettings", "Manifest", "PlanComparison", "Video", "is_video_name", "printable", "read_manifest"]
 
 Files = Callable[[str], Iterable[tuple[str, int | None]]]
 
@@ -55,7 +55,7 @@ class Video:
 
 
 @dataclass(frozen=True)
-class Compared:
+class PlanComparison:
     """A corpus beside what was planned of it: videos that are the `same`; `changed` (other labels, split or bytes:
     they stay as they were planned), with up to five `examples`; `gone`: planned, and not in this corpus."""
 
@@ -73,7 +73,13 @@ class Manifest:
     """
 
     def __init__(
-        self, corpus: str, root: str, classes: tuple[str, ...], gather: Gather, remarks: Sequence[str], kind: str
+        self,
+        corpus: str,
+        root: str,
+        classes: tuple[str, ...],
+        gather: CorpusDatabase,
+        remarks: Sequence[str],
+        kind: str,
     ) -> None:
         self.corpus = corpus
         self.kind = kind
@@ -97,14 +103,14 @@ class Manifest:
         """All videos, training first; inside a split in an order by hash, which depends on their identities alone."""
         found = self._gather.db.execute("SELECT uri, labels, split, start, end, bytes FROM videos ORDER BY rowid")
         for uri, labels, split, start, end, size in found:
-            yield Video(decoded(uri), _labels(labels), split, start, end, size)
+            yield Video(decode_name(uri), _labels(labels), split, start, end, size)
 
     def refusals(self) -> Iterator[dict[str, str]]:
         """What is left out, or planned with a remark: uri, kind, reason, and where it is listed; without secrets."""
         for uri, kind, reason, file, line in self._gather.refusals():
             yield {"uri": uri, "kind": kind, "reason": reason, "where": self._gather.place(file, line)}
 
-    def without(self, planned: Iterable[Video]) -> Compared:
+    def without(self, planned: Iterable[Video]) -> PlanComparison:
         """Take away what is `planned` already, by identity: uri, start and end.
 
         A new stretch of a planned video goes to its side; where the corpus itself puts it on the other, it is left out
@@ -112,7 +118,13 @@ class Manifest:
         """
         db = self._gather.db
         rows = (
-            (identity_digest(encoded(one.uri), one.start, one.end), encoded(one.uri), one.split, _code(one), one.bytes)
+            (
+                identity_digest(encode_name(one.uri), one.start, one.end),
+                encode_name(one.uri),
+                one.split,
+                _code(one),
+                one.bytes,
+            )
             for one in planned
         )
         with told():
@@ -135,8 +147,8 @@ class Manifest:
                 changed += 1
                 words = difference(values, self._gather.by_share)
                 if len(examples) < 5:
-                    examples.append(f"{tellable(decoded(uri))}: {words}")
-                self._gather.refuse(file, Refusal(decoded(uri), "changed", f"{words}; it stays as planned", line))
+                    examples.append(f"{sanitised(decode_name(uri))}: {words}")
+                self._gather.refuse(file, Refusal(decode_name(uri), "changed", f"{words}; it stays as planned", line))
             db.execute(
                 "CREATE TABLE fresh AS SELECT v.* FROM videos v LEFT JOIN there t ON t.ord = v.ord "
                 "WHERE t.ord IS NULL ORDER BY v.rowid"
@@ -146,7 +158,7 @@ class Manifest:
             self._take_sides()
             db.execute("DROP TABLE there")
         self._sum()
-        return Compared(met - changed, changed, total - met, tuple(examples))
+        return PlanComparison(met - changed, changed, total - met, tuple(examples))
 
     def _take_sides(self) -> None:
         """See that no new stretch is on the other side than what is planned of its video."""
@@ -162,7 +174,7 @@ class Manifest:
         other = "EXISTS (SELECT 1 FROM there t WHERE t.uri = videos.uri AND t.split <> videos.split)"
         reason = "another stretch of the same video is planned for the other split"
         for uri, file, line in db.execute(f"SELECT uri, file, line FROM videos WHERE {other}"):
-            self._gather.refuse(file, Refusal(decoded(uri), "leak", reason, line))
+            self._gather.refuse(file, Refusal(decode_name(uri), "leak", reason, line))
         db.execute(f"DELETE FROM videos WHERE {other}")
 
     def _sum(self) -> None:
@@ -180,9 +192,9 @@ def read_manifest(
     lists (relative path, bytes) of the files below a folder or prefix.
     Raises UserError if it is missing, of no known kind, damaged, or holds no video that can be planned.
     """
-    gather = Gather()
+    gather = CorpusDatabase()
     try:
-        with kept_stores():
+        with shared_stores():
             return _read(corpus, settings, classes, files, gather)
     except BaseException:
         gather.close()
@@ -190,49 +202,49 @@ def read_manifest(
 
 
 def _read(
-    corpus: str, settings: CorpusSettings, classes: tuple[str, ...] | None, files: Files, gather: Gather
+    corpus: str, settings: CorpusSettings, classes: tuple[str, ...] | None, files: Files, gather: CorpusDatabase
 ) -> Manifest:
-    place = normal_root(corpus)
-    if kind_of_place(place) == "file":
-        shape: Shape | None = shape_of_file(place, settings)
+    place = normalised_root(corpus)
+    if file_or_folder(place) == "file":
+        shape: ListedCorpus | None = recognise_list(place, settings)
         place = place.rpartition("/")[0] or "/"
     else:
         root = gather.look(place, files(place))
         names = (name for name, _ in gather.files(root, video=False) if is_list_name(name))
         lists = list(itertools.islice(names, MOST_LISTS))
-        shape = shape_of_folder(place, lists, settings)
+        shape = recognise_folder(place, lists, settings)
     _require_table(shape, settings, corpus)
     if shape is None:
         return _read_folder(corpus, place, settings, classes, gather)
     base = place
     if settings.media is not None:
-        base = normal_root(settings.media)
-        if local_root(base) is not None and kind_of_place(base, "media folder") == "file":
+        base = normalised_root(settings.media)
+        if local_root(base) is not None and file_or_folder(base, "media folder") == "file":
             remedy = "give the folder or prefix that holds the videos as media=…"
-            raise UserError("media is a file, not a folder", tellable(base), remedy)
-    book = LabelBook(shape.meaning, shape.names, tellable(corpus))
+            raise UserError("media is a file, not a folder", sanitised(base), remedy)
+    book = LabelEncoder(shape.meaning, shape.names, sanitised(corpus))
     if shape.ids is not None:
         if settings.media is None:
             base = _media_of(place, shape, files, gather)
         for listing in shape.lists:
             gather.read(listing, book, None)
         gather.match(gather.look(base, files(base), shape.ids), shape.ids)
-        absent = f"no video below {tellable(base)} has this id"
+        absent = f"no video below {sanitised(base)} has this id"
     else:
-        finder = Finder(Roots(base, settings.roots), settings.encoding)
+        finder = FileResolver(Roots(base, settings.roots), settings.encoding)
         for listing in shape.lists:
             gather.read(listing, book, finder)
         _match_objects(gather, finder.roots, files)
         absent = "there is no such file"
     named = book.settle(classes)
     gather.settle(book, settings.validation, absent)
-    remarks = [*missing_notes(gather, named), *label_notes(gather, book, named, settings.labels_separator)]
+    remarks = [*coverage_notes(gather, named), *label_notes(gather, book, named, settings.labels_separator)]
     manifest = Manifest(corpus, base, named, gather, remarks, shape.kind)
     _require_videos(manifest, gather)
     return manifest
 
 
-def _match_objects(gather: Gather, roots: Roots, files: Files) -> None:
+def _match_objects(gather: CorpusDatabase, roots: Roots, files: Files) -> None:
     """Find what rows mean in the roots that are stores, by listing these."""
     remote = [number for number in range(len(roots.places)) if roots.is_remote(number)]
     for number in remote:
@@ -242,16 +254,16 @@ def _match_objects(gather: Gather, roots: Roots, files: Files) -> None:
         gather.match_loosely()
 
 
-def _require_table(shape: Shape | None, settings: CorpusSettings, corpus: str) -> None:
+def _require_table(shape: ListedCorpus | None, settings: CorpusSettings, corpus: str) -> None:
     """Raises UserError for a separator of labels where labels do not stand in a table's cells."""
     kind = "folder" if shape is None else shape.kind
     if settings.labels_separator is not None and kind not in ("csv", "jsonl", "parquet"):
         what = f"labels_separator is for the cells of tables (csv, jsonl, parquet), and this corpus is of kind {kind}"
-        raise UserError(what, tellable(corpus), "leave it out")
+        raise UserError(what, sanitised(corpus), "leave it out")
 
 
 def _read_folder(
-    corpus: str, place: str, settings: CorpusSettings, classes: tuple[str, ...] | None, gather: Gather
+    corpus: str, place: str, settings: CorpusSettings, classes: tuple[str, ...] | None, gather: CorpusDatabase
 ) -> Manifest:
     """A folder of class folders."""
     gather.of_folders = True
@@ -260,17 +272,17 @@ def _read_folder(
         found = f"it holds {others} other files" if others else "it holds no file"
         remedy = "put videos (mp4, avi, mkv, webm, mov, …) into class folders: CORPUS/class/video.mp4"
         what = f"no video in the corpus; {found}, and no list that is known"
-        raise UserError(what, tellable(corpus), f"{remedy}. Known are: {LOOKED_FOR}")
+        raise UserError(what, sanitised(corpus), f"{remedy}. Known are: {LOOKED_FOR}")
     names = class_names(settings.labels, settings.encoding) if settings.labels is not None else None
-    book = LabelBook("names", names, tellable(corpus))
+    book = LabelEncoder("names", names, sanitised(corpus))
     folder = PurePosixPath(Path(corpus).absolute().as_posix()).name or "all"
     rows = folder_rows(lambda: gather.files(0, video=True), printable(folder))
-    gather.read(Listing(tellable(place), "line", rows), book, None, listed=True)
+    gather.read(CorpusList(sanitised(place), "line", rows), book, None, listed=True)
     named = book.settle(classes)
     gather.settle(book, settings.validation, "")
-    remarks = missing_notes(gather, named)
+    remarks = coverage_notes(gather, named)
     if others:
-        ignored = [tellable(uri) for uri, _ in itertools.islice(gather.files(0, video=False), EXAMPLES)]
+        ignored = [sanitised(uri) for uri, _ in itertools.islice(gather.files(0, video=False), EXAMPLES)]
         more = ", …" if others > EXAMPLES else ""
         remarks.append(f"ignored {others} files that are not videos by their name: {', '.join(ignored)}{more}")
     remarks += label_notes(gather, book, named, None)
@@ -279,7 +291,7 @@ def _read_folder(
     return manifest
 
 
-def _media_of(place: str, shape: Shape, files: Files, gather: Gather) -> str:
+def _media_of(place: str, shape: ListedCorpus, files: Files, gather: CorpusDatabase) -> str:
     """The folder that holds the videos of lists by id, where none was given: the lists' own, or one beside it."""
     if gather.count_files(gather.look(place, files(place)), video=True):
         return place
@@ -291,10 +303,10 @@ def _media_of(place: str, shape: Shape, files: Files, gather: Gather) -> str:
         if gather.count_files(found, video=True):
             return beside
     remedy = "give the folder or prefix that holds the files, e.g. media=/data/videos; nothing is downloaded"
-    raise UserError("the list names videos by id, and there is no video beside it", tellable(place), remedy)
+    raise UserError("the list names videos by id, and there is no video beside it", sanitised(place), remedy)
 
 
-def _require_videos(manifest: Manifest, gather: Gather) -> None:
+def _require_videos(manifest: Manifest, gather: CorpusDatabase) -> None:
     """Raises UserError, with what is wrong with how many, if nothing is left to plan."""
     if any(manifest.counts.values()):
         return
@@ -304,7 +316,7 @@ def _require_videos(manifest: Manifest, gather: Gather) -> None:
         first = next(manifest.refusals())
         what += f". The first: {first['uri']} ({first['where']}): {first['reason']}"
     remedy = "correct the list, or give the folder or prefix that holds its files as media=…"
-    raise UserError(what, tellable(manifest.corpus), remedy)
+    raise UserError(what, sanitised(manifest.corpus), remedy)
 
 
 @functools.lru_cache(65536)

@@ -6,19 +6,19 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from sharding.corpora.entries.labels import LabelBook
+from sharding.corpora.entries.labels import LabelEncoder
 from sharding.corpora.entries.roots import printable
-from sharding.corpora.entries.rows import Refusal, decoded
-from sharding.corpora.entries.splits import Shares
+from sharding.corpora.entries.rows import Refusal, decode_name
+from sharding.corpora.entries.splits import ValidationShare
 
 ABSENT, UNKNOWN = -1, -2  # instead of bytes: the file is known not to be there; it is there, of unknown size
 _SHOWN = 300  # characters of the labels that a reason shows
 
 
-def settled_videos(
+def merged_videos(
     rows: Iterable[tuple[Any, ...]],
-    book: LabelBook,
-    shares: Shares | None,
+    book: LabelEncoder,
+    shares: ValidationShare | None,
     absent: str,
     keep: Callable[[int, Refusal], None],
     place: Callable[[int, int], str],
@@ -30,7 +30,7 @@ def settled_videos(
     """
 
     def refuse(row: tuple[Any, ...], kind: str, reason: str, name: bytes | None = None) -> None:
-        keep(row[8], Refusal(decoded(name or row[2]), kind, reason, row[9]))
+        keep(row[8], Refusal(decode_name(name or row[2]), kind, reason, row[9]))
 
     indices_of = book.reader()
     source, trained = b"", False
@@ -72,7 +72,7 @@ def settled_videos(
         if shares is not None:
             shares.saw(source, size)
         if copies > 1:
-            refuse(row, "ambiguous", f"{copies} files have this id; {printable(decoded(uri))} is taken")
+            refuse(row, "ambiguous", f"{copies} files have this id; {printable(decode_name(uri))} is taken")
     if key is not None:
         yield _video(key, labels, size, at, source if shares is not None else None)
 

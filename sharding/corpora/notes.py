@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sharding.corpora.corpus_db import Gather
-from sharding.corpora.entries.labels import LabelBook
-from sharding.corpora.entries.roots import tellable
+from sharding.corpora.corpus_db import CorpusDatabase
+from sharding.corpora.entries.labels import LabelEncoder
+from sharding.corpora.entries.roots import sanitised
 
 EXAMPLES = 3
 REMARKS = {  # kind → what a note says of so many rows
@@ -26,7 +26,7 @@ REMARKS = {  # kind → what a note says of so many rows
 PLANNED = ("duplicate", "ambiguous", "changed")  # kinds that do not take a video away
 
 
-def left_out_notes(gather: Gather) -> Iterator[str]:
+def left_out_notes(gather: CorpusDatabase) -> Iterator[str]:
     """A line for each kind of what was left out, with examples."""
     left_out = gather.refused()
     for kind, words in REMARKS.items():
@@ -41,7 +41,7 @@ def left_out_notes(gather: Gather) -> Iterator[str]:
             yield f"{words.format(count)}: {', '.join(examples)}" + (", …" if count > EXAMPLES else "")
 
 
-def missing_notes(gather: Gather, classes: Sequence[str]) -> list[str]:
+def coverage_notes(gather: CorpusDatabase, classes: Sequence[str]) -> list[str]:
     """What of a corpus that can be sharded will be missed later."""
     remarks, folders = [], gather.of_folders
     if len(classes) == 1:
@@ -61,7 +61,9 @@ def missing_notes(gather: Gather, classes: Sequence[str]) -> list[str]:
     return remarks
 
 
-def label_notes(gather: Gather, book: LabelBook, classes: Sequence[str], separator: str | None) -> Iterator[str]:
+def label_notes(
+    gather: CorpusDatabase, book: LabelEncoder, classes: Sequence[str], separator: str | None
+) -> Iterator[str]:
     """What labels make of the classes and nobody may have meant: empty ones, ones without training, several in one."""
     counts = gather.label_counts()
     listed = len(book.listed)
@@ -81,13 +83,13 @@ def label_notes(gather: Gather, book: LabelBook, classes: Sequence[str], separat
     compounds = book.compounds() if separator is None and book.meaning == "either" else []
     if compounds:
         label, mark = compounds[0]
-        one = f"labels such as {tellable(label)!r} are a class each, though they look like several"
+        one = f"labels such as {sanitised(label)!r} are a class each, though they look like several"
         yield f"{one}; to make them several, give labels_separator='{mark}'"
 
 
 def _some(names: Sequence[str]) -> str:
     """The first of several names."""
-    return ", ".join(tellable(name) for name in names[:EXAMPLES]) + (", …" if len(names) > EXAMPLES else "")
+    return ", ".join(sanitised(name) for name in names[:EXAMPLES]) + (", …" if len(names) > EXAMPLES else "")
 
 
 def difference(values: Sequence[Any], by_share: bool) -> str:

@@ -15,18 +15,18 @@ from sharding.format.plan import SPLITS, ShardJob
 from sharding.format.record import (
     failure_list,
     failures_path,
+    map_prefetched,
     raised_as_damage,
     read_meta,
     record_path,
     shard_of,
-    zip_ahead,
 )
 from sharding.media.input.bad_video import BadVideo
 from sharding.storage.store import Store
 
 Failure = dict[str, Any]
 _FIELDS = {"uri", "start", "end", "segment", "kind", "reason"}
-Unit = tuple[str, float | None, float | None, int | None]  # uri, start, end, segment (None: the whole)
+FailedUnit = tuple[str, float | None, float | None, int | None]  # uri, start, end, segment (None: the whole)
 
 
 def failure(video: Video, segment: int | None, bad: BadVideo) -> Failure:
@@ -53,15 +53,15 @@ def read_failures(
 ) -> Iterator[Failure]:
     """Every failure of these shards, in their order, with the "split" and the "job" it happened in.
 
-    `listed`: the shards `with_failures` of the store. Raises UserError for a list that is damaged, or gone.
+    `listed`: the shards `shards_with_failures` of the store. Raises UserError for a list that is damaged, or gone.
     """
     some = (shard for shard in shards if shard in listed)
     with ThreadPoolExecutor(16) as pool:
-        for (split, job), lines in zip_ahead(pool, lambda shard: _lines(store, *shard), some):
+        for (split, job), lines in map_prefetched(pool, lambda shard: _lines(store, *shard), some):
             yield from (line | {"split": split, "job": job} for line in lines)
 
 
-def with_failures(store: Store) -> set[tuple[str, str]]:
+def shards_with_failures(store: Store) -> set[tuple[str, str]]:
     """(split, job) of each shard that a failure list is there of, be it that of its record or not."""
     end = ".failures.jsonl"
     paths = (path for split in SPLITS for path, _ in store.walk(f"{split}/") if path.endswith(end))
@@ -70,28 +70,28 @@ def with_failures(store: Store) -> set[tuple[str, str]]:
 
 def current_failures(
     store: Store, plans: Sequence[Generation], done: Collection[tuple[str, str]]
-) -> dict[Unit, Failure]:
+) -> dict[FailedUnit, Failure]:
     """What of the finished shards still fails: a retry that ended takes back what it tried."""
-    found: dict[Unit, Failure] = {}
-    listed = with_failures(store)
+    found: dict[FailedUnit, Failure] = {}
+    listed = shards_with_failures(store)
     for plan in plans:
         finished = [shard for shard in plan.ids if shard in done]
         if plan.kind == "retry":
             for job in planned_jobs(store, plan):
                 if (job.split, job.id) in done:
-                    for unit in units(job):
+                    for unit in retried_units(job):
                         found.pop(unit, None)
         found |= {unit_of(line): line for line in read_failures(store, finished, listed)}
     return found
 
 
-def units(job: ShardJob) -> Iterator[Unit]:
+def retried_units(job: ShardJob) -> Iterator[FailedUnit]:
     """What a job of a retry tries again."""
     for video in job.videos:
         yield printable(video.uri), video.start, video.end, video.segments[0] if video.segments else None
 
 
-def unit_of(line: Failure) -> Unit:
+def unit_of(line: Failure) -> FailedUnit:
     """What a line of a failure list is about."""
     return line["uri"], line["start"], line["end"], line["segment"]
 

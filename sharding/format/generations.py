@@ -160,7 +160,7 @@ def planned_jobs(store: Store, generation: Generation, done: Collection[tuple[st
             yield ShardJob(identity, split, tuple(video for _, _, video, _ in kept), failed)
 
 
-def videos_in(store: Store, generation: Generation, done: Collection[tuple[str, str]]) -> int:
+def remaining_videos(store: Store, generation: Generation, done: Collection[tuple[str, str]]) -> int:
     """How many videos the jobs of a generation hold that are not in `done`."""
     todo = np.array([shard not in done for shard in generation.ids], np.bool_)
     if todo.all() or not todo.any():

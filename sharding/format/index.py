@@ -22,11 +22,11 @@ from sharding.format.record import (
     FORMAT,
     from_parquet,
     list_records,
+    map_prefetched,
     read_meta,
     record_meta,
     to_parquet,
     with_meta,
-    zip_ahead,
 )
 from sharding.storage.store import Store
 
@@ -165,7 +165,7 @@ def _merged(store: Store) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
     parts: list[dict[str, Any]] = []
     total = _Total()
     with ThreadPoolExecutor(16) as pool:
-        for (split, job), meta in zip_ahead(pool, lambda shard: read_meta(store, *shard), list_records(store)):
+        for (split, job), meta in map_prefetched(pool, lambda shard: read_meta(store, *shard), list_records(store)):
             total.add(meta)
             parts += [_row(split, job, number, part) for number, part in enumerate(meta["parts"])]
     if not parts:

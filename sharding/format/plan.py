@@ -29,7 +29,7 @@ def job_id(generation: int, number: int) -> str:
     return f"g{generation}-{number:06d}"
 
 
-def shard_size(videos: int) -> int:
+def default_shard_size(videos: int) -> int:
     """Videos a shard of a split, where none is set: as few as make 64 shards, so that they can be made side by side.
 
     At most 64, so that a large corpus has shards worth streaming.
@@ -40,7 +40,7 @@ def shard_size(videos: int) -> int:
 def plan(
     videos: Iterable[Video], counts: Mapping[str, int], videos_per_shard: int | None, generation: int = 0
 ) -> Iterator[ShardJob]:
-    """Jobs of at most `videos_per_shard` videos each (None: `shard_size` of the split), from train on to val.
+    """Jobs of at most `videos_per_shard` videos each (None: `default_shard_size` of the split), from train on to val.
 
     `videos` come in a manifest's order, split by split, and are streamed; `counts` says how many a split has.
     Jobs are numbered through both splits.
@@ -49,6 +49,6 @@ def plan(
     order = iter(SPLITS)
     for split, mine in itertools.groupby(videos, key=lambda video: video.split):
         assert split in order, "videos must come training first, then validation"
-        size = videos_per_shard or shard_size(counts[split])
+        size = videos_per_shard or default_shard_size(counts[split])
         while chunk := tuple(itertools.islice(mine, size)):
             yield ShardJob(job_id(generation, next(number)), split, chunk)

@@ -187,7 +187,7 @@ def record_meta(schema: pa.Schema) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def zip_ahead(pool: Executor, function: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
+def map_prefetched(pool: Executor, function: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
     """(item, function(item)) in order; only a few items are worked on ahead, so that memory stays flat."""
     waiting: deque[tuple[A, Future[B]]] = deque()
     for item in items:

@@ -18,8 +18,16 @@ from sharding.format import index
 from sharding.format.index import Index, Part, current_index, has_index, read_head
 from sharding.format.plan import SPLITS
 from sharding.format.record import list_records, read_record, record_meta, record_path, shard_of
-from sharding.inspect.examine import Damage, Decode, Examined, Rules, examine, key_prefix, require_usable
-from sharding.inspect.forward import Forward
+from sharding.inspect.check_shard import (
+    Damage,
+    Decode,
+    Expectations,
+    ShardReport,
+    check_shard,
+    key_prefix,
+    require_usable,
+)
+from sharding.inspect.sequential_reader import SequentialReader
 from sharding.storage.store import Store
 
 
@@ -89,11 +97,11 @@ def verify(
     """
     found = Verification(store.url)
     head = _head(store, found)
-    rules = Rules(len(head["classes"]) if head else None, head["settings_digest"] if head else None, decode)
+    rules = Expectations(len(head["classes"]) if head else None, head["settings_digest"] if head else None, decode)
     records = list_records(store)
     current = _index(store, found)
     if head and current:  # generations add classes; either may have been read before the other was written
-        rules = Rules(max(len(head["classes"]), len(current.classes)), rules.settings_digest, decode)
+        rules = Expectations(max(len(head["classes"]), len(current.classes)), rules.settings_digest, decode)
     if not head and not records and not current:
         raise UserError("there are no shards here", store.url, "check the address")
     if head and current and current.classes[: len(head["classes"])] != head["classes"][: len(current.classes)]:
@@ -182,18 +190,18 @@ def _plans(store: Store, records: list[tuple[str, str]], found: Verification) ->
             continue
         if file not in there:
             found.add(f"{file}, a plan, is missing")
-        elif Forward(store, file).digest() != sha256:
+        elif SequentialReader(store, file).digest() != sha256:
             found.add(f"{file}, a plan, is damaged: its content is not what its digest says")
     found.unfinished = max(planned - len(records), 0)
 
 
-def _examined(store: Store, records: list[tuple[str, str]], rules: Rules, workers: int) -> Iterator[Examined]:
+def _examined(store: Store, records: list[tuple[str, str]], rules: Expectations, workers: int) -> Iterator[ShardReport]:
     """Every shard, in order; a few are worked on ahead, so that memory stays flat."""
-    waiting: deque[Future[Examined]] = deque()
+    waiting: deque[Future[ShardReport]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for split, job in records:
-                waiting.append(pool.submit(examine, store, split, job, rules))
+                waiting.append(pool.submit(check_shard, store, split, job, rules))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -209,7 +217,7 @@ def _by_shard(current: Index | None) -> dict[tuple[str, str], list[Part]]:
     return found
 
 
-def _compare(examined: Examined, listed: list[Part], current: Index | None, found: Verification) -> None:
+def _compare(examined: ShardReport, listed: list[Part], current: Index | None, found: Verification) -> None:
     """Whether the index says of a shard's parts what its record says."""
     if current is None or examined.unread:
         return

@@ -11,11 +11,18 @@ from typing import Any
 from sharding.base.errors import UserError
 from sharding.base.settings import differences, digest, validate
 from sharding.base.text import WRITER
-from sharding.corpora.entries.roots import normal_root
+from sharding.corpora.entries.roots import normalised_root
 from sharding.corpora.manifest import CorpusSettings, Manifest, Video, printable, read_manifest
 from sharding.format import index
-from sharding.format.failures import Failure, Unit, current_failures, units
-from sharding.format.generations import Generation, add_generation, generations, planned_jobs, planned_videos, videos_in
+from sharding.format.failures import FailedUnit, Failure, current_failures, retried_units
+from sharding.format.generations import (
+    Generation,
+    add_generation,
+    generations,
+    planned_jobs,
+    planned_videos,
+    remaining_videos,
+)
 from sharding.format.plan import SPLITS, ShardJob, plan
 from sharding.format.record import FORMAT, list_records
 from sharding.make.shard import ShardSettings
@@ -79,7 +86,7 @@ def prepare_retry(store: Store, settings: ShardSettings, root: str | None = None
     `root`: where their files are now, if not where they were. Raises UserError if the store was made otherwise, or
     `root` cannot be one.
     """
-    root = normal_root(root) if root else None
+    root = normalised_root(root) if root else None
     head = index.require_head(store)
     _require_same(store, head, settings)
     while True:
@@ -144,7 +151,7 @@ def _planned(
 
 def _prepared(store: Store, plans: list[Generation], notes: Iterable[str]) -> Prepared:
     done = frozenset(list_records(store))
-    return Prepared(store, plans, done, sum(videos_in(store, plan, done) for plan in plans), tuple(notes))
+    return Prepared(store, plans, done, sum(remaining_videos(store, plan, done) for plan in plans), tuple(notes))
 
 
 def _compared(store: Store, manifest: Manifest, plans: list[Generation], notes: list[str]) -> list[Generation]:
@@ -204,15 +211,17 @@ def _require_same(store: Store, head: dict[str, Any], settings: ShardSettings) -
     )
 
 
-def _pending(store: Store, plans: list[Generation], done: frozenset[tuple[str, str]]) -> Iterator[Unit]:
+def _pending(store: Store, plans: list[Generation], done: frozenset[tuple[str, str]]) -> Iterator[FailedUnit]:
     """What unfinished retries are about to try already."""
     for known in plans:
         if known.kind == "retry":
             for job in planned_jobs(store, known, done):
-                yield from units(job)
+                yield from retried_units(job)
 
 
-def _failed_videos(store: Store, plans: list[Generation], failing: dict[Unit, Failure]) -> Iterator[tuple[Video, str]]:
+def _failed_videos(
+    store: Store, plans: list[Generation], failing: dict[FailedUnit, Failure]
+) -> Iterator[tuple[Video, str]]:
     """(video, kind of its failure), a segment that failed alone as a video of one segment; in the plans' order."""
     by_video: dict[tuple[str, float | None, float | None], list[tuple[int | None, str]]] = {}
     for (uri, start, end, segment), line in failing.items():

@@ -21,18 +21,18 @@ from sharding.format import record
 from sharding.format.failures import Failure, failure, put_failures
 from sharding.format.index import length_bucket
 from sharding.format.plan import ShardJob
-from sharding.make.tar_parts import Parts
+from sharding.make.tar_parts import TarPartWriter
 from sharding.media.input.bad_video import BadVideo
 from sharding.media.input.source import Source, require_readable
 from sharding.media.isolation import Isolated
-from sharding.media.transcode import SegmentFailure, VideoSettings, Work, transcode_and_tell
+from sharding.media.transcode import SegmentFailure, TranscodeCost, VideoSettings, transcode_with_cost
 from sharding.storage.store import Store, open_store
 
 
 class ShardSettings(VideoSettings):
     """What names a store's samples and shards. A tar part is closed once it has `part_bytes` or `part_samples`.
 
-    `videos_per_shard`: None for `plan.shard_size` of each split: 1 up to 64 videos, 64 from 4,033 on.
+    `videos_per_shard`: None for `plan.default_shard_size` of each split: 1 up to 64 videos, 64 from 4,033 on.
     """
 
     videos_per_shard: int | None = pydantic.Field(default=None, ge=1)
@@ -40,7 +40,7 @@ class ShardSettings(VideoSettings):
     part_samples: int | None = pydantic.Field(default=None, ge=1)
 
 
-class WorkSettings(Settings):
+class WorkerSettings(Settings):
     """How a worker goes about a video; changes no sample.
 
     `stall_seconds`: a video of which no frame comes for so long is given up and listed as stalled; a store that is gone
@@ -75,7 +75,7 @@ def make_shard(
     root: str,
     store: Store | str,
     settings: ShardSettings,
-    work: WorkSettings | None = None,
+    work: WorkerSettings | None = None,
     tell: Callable[[Progress], object] = lambda progress: None,
 ) -> Progress:
     """Transcode the job's videos and put its shard; killed at any moment, it leaves no half shard.
@@ -85,7 +85,7 @@ def make_shard(
     the local disk or the corpus itself cannot be used.
     """
     store = open_store(store, ask=False) if isinstance(store, str) else store
-    work = work or WorkSettings()
+    work = work or WorkerSettings()
     so_far = Progress(job.id, job.split)
     if store.exists(record.record_path(job.split, job.id)):
         return _already(store, job)
@@ -93,7 +93,7 @@ def make_shard(
     good = 0
     with (
         scratch("shard") as folder,
-        Parts(folder, job, settings.part_bytes, settings.part_samples, settings.segments is not None) as parts,
+        TarPartWriter(folder, job, settings.part_bytes, settings.part_samples, settings.segments is not None) as parts,
     ):
         for video in job.videos:
             made = _Video(video)
@@ -207,18 +207,18 @@ class _Video:
         self.samples = self.frames = self.bytes_in = 0
         self.failures: list[Failure] = []
 
-    def add_to(self, parts: Parts, child: Isolated, root: str, settings: ShardSettings, threads: int) -> None:
+    def add_to(self, parts: TarPartWriter, child: Isolated, root: str, settings: ShardSettings, threads: int) -> None:
         """Transcode it in the child process, then append all its samples."""
         source, recipe = (
             Source(root, self.video.uri),
             VideoSettings(**{name: getattr(settings, name) for name in VideoSettings.model_fields}),
         )
         try:
-            found = child.all_of(transcode_and_tell, source, self.video, recipe, threads, folder=parts.folder)
+            found = child.all_of(transcode_with_cost, source, self.video, recipe, threads, folder=parts.folder)
         except MemoryError as error:  # the child's, over this video
             raise BadVideo("crashed", "it needs more memory than there is", str(error)) from error
         for made in found:
-            if isinstance(made, Work):
+            if isinstance(made, TranscodeCost):
                 self.frames, self.bytes_in = made.frames, made.bytes_read
             elif isinstance(made, SegmentFailure):
                 bad = BadVideo(made.kind, made.reason, made.detail)

@@ -31,7 +31,7 @@ def sample_key(video: Video, segment: int, cut: bool) -> str:
     return hashlib.sha256((video.uri + place).encode("utf-8", "surrogateescape")).hexdigest()[:20]
 
 
-class Parts:
+class TarPartWriter:
     """The tar parts of a shard in a local folder, byte for byte the same for the same videos.
 
     Raises UserError if the disk is full.
@@ -110,7 +110,7 @@ class Parts:
             raise UserError(f"{name} did not read back as written", str(self.folder), remedy)
         return {"offset": offset, "size": size}
 
-    def __enter__(self) -> Parts:
+    def __enter__(self) -> TarPartWriter:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,7 +11,7 @@ from av.video.frame import PictureType, VideoFrame
 
 from sharding.base.settings import Settings
 from sharding.media.clip import Clip
-from sharding.media.decoding.picture import Fitter, luma_of
+from sharding.media.decoding.picture import FrameScaler, luma_of
 from sharding.media.flow import FlowEncoder
 from sharding.media.h264 import TICKS, TIME_BASE, open_h264, packet_table, x264_options
 from sharding.media.input.bad_video import BadVideo
@@ -82,7 +82,7 @@ class Encoder:
         self.step = step
         self.flow = flow
         self.sink = io.BytesIO()
-        self.fitter = Fitter(settings.short_edge, aspect, settings.size)
+        self.fitter = FrameScaler(settings.short_edge, aspect, settings.size)
         self.rate = Resampler(settings.fps) if settings.fps else None
         self.frames = 0
         self.last_pts = -1

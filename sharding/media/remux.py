@@ -23,8 +23,8 @@ from sharding.media.decoding.reader import Reader
 from sharding.media.encoder import EncodeSettings
 from sharding.media.h264 import TICKS, packet_table
 from sharding.media.input.bad_video import BadVideo
-from sharding.media.input.segments import TOLERANCE, WHOLE, Stretch
-from sharding.media.input.validity import Decoded, judge_concealed
+from sharding.media.input.segments import TOLERANCE, WHOLE_VIDEO, PlannedSegment
+from sharding.media.input.validity import DecodeStats, judge_concealed
 
 COPYABLE = ("h264", "hevc", "av1", "vp9", "mpeg4")
 MOST_REORDERED = 32
@@ -45,7 +45,7 @@ def require_copyable(reader: Reader) -> None:
         raise BadVideo("unsupported", f"{what}; shard it without encode.copy", f"{name} in AVI")
 
 
-def copied(reader: Reader, stretch: Stretch, settings: EncodeSettings) -> Clip:
+def copied(reader: Reader, stretch: PlannedSegment, settings: EncodeSettings) -> Clip:
     """The stretch's packets, from a key frame on.
 
     Begins at the key frame at most `limit` before the planned start, else at the first one after it. Taken in decode
@@ -59,7 +59,7 @@ def copied(reader: Reader, stretch: Stretch, settings: EncodeSettings) -> Clip:
     end = min(stretch.end(begin), stretch.end(stretch.start)) if begin > stretch.start else stretch.end(begin)
     declared = reader.declared
     if math.isfinite(stretch.known):
-        declared = declared.of_stretch(begin, max(0.0, min(end, stretch.known) - begin))
+        declared = declared.for_stretch(begin, max(0.0, min(end, stretch.known) - begin))
     reader.counting = declared
     sink = io.BytesIO()
     try:
@@ -77,9 +77,9 @@ def copied(reader: Reader, stretch: Stretch, settings: EncodeSettings) -> Clip:
     return _clip(sink.getvalue(), reader, stretch.segment, begin, picture, declared.concealed)
 
 
-def _from_key_frame(reader: Reader, stretch: Stretch) -> tuple[Iterator[Packet[VideoStream]], float]:
+def _from_key_frame(reader: Reader, stretch: PlannedSegment) -> tuple[Iterator[Packet[VideoStream]], float]:
     packets, key = reader.from_key_frame(stretch.start)
-    if stretch is WHOLE and key is not None and key < -TOLERANCE:
+    if stretch is WHOLE_VIDEO and key is not None and key < -TOLERANCE:
         raise _edited(f"its first picture is shown from a key frame on that comes {-key:.3f} s before it")
     timed = False
     if key is None or key < stretch.start - stretch.limit - TOLERANCE:
@@ -101,7 +101,7 @@ def _from_key_frame(reader: Reader, stretch: Stretch) -> tuple[Iterator[Packet[V
 
 
 def _until(
-    reader: Reader, packets: Iterator[Packet[VideoStream]], begin: float, end: float, decoded: Decoded
+    reader: Reader, packets: Iterator[Packet[VideoStream]], begin: float, end: float, decoded: DecodeStats
 ) -> Iterator[Packet[VideoStream]]:
     concealment = reader.concealment()
     left_out: float | None = None
@@ -133,7 +133,7 @@ def _edited(detail: str) -> BadVideo:
 
 
 def _muxed(
-    sink: io.BytesIO, reader: Reader, packets: Iterator[Packet[VideoStream]], decoded: Decoded
+    sink: io.BytesIO, reader: Reader, packets: Iterator[Packet[VideoStream]], decoded: DecodeStats
 ) -> VideoFrame | None:
     """Write the mp4; returns the first picture, None if it does not decode."""
     picture: VideoFrame | None = None

@@ -16,9 +16,9 @@ from sharding.media.decoding.reader import Reader
 from sharding.media.encoder import Encoder, EncodeSettings
 from sharding.media.flow import FlowEncoder, FlowSettings
 from sharding.media.input.bad_video import BadVideo
-from sharding.media.input.segments import WHOLE, SegmentSettings, Stretch, stretches
-from sharding.media.input.source import Source, SourceFile, raise_hidden
-from sharding.media.input.validity import Decoded, judge_bytes, judge_concealed
+from sharding.media.input.segments import WHOLE_VIDEO, PlannedSegment, SegmentSettings, planned_segments
+from sharding.media.input.source import Source, SourceFile, raise_read_error
+from sharding.media.input.validity import DecodeStats, judge_bytes, judge_concealed
 from sharding.media.remux import copied, require_copyable
 
 HEAD_BYTES = 4096
@@ -26,7 +26,7 @@ MANY = 8  # segments that are tried one by one, though the first of them failed
 
 
 @dataclass(frozen=True)
-class Work:
+class TranscodeCost:
     """What a video cost: frames decoded, bytes read."""
 
     frames: int
@@ -90,28 +90,28 @@ def transcode(
                 yield from _segments(reader, video, settings)
 
 
-def transcode_and_tell(
+def transcode_with_cost(
     source: Source,
     video: Video,
     settings: VideoSettings,
     threads: int = 1,
     alive: Callable[[int], None] | None = None,
-) -> Iterator[Clip | SegmentFailure | Work]:
+) -> Iterator[Clip | SegmentFailure | TranscodeCost]:
     """As `transcode`, and at the end the work that it was: the source's own counts stay in the process that reads."""
     yield from transcode(source, video, settings, threads, alive)
-    yield Work(source.frames, source.bytes_read)
+    yield TranscodeCost(source.frames, source.bytes_read)
 
 
 def _whole(reader: Reader, settings: VideoSettings) -> Clip:
     """The whole video, without a seek."""
     if settings.encode.copy_packets:
-        return copied(reader, WHOLE, settings.encode)
+        return copied(reader, WHOLE_VIDEO, settings.encode)
     return _encoded(reader, reader.all(reader.declared), reader.declared, settings, 0)
 
 
 def _segments(reader: Reader, video: Video, settings: VideoSettings) -> Iterator[Clip | SegmentFailure]:
     """The segments one after the other; failures wait until one is good, and are the video's own if none is."""
-    planned = stretches(reader.seconds(), video.start, video.end, settings.segments)
+    planned = planned_segments(reader.seconds(), video.start, video.end, settings.segments)
     known = {stretch.segment for stretch in planned}
     failures = [
         SegmentFailure(number, "outside", f"there is no segment {number}", f"the video has {len(planned)}")
@@ -150,11 +150,11 @@ def _segments(reader: Reader, video: Video, settings: VideoSettings) -> Iterator
         raise BadVideo(first.kind, reason, first.detail)
 
 
-def _segment(reader: Reader, stretch: Stretch, settings: VideoSettings) -> Clip:
+def _segment(reader: Reader, stretch: PlannedSegment, settings: VideoSettings) -> Clip:
     if settings.encode.copy_packets:
         return copied(reader, stretch, settings.encode)
     begin = reader.seek(stretch.start, stretch.limit)
-    decoded = reader.declared.of_stretch(begin, stretch.expected(begin))
+    decoded = reader.declared.for_stretch(begin, stretch.expected(begin))
     frames = reader.until(begin, stretch.end(begin), decoded)
     return _encoded(reader, frames, decoded, settings, stretch.segment)
 
@@ -162,7 +162,7 @@ def _segment(reader: Reader, stretch: Stretch, settings: VideoSettings) -> Clip:
 def _encoded(
     reader: Reader,
     frames: Iterator[tuple[VideoFrame, float]],
-    decoded: Decoded,
+    decoded: DecodeStats,
     settings: VideoSettings,
     segment: int,
 ) -> Clip:
@@ -185,5 +185,5 @@ def _head(file: SourceFile) -> bytes:
     parts: list[bytes] = []
     while (missing := HEAD_BYTES - sum(map(len, parts))) and (data := file.read(missing)):
         parts.append(data)
-    raise_hidden(file)
+    raise_read_error(file)
     return b"".join(parts)

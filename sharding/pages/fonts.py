@@ -26,7 +26,7 @@ _SIZE = 24  # pixels, at which a font's glyphs differ
 
 
 @dataclass(frozen=True)
-class Written:
+class FontRuns:
     """A text as it can be drawn, and each of its characters' fonts: neighbours have the same one where they can."""
 
     text: str
@@ -56,7 +56,7 @@ class Fonts:
                 break
         self._first = first
 
-    def written(self, text: str) -> Written | None:
+    def written(self, text: str) -> FontRuns | None:
         """How to draw the text, by as few fonts as will do; None if the fonts lack one of its characters.
 
         Characters that are not seen (joiners, variation selectors) and that no font of it has are left out.
@@ -76,7 +76,7 @@ class Fonts:
             if files:
                 before = kept[-1][1] if kept else None
                 kept.append((character, before if before in files else files[0]))
-        return Written("".join(character for character, _ in kept), tuple(file for _, file in kept))
+        return FontRuns("".join(character for character, _ in kept), tuple(file for _, file in kept))
 
 
 def installed() -> Iterator[Path]:

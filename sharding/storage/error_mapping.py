@@ -8,7 +8,7 @@ from typing import NoReturn
 from sharding.base.errors import UserError
 from sharding.base.redact import redacted
 
-TAKEN = ("PreconditionFailed", "412", "FileExistsError")
+ALREADY_EXISTS_CODES = ("PreconditionFailed", "412", "FileExistsError")
 # Errors of the request by their status, of the way or the moment by what they say.
 _PASSING_CODES = (
     "SlowDown", "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
@@ -25,11 +25,11 @@ _REFUSED_KINDS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRe
 _OF_THIS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EFBIG)
 
 
-class BrokenAnswer(OSError):
+class BrokenResponse(OSError):
     """An answer that came, but not whole or not to what was asked: another may be."""
 
 
-def code_of(error: BaseException) -> str:
+def error_code(error: BaseException) -> str:
     """The S3 error code behind an exception, else its type's name."""
     response = _response(error)
     return type(error).__name__ if response is None else str(response.get("Error", {}).get("Code", ""))
@@ -40,7 +40,7 @@ def is_transient(error: BaseException) -> bool:
     response = _response(error)
     if response is not None:
         status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
-        return is_passing(status) or code_of(error) in _PASSING_CODES
+        return is_retryable_status(status) or error_code(error) in _PASSING_CODES
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError | IsADirectoryError):
         return False
     if isinstance(error, OSError):
@@ -49,17 +49,17 @@ def is_transient(error: BaseException) -> bool:
     return any(kind.__name__ in _PASSING_KINDS or kind.__module__.startswith("aiohttp") for kind in kinds)
 
 
-def is_passing(status: int) -> bool:
+def is_retryable_status(status: int) -> bool:
     """Whether an HTTP status says that the same request may succeed later."""
     return status >= 500 or status in (408, 409, 429)
 
 
-def raise_translated(error: Exception, where: str, bucket_level: bool = False) -> NoReturn:
+def raise_as_user_error(error: Exception, where: str, bucket_level: bool = False) -> NoReturn:
     """Raise `error` as what the store's caller should see, secrets taken out.
 
     Not chained to the original, whose text may hold secrets that a traceback would print.
     """
-    where, code = redacted(where), code_of(error)
+    where, code = redacted(where), error_code(error)
     said = redacted(str(error)) or type(error).__name__
     if isinstance(error, UserError | FileExistsError):
         raise error

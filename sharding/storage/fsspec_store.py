@@ -14,12 +14,18 @@ import tenacity
 from sharding.base.errors import UserError
 from sharding.base.redact import redacted
 from sharding.storage.counters import Counters
-from sharding.storage.error_mapping import TAKEN, BrokenAnswer, code_of, is_transient, raise_translated
+from sharding.storage.error_mapping import (
+    ALREADY_EXISTS_CODES,
+    BrokenResponse,
+    error_code,
+    is_transient,
+    raise_as_user_error,
+)
 from sharding.storage.local import landing, whole
 
 T = TypeVar("T")
 
-PATIENCE = 120.0  # seconds that an operation is tried for
+RETRY_SECONDS = 120.0  # seconds that an operation is tried for
 _SLOWEST = 8.0  # seconds between two tries
 _CHECKS, CHECK_SECONDS = 6, 5.0  # when a store is opened: a wrong address is told in seconds
 _CHUNK = 16 * 2**20
@@ -30,7 +36,7 @@ class RemoteStore:
 
     remote = True
 
-    def __init__(self, url: str, connect: Callable[[str, str], Any], patience: float = PATIENCE) -> None:
+    def __init__(self, url: str, connect: Callable[[str, str], Any], patience: float = RETRY_SECONDS) -> None:
         self.url = url.rstrip("/")
         self.scheme, _, self.root = self.url.partition("://")
         if not self.root:
@@ -53,7 +59,7 @@ class RemoteStore:
         try:
             _retrying(quick, slowest=1.0)(self._check)
         except Exception as error:
-            raise_translated(error, self.url, bucket_level=True)
+            raise_as_user_error(error, self.url, bucket_level=True)
 
     def get(self, path: str) -> bytes:
         return self._cat(path)
@@ -111,7 +117,7 @@ class RemoteStore:
             try:
                 self._fs().pipe_file(self._full(path), data, mode="create" if create else "overwrite")
             except Exception as error:
-                if not create or code_of(error) not in TAKEN:
+                if not create or error_code(error) not in ALREADY_EXISTS_CODES:
                     raise
                 # A try that was lost on its way back may have written it.
                 if tries > 1 and self.get(path) == data:
@@ -164,7 +170,7 @@ class RemoteStore:
         try:
             return _retrying(enough, _SLOWEST, self._again)(replayed)
         except Exception as error:
-            raise_translated(error, self._where(path))
+            raise_as_user_error(error, self._where(path))
 
     def _again(self, _: tenacity.RetryCallState) -> None:
         self.counters.add(requests=1, retries=1)
@@ -172,7 +178,7 @@ class RemoteStore:
     def _require_length(self, path: str, length: int) -> None:
         found = self.size(path)
         if found != length:
-            raise BrokenAnswer(f"{length} bytes were written, {found} are there")
+            raise BrokenResponse(f"{length} bytes were written, {found} are there")
 
     def _where(self, path: str) -> str:
         return redacted(f"{self.url}/{path}".rstrip("/"))

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sharding.storage.error_mapping import TAKEN, BrokenAnswer, code_of
+from sharding.storage.error_mapping import ALREADY_EXISTS_CODES, BrokenResponse, error_code
 from sharding.storage.fsspec_store import CHECK_SECONDS, RemoteStore
 from sharding.storage.local import landing, whole
-from sharding.storage.presigned import GOOD_SECONDS, Body, Presigned, replaced
+from sharding.storage.presigned_reader import GOOD_SECONDS, PartialRange, PresignedReader, replaced
 
 _PART = 32 * 2**20  # of an upload in parts; one of them is in memory at a time
 _SINGLE = 2 * _PART  # up to here an upload is one request
@@ -42,7 +42,7 @@ class _Answer:
 class S3Store(RemoteStore):
     """A prefix of a bucket. Ranges are read by presigned URLs, where these serve, else by the client."""
 
-    _presigned: tuple[Any, Presigned] | None = None
+    _presigned: tuple[Any, PresignedReader] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "_presigned"}
@@ -63,7 +63,7 @@ class S3Store(RemoteStore):
             try:
                 return self._read(path, f"bytes=-{size}")
             except OSError as error:
-                if code_of(error) != _EMPTY:
+                if error_code(error) != _EMPTY:
                     raise
                 return self._read(path)
 
@@ -97,7 +97,7 @@ class S3Store(RemoteStore):
             try:
                 self._put_object(path, data, **only_new)
             except Exception as error:
-                if not create or code_of(error) not in TAKEN:
+                if not create or error_code(error) not in ALREADY_EXISTS_CODES:
                     raise
                 # A try that was lost on its way back may have written it, even the first that we know of: aiohttp
                 # sends a request anew, untold, when a connection that it had kept turns out to be closed.
@@ -169,13 +169,13 @@ class S3Store(RemoteStore):
         try:
             return self._read(path, f"bytes=0-{_CHUNK - 1}")
         except OSError as error:
-            if code_of(error) != _EMPTY:
+            if error_code(error) != _EMPTY:
                 raise
             return self._read(path)
 
     def _range(self, path: str, start: int, end: int) -> _Answer:
         """All of [start, end); what came before a break is kept, and the rest asked for."""
-        body = Body(path, start, end)
+        body = PartialRange(path, start, end)
 
         def more() -> None:
             quick = self._quick()
@@ -189,22 +189,22 @@ class S3Store(RemoteStore):
         data = whole(b"".join(body.pieces), start, end, lambda: self._where(path))
         return _Answer(data, start, body.total, body.tag)
 
-    def _read_more(self, body: Body) -> None:
+    def _read_more(self, body: PartialRange) -> None:
         position = body.position
         try:
             answer = self._read(body.path, f"bytes={position}-{body.end - 1}", _limit(body.end - position))
         except OSError as error:
-            if code_of(error) == _EMPTY:
+            if error_code(error) == _EMPTY:
                 whole(b"".join(body.pieces), body.start, body.end, lambda: self._where(body.path))
             raise
         body.belongs(answer.tag, answer.total, lambda: self._where(body.path))
         body.pieces.append(answer.data[position - answer.start : body.end - answer.start])
 
-    def _quick(self) -> Presigned | None:
+    def _quick(self) -> PresignedReader | None:
         """The way of this process by presigned URLs; None where there is none."""
         fs = self._fs()
         if self._presigned is None or self._presigned[0] is not fs:
-            self._presigned = (fs, Presigned(self._sign, self._bundle, self.counters))
+            self._presigned = (fs, PresignedReader(self._sign, self._bundle, self.counters))
         # A directory bucket's credentials are a session's of a few minutes, which its own client renews.
         return None if self._key("")[0].endswith(_DIRECTORY) else self._presigned[1]
 
@@ -227,7 +227,7 @@ class S3Store(RemoteStore):
         return named or os.environ.get("REQUESTS_CA_BUNDLE") or None
 
     def _read(self, path: str, extent: str | None = None, limit: float | None = None) -> _Answer:
-        """One GET of an object or of an HTTP range of it; BrokenAnswer if less comes than was announced.
+        """One GET of an object or of an HTTP range of it; BrokenResponse if less comes than was announced.
 
         `limit`: seconds that it may take: the client's own time-out begins anew with every byte.
         """
@@ -237,13 +237,13 @@ class S3Store(RemoteStore):
         data, length = answer["Body"], answer.get("ContentLength")
         self.counters.add(bytes=len(data))
         if length is not None and len(data) != length:
-            raise BrokenAnswer(f"{length} bytes were announced, {len(data)} came")
+            raise BrokenResponse(f"{length} bytes were announced, {len(data)} came")
         found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.get("ContentRange") or "")
         if found is None:
             return _Answer(data, 0, len(data), str(answer.get("ETag")))
         first, last, total = map(int, found.groups())
         if len(data) != last - first + 1:
-            raise BrokenAnswer(f"bytes {first} to {last} were announced, {len(data)} came")
+            raise BrokenResponse(f"bytes {first} to {last} were announced, {len(data)} came")
         return _Answer(data, first, total, str(answer.get("ETag")))
 
     def _put_object(self, path: str, data: bytes, **how: Any) -> None:
@@ -276,7 +276,7 @@ class S3Store(RemoteStore):
         try:
             self._ask("complete_multipart_upload", MultipartUpload={"Parts": parts}, **place)
         except Exception as error:
-            if code_of(error) != "NoSuchUpload":
+            if error_code(error) != "NoSuchUpload":
                 raise
             # A try that was lost on its way back may have completed it. The tag of an object in parts tells their
             # number, and its length and the parts' own sums are known.

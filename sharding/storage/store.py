@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from sharding.base.errors import UserError
 from sharding.base.redact import redacted, require_no_password
 from sharding.storage.counters import Counters
-from sharding.storage.fsspec_store import PATIENCE, RemoteStore
+from sharding.storage.fsspec_store import RETRY_SECONDS, RemoteStore
 from sharding.storage.local import LocalStore
 from sharding.storage.s3 import S3Store
 
@@ -64,7 +64,7 @@ class Store(Protocol):
         """Remove the object, if it is there."""
 
 
-def open_store(url: str | os.PathLike[str], patience: float = PATIENCE, ask: bool = True) -> Store:
+def open_store(url: str | os.PathLike[str], patience: float = RETRY_SECONDS, ask: bool = True) -> Store:
     """The store at a directory path, `file://` or fsspec URL (`s3://bucket/prefix`).
 
     A remote store is asked once, so that a wrong address, bucket or secret is a UserError here, in seconds;

@@ -24,7 +24,7 @@ from pretrain.data.reading.outage import NoMoreClips, Outage, Waiting
 from pretrain.data.sampling.order import Draw
 from pretrain.data.workers.batches import Batch, lay_out
 from pretrain.data.workers.worker import EvaluationJob, Failed, Made, NewMemory, TrainingJob, Work, hand_over
-from sharding.base.errors import CannotGoOn
+from sharding.base.errors import CommandFailed
 from sharding.base.parent_death import STOP_SIGNALS
 from sharding.base.settings import Seconds, Settings
 
@@ -53,11 +53,11 @@ class LoaderSettings(Settings):
     stall_seconds: Annotated[Seconds, Field(description="a run whose workers make nothing for so long ends")] = 600
 
 
-class WorkerDied(CannotGoOn):
+class WorkerDied(CommandFailed):
     """A worker process ended, and with it the batches that it was making."""
 
 
-class WorkersStalled(CannotGoOn):
+class WorkersStalled(CommandFailed):
     """No batch came for so long that none will."""
 
 

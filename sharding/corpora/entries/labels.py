@@ -26,7 +26,7 @@ def class_name(label: str) -> str:
     return nfc(printable(label.strip() or label))
 
 
-class LabelBook:
+class LabelEncoder:
     """Collects labels while rows are read; when all are known, tells what each means.
 
     `meaning`: "names" where a label is always a class' name, "numbers" where it is always a 0-based index; "either":

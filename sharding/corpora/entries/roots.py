@@ -46,7 +46,7 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def tellable(text: str) -> str:
+def sanitised(text: str) -> str:
     """A text that may hold a URL as it can be shown: without user, password, query and fragment, and printable.
 
     Everything after the first `scheme://` counts as that URL: rather too little is shown than a secret.
@@ -63,7 +63,7 @@ def tellable(text: str) -> str:
 
 
 @contextlib.contextmanager
-def kept_stores() -> Iterator[None]:
+def shared_stores() -> Iterator[None]:
     """Open no store twice inside the `with`: a data set may have a hundred lists in one."""
     token = _KEPT.set({})
     try:
@@ -81,7 +81,7 @@ def _store(url: str) -> Store:
     return kept[url]
 
 
-def normal_root(place: str) -> str:
+def normalised_root(place: str) -> str:
     """A folder or store prefix as roots are compared and kept: an absolute path, or a URL without its last slash.
 
     Raises UserError for an address on the web, as nothing is downloaded from there, and for one with a password.
@@ -89,7 +89,7 @@ def normal_root(place: str) -> str:
     scheme = place.partition("://")[0].lower() if _SCHEME.match(place) else ""
     if scheme in _WEB:
         remedy = "give the folder, or the prefix of a store like s3://bucket/prefix, that holds the files"
-        raise UserError("videos are not downloaded from the web", tellable(place), remedy)
+        raise UserError("videos are not downloaded from the web", sanitised(place), remedy)
     require_no_password(place)
     root = local_root(place)
     return (
@@ -103,7 +103,7 @@ class Roots:
     """The places that a list may name files of: `base`, from which relative names go, and further ones."""
 
     def __init__(self, base: str, others: Sequence[str] = ()) -> None:
-        self.places = [normal_root(place) for place in (base, *others)]
+        self.places = [normalised_root(place) for place in (base, *others)]
         self._remote = [_SCHEME.match(place) is not None for place in self.places]
 
     def place(self, name: str) -> tuple[int, str] | None:
@@ -153,9 +153,9 @@ def files_below(root: str) -> Iterator[tuple[str, int | None]]:
         yield from _store(root).walk()
         return
     if not folder.exists():
-        raise UserError("there is no such folder", tellable(root), "check the path; it must be a folder of videos")
+        raise UserError("there is no such folder", sanitised(root), "check the path; it must be a folder of videos")
     if not folder.is_dir():
-        raise UserError("this is a file, not a folder", tellable(root), "give the folder that holds the videos")
+        raise UserError("this is a file, not a folder", sanitised(root), "give the folder that holds the videos")
     try:
         yield from _walk(folder, "", (folder.resolve(),))
     except OSError as error:
@@ -164,7 +164,7 @@ def files_below(root: str) -> Iterator[tuple[str, int | None]]:
         raise UserError(f"the corpus cannot be read: {error.strerror}", where, remedy) from error
 
 
-def size_of(root: str, path: str) -> int | None:
+def local_file_size(root: str, path: str) -> int | None:
     """Bytes of a file below a local root; FileNotFoundError where none is there; None where it may not be looked at."""
     try:
         found = os.stat(f"{root}/{path}")  # noqa: PTH116 - a Path for each of a million files takes half the time
@@ -177,7 +177,7 @@ def size_of(root: str, path: str) -> int | None:
     return found.st_size
 
 
-def kind_of_place(place: str, what: str = "corpus") -> str:
+def file_or_folder(place: str, what: str = "corpus") -> str:
     """ "file" or "folder", as which a prefix in a store counts. Raises UserError if a local path is not there."""
     path = local_root(place)
     if path is not None:
@@ -188,9 +188,9 @@ def kind_of_place(place: str, what: str = "corpus") -> str:
                 return "file"
         except OSError as error:
             problem = f"the {what} cannot be read: {error.strerror}"
-            raise UserError(problem, tellable(place), "give this account the right to read it") from error
+            raise UserError(problem, sanitised(place), "give this account the right to read it") from error
         remedy = "check the path; it must be a folder of videos, or a list of them"
-        raise UserError(f"there is no such {what}", tellable(place), remedy)
+        raise UserError(f"there is no such {what}", sanitised(place), remedy)
     parent, _, name = place.rpartition("/")
     if not name or parent.endswith("/"):
         return "folder"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sharding.corpora.entries.labels import Labels
 
-Ids = Callable[[str], Sequence[str]]  # of a file's path: the id by which lists mean it, and maybe an alias
+IdsOfPath = Callable[[str], Sequence[str]]  # of a file's path: the id by which lists mean it, and maybe an alias
 
 
 class Row(NamedTuple):
@@ -38,7 +38,7 @@ class Refusal(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Listing:
+class CorpusList:
     """One list of a corpus: where it is, what its numbers count ("line", "entry", "row"), and its rows."""
 
     where: str
@@ -46,11 +46,11 @@ class Listing:
     rows: Iterable[Row | Refusal]
 
 
-def encoded(text: str) -> bytes:
+def encode_name(text: str) -> bytes:
     """A name as it is kept, bytes that are not UTF-8 as they were."""
     return text.encode("utf-8", "surrogateescape")
 
 
-def decoded(name: bytes) -> str:
+def decode_name(name: bytes) -> str:
     """The name that was kept."""
     return name.decode("utf-8", "surrogateescape")

@@ -21,7 +21,7 @@ def uri_fraction(source: bytes) -> float:
     return int.from_bytes(hashlib.sha256(source).digest()[:6], "big") / 2**48
 
 
-class Shares:
+class ValidationShare:
     """A share of the source videos for validation, by the hash of each alone, seen one after the other.
 
     Only where that would leave one side without a video of plausible size, the nearest by hash crosses

@@ -12,13 +12,13 @@ from typing import Any
 
 from sharding.base.errors import UserError
 from sharding.corpora.entries.labels import class_name
-from sharding.corpora.entries.roots import EXTENSIONS, tellable
-from sharding.corpora.entries.rows import Ids, Refusal, Row
+from sharding.corpora.entries.roots import EXTENSIONS, sanitised
+from sharding.corpora.entries.rows import IdsOfPath, Refusal, Row
 from sharding.corpora.formats.csv_table import csv_table
 from sharding.corpora.formats.list_file import ListFile
-from sharding.corpora.formats.lists import (
-    Found,
+from sharding.corpora.formats.tables import (
     Malformed,
+    RowOrRefusal,
     labels_of_value,
     seconds,
     shown,
@@ -67,7 +67,7 @@ def ids_of_file(path: str) -> tuple[str, ...]:
     return (name, found.group(1)) if found is not None else (name,)
 
 
-def id_in_class(classes: Collection[str], canonical: Callable[[str], str] = str) -> Ids:
+def id_in_class(classes: Collection[str], canonical: Callable[[str], str] = str) -> IdsOfPath:
     """The id of a file by class folder and name where it lies in a folder of `classes`, else by its name alone.
 
     `canonical`: of a name, how lists write it.
@@ -82,7 +82,7 @@ def id_in_class(classes: Collection[str], canonical: Callable[[str], str] = str)
     return ids
 
 
-class UcfNames:
+class UcfSpelling:
     """UCF101's names `v_Class_g01_c01` with their class written as in `classes`: lists and files differ in its case.
 
     (`HandstandPushups` is the class, `v_HandStandPushups_g01_c01` are its files, in some copies and lists.)
@@ -101,7 +101,7 @@ class UcfNames:
         return self._spelled.get(class_name(label).casefold(), label)
 
 
-def sports1m_rows(file: ListFile, split: str) -> Iterator[Found]:
+def sports1m_rows(file: ListFile, split: str) -> Iterator[RowOrRefusal]:
     """Rows of lines `URL 12,305`: the labels are 0-based indices."""
     for line, text in text_lines(file):
         if isinstance(text, Refusal):
@@ -120,7 +120,7 @@ def _sports1m_labels(text: str) -> tuple[str, ...]:
     return tuple(text.strip(",").split(",")) if _INDICES.fullmatch(text) else ()
 
 
-def sports1m_json_rows(entries: Iterable[tuple[int, str, Any]], split: str) -> Iterator[Found]:
+def sports1m_json_rows(entries: Iterable[tuple[int, str, Any]], split: str) -> Iterator[RowOrRefusal]:
     """Rows of the JSON form: entries with an id or address, `label487` and, it may be, `source487` for the split."""
     for number, key, entry in entries:
         if isinstance(entry, Refusal):
@@ -147,7 +147,7 @@ def is_kinetics_header(header: Iterable[str]) -> bool:
     return {"youtube_id", "time_start"} <= {name.strip().lower() for name in header}
 
 
-def kinetics_rows(file: ListFile, split: str) -> Iterator[Found]:
+def kinetics_rows(file: ListFile, split: str) -> Iterator[RowOrRefusal]:
     """Rows of a Kinetics CSV. Raises UserError if its header is another.
 
     The file of a row is `ID_SSSSSS_EEEEEE`, which holds its stretch alone, or else `ID`, the whole video.
@@ -155,7 +155,7 @@ def kinetics_rows(file: ListFile, split: str) -> Iterator[Found]:
     header, lines = csv_table(file)
     names = [name.strip().lower() for name in header]
     if not is_kinetics_header(header):
-        what = f"this is no Kinetics list; its first line is: {tellable(', '.join(header[:8]))}"
+        what = f"this is no Kinetics list; its first line is: {sanitised(', '.join(header[:8]))}"
         remedy = "give the CSV with the header label,youtube_id,time_start,time_end,split"
         raise UserError(what, file.where, remedy)
     for line, cells in lines:
@@ -193,7 +193,7 @@ def ucf101_names(file: ListFile) -> tuple[str, ...]:
     return tuple(names[number] for number in sorted(names))
 
 
-def ucf101_rows(file: ListFile, split: str, names: UcfNames) -> Iterator[Found]:
+def ucf101_rows(file: ListFile, split: str, names: UcfSpelling) -> Iterator[RowOrRefusal]:
     """Rows of lines `Class/v_Class_g01_c01.avi 1`; the class is the folder's, the number repeats it."""
     for line, text in text_lines(file):
         if isinstance(text, Refusal):
@@ -210,7 +210,7 @@ def ucf101_rows(file: ListFile, split: str, names: UcfNames) -> Iterator[Found]:
         yield Row(f"{class_name(label).casefold()}/{name}", (label,), split, line=line, whole=name)
 
 
-def hmdb51_rows(file: ListFile, label: str) -> Iterator[Found]:
+def hmdb51_rows(file: ListFile, label: str) -> Iterator[RowOrRefusal]:
     """Rows of lines `file.avi 1` of a class' list: 1 is training, 2 is testing, 0 is in neither."""
     folder = class_name(label).casefold()
     for line, text in text_lines(file):

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 from sharding.corpora.entries.rows import Refusal, Row
 from sharding.corpora.entries.splits import SPLITS
-from sharding.corpora.formats.lists import Found
+from sharding.corpora.formats.tables import RowOrRefusal
 
 Files = Callable[[], Iterable[tuple[str, int | None]]]
 
 
-def folder_rows(files: Files, folder: str) -> Iterator[Found]:
+def folder_rows(files: Files, folder: str) -> Iterator[RowOrRefusal]:
     """Rows of a listing (path, bytes), which is gone through several times, in one of three layouts.
 
     `{train,val}/class/**/file`, `class/**/file`, or flat files, which are of one class called `folder`. Videos

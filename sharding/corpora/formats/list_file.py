@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sharding.base.text import SAY, opened_text
-from sharding.corpora.entries.roots import local_copy, tellable
+from sharding.corpora.entries.roots import local_copy, sanitised
 
 LONGEST_LINE = 2**20  # characters
 
@@ -28,7 +28,7 @@ class ListFile:
     @property
     def where(self) -> str:
         """The place as it can be shown."""
-        return tellable(self.place)
+        return sanitised(self.place)
 
     def opened(
         self, newline: str | None = None, strict: bool = True

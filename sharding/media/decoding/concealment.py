@@ -6,24 +6,24 @@ from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
-from sharding.media.decoding.matroska_crc import Clusters
+from sharding.media.decoding.matroska_crc import MatroskaClusters
 
 # Their decoders begin anywhere, on grey; the others show nothing before a key frame.
 BEGIN_ANYWHERE = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "h263p", "flv1", "wmv1", "wmv2")
 B_IS_NO_REFERENCE = ("mpeg1video", "mpeg2video", *BEGIN_ANYWHERE)
 # Their decoders go on over damaged data without a word; so many zeros in a row are in no sound packet of theirs.
 SILENT = ("hevc", "vp8", "vp9", "av1")
-HOLE = bytes(256)
+ZERO_RUN = bytes(256)
 REMEMBERED = 128  # packets whose frames may still come
 
 
-class Concealment:
+class ConcealmentDetector:
     """Counts the frames of a stream, from where its decoding begins, that show concealed damage.
 
     A *sign* of damage is a packet that the demuxer says is damaged (mpeg-ts: packets are missing; any container: the
     file ends inside it), one that the decoder refuses, a frame that the decoder says is damaged (slices concealed,
     references missing), and a beginning without a key frame where the decoder shows that; where decoders are silent,
-    also a packet with a hole (`has_hole`), and all of a Matroska cluster whose checksum is wrong.
+    also a packet with a hole (`has_zero_run`), and all of a Matroska cluster whose checksum is wrong.
     Concealed is the frame of that packet, if it is shown, and every frame decoded after it until a key frame is shown
     (in a stream that is refreshed bit by bit, until its second recovery point). A damaged B frame alone reaches only
     to the next frame that is none, and where B frames are no references, only itself.
@@ -33,7 +33,7 @@ class Concealment:
     Matroska file.
     """
 
-    def __init__(self, codec: str, container: str, threads: int = 1, clusters: Clusters | None = None) -> None:
+    def __init__(self, codec: str, container: str, threads: int = 1, clusters: MatroskaClusters | None = None) -> None:
         self.codec = codec
         self.clusters = clusters
         self.damaged = False  # whether the last packet is itself; in a damaged cluster, nobody knows which are
@@ -58,7 +58,7 @@ class Concealment:
         if packet.is_corrupt:
             self._signs.append(self._fed + self._flagged_early)
         silent = self.codec in SILENT
-        self.damaged = self._fed in self._signs or (silent and has_hole(bytes(packet)))
+        self.damaged = self._fed in self._signs or (silent and has_zero_run(bytes(packet)))
         if self.damaged or (silent and self._in_damaged_cluster(packet)):
             self._signs.append(self._fed)
 
@@ -105,7 +105,7 @@ class Concealment:
             self._leading = packet.pts or 0, self._signed(self._fed)
             self._signs = [sign for sign in self._signs if sign > self._fed]
         self.feed(packet)
-        if self.codec not in SILENT and has_hole(bytes(packet)):  # of which their decoders would tell
+        if self.codec not in SILENT and has_zero_run(bytes(packet)):  # of which their decoders would tell
             self._signs.append(self._fed)
         key_pts, before = self._leading
         return self._signed(self._fed) or (before and packet.pts is not None and packet.pts < key_pts)
@@ -117,10 +117,10 @@ class Concealment:
         return any(sign <= number for sign in self._signs)
 
 
-def has_hole(data: bytes) -> bool:
+def has_zero_run(data: bytes) -> bool:
     """Whether a packet's bytes have a run of zeros, not counting those at its end, that no encoder writes.
 
     As they are where a download or a disk lost a block: entropy coding leaves no such run, but some pad.
     """
-    at = data.find(HOLE)
+    at = data.find(ZERO_RUN)
     return at >= 0 and any(data[at:])

@@ -7,13 +7,13 @@ import re
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from sharding.media.input.validity import Decoded
+from sharding.media.input.validity import DecodeStats
 
 COMMON_STEP = 1 / 25  # seconds from frame to frame where no header tells
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)")
 
 
-def declared(container: InputContainer, stream: VideoStream) -> tuple[Decoded, bool]:
+def declared(container: InputContainer, stream: VideoStream) -> tuple[DecodeStats, bool]:
     """What the header says before anything is decoded, and whether it says it of the picture itself.
 
     If not, the length is that of the container, which lasts as long as its audio or subtitles.
@@ -36,7 +36,7 @@ def declared(container: InputContainer, stream: VideoStream) -> tuple[Decoded, b
     seconds = min(own, whole) if own and whole else own or whole
     usual = 1 <= rate <= 240
     step = 1 / rate if usual else COMMON_STEP
-    return Decoded(frames or (round(seconds / step) if usual else 0), seconds, step), bool(
+    return DecodeStats(frames or (round(seconds / step) if usual else 0), seconds, step), bool(
         own or len(container.streams) == 1
     )
 

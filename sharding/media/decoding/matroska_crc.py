@@ -16,7 +16,7 @@ _LARGEST = 2**26  # bytes of a cluster that is checked
 _BLOCK = 2**20
 
 
-class Clusters:
+class MatroskaClusters:
     """The clusters of a Matroska or WebM file, each read and checked when a packet of it comes.
 
     FFmpeg reads the same file meanwhile, and does not check. A muxer that writes wrong checksums is not believed: a

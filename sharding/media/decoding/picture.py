@@ -48,7 +48,7 @@ def fitted_size(width: int, height: int, aspect: float, short_edge: int) -> tupl
     return max(2, 2 * round(shown_width * scale / 2)), max(2, 2 * round(shown_height * scale / 2))
 
 
-class Fitter:
+class FrameScaler:
     """Fits every frame of a video to one size: `size` (width, height) as shown, else what its first frame decides.
 
     Frames are turned and mirrored as the display matrix of each says. Of a frame that is flagged interlaced only the

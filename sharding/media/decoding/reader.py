@@ -15,14 +15,14 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from sharding.media.decoding.concealment import Concealment
+from sharding.media.decoding.concealment import ConcealmentDetector
 from sharding.media.decoding.lengths import declared, shown
-from sharding.media.decoding.matroska_crc import Clusters
-from sharding.media.decoding.timestamps import DecodingTimes, evened
+from sharding.media.decoding.matroska_crc import MatroskaClusters
+from sharding.media.decoding.timestamps import DtsOnlyTimes, with_rising_times
 from sharding.media.input.bad_video import BadVideo
 from sharding.media.input.segments import TOLERANCE
-from sharding.media.input.source import Source, SourceFile, raise_hidden
-from sharding.media.input.validity import Decoded, judge_frames, judge_unopenable
+from sharding.media.input.source import Source, SourceFile, raise_read_error
+from sharding.media.input.validity import DecodeStats, judge_frames, judge_unopenable
 
 DEMUXERS = (
     "aac,asf,avi,dv,flac,flv,gif,h264,hevc,ivf,jpeg_pipe,m4v,matroska,mjpeg,mov,mp3,mpeg,mpegts,mpegvideo,mxf,"
@@ -103,7 +103,7 @@ class Reader:
         """How long the picture lasts by its packets' times, whatever its header says; as `seconds`."""
         return self._ends().picture
 
-    def judge(self, decoded: Decoded, minimum: float) -> None:
+    def judge(self, decoded: DecodeStats, minimum: float) -> None:
         """As judge_frames; if too few came of the whole video, its header is doubted first.
 
         It may count what edits leave out, and last as long as the audio, or as a last picture that stays.
@@ -128,7 +128,7 @@ class Reader:
 
         Raises BadVideo if the picture lasted longer than a week.
         """
-        counting, self.counting = self.counting, Decoded(0, 0.0, self.declared.step)
+        counting, self.counting = self.counting, DecodeStats(0, 0.0, self.declared.step)
         self._waiting = None
         length = self.declared.seconds if self.declared.seconds <= LONGEST else 0.0
         for before in (*EARLIER[1:], math.inf):
@@ -171,7 +171,7 @@ class Reader:
         try:
             self._opened.seek(int(time / self._tick) + self._first_pts, stream=self.stream)
         except av.error.FFmpegError:
-            raise_hidden(self.file)
+            raise_read_error(self.file)
             return False
         return True
 
@@ -185,10 +185,10 @@ class Reader:
             try:
                 packet = next(packets, None)
             except av.error.FFmpegError as error:
-                raise_hidden(self.file)
+                raise_read_error(self.file)
                 self.counting.failed(error)
                 return
-            raise_hidden(self.file)
+            raise_read_error(self.file)
             if packet is None:
                 return
             if self.alive is not None:
@@ -206,7 +206,7 @@ class Reader:
         try:
             frames = self.stream.decode(packet)
         except av.error.FFmpegError as error:
-            raise_hidden(self.file)
+            raise_read_error(self.file)
             self.counting.failed(error)
             self._concealment.refused()
             return []
@@ -215,7 +215,7 @@ class Reader:
             self.alive(self.source.frames)
         return frames
 
-    def all(self, decoded: Decoded) -> Iterator[tuple[VideoFrame, float]]:
+    def all(self, decoded: DecodeStats) -> Iterator[tuple[VideoFrame, float]]:
         """Every frame that decodes, with its time; what does not is counted, never raised."""
         self.counting = decoded
         for (frame, concealed), time in self._decode(self.packets()):
@@ -257,7 +257,7 @@ class Reader:
         self._running = self._decode(packets)
         return target if key is None or key < target - limit - TOLERANCE else key
 
-    def until(self, start: float, end: float, decoded: Decoded) -> Iterator[tuple[VideoFrame, float]]:
+    def until(self, start: float, end: float, decoded: DecodeStats) -> Iterator[tuple[VideoFrame, float]]:
         """After `seek`: the frames in [start, end) seconds, counted in `decoded`; to be taken to the last."""
         assert self._running is not None
         self.counting = decoded
@@ -292,7 +292,7 @@ class Reader:
 
     def _decode(self, packets: Iterator[Packet[VideoStream]]) -> Iterator[tuple[Shown, float]]:
         """Every frame, with times that rise."""
-        return evened(self._timed(packets), self.declared.step)
+        return with_rising_times(self._timed(packets), self.declared.step)
 
     def _timed(self, packets: Iterator[Packet[VideoStream]]) -> Iterator[tuple[Shown, float | None, bool]]:
         """Every frame, the time that it is given, and whether by the packets a later one follows.
@@ -300,7 +300,7 @@ class Reader:
         A first frame without a time has that of the first packet.
         """
         self._concealment = self.concealment()
-        stamps = DecodingTimes(self._delay) if self.decoding_times_only else None
+        stamps = DtsOnlyTimes(self._delay) if self.decoding_times_only else None
         coming: list[int] = []  # when those are shown that went into the decoder and did not come out
         begin: float | None = None
         begun = False
@@ -328,11 +328,11 @@ class Reader:
             if self.counting.stuck:
                 return
 
-    def concealment(self) -> Concealment:
+    def concealment(self) -> ConcealmentDetector:
         """What notices concealed damage from where the container stands."""
         container = self._opened.format.name
-        clusters = Clusters(self.file) if "matroska" in container else None
-        return Concealment(self.stream.codec_context.codec.canonical_name, container, self.threads, clusters)
+        clusters = MatroskaClusters(self.file) if "matroska" in container else None
+        return ConcealmentDetector(self.stream.codec_context.codec.canonical_name, container, self.threads, clusters)
 
     def _seconds(self, stamp: int | None) -> float | None:
         return None if stamp is None else (stamp - self._first_pts) * self._tick
@@ -357,9 +357,9 @@ class Reader:
                 buffer_size=BUFFER,
             )
         except av.error.FFmpegError as error:
-            raise_hidden(self.file)
+            raise_read_error(self.file)
             raise judge_unopenable(self.file, self.head, error.strerror or str(error)) from error
-        raise_hidden(self.file)
+        raise_read_error(self.file)
         self.stream = _video_stream(self.container)
         for other in self.container.streams:
             if other.index != self.stream.index:

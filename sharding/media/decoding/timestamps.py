@@ -13,7 +13,7 @@ NEAR = 1.0  # seconds: a time this little later than the one before it follows i
 WINDOW = 16  # frames that are looked at before times that do not rise are settled: as many as a codec reorders
 
 
-class DecodingTimes:
+class DtsOnlyTimes:
     """When the frames of a stream are shown whose container knows no other times than those for decoding (AVI).
 
     A pts is then FFmpeg's guess, and wrong where frames are reordered. But frames come out as evenly as packets go in,
@@ -36,7 +36,7 @@ class DecodingTimes:
         return None if dts is None else dts - (self.delay or 0)
 
 
-def evened(frames: Iterable[tuple[F, float | None, bool]], step: float) -> Iterator[tuple[F, float]]:
+def with_rising_times(frames: Iterable[tuple[F, float | None, bool]], step: float) -> Iterator[tuple[F, float]]:
     """The frames, in order, with times in seconds that rise; those that do are left as they are.
 
     A frame without a time comes a `step` after the one before it, or before the one after it at the beginning. Times

@@ -28,7 +28,7 @@ class SegmentSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Stretch:
+class PlannedSegment:
     """A segment as planned, in seconds of the source, `known` of which there are.
 
     It begins at `start`, or up to `limit` earlier at a key frame, and lasts `length`, but not beyond `latest`.
@@ -50,12 +50,12 @@ class Stretch:
         return max(0.0, min(self.end(begin), self.known) - begin)
 
 
-WHOLE = Stretch(0, 0.0, 0.0, math.inf, math.inf, math.inf)
+WHOLE_VIDEO = PlannedSegment(0, 0.0, 0.0, math.inf, math.inf, math.inf)
 
 
-def stretches(
+def planned_segments(
     seconds: float, start: float | None, end: float | None, settings: SegmentSettings | None
-) -> list[Stretch]:
+) -> list[PlannedSegment]:
     """The segments of [start, end) of a video that lasts so many seconds; one, all of it, without settings.
 
     Raises BadVideo if the video ends before `start`.
@@ -67,11 +67,11 @@ def stretches(
         what = f"its stretch, from {lowest:g} to {latest:g} s, is not in the video"
         raise BadVideo("outside", what, f"the video lasts {seconds:g} s")
     if settings is None:
-        return [Stretch(0, lowest, 0.0, math.inf, latest, seconds)]
+        return [PlannedSegment(0, lowest, 0.0, math.inf, latest, seconds)]
     starts = [lowest + planned for planned in segment_starts(highest - lowest, settings)]
     limits = snap_limits(starts, settings, lowest)
     return [
-        Stretch(number, planned, limit, settings.seconds, latest, seconds)
+        PlannedSegment(number, planned, limit, settings.seconds, latest, seconds)
         for number, (planned, limit) in enumerate(zip(starts, limits, strict=True))
     ]
 

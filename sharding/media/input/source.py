@@ -20,7 +20,7 @@ from sharding.media.input.ranged import MEBIBYTE, RangedFile
 from sharding.storage.store import Store, open_store
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")  # only there: an object's key may hold a URL further on
-OF_ONE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+FILE_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 class SourceFile:
@@ -102,7 +102,7 @@ class Source:
             if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
                 raise BadVideo("unreadable", "it is no file but a pipe or a device")  # opened, it might never end
             local = io.FileIO(path)
-        except OF_ONE_FILE as error:
+        except FILE_ERRORS as error:
             raise BadVideo("unreadable", "the file cannot be read", str(error.strerror or error)) from error
         with local:
             yield SourceFile(local, os.fstat(local.fileno()).st_size, name, self._read)
@@ -121,7 +121,7 @@ class Source:
         self.bytes_read += count
 
 
-def raise_hidden(file: SourceFile) -> None:
+def raise_read_error(file: SourceFile) -> None:
     """Raise what went wrong in reading the file, which FFmpeg may have taken for its end.
 
     An object that vanished while it was read is BadVideo.
@@ -179,7 +179,7 @@ def _hindrance(source: Source, error: Exception) -> OSError | None:
 
     FFmpeg's word for an error of the disk may be any, so the file is read once more without it.
     """
-    if isinstance(error, OSError) and not isinstance(error, (*OF_ONE_FILE, FFmpegError)):
+    if isinstance(error, OSError) and not isinstance(error, (*FILE_ERRORS, FFmpegError)):
         return error
     path = source.path
     if path is None:
@@ -202,7 +202,7 @@ def _hindrance(source: Source, error: Exception) -> OSError | None:
         with path.open("rb") as file:
             while file.read(2**20):
                 pass
-    except OF_ONE_FILE:
+    except FILE_ERRORS:
         return None
     except OSError as found:
         return found

@@ -12,7 +12,7 @@ STUCK_AFTER = 1000  # errors in a row without a frame: nothing more will come
 
 
 @dataclass
-class Decoded:
+class DecodeStats:
     """What a container declares of its video stream, and what came out of the decoder. Times in seconds."""
 
     declared: int  # frames; 0: unknown
@@ -63,10 +63,10 @@ class Decoded:
             self.declared = round(self.declared * seconds / self.seconds)
         self.seconds = seconds
 
-    def of_stretch(self, begin: float, seconds: float) -> Decoded:
+    def for_stretch(self, begin: float, seconds: float) -> DecodeStats:
         """What the header says of so many seconds of the stream."""
         rate = min(1 / self.step, self.declared / self.seconds) if self.declared and self.seconds else 1 / self.step
-        return Decoded(round(seconds * rate), seconds, self.step, begin=begin)
+        return DecodeStats(round(seconds * rate), seconds, self.step, begin=begin)
 
     def failed(self, error: Exception) -> None:
         """Count an error of the demuxer or decoder."""
@@ -138,7 +138,7 @@ def judge_unopenable(file: SourceFile, head: bytes, error: str) -> BadVideo:
     return BadVideo("not_video", "not a video file (no video format known here)", error)
 
 
-def judge_frames(decoded: Decoded, minimum: float) -> None:
+def judge_frames(decoded: DecodeStats, minimum: float) -> None:
     """Raises BadVideo if too few frames decoded: a smaller share than `minimum`, or fewer than a video has."""
     detail = f"{decoded.errors} decoding errors, the last: {decoded.last_error}" if decoded.errors else ""
     if decoded.corrupt:
@@ -167,7 +167,7 @@ def judge_frames(decoded: Decoded, minimum: float) -> None:
         raise BadVideo("missing_frames", what, detail)
 
 
-def judge_concealed(decoded: Decoded, maximum: float) -> None:
+def judge_concealed(decoded: DecodeStats, maximum: float) -> None:
     """Raises BadVideo if more than a share `maximum` of the frames shows damage that the decoder concealed."""
     frames = decoded.frames + decoded.corrupt
     if decoded.concealed <= maximum * frames:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from sharding.base.errors import UserError
 from sharding.corpora import corpus_db as gather
-from sharding.corpora.corpus_db import Gather
-from sharding.corpora.entries.labels import LabelBook
-from sharding.corpora.entries.rows import Listing, Row
+from sharding.corpora.corpus_db import CorpusDatabase
+from sharding.corpora.entries.labels import LabelEncoder
+from sharding.corpora.entries.rows import CorpusList, Row
 from sharding.corpora.manifest import CorpusSettings, Manifest, Video, read_manifest
 from sharding.corpora.merge import identity_digest
 from sharding.format.plan import plan
@@ -157,17 +157,17 @@ def test_a_manifest_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = Gather()
+    held = CorpusDatabase()
     held.db.execute("PRAGMA max_page_count=20")
-    book = LabelBook("names", None, "x")
+    book = LabelEncoder("names", None, "x")
     rows_ = (Row(f"{n}.mp4", ("x",), bytes=1) for n in range(10_000))
     with pytest.raises(UserError, match=r"does not fit on the disk(.|\n)*TMPDIR"):
-        held.read(Listing("x", "line", rows_), book, None, listed=True)
+        held.read(CorpusList("x", "line", rows_), book, None, listed=True)
 
 
 def test_a_label_for_every_video_is_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sharding.corpora.entries.labels.MOST", 100)
-    book = LabelBook("names", None, "x")
+    book = LabelEncoder("names", None, "x")
     with pytest.raises(UserError, match="more than 100 labels"):
         for n in range(102):
             book.code((f"title {n}",))

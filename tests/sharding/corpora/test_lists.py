@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from sharding.base.errors import UserError
-from sharding.corpora.entries.roots import Roots, local_copy, tellable
+from sharding.corpora.entries.roots import Roots, local_copy, sanitised
 from sharding.corpora.entries.rows import Refusal
 from sharding.corpora.formats import json_stream as jsonlist
-from sharding.corpora.formats import list_file, lists
+from sharding.corpora.formats import list_file, tables
 from sharding.corpora.formats.json_stream import json_entries
 from sharding.corpora.formats.list_file import ListFile
 from sharding.corpora.manifest import CorpusSettings, Manifest, read_manifest
@@ -325,11 +325,11 @@ def test_a_list_and_its_videos_in_a_store(
 
 
 def test_urls_without_their_secrets() -> None:
-    assert tellable("s3://key:secret@bucket/a@b.mp4?X-Amz-Signature=1#f") == "s3://b.mp4?…"  # rather too little
-    assert tellable("s3://bucket/a@b.mp4") == "s3://bucket/a@b.mp4"
-    assert tellable("http://host:8080/a b.mp4?token=x y") == "http://host:8080/a b.mp4?…"
-    assert "secret" not in tellable("see https://u:se/secret@host/x") and tellable("a/b?c.mp4") == "a/b?c.mp4"
-    assert tellable(os.fsdecode(b"\xff.mp4")) == "\\udcff.mp4" and len(tellable("x" * 9999)) == 300
+    assert sanitised("s3://key:secret@bucket/a@b.mp4?X-Amz-Signature=1#f") == "s3://b.mp4?…"  # rather too little
+    assert sanitised("s3://bucket/a@b.mp4") == "s3://bucket/a@b.mp4"
+    assert sanitised("http://host:8080/a b.mp4?token=x y") == "http://host:8080/a b.mp4?…"
+    assert "secret" not in sanitised("see https://u:se/secret@host/x") and sanitised("a/b?c.mp4") == "a/b?c.mp4"
+    assert sanitised(os.fsdecode(b"\xff.mp4")) == "\\udcff.mp4" and len(sanitised("x" * 9999)) == 300
 
 
 @settings(deadline=None)
@@ -391,7 +391,7 @@ def test_json_that_breaks_off_says_where(tmp_path: Path) -> None:
 def test_a_quote_that_is_never_closed_swallows_no_other_line(tmp_path: Path, rest: str) -> None:
     text = 'uri,label,note\n"a.mp4,run\n' + rest + 'd.mp4,run,"two\nlines"\ne.mp4,run\n'
     (tmp_path / "list.csv").write_text(text)
-    found = list(lists.csv_rows(ListFile(tmp_path / "list.csv", "list.csv")))
+    found = list(tables.csv_rows(ListFile(tmp_path / "list.csv", "list.csv")))
     refused = [row for row in found if isinstance(row, Refusal)]
     assert [(row.name.strip(), row.kind, row.line) for row in refused] == [('"a.mp4,run', "malformed", 2)]
     rows = [(row.name, row.line) for row in found if not isinstance(row, Refusal)]

@@ -507,7 +507,7 @@ def test_a_failure_list_that_lost_a_line(store: Store) -> None:
 
 def test_many_parts_longer_than_a_block(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks shorter than most members, and of no multiple of a tar's."""
-    monkeypatch.setattr("sharding.inspect.forward.BLOCK", 700)
+    monkeypatch.setattr("sharding.inspect.sequential_reader.BLOCK", 700)
     assert verify(store, "all").sound
     path = Path(store.url) / part_of(store, chosen(store))
     cut(path, path.stat().st_size * 2 // 3)
@@ -570,7 +570,7 @@ def test_on_s3(remote: Store) -> None:
 
 def test_memory_does_not_grow_with_a_part(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of many megabytes is never held whole: the longest read is a block or a sample."""
-    monkeypatch.setattr("sharding.inspect.forward.BLOCK", 2**16)
+    monkeypatch.setattr("sharding.inspect.sequential_reader.BLOCK", 2**16)
     shard = chosen(store)
     path = Path(store.url) / part_of(store, shard)
     path.write_bytes(path.read_bytes() + bytes(2**24))

@@ -20,11 +20,11 @@ import webdataset
 from sharding.base.errors import UserError
 from sharding.corpora.manifest import Video
 from sharding.format import index, record
-from sharding.format.failures import read_failures, with_failures
+from sharding.format.failures import read_failures, shards_with_failures
 from sharding.inspect.summary import summary
 from sharding.inspect.verify import verify
 from sharding.make.prepare import prepare
-from sharding.make.shard import Progress, ShardSettings, WorkSettings, make_shard
+from sharding.make.shard import Progress, ShardSettings, WorkerSettings, make_shard
 from sharding.make.tar_parts import sample_key
 from sharding.storage.store import Store, open_store
 from tests.support.stores import READING, SETTINGS, content, make, shard
@@ -125,7 +125,7 @@ def test_a_slow_worker_leaves_what_a_faster_one_made(corpus: Path, store: Store)
     assert last.already and last.done
     found = verify(store, "none")
     assert found.sound, found.damages
-    lines = read_failures(store, [(job.split, job.id)], with_failures(store))
+    lines = read_failures(store, [(job.split, job.id)], shards_with_failures(store))
     assert str(gone.relative_to(corpus)) in {line["uri"] for line in lines}
 
 
@@ -146,7 +146,7 @@ def test_failures_are_told(corpus: Path, store: Store) -> None:
 def test_an_unexpected_error_ends_the_video_not_the_shard(
     corpus: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sharding.make.shard.transcode_and_tell", failing.by_zero)
+    monkeypatch.setattr("sharding.make.shard.transcode_with_cost", failing.by_zero)
     shard(corpus, store)
     found = summary(store)
     assert found["samples"] == 0 and found["failures"] == {"unexpected": 8}
@@ -156,7 +156,7 @@ def test_an_unexpected_error_ends_the_video_not_the_shard(
 def test_a_video_too_large_for_the_memory_is_listed(
     corpus: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sharding.make.shard.transcode_and_tell", failing.too_large)
+    monkeypatch.setattr("sharding.make.shard.transcode_with_cost", failing.too_large)
     shard(corpus, store)
     found = summary(store)
     assert found["failures"] == {"crashed": 8} and "memory" in found["failure_examples"][0]["reason"]
@@ -167,9 +167,9 @@ def test_videos_that_crash_or_hang_the_decoder_are_listed(
 ) -> None:
     for name in ("crash", "hang"):
         shutil.copyfile(corpus / "calm" / "piece0.mp4", corpus / "calm" / f"{name}.mp4")
-    monkeypatch.setattr("sharding.make.shard.transcode_and_tell", failing.poisonous)
+    monkeypatch.setattr("sharding.make.shard.transcode_with_cost", failing.poisonous)
     for job, root in prepare(str(corpus), store, SETTINGS, READING).todo():
-        make_shard(job, root, store, SETTINGS, WorkSettings(stall_seconds=1.0))
+        make_shard(job, root, store, SETTINGS, WorkerSettings(stall_seconds=1.0))
     index.merge(store)
     found = summary(store)
     assert found["samples"] == 6

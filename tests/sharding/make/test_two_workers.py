@@ -11,7 +11,7 @@ import pytest
 
 from sharding.base.errors import DamagedStore
 from sharding.format import index, record
-from sharding.format.failures import read_failures, with_failures
+from sharding.format.failures import read_failures, shards_with_failures
 from sharding.format.plan import ShardJob
 from sharding.inspect.summary import summary
 from sharding.inspect.verify import verify
@@ -114,7 +114,9 @@ def test_who_commits_first_has_the_shard(
     assert not made[0].already and last.already
     assert (last.samples, last.failures) == (made[0].samples, made[0].failures) == (meta["samples"], meta["failures"])
     assert held(store, of) == whole  # nothing of the loser's is left
-    assert len(list(read_failures(store, [(of.split, of.id)], with_failures(store)))) == sum(meta["failures"].values())
+    assert len(list(read_failures(store, [(of.split, of.id)], shards_with_failures(store)))) == sum(
+        meta["failures"].values()
+    )
     index.merge(store)
     found = verify(store, "all")
     assert found.sound and found.orphans == [] and found.samples == meta["samples"], (found.damages, found.orphans)

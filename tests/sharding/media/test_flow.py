@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sharding.base.errors import UserError
-from sharding.media.decoding.picture import Fitter
+from sharding.media.decoding.picture import FrameScaler
 from sharding.media.flow import FlowClip, FlowEncoder, FlowSettings, dequantised, luma_of, quantised
 
 FOOTAGE = Path(__file__).parents[2] / "data" / "footage"
@@ -26,7 +26,7 @@ STEP = 20 / 127  # px
 
 
 def frames_of(name: str, count: int, short_edge: int = 128) -> list[NDArray[np.uint8]]:
-    fitter = Fitter(short_edge, 1.0)
+    fitter = FrameScaler(short_edge, 1.0)
     with av.open(str(FOOTAGE / name)) as container:
         frames = zip(range(count), container.decode(video=0), strict=False)
         return [luma_of(fitter.fit(frame)).copy() for _, frame in frames]

@@ -21,7 +21,7 @@ from sharding.media.encoder import Encoder, EncodeSettings
 from sharding.media.h264 import TIME_BASE
 from sharding.media.input.bad_video import BadVideo
 from sharding.media.input.source import Source
-from sharding.media.input.validity import Decoded, judge_frames
+from sharding.media.input.validity import DecodeStats, judge_frames
 from sharding.media.transcode import VideoSettings
 from sharding.media.transcode import transcode as transcode_segments
 from tests.sharding.conftest import FOOTAGE, frames_of
@@ -201,7 +201,7 @@ def test_overwritten_middle_is_noticed(tmp_path: Path) -> None:
 
 
 def test_dropped_frames_are_no_damage() -> None:
-    dropped = Decoded(declared=444, seconds=29.6, step=1 / 15, frames=68, first_time=0.0, last_time=29.5)
+    dropped = DecodeStats(declared=444, seconds=29.6, step=1 / 15, frames=68, first_time=0.0, last_time=29.5)
     judge_frames(dropped, 0.9)
     dropped.errors = 1
     with pytest.raises(BadVideo, match="68 of 444"):

@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "fonts"
 
 
-def written(found: Fonts, text: str) -> fonts.Written:
+def written(found: Fonts, text: str) -> fonts.FontRuns:
     how = found.written(text)
     assert how is not None
     return how

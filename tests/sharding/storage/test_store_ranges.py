@@ -17,8 +17,7 @@ import pytest
 
 from sharding.base.errors import UserError
 from sharding.storage import fsspec_store as remote
-from sharding.storage import http_ranges as wire
-from sharding.storage import presigned
+from sharding.storage import presigned_reader, range_connections
 from sharding.storage.s3 import S3Store
 from sharding.storage.store import open_store
 from tests.support import network_faults as faults
@@ -77,7 +76,7 @@ def test_a_url_is_signed_once_an_object(proxy: Proxy, signed: list[str], monkeyp
         assert store.get_range("object", number, 5000) == DATA[number:5000]
         assert store.get_range("ä other+%/x?y", 1, 5) == b"ther"
     assert signed == ["object", "ä other+%/x?y"] and len(proxy.requests) == 40 and presigned_only(proxy)
-    monkeypatch.setattr(presigned, "_KEPT", 1)
+    monkeypatch.setattr(presigned_reader, "_KEPT", 1)
     store.put("third", b"3")
     assert store.get_range("third", 0, 1) == b"3" and store.get_range("object", 0, 9) == DATA[:9]
     assert signed[2:] == ["third", "object"]
@@ -157,7 +156,7 @@ def test_a_closed_connection_is_replaced(proxy: Proxy) -> None:
 
 
 def test_a_server_that_hangs(server: S3Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "READ_SECONDS", 0.25)
+    monkeypatch.setattr(range_connections, "READ_SECONDS", 0.25)
     store = opened(b"0123456789")
     with ThreadPoolExecutor(1) as pool, server.stopped():
         read = pool.submit(store.get_range, "object", 2, 5)
@@ -175,7 +174,7 @@ def test_a_url_that_has_ended_is_signed_anew(proxy: Proxy, signed: list[str], mo
     assert store.get_range("object", 2, 5) == b"234"
     assert len(proxy.requests) == 2 and presigned_only(proxy)
     assert signed == ["object", "object"]
-    monkeypatch.setattr(presigned, "_FRESH_SECONDS", 0.0)  # what is signed from here on is soon too old
+    monkeypatch.setattr(presigned_reader, "_FRESH_SECONDS", 0.0)  # what is signed from here on is soon too old
     again: S3Store = pickle.loads(pickle.dumps(store))
     assert [again.get_range("object", 0, 5), again.get_range("object", 1, 2)] == [b"01234", b"1"]
     assert len(signed) == 4 and len(proxy.requests) == 4

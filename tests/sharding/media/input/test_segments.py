@@ -18,7 +18,7 @@ from sharding.corpora.manifest import Video
 from sharding.media.clip import Clip
 from sharding.media.encoder import EncodeSettings
 from sharding.media.input.bad_video import BadVideo
-from sharding.media.input.segments import TOLERANCE, SegmentSettings, segment_starts, snap_limits, stretches
+from sharding.media.input.segments import TOLERANCE, SegmentSettings, planned_segments, segment_starts, snap_limits
 from sharding.media.input.source import Source
 from sharding.media.transcode import SegmentFailure, VideoSettings, transcode
 from tests.sharding.conftest import FOOTAGE, frames_of
@@ -86,13 +86,13 @@ def test_starts_by_example() -> None:
 
 def test_a_stretch_bounds_its_segments() -> None:
     settings = SegmentSettings(seconds=4, per_video=2)
-    found = stretches(100.0, 20.0, 32.0, settings)
+    found = planned_segments(100.0, 20.0, 32.0, settings)
     assert [(s.start, s.end(s.start)) for s in found] == [(21, 25), (27, 31)]
     assert found[0].limit == 1.0  # not before 20
-    (rest,) = stretches(25.0, 20.0, 32.0, None)
+    (rest,) = planned_segments(25.0, 20.0, 32.0, None)
     assert (rest.start, rest.limit, rest.end(20.0), rest.expected(20.0)) == (20.0, 0.0, 32.0, 5.0)
     with pytest.raises(BadVideo, match="from 20 to 32 s, is not in the video"):
-        stretches(19.0, 20.0, 32.0, None)
+        planned_segments(19.0, 20.0, 32.0, None)
 
 
 @pytest.mark.parametrize(
@@ -147,9 +147,9 @@ def clips(*args: object, **named: object) -> list[Clip]:
 
 def pictures(path: Path, encode: EncodeSettings = ENCODE) -> list[np.ndarray]:
     """The frames of the whole video as they would be stored, before any encoder."""
-    from sharding.media.decoding.picture import Fitter
+    from sharding.media.decoding.picture import FrameScaler
 
-    fitter = Fitter(encode.short_edge, 1.0)
+    fitter = FrameScaler(encode.short_edge, 1.0)
     with av.open(str(path)) as container:
         return [fitter.fit(frame).to_ndarray() for frame in container.decode(video=0)]
 

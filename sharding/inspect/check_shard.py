@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from sharding.base.errors import UserError
 from sharding.format.record import META, failure_list, failures_path, is_part_path, part_path, read_record, record_path
-from sharding.inspect.faults import json_faults, row_faults, video_faults
-from sharding.inspect.forward import BLOCK, Forward
+from sharding.inspect.check_sample import json_faults, row_faults, video_faults
+from sharding.inspect.sequential_reader import BLOCK, SequentialReader
 from sharding.storage.store import Store
 
 _HEADER = tarfile.BLOCKSIZE
@@ -51,7 +51,7 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Rules:
+class Expectations:
     """What all shards of a store must agree with; None: not known, not checked."""
 
     classes: int | None
@@ -60,7 +60,7 @@ class Rules:
 
 
 @dataclass
-class Examined:
+class ShardReport:
     """What was found in a shard. `parts` as its record describes them; `keys`: the first 8 bytes of each.
 
     `failure_list`: path of the one that belongs to it.
@@ -98,9 +98,9 @@ class Examined:
         return not self.unread and all(part.get("path") == self.path(n) for n, part in enumerate(self.parts))
 
 
-def examine(store: Store, split: str, job: str, rules: Rules) -> Examined:
+def check_shard(store: Store, split: str, job: str, rules: Expectations) -> ShardReport:
     """All of a shard; holds a record, a block and a sample at a time. Raises UserError if the store cannot be used."""
-    found = Examined(split, job)
+    found = ShardReport(split, job)
     try:
         table = read_record(store, split, job)
         meta = json.loads(table.schema.metadata[META])
@@ -157,7 +157,7 @@ def _decoded(keys: list[str], decode: Decode) -> set[str]:
     return {min(keys)} | {key for key in keys if int.from_bytes(key_prefix(key)[:4], "big") % _ONE_IN == 0}
 
 
-def _record_faults(table: pa.Table, meta: dict[str, Any], found: Examined, rules: Rules) -> Iterator[str]:
+def _record_faults(table: pa.Table, meta: dict[str, Any], found: ShardReport, rules: Expectations) -> Iterator[str]:
     """What of the record does not agree with itself, its name or the store."""
     if (meta.get("split"), meta.get("job")) != (found.split, found.job):
         yield f"the record is that of {meta.get('split')}/{meta.get('job')}"
@@ -185,7 +185,7 @@ def _record_faults(table: pa.Table, meta: dict[str, Any], found: Examined, rules
         yield "the record's metadata has not the frames of its samples"
 
 
-def _failure_faults(store: Store, found: Examined, path: str | None, wanted: int) -> Iterator[str]:
+def _failure_faults(store: Store, found: ShardReport, path: str | None, wanted: int) -> Iterator[str]:
     """What of a shard's failure list at `path` does not agree with its record, which has `wanted` failures."""
     if path is None:
         return
@@ -211,18 +211,18 @@ class _Examination:
     def __init__(
         self,
         store: Store,
-        found: Examined,
+        found: ShardReport,
         number: int,
         part: dict[str, Any],
         table: pa.Table,
-        rules: Rules,
+        rules: Expectations,
         decode: set[str],
     ) -> None:
         self.found, self.number, self.part, self.table, self.rules = found, number, part, table, rules
         self.decode = decode
         self.last_row: tuple[int, dict[str, Any]] = (-1, {})
         self.sound_headers = 0  # of its samples' members
-        self.reader = Forward(store, found.path(number))
+        self.reader = SequentialReader(store, found.path(number))
         self.names: dict[str, tuple[int, str]] = {}  # member → row, kind
         self.known: list[tuple[int, str, int]] = []  # header, member, size: those that the record places
         flows = table["flow"].to_pylist() if table["flow"].null_count < table.num_rows else [None] * table.num_rows

@@ -11,7 +11,7 @@ from typing import Any
 
 from sharding.base.errors import UserError
 from sharding.corpora.entries.labels import Labels, class_name
-from sharding.corpora.entries.roots import tellable
+from sharding.corpora.entries.roots import sanitised
 from sharding.corpora.entries.rows import Refusal, Row
 from sharding.corpora.entries.splits import SPLITS
 from sharding.corpora.formats.csv_table import csv_table
@@ -24,7 +24,7 @@ COLUMNS = {
     "start": ("start", "time_start"),
     "end": ("end", "time_end"),
 }
-Found = Row | Refusal
+RowOrRefusal = Row | Refusal
 
 
 class Malformed(ValueError):
@@ -64,7 +64,7 @@ class LabelCells:
         return self.of_text(value) if isinstance(value, str) else labels_of_value(value)
 
 
-def csv_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) -> Iterator[Found]:
+def csv_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) -> Iterator[RowOrRefusal]:
     """Rows of a CSV with a header line; separated by commas, tabs or semicolons.
 
     `split`: of rows where the list has no such column. Raises UserError for a list without a header.
@@ -80,7 +80,9 @@ def csv_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) 
             yield table_row(value, cell_labels, split, line)
 
 
-def json_rows(entries: Iterable[tuple[int, Any]], split: str = "", labels: LabelCells | None = None) -> Iterator[Found]:
+def json_rows(
+    entries: Iterable[tuple[int, Any]], split: str = "", labels: LabelCells | None = None
+) -> Iterator[RowOrRefusal]:
     """Rows of JSON objects, each with its line or number."""
     value_labels = (labels or LabelCells()).of_value
     for line, entry in entries:
@@ -92,7 +94,7 @@ def json_rows(entries: Iterable[tuple[int, Any]], split: str = "", labels: Label
             yield table_row(_by_name(entry), value_labels, split, line)
 
 
-def parquet_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) -> Iterator[Found]:
+def parquet_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) -> Iterator[RowOrRefusal]:
     """Rows of a Parquet file, a row group's columns at a time."""
     import pyarrow
     from pyarrow import parquet
@@ -138,14 +140,14 @@ def columns(header: Sequence[str], where: str) -> dict[str, int]:
     }
     for word in ("uri", "labels"):
         if word not in found:
-            columns_here = ", ".join(tellable(str(name)) for name in header[:8])
+            columns_here = ", ".join(sanitised(str(name)) for name in header[:8])
             wanted = f"{word} ({' or '.join(COLUMNS[word])})"
             what = f"the list has no column for {wanted}; its first line holds: {columns_here}"
             raise UserError(what, where, "write the columns' names as the first line, e.g. uri,label,split")
     return found
 
 
-def table_row(value: dict[str, Any], labels: Callable[[Any], Labels], split: str, line: int) -> Found:
+def table_row(value: dict[str, Any], labels: Callable[[Any], Labels], split: str, line: int) -> RowOrRefusal:
     """A row from what a table says under our words."""
     name = value.get("uri")
     try:
@@ -209,7 +211,7 @@ def seconds(value: Any) -> float | None:
 
 def shown(value: Any) -> str:
     """A value as a message may show it: short, and without secrets."""
-    return tellable(value if isinstance(value, str) else repr(value)[:300])
+    return sanitised(value if isinstance(value, str) else repr(value)[:300])
 
 
 def text_lines(file: ListFile, strict: bool = True) -> Iterator[tuple[int, str | Refusal]]:

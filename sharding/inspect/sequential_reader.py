@@ -9,7 +9,7 @@ from sharding.storage.store import Store
 BLOCK = 8 * 2**20  # bytes fetched at a time
 
 
-class Forward:
+class SequentialReader:
     """An object read forward in blocks, each once, all of it hashed on the way."""
 
     def __init__(self, store: Store, path: str) -> None:

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import cast
 
-from sharding.storage.error_mapping import BrokenAnswer
+from sharding.storage.error_mapping import BrokenResponse
 
 CONNECT_SECONDS, READ_SECONDS = 5.0, 30.0  # to connect; without any byte
 _HEAD_END, _HEAD_MOST = b"\r\n\r\n", 2**16
@@ -25,7 +25,7 @@ _ASKS = "GET {} HTTP/1.1\r\nHost: {}\r\nAccept-Encoding: identity\r\nRange: byte
 _EXTENT = re.compile(rb"bytes (\d+)-(\d+)/(\d+)")
 
 
-class Head:
+class ResponseHead:
     """An answer's status line and headers; `extent` is (start, end, bytes of the object) of the range that follows.
 
     It is None where what follows is none, or not as long as announced.
@@ -35,7 +35,7 @@ class Head:
 
     def __init__(self, text: bytes) -> None:
         if not text.startswith(b"HTTP/1.") or not text[9:12].isdigit():
-            raise BrokenAnswer("the answer is not HTTP/1.1")
+            raise BrokenResponse("the answer is not HTTP/1.1")
         self.status = int(text[9:12])
         self._text, self._lower = text + b"\r\n", text.lower() + b"\r\n"
         self.extent: tuple[int, int, int] | None = None
@@ -68,7 +68,7 @@ class Head:
         return self._text[9 : self._text.index(b"\r\n")].decode("latin-1")
 
 
-class Wire:
+class RangeConnections:
     """Connections of one process to one server, `host` or `host:port`. Safe for threads."""
 
     def __init__(self, host: str, trust: ssl.SSLContext | None) -> None:
@@ -76,10 +76,10 @@ class Wire:
         self.host, self.trust = host, trust
         self._mine = threading.local()
 
-    def ask(self, target: str, start: int, end: int) -> Head:
+    def ask(self, target: str, start: int, end: int) -> ResponseHead:
         """The head of the answer to a GET of bytes [start, end) of `target`; its body, if `extent`, is to be read.
 
-        BrokenAnswer if none comes. A kept connection that the server has closed meanwhile is replaced, untold.
+        BrokenResponse if none comes. A kept connection that the server has closed meanwhile is replaced, untold.
         """
         request = f"GET {target} HTTP/1.1\r\nHost: {self.host}\r\nRange: bytes={start}-{end - 1}\r\n\r\n".encode(
             "ascii"
@@ -94,7 +94,7 @@ class Wire:
         return self._answer(self._connect(), request)
 
     def body(self, pieces: list[bytes], size: int, seconds: float) -> None:
-        """Append the `size` bytes that follow the last head to `pieces`; BrokenAnswer if fewer come in `seconds`.
+        """Append the `size` bytes that follow the last head to `pieces`; BrokenResponse if fewer come in `seconds`.
 
         What came before the break is in `pieces`.
         """
@@ -106,14 +106,14 @@ class Wire:
                 pieces.append(piece)
                 size -= len(piece)
                 if size and time.monotonic() > until:
-                    raise BrokenAnswer(f"{size} bytes have not come after {seconds:.0f} s")
+                    raise BrokenResponse(f"{size} bytes have not come after {seconds:.0f} s")
         except BaseException:
             self.drop()
             raise
         if connection.last:
             self.drop()
 
-    def _answer(self, connection: _Connection, request: bytes) -> Head:
+    def _answer(self, connection: _Connection, request: bytes) -> ResponseHead:
         try:
             head = connection.exchange(request)
             if head.extent is None:
@@ -125,8 +125,8 @@ class Wire:
             return head
         except BaseException as error:  # what is left of an answer would be taken for the next one
             self.drop()
-            if isinstance(error, OSError) and not isinstance(error, BrokenAnswer):
-                raise BrokenAnswer(f"{error} ({self.host})") from error
+            if isinstance(error, OSError) and not isinstance(error, BrokenResponse):
+                raise BrokenResponse(f"{error} ({self.host})") from error
             raise
 
     def _connect(self) -> _Connection:
@@ -140,7 +140,7 @@ class Wire:
         except ssl.SSLCertVerificationError:
             raise
         except OSError as error:
-            raise BrokenAnswer(f"{error} ({self.host})") from error
+            raise BrokenResponse(f"{error} ({self.host})") from error
         self._mine.connection = _Connection(cast(socket.socket, kind.sock))
         return self._mine.connection
 
@@ -167,17 +167,17 @@ class _Connection:
         else:
             peer.settimeout(READ_SECONDS)
 
-    def exchange(self, request: bytes) -> Head:
+    def exchange(self, request: bytes) -> ResponseHead:
         """Send a request and read the answer's head."""
         self.begun = False
         self.peer.sendall(request)
         got = b""
         while _HEAD_END not in got:
             if len(got) > _HEAD_MOST:
-                raise BrokenAnswer("the answer's head does not end")
+                raise BrokenResponse("the answer's head does not end")
             got += self._some(got)
         head, _, self._early = got.partition(_HEAD_END)
-        found = Head(head)
+        found = ResponseHead(head)
         self.last = found.last
         return found
 
@@ -206,8 +206,8 @@ class _Connection:
         try:
             piece = self.peer.recv(size, flags)
         except (BlockingIOError, TimeoutError):
-            raise BrokenAnswer(f"nothing came for {READ_SECONDS:.0f} s") from None
+            raise BrokenResponse(f"nothing came for {READ_SECONDS:.0f} s") from None
         if not piece:
-            raise BrokenAnswer("the connection was closed before the answer's end")
+            raise BrokenResponse("the connection was closed before the answer's end")
         self.begun = True
         return piece

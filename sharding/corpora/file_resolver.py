@@ -9,13 +9,13 @@ import unicodedata
 from typing import NamedTuple
 
 from sharding.base.text import nfc
-from sharding.corpora.entries.roots import Roots, size_of
-from sharding.corpora.entries.rows import decoded
+from sharding.corpora.entries.roots import Roots, local_file_size
+from sharding.corpora.entries.rows import decode_name
 from sharding.corpora.merge import ABSENT, UNKNOWN
 from sharding.media.input.source import is_absolute
 
 
-class Named(NamedTuple):
+class ResolvedFile(NamedTuple):
     """The file that a name means: its uri; its bytes, or ABSENT, or UNKNOWN, or None where its root is a store.
 
     `loose`: there, the uri in the composed form and without blanks, to look for if no object is called `uri`.
@@ -26,7 +26,7 @@ class Named(NamedTuple):
     loose: str | None = None
 
 
-class Finder:
+class FileResolver:
     """Finds files below the roots by the names of lists that are in `encoding` (None: UTF-8)."""
 
     def __init__(self, roots: Roots, encoding: str | None = None) -> None:
@@ -34,7 +34,7 @@ class Finder:
         self._encoding = encoding
         self._decomposed = functools.lru_cache(1024)(_decomposed)
 
-    def find(self, name: str) -> Named | None:
+    def find(self, name: str) -> ResolvedFile | None:
         """What a name means; None where it lies below none of the roots."""
         bare = name.strip()
         meant = self.roots.place(bare)
@@ -48,25 +48,25 @@ class Finder:
             if place is not None and not self.roots.is_remote(place[0]):
                 found = self._file(self.roots.places[place[0]], place[1])
                 if found is not None:
-                    return Named(self.roots.uri(place[0], found[0]), found[1])
-        return self._as_bytes(bare) or (None if meant is None else Named(self.roots.uri(*meant), ABSENT))
+                    return ResolvedFile(self.roots.uri(place[0], found[0]), found[1])
+        return self._as_bytes(bare) or (None if meant is None else ResolvedFile(self.roots.uri(*meant), ABSENT))
 
-    def _object(self, name: str, meant: tuple[int, str]) -> Named:
+    def _object(self, name: str, meant: tuple[int, str]) -> ResolvedFile:
         loose = self.roots.uri(*meant)
         exact = self.roots.place(name)
         uri = loose if exact is None else self.roots.uri(*exact)
-        return Named(uri, None, None if uri == loose and uri.isascii() else nfc(loose))
+        return ResolvedFile(uri, None, None if uri == loose and uri.isascii() else nfc(loose))
 
-    def _as_bytes(self, name: str) -> Named | None:
+    def _as_bytes(self, name: str) -> ResolvedFile | None:
         """The file whose name is in the list's own encoding, as on the disk of a machine of that time."""
         if self._encoding is None or name.isascii():
             return None
         with contextlib.suppress(UnicodeError):
-            spelled = decoded(name.encode(self._encoding))
+            spelled = decode_name(name.encode(self._encoding))
             place = self.roots.place(spelled)
             if place is not None and not self.roots.is_remote(place[0]):
                 found = _sized(self.roots.places[place[0]], place[1])
-                return None if found is None else Named(self.roots.uri(place[0], found[0]), found[1])
+                return None if found is None else ResolvedFile(self.roots.uri(place[0], found[0]), found[1])
         return None
 
     def _file(self, root: str, path: str) -> tuple[str, int] | None:
@@ -89,7 +89,7 @@ class Finder:
 def _sized(root: str, path: str) -> tuple[str, int] | None:
     """(path, bytes) of a file of this machine; None if there is none."""
     try:
-        size = size_of(root, path)
+        size = local_file_size(root, path)
     except FileNotFoundError:
         return None
     return path, UNKNOWN if size is None else size

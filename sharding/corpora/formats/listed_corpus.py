@@ -10,12 +10,12 @@ from typing import Literal
 
 from sharding.base.errors import UserError
 from sharding.corpora.entries.labels import Meaning, read_names
-from sharding.corpora.entries.roots import tellable
-from sharding.corpora.entries.rows import Ids, Listing
+from sharding.corpora.entries.roots import sanitised
+from sharding.corpora.entries.rows import CorpusList, IdsOfPath
 from sharding.corpora.entries.settings import CorpusSettings
 from sharding.corpora.entries.splits import SPLITS
 from sharding.corpora.formats.datasets import (
-    UcfNames,
+    UcfSpelling,
     hmdb51_rows,
     id_in_class,
     ids_of_file,
@@ -28,7 +28,15 @@ from sharding.corpora.formats.datasets import (
 )
 from sharding.corpora.formats.json_stream import json_entries
 from sharding.corpora.formats.list_file import ListFile, list_file
-from sharding.corpora.formats.lists import Found, LabelCells, csv_rows, json_lines, json_rows, parquet_rows, text_lines
+from sharding.corpora.formats.tables import (
+    LabelCells,
+    RowOrRefusal,
+    csv_rows,
+    json_lines,
+    json_rows,
+    parquet_rows,
+    text_lines,
+)
 
 Kind = Literal["folder", "csv", "jsonl", "parquet", "sports1m", "kinetics", "ucf101", "hmdb51"]
 HMDB = re.compile(r"(.+)_test_split(\d)\.txt")
@@ -40,7 +48,7 @@ _BESIDE = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class ListedCorpus:
     """A corpus as recognised. `meaning` of its labels; `names` of its classes, where it has a list of them.
 
     `ids`: those by which a file is meant; None where rows name files by path. `beside`: places to look for the
@@ -48,10 +56,10 @@ class Shape:
     """
 
     kind: Kind
-    lists: tuple[Listing, ...]
+    lists: tuple[CorpusList, ...]
     meaning: Meaning = "names"
     names: tuple[str, ...] | None = None
-    ids: Ids | None = None
+    ids: IdsOfPath | None = None
     beside: tuple[str, ...] = ()
 
 
@@ -62,23 +70,23 @@ def class_names(place: str, encoding: str | None = None) -> tuple[str, ...]:
             return read_names(text.read(2**26), file.where)
     except FileNotFoundError:
         remedy = "check the path; write one class name a line, line 1 being class 0"
-        raise UserError("there is no such file of class names", tellable(place), remedy) from None
+        raise UserError("there is no such file of class names", sanitised(place), remedy) from None
 
 
-def shape_of_lists(kind: Kind, folder: str, places: list[str], settings: CorpusSettings) -> Shape:
+def listed_corpus(kind: Kind, folder: str, places: list[str], settings: CorpusSettings) -> ListedCorpus:
     """Lists of a kind, at these places of a corpus' folder, ready to read."""
     encoding = settings.encoding
     names = class_names(settings.labels, encoding) if settings.labels is not None else None
     if kind == "sports1m":
         names = names or _names_beside(folder, places, encoding)
-        return Shape(kind, _listings(places, _sports1m_list, encoding), "numbers", names, ids_of_file)
+        return ListedCorpus(kind, _listings(places, _sports1m_list, encoding), "numbers", names, ids_of_file)
     if kind == "kinetics":
-        return Shape(kind, _listings(places, kinetics_rows, encoding), "names", names, ids_of_file)
+        return ListedCorpus(kind, _listings(places, kinetics_rows, encoding), "names", names, ids_of_file)
     if kind in ("ucf101", "hmdb51"):
         return _split_lists(kind, places, names, encoding)
     labels = LabelCells(settings.labels_separator, names or ())
 
-    def rows(file: ListFile, split: str) -> Iterator[Found]:
+    def rows(file: ListFile, split: str) -> Iterator[RowOrRefusal]:
         if kind == "parquet":
             return parquet_rows(file, split, labels)
         if kind == "csv":
@@ -88,10 +96,10 @@ def shape_of_lists(kind: Kind, folder: str, places: list[str], settings: CorpusS
         return json_rows(json_lines(file), split, labels)
 
     unit = "row" if kind == "parquet" else "line"
-    return Shape(kind, _listings(places, rows, encoding, unit), "either", names)
+    return ListedCorpus(kind, _listings(places, rows, encoding, unit), "either", names)
 
 
-def _split_lists(kind: Kind, places: list[str], names: tuple[str, ...] | None, encoding: str | None) -> Shape:
+def _split_lists(kind: Kind, places: list[str], names: tuple[str, ...] | None, encoding: str | None) -> ListedCorpus:
     """UCF101's and HMDB51's lists, which name files by class folder."""
     home = places[0].rpartition("/")[0]
     parent = home.rpartition("/")[0]
@@ -99,34 +107,37 @@ def _split_lists(kind: Kind, places: list[str], names: tuple[str, ...] | None, e
     if kind == "hmdb51":
         classes = names or tuple(sorted({_hmdb_class(place) for place in places}))
 
-        def by_class(file: ListFile, split: str) -> Iterator[Found]:
+        def by_class(file: ListFile, split: str) -> Iterator[RowOrRefusal]:
             return hmdb51_rows(file, _hmdb_class(file.place))
 
-        return Shape(kind, _listings(places, by_class, encoding), "names", names, id_in_class(classes), beside)
+        return ListedCorpus(kind, _listings(places, by_class, encoding), "names", names, id_in_class(classes), beside)
     if names is None:
         with contextlib.suppress(FileNotFoundError), list_file(f"{home}/classInd.txt", encoding) as file:
             names = ucf101_names(file)
     classes = names or tuple(sorted(_ucf101_classes(places, encoding)))
-    spelled = UcfNames(classes)
+    spelled = UcfSpelling(classes)
 
-    def rows(file: ListFile, split: str) -> Iterator[Found]:
+    def rows(file: ListFile, split: str) -> Iterator[RowOrRefusal]:
         return ucf101_rows(file, split, spelled)
 
     ids = id_in_class(classes, spelled.name)
-    return Shape(kind, _listings(places, rows, encoding), "names", names, ids, beside)
+    return ListedCorpus(kind, _listings(places, rows, encoding), "names", names, ids, beside)
 
 
 def _listings(
-    places: Sequence[str], rows: Callable[[ListFile, str], Iterator[Found]], encoding: str | None, unit: str = "line"
-) -> tuple[Listing, ...]:
+    places: Sequence[str],
+    rows: Callable[[ListFile, str], Iterator[RowOrRefusal]],
+    encoding: str | None,
+    unit: str = "line",
+) -> tuple[CorpusList, ...]:
     """Lists that are fetched when they are read; the split that a list's name tells goes for rows that tell none."""
 
-    def read(place: str) -> Iterator[Found]:
+    def read(place: str) -> Iterator[RowOrRefusal]:
         with list_file(place, encoding) as file:
             yield from rows(file, split_of_name(place))
 
     units = ["entry" if plain_name(place).endswith(".json") else unit for place in places]
-    return tuple(Listing(tellable(place), unit, read(place)) for place, unit in zip(places, units, strict=True))
+    return tuple(CorpusList(sanitised(place), unit, read(place)) for place, unit in zip(places, units, strict=True))
 
 
 def split_of_name(place: str) -> str:
@@ -151,7 +162,7 @@ def _names_beside(folder: str, places: list[str], encoding: str | None) -> tuple
     return None
 
 
-def _sports1m_list(file: ListFile, split: str) -> Iterator[Found]:
+def _sports1m_list(file: ListFile, split: str) -> Iterator[RowOrRefusal]:
     name = plain_name(file.place)
     if name.endswith((".jsonl", ".ndjson")):
         return sports1m_json_rows(((line, "", entry) for line, entry in json_lines(file)), split)

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from sharding.base.errors import UserError
 from sharding.base.text import WrongEncoding
-from sharding.corpora.entries.roots import tellable
+from sharding.corpora.entries.roots import sanitised
 from sharding.corpora.entries.settings import CorpusSettings
 from sharding.corpora.entries.splits import SPLITS
 from sharding.corpora.formats.csv_table import csv_table
 from sharding.corpora.formats.datasets import is_kinetics_header
-from sharding.corpora.formats.known_lists import HMDB, Kind, Shape, plain_name, shape_of_lists, split_of_name
 from sharding.corpora.formats.list_file import list_file
-from sharding.corpora.formats.lists import columns, json_lines, parquet_rows, text_lines
+from sharding.corpora.formats.listed_corpus import HMDB, Kind, ListedCorpus, listed_corpus, plain_name, split_of_name
+from sharding.corpora.formats.tables import columns, json_lines, parquet_rows, text_lines
 
 _ENDS: dict[str, Kind] = {
     ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
@@ -44,22 +44,22 @@ def is_list_name(path: str) -> bool:
     return _end(name) != "" and ("/" not in path or split_of_name(name) != "")
 
 
-def shape_of_file(place: str, settings: CorpusSettings) -> Shape:
+def recognise_list(place: str, settings: CorpusSettings) -> ListedCorpus:
     """A corpus that is one list. Raises UserError if it is of no known kind."""
     folder, _, name = place.rpartition("/")
     kind = settings.kind
     try:
         found = _kind_of_file(place, name.lower(), settings.encoding) if kind == "auto" else kind
     except FileNotFoundError:
-        raise UserError("there is no such list", tellable(place), "check the path") from None
+        raise UserError("there is no such list", sanitised(place), "check the path") from None
     if found in ("folder", "ucf101", "hmdb51", None):
         wanted = "" if kind == "auto" else f", but {kind} was asked for"
         remedy = f"give the folder that holds the videos or their lists{wanted}. Known are: {LOOKED_FOR}"
-        raise UserError("the corpus is a file, not a folder, and no list that is known", tellable(place), remedy)
-    return shape_of_lists(found, folder, [place], settings)  # type: ignore[arg-type]
+        raise UserError("the corpus is a file, not a folder, and no list that is known", sanitised(place), remedy)
+    return listed_corpus(found, folder, [place], settings)  # type: ignore[arg-type]
 
 
-def shape_of_folder(root: str, names: Sequence[str], settings: CorpusSettings) -> Shape | None:
+def recognise_folder(root: str, names: Sequence[str], settings: CorpusSettings) -> ListedCorpus | None:
     """A corpus that is a folder, by the names in it that are like lists' names; None if it holds no list to go by.
 
     Raises UserError if `kind` was asked for and its lists are not there.
@@ -81,11 +81,11 @@ def shape_of_folder(root: str, names: Sequence[str], settings: CorpusSettings) -
             continue
         found = sorted(find())
         if found:
-            return shape_of_lists(candidate, root, [f"{root}/{name}" for name in found], settings)  # type: ignore[arg-type]
+            return listed_corpus(candidate, root, [f"{root}/{name}" for name in found], settings)  # type: ignore[arg-type]
         if kind == candidate:
             what = f"there is no list of {kind} in this folder (fold {fold})"
             raise UserError(
-                what, tellable(root), f"give the folder that holds it, or another fold. Known are: {LOOKED_FOR}"
+                what, sanitised(root), f"give the folder that holds it, or another fold. Known are: {LOOKED_FOR}"
             )
     return None
 
@@ -153,11 +153,11 @@ def _tables(root: str, names: Sequence[str], kind: str, settings: CorpusSettings
     found = [name for name in names if "/" not in name and _end(name) == kind]
     if settings.kind != "auto":
         return found
-    found = [name for name in found if stem_of_list(name) in SPLITS]
+    found = [name for name in found if list_stem(name) in SPLITS]
     return found if found and all(_has_columns(f"{root}/{name}", kind, settings.encoding) for name in found) else []
 
 
-def stem_of_list(name: str) -> str:
+def list_stem(name: str) -> str:
     """A list's name in lower case without what says its format."""
     return plain_name(name).rpartition(".")[0]
 

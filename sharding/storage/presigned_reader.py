@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from sharding.base.errors import UserError
 from sharding.storage.counters import Counters
-from sharding.storage.error_mapping import BrokenAnswer, is_passing
-from sharding.storage.http_ranges import Head, Wire
+from sharding.storage.error_mapping import BrokenResponse, is_retryable_status
+from sharding.storage.range_connections import RangeConnections, ResponseHead
 
 GOOD_SECONDS = 3600  # for which a URL is signed
 _FRESH_SECONDS = 900.0  # for which it is used: temporary credentials are renewed at least so long before their end
@@ -24,7 +24,7 @@ _DEFAULT_PORT = {"http": 80, "https": 443}
 
 
 @dataclass
-class Body:
+class PartialRange:
     """Bytes [start, end) of an object as far as they came: `total` and `tag` are known when the first did."""
 
     path: str
@@ -46,7 +46,7 @@ class Body:
         self.tag, self.total = tag, total
 
 
-class Presigned:
+class PresignedReader:
     """The objects of one bucket, for one process. Safe for threads."""
 
     def __init__(self, sign: Callable[[str], str], bundle: Callable[[], str | None], counters: Counters) -> None:
@@ -56,12 +56,12 @@ class Presigned:
         """
         self._sign, self._bundle, self._counters = sign, bundle, counters
         self._lock, self._signing = threading.Lock(), threading.Lock()
-        self._urls: OrderedDict[str, tuple[Wire, str, float]] = OrderedDict()
-        self._wires: dict[tuple[str, str], Wire] = {}
+        self._urls: OrderedDict[str, tuple[RangeConnections, str, float]] = OrderedDict()
+        self._wires: dict[tuple[str, str], RangeConnections] = {}
         self._resting = 0.0  # until then nothing is asked for here
 
-    def read(self, body: Body, seconds: float, where: Callable[[], str]) -> bool:
-        """Whether the server gives the missing bytes here: then they are in `body`, or BrokenAnswer: ask again.
+    def read(self, body: PartialRange, seconds: float, where: Callable[[], str]) -> bool:
+        """Whether the server gives the missing bytes here: then they are in `body`, or BrokenResponse: ask again.
 
         If not, for whatever reason, the caller's other way will do it or will tell why it cannot be done. UserError
         if the object is another one than it was for the bytes that came.
@@ -78,8 +78,8 @@ class Presigned:
                 head = wire.ask(target, start, body.end)
             except ssl.SSLCertVerificationError:
                 return False
-            if is_passing(head.status):
-                raise BrokenAnswer(str(head))
+            if is_retryable_status(head.status):
+                raise BrokenResponse(str(head))
             if head.extent is not None:
                 self._take(wire, body, head, seconds, where)
                 return True
@@ -91,11 +91,13 @@ class Presigned:
         """Ask for nothing here for some time: it was refused, and the other way was not."""
         self._resting = time.monotonic() + _FRESH_SECONDS
 
-    def _take(self, wire: Wire, body: Body, head: Head, seconds: float, where: Callable[[], str]) -> None:
+    def _take(
+        self, wire: RangeConnections, body: PartialRange, head: ResponseHead, seconds: float, where: Callable[[], str]
+    ) -> None:
         start, end, total = head.extent or (0, 0, 0)
         if start != body.position or end > body.end:
             wire.drop()
-            raise BrokenAnswer(f"bytes {body.position} to {body.end} were asked for, {start} to {end} announced")
+            raise BrokenResponse(f"bytes {body.position} to {body.end} were asked for, {start} to {end} announced")
         try:
             body.belongs(head.field(b"etag").decode("latin-1"), total, where)
         except UserError:
@@ -107,9 +109,9 @@ class Presigned:
         finally:
             self._counters.add(bytes=sum(map(len, body.pieces[before:])))
         if end < min(body.end, total):
-            raise BrokenAnswer(f"bytes {start} to {body.end} were asked for, {end - start} came")
+            raise BrokenResponse(f"bytes {start} to {body.end} were asked for, {end - start} came")
 
-    def _place(self, path: str, known: bool) -> tuple[Wire, str, bool]:
+    def _place(self, path: str, known: bool) -> tuple[RangeConnections, str, bool]:
         """Where an object is to be had: (connections, target of the GET, whether its URL was signed earlier)."""
         if known and (found := self._known(path)):
             return found
@@ -128,7 +130,7 @@ class Presigned:
                     self._urls.popitem(last=False)
         return wire, target, False
 
-    def _known(self, path: str) -> tuple[Wire, str, bool] | None:
+    def _known(self, path: str) -> tuple[RangeConnections, str, bool] | None:
         with self._lock:
             found = self._urls.get(path)
             if found is None or time.monotonic() >= found[2]:
@@ -136,10 +138,10 @@ class Presigned:
             self._urls.move_to_end(path)
             return found[0], found[1], True
 
-    def _wire(self, scheme: str, host: str) -> Wire:
+    def _wire(self, scheme: str, host: str) -> RangeConnections:
         if scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
-            raise BrokenAnswer("the way leads through a proxy")
-        return Wire(host, _trust(self._bundle()) if scheme == "https" else None)
+            raise BrokenResponse("the way leads through a proxy")
+        return RangeConnections(host, _trust(self._bundle()) if scheme == "https" else None)
 
 
 def replaced(where: str) -> UserError:
