@@ -27,7 +27,7 @@ from sharding.format.index import merge
 from sharding.format.plan import ShardJob
 from sharding.inspect.summary import summary
 from sharding.make.prepare import Prepared, prepare, prepare_retry, stored_settings
-from sharding.make.shard import Progress, ShardSettings, WorkerSettings, make_shard
+from sharding.make.shard import ShardProgress, ShardSettings, WorkerSettings, make_shard
 from sharding.storage.store import Store, open_store
 
 _TRIES = 3  # of a job whose worker or node dies
@@ -90,9 +90,12 @@ def _fields(job: ShardingJob, of: type[Any]) -> dict[str, Any]:
 def _made(prepared: Prepared, settings: ShardSettings, running: Running) -> dict[str, Any]:
     for note in prepared.notes:
         print(visible(note), file=sys.stderr)
-    remaining = prepared.remaining
-    if remaining < prepared.jobs:
-        print(f"{prepared.jobs - remaining} of {prepared.jobs} shards are there already", file=sys.stderr)
+    remaining = prepared.remaining_count
+    if remaining < prepared.planned_count:
+        print(
+            f"{prepared.planned_count - remaining} of {prepared.planned_count} shards are there already",
+            file=sys.stderr,
+        )
     raise_if_interrupted()
     if remaining:
         _make(prepared, settings, running)
@@ -115,9 +118,9 @@ def _make(prepared: Prepared, settings: ShardSettings, running: Running) -> None
     address = serve(running.monitor)
     if address:
         print(f"metrics at {address}", file=sys.stderr)
-    tally = Tally(prepared.videos)
+    tally = Tally(prepared.remaining_videos)
     with (
-        progress("shard", prepared.videos) as advance,
+        progress("shard", prepared.remaining_videos) as advance,
         closing(runner(prepared, settings, work, running.workers, tally)) as results,
     ):
         counted = 0
@@ -131,12 +134,12 @@ def _make(prepared: Prepared, settings: ShardSettings, running: Running) -> None
 
 def _by_ray(
     prepared: Prepared, settings: ShardSettings, work: WorkerSettings, workers: int, tally: Tally
-) -> Generator[Progress | None]:
+) -> Generator[ShardProgress | None]:
     """What the jobs tell, and None now and then while they are silent."""
     with ray_cluster() as ray:
         board = _board(ray)
         task = ray.remote(num_cpus=work.decoder_threads, max_retries=_TRIES)(_make_telling)
-        waiting = prepared.todo()
+        waiting = prepared.remaining_jobs()
         running: dict[Any, str] = {}
         room, looked = 0, float("-inf")
         with closing(waiting):
@@ -164,7 +167,7 @@ def _board(ray: Any) -> Any:
     return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Board).remote()
 
 
-def _taken(ray: Any, board: Any) -> list[Progress]:
+def _taken(ray: Any, board: Any) -> list[ShardProgress]:
     """What is new on the board; nothing while it is away, as the shards do not depend on it."""
     try:
         return ray.get(board.take.remote())
@@ -176,19 +179,19 @@ class _Board:
     """An actor that keeps the last word of each job until it is asked."""
 
     def __init__(self) -> None:
-        self.told: dict[str, Progress] = {}
+        self.told: dict[str, ShardProgress] = {}
 
-    def tell(self, progress: Progress) -> None:
+    def tell(self, progress: ShardProgress) -> None:
         """From a worker."""
         self.told[progress.job] = progress
 
-    def take(self) -> list[Progress]:
+    def take(self) -> list[ShardProgress]:
         """To the driver: what is new."""
         told, self.told = list(self.told.values()), {}
         return told
 
 
-def _of(told: list[Progress], running: Collection[str]) -> list[Progress]:
+def _of(told: list[ShardProgress], running: Collection[str]) -> list[ShardProgress]:
     """What jobs that still run have told: a word that comes after its job's end would be counted once more."""
     jobs = set(running)
     return [progress for progress in told if progress.job in jobs]
@@ -196,11 +199,11 @@ def _of(told: list[Progress], running: Collection[str]) -> list[Progress]:
 
 def _make_telling(
     board: Any, job: ShardJob, root: str, url: str, settings: ShardSettings, work: WorkerSettings
-) -> Progress:
+) -> ShardProgress:
     return make_shard(job, root, url, settings, work, board.tell.remote)
 
 
-def _ended(ray: Any, reference: Any, job: str) -> Progress:
+def _ended(ray: Any, reference: Any, job: str) -> ShardProgress:
     try:
         return result_of(ray, reference)
     except Exception as error:
@@ -211,9 +214,9 @@ def _ended(ray: Any, reference: Any, job: str) -> Progress:
 
 def _by_processes(
     prepared: Prepared, settings: ShardSettings, work: WorkerSettings, workers: int, tally: Tally
-) -> Generator[Progress | None]:
-    room = min(workers or max(1, (os.cpu_count() or 1) // work.decoder_threads), prepared.remaining)
-    todo = prepared.todo()
+) -> Generator[ShardProgress | None]:
+    room = min(workers or max(1, (os.cpu_count() or 1) // work.decoder_threads), prepared.remaining_count)
+    todo = prepared.remaining_jobs()
 
     def arguments() -> Generator[tuple[Any, ...]]:
         for job, root in todo:

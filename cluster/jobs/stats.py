@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from sharding import metrics
-from sharding.make.shard import Progress
+from sharding.make.shard import ShardProgress
 
 _SHORT_SECONDS = 60.0  # nothing that has run for less is late
 _WINDOW_SECONDS = 300.0  # rates and the time left go by the last five minutes
@@ -22,7 +22,7 @@ class Tally:
         self.videos = self.samples = self.frames = self.bytes_in = self.bytes_out = self.jobs = 0
         self.failures: Counter[str] = Counter()
         self._clock = clock
-        self._running: dict[str, Progress] = {}
+        self._running: dict[str, ShardProgress] = {}
         self._since: dict[str, float] = {}
         self._past: deque[tuple[float, int, int, int, int]] = deque([(clock(), 0, 0, 0, 0)])
         self._took: deque[float] = deque(maxlen=100)  # seconds of the last jobs
@@ -31,11 +31,11 @@ class Tally:
         """A job was given to a worker."""
         self._since.setdefault(job, self._clock())
 
-    def add(self, told: Progress) -> None:
+    def add(self, told: ShardProgress) -> None:
         """Count what a job has done since it last told."""
         self.began(told.job)
-        last = self._running.get(told.job, Progress(told.job, told.split))
-        if told.already:
+        last = self._running.get(told.job, ShardProgress(told.job, told.split))
+        if told.made_by_another:
             self.total -= told.videos - last.videos
         else:
             self._count(last, told)
@@ -92,7 +92,7 @@ class Tally:
             parts.append(f"{straggler[0]} has run for {duration(straggler[1])}")
         return "  ".join(parts)
 
-    def _count(self, last: Progress, told: Progress) -> None:
+    def _count(self, last: ShardProgress, told: ShardProgress) -> None:
         for name, counter in _COUNTERS.items():
             more = max(0, getattr(told, name) - getattr(last, name))
             setattr(self, name, getattr(self, name) + more)

@@ -7,7 +7,7 @@ from typing import Any, cast, get_args
 from cluster.launch.signals import raise_if_interrupted
 from cluster.terminal.progress import Advance, progress
 from sharding.base.errors import UserError
-from sharding.inspect.verify import Decode, Progress, verify
+from sharding.inspect.verify import Decode, VerifyProgress, verify
 from sharding.storage.store import open_store
 
 
@@ -20,7 +20,7 @@ def run_verification(url: str, decode: str, workers: int) -> dict[str, Any]:
     advance: Advance | None = None
     with ExitStack() as stack:
 
-        def tell(told: Progress) -> None:
+        def tell(told: VerifyProgress) -> None:
             nonlocal shown, advance
             raise_if_interrupted()
             advance = advance or stack.enter_context(progress("verify", told.total))

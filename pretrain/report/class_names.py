@@ -42,7 +42,7 @@ class ClassLabels:
         self._labels: dict[str, Label] = {}
         self.legend: list[tuple[str, str]] = []
         for name, line in cut.items():
-            written = fonts.written(line) if line else None
+            written = fonts.runs(line) if line else None
             if written is None:
                 self._labels[name] = Label(f"class {numbers[name]}")
                 self.legend.append((f"class {numbers[name]}", name))

@@ -75,7 +75,7 @@ def current_failures(
     found: dict[FailedUnit, Failure] = {}
     listed = shards_with_failures(store)
     for plan in plans:
-        finished = [shard for shard in plan.ids if shard in done]
+        finished = [shard for shard in plan.shards if shard in done]
         if plan.kind == "retry":
             for job in planned_jobs(store, plan):
                 if (job.split, job.id) in done:

@@ -73,7 +73,7 @@ class Generation:
         object.__setattr__(self, "classes", tuple(map(nfc, self.classes)))
 
     @property
-    def ids(self) -> Iterator[tuple[str, str]]:
+    def shards(self) -> Iterator[tuple[str, str]]:
         """(split, id) of each job, in order."""
         first = 0
         for split in SPLITS:
@@ -150,7 +150,7 @@ def planned_videos(store: Store, generation: Generation) -> Iterator[Video]:
 
 def planned_jobs(store: Store, generation: Generation, done: Collection[tuple[str, str]] = ()) -> Iterator[ShardJob]:
     """The jobs of a generation, without those whose (split, id) is in `done`; streamed."""
-    if all(shard in done for shard in generation.ids):
+    if all(shard in done for shard in generation.shards):
         return
     for (number, split), rows in groupby(_rows(store, generation), key=itemgetter(0, 1)):
         identity = job_id(generation.number, number)
@@ -162,7 +162,7 @@ def planned_jobs(store: Store, generation: Generation, done: Collection[tuple[st
 
 def remaining_videos(store: Store, generation: Generation, done: Collection[tuple[str, str]]) -> int:
     """How many videos the jobs of a generation hold that are not in `done`."""
-    todo = np.array([shard not in done for shard in generation.ids], np.bool_)
+    todo = np.array([shard not in done for shard in generation.shards], np.bool_)
     if todo.all() or not todo.any():
         return sum(generation.videos.values()) if todo.any() else 0
     with _local(store, generation) as file:

@@ -174,7 +174,7 @@ def _merged(store: Store) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
         "format": FORMAT,
         "classes": list(plans[-1].classes) if plans else head["classes"],
         "settings_digest": head["settings_digest"],
-        **total.told(),
+        **total.as_meta(),
     }, parts
 
 
@@ -252,7 +252,7 @@ class _Total:
         for library, version in meta["versions"].items():
             self.versions.setdefault(library, set()).add(version)
 
-    def told(self) -> dict[str, Any]:
+    def as_meta(self) -> dict[str, Any]:
         return {
             "splits": {name: asdict(SplitSummary(**counts)) for name, counts in sorted(self.splits.items())},
             "failures": {kind: count for kind, count in sorted(self.failures.items()) if count > 0},

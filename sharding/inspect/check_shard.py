@@ -74,8 +74,8 @@ class ShardReport:
     parts: list[dict[str, Any]] = field(default_factory=list)
     samples: int = 0
     decoded: int = 0
-    unread: bool = True
-    keys: bytes = b""
+    unreadable: bool = True
+    key_prefixes: bytes = b""
     bytes: int = 0
     failure_list: str | None = None
 
@@ -93,9 +93,9 @@ class ShardReport:
         return part_path(self.split, self.job, number, str(part.get("sha256")))
 
     @property
-    def names_its_own(self) -> bool:
+    def names_only_its_parts(self) -> bool:
         """Whether its record can be read and names parts of this shard alone."""
-        return not self.unread and all(part.get("path") == self.path(n) for n, part in enumerate(self.parts))
+        return not self.unreadable and all(part.get("path") == self.path(n) for n, part in enumerate(self.parts))
 
 
 def check_shard(store: Store, split: str, job: str, rules: Expectations) -> ShardReport:
@@ -114,9 +114,9 @@ def check_shard(store: Store, split: str, job: str, rules: Expectations) -> Shar
         found.add(f"a shard's record is damaged: its metadata cannot be read ({type(error).__name__}: {error})")
         return found
     keys = table["key"].to_pylist()
-    found.unread = False
+    found.unreadable = False
     found.samples = len(keys)
-    found.keys = b"".join(key_prefix(key) for key in keys)
+    found.key_prefixes = b"".join(key_prefix(key) for key in keys)
     for what in _record_faults(table, meta, found, rules):
         found.add(what)
     for what in _failure_faults(store, found, failures, wanted):

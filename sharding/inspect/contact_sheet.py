@@ -198,8 +198,8 @@ class _Names:
         self.written: dict[int, Pieces] = {}
         self.legend: dict[str, str] = {}
         for label, name in sorted(names.items()):
-            written = None if name.isascii() else fonts.written(name)
-            pieces = written.pieces() if written else []
+            written = None if name.isascii() else fonts.runs(name)
+            pieces = written.by_font() if written else []
             simple = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
             if pieces and (_SHAPES or not _is_shaped(name)) and (len(pieces) == 1 or not right_to_left(name)):
                 self.written[label] = [(text, ImageFont.truetype(file, _SIZE)) for text, file in pieces]

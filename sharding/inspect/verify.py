@@ -32,7 +32,7 @@ from sharding.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class VerifyProgress:
     """How far it is: finished shards of `total`, and what was found in them."""
 
     shards: int
@@ -63,7 +63,7 @@ class Verification:
     not_indexed: int = 0
 
     @property
-    def sound(self) -> bool:
+    def undamaged(self) -> bool:
         """Whether nothing is damaged."""
         return not self.damages
 
@@ -84,7 +84,7 @@ def verify(
     store: Store,
     decode: Decode = "sample",
     workers: int | None = None,
-    tell: Callable[[Progress], object] = lambda progress: None,
+    tell: Callable[[VerifyProgress], object] = lambda progress: None,
 ) -> Verification:
     """Read everything in a store again; every damaged shard and sample is named, in the order of the shards.
 
@@ -111,7 +111,7 @@ def verify(
     keys = bytearray()
     named: set[str] = set()  # what records name
     unsure: set[tuple[str, str]] = set()
-    tell(Progress(0, len(records), 0, 0, 0))
+    tell(VerifyProgress(0, len(records), 0, 0, 0))
     for examined in _examined(store, records, rules, workers or max(4, os.cpu_count() or 1)):
         found.shards += 1
         found.parts += len(examined.parts)
@@ -119,13 +119,13 @@ def verify(
         found.decoded += examined.decoded
         found.bytes += examined.bytes
         found.damages += examined.damages
-        keys += examined.keys
+        keys += examined.key_prefixes
         shard = (examined.split, examined.job)
         named |= {record_path(*shard), *map(examined.path, range(len(examined.parts)))}
         named.add(examined.failure_list or "")
         _compare(examined, listed.pop(shard, []), current, found)
-        tell(Progress(found.shards, len(records), found.samples, found.bytes, len(found.damages)))
-        if not examined.names_its_own:
+        tell(VerifyProgress(found.shards, len(records), found.samples, found.bytes, len(found.damages)))
+        if not examined.names_only_its_parts:
             unsure.add(shard)
     for (split, job), parts in listed.items():
         found.add("the index has this shard, but its record is missing", split, job)
@@ -219,7 +219,7 @@ def _by_shard(current: Index | None) -> dict[tuple[str, str], list[Part]]:
 
 def _compare(examined: ShardReport, listed: list[Part], current: Index | None, found: Verification) -> None:
     """Whether the index says of a shard's parts what its record says."""
-    if current is None or examined.unread:
+    if current is None or examined.unreadable:
         return
     if examined.parts and not listed:
         found.not_indexed += 1

@@ -39,20 +39,20 @@ class Prepared:
     store: Store
     plans: list[Generation]
     done: frozenset[tuple[str, str]]
-    videos: int
+    remaining_videos: int
     notes: tuple[str, ...]
 
     @property
-    def jobs(self) -> int:
+    def planned_count(self) -> int:
         """How many jobs are planned in all."""
         return sum(sum(plan.jobs.values()) for plan in self.plans)
 
     @property
-    def remaining(self) -> int:
+    def remaining_count(self) -> int:
         """How many jobs are still to be done."""
-        return sum(shard not in self.done for plan in self.plans for shard in plan.ids)
+        return sum(shard not in self.done for plan in self.plans for shard in plan.shards)
 
-    def todo(self) -> Generator[tuple[ShardJob, str]]:
+    def remaining_jobs(self) -> Generator[tuple[ShardJob, str]]:
         """The jobs still to be done, each with the root of its videos; streamed."""
         for known in self.plans:
             for job in planned_jobs(self.store, known, self.done):
@@ -162,7 +162,7 @@ def _compared(store: Store, manifest: Manifest, plans: list[Generation], notes: 
             moved = {old.root: new.root for old, new in zip(plans, found, strict=False)}
             found.append(replace(known, root=moved.get(known.root, known.root)))
             continue
-        told = manifest.without(planned_videos(store, known))
+        told = manifest.remove_planned(planned_videos(store, known))
         if told.gone:
             notes.append(f"{told.gone} planned videos are not in this corpus: what was made of them stays")
         same = told.same + told.changed > told.gone  # a few may only be called alike in another corpus

@@ -52,7 +52,7 @@ class WorkerSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Progress:
+class ShardProgress:
     """How far a job is: counts from its beginning. `failures` by kind, `frames` decoded, `bytes_in` read.
 
     `bytes_out` and `done` are known at its end; `already`: another worker had finished it.
@@ -67,7 +67,7 @@ class Progress:
     bytes_out: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     done: bool = False
-    already: bool = False
+    made_by_another: bool = False
 
 
 def make_shard(
@@ -76,8 +76,8 @@ def make_shard(
     store: Store | str,
     settings: ShardSettings,
     work: WorkerSettings | None = None,
-    tell: Callable[[Progress], object] = lambda progress: None,
-) -> Progress:
+    tell: Callable[[ShardProgress], object] = lambda progress: None,
+) -> ShardProgress:
     """Transcode the job's videos and put its shard; killed at any moment, it leaves no half shard.
 
     Relative uris lie below `root`. A video that cannot be used, or that crashes or hangs its decoder, becomes a line
@@ -86,7 +86,7 @@ def make_shard(
     """
     store = open_store(store, ask=False) if isinstance(store, str) else store
     work = work or WorkerSettings()
-    so_far = Progress(job.id, job.split)
+    so_far = ShardProgress(job.id, job.split)
     if store.exists(record.record_path(job.split, job.id)):
         return _already(store, job)
     failures: list[Failure] = []
@@ -116,8 +116,8 @@ def make_shard(
                 failures=dict(kinds),
             )
             tell(so_far)
-        parts.close()
-        rows, described = parts.verified()
+        parts.close_part()
+        rows, described = parts.read_back()
         if store.exists(record.record_path(job.split, job.id)):  # what another worker found may differ: let it be
             return _already(store, job)
         for path, part in zip(parts.paths, described, strict=True):
@@ -129,13 +129,13 @@ def make_shard(
     return replace(so_far, bytes_out=sum(part["bytes"] for part in described), done=True)
 
 
-def _already(store: Store, job: ShardJob, put: Collection[str] = ()) -> Progress:
+def _already(store: Store, job: ShardJob, put: Collection[str] = ()) -> ShardProgress:
     """What the worker whose record is there made of a job; what another has `put` and it does not name is removed."""
     meta = record.read_meta(store, job.split, job.id)
     theirs = {part["path"] for part in meta["parts"]} | {record.failure_list(job.split, job.id, meta)}
     for path in sorted(set(put) - theirs):
         store.delete(path)
-    return Progress(
+    return ShardProgress(
         job=job.id,
         split=job.split,
         videos=len(job.videos),
@@ -144,7 +144,7 @@ def _already(store: Store, job: ShardJob, put: Collection[str] = ()) -> Progress
         bytes_out=sum(part["bytes"] for part in meta["parts"]),
         failures=meta["failures"],
         done=True,
-        already=True,
+        made_by_another=True,
     )
 
 
@@ -224,7 +224,7 @@ class _Video:
                 bad = BadVideo(made.kind, made.reason, made.detail)
                 self.failures.append(failure(self.video, made.segment, bad))
             else:
-                parts.add(self.video, made)
+                parts.add_sample(self.video, made)
                 self.samples += 1
 
 

@@ -48,7 +48,7 @@ class TarPartWriter:
         self.writer: Any = None
         self.samples = 0  # of the part being written
 
-    def add(self, video: Video, clip: Clip) -> None:
+    def add_sample(self, video: Video, clip: Clip) -> None:
         """Append a sample."""
         key = sample_key(video, clip.segment, self.cut)
         row = _row(video, clip, key, part=len(self.paths) - (self.writer is not None))
@@ -62,16 +62,16 @@ class TarPartWriter:
         self.rows.append(row)
         self.samples += 1
         if self.writer.tarstream.offset >= self.part_bytes or self.samples == self.part_samples:
-            self.close()
+            self.close_part()
 
-    def close(self) -> None:
+    def close_part(self) -> None:
         """End the part being written, if any."""
         writer, self.writer = self.writer, None
         if writer is not None:
             with self._told():
                 writer.close()
 
-    def verified(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def read_back(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The record's rows with their offsets, and a description a part, both read back from the tars."""
         described = []
         rows = iter(self.rows)
@@ -115,7 +115,7 @@ class TarPartWriter:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(UserError):  # a part still open is abandoned
-            self.close()
+            self.close_part()
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

@@ -32,7 +32,7 @@ class FontRuns:
     text: str
     files: tuple[Path, ...]
 
-    def pieces(self) -> list[tuple[str, Path]]:
+    def by_font(self) -> list[tuple[str, Path]]:
         """The text in pieces of one font each."""
         return [
             ("".join(character for character, _ in piece), file)
@@ -56,7 +56,7 @@ class Fonts:
                 break
         self._first = first
 
-    def written(self, text: str) -> FontRuns | None:
+    def runs(self, text: str) -> FontRuns | None:
         """How to draw the text, by as few fonts as will do; None if the fonts lack one of its characters.
 
         Characters that are not seen (joiners, variation selectors) and that no font of it has are left out.

@@ -1,4 +1,4 @@
-"""Ranges of a bucket's objects by presigned URLs: signed once an object, then asked for with little work a range."""
+"""Reads ranges of a bucket's objects by presigned URLs: one signature an object, then little CPU a range."""
 
 from __future__ import annotations
 
@@ -25,133 +25,139 @@ _DEFAULT_PORT = {"http": 80, "https": 443}
 
 @dataclass
 class PartialRange:
-    """Bytes [start, end) of an object as far as they came: `total` and `tag` are known when the first did."""
+    """Bytes [start, end) of an object, as far as they have come; `object_size` and `etag` are set with the first."""
 
     path: str
     start: int
     end: int
     pieces: list[bytes] = field(default_factory=list)
-    total: int = 0
-    tag: str = ""
+    object_size: int = 0
+    etag: str = ""
 
     @property
     def position(self) -> int:
-        """Where the next byte belongs."""
+        """The offset in the object of the next missing byte."""
         return self.start + sum(map(len, self.pieces))
 
-    def belongs(self, tag: str, total: int, where: Callable[[], str]) -> None:
-        """Take an answer's word for what the object is; UserError if an answer before said otherwise."""
-        if self.pieces and (tag, total) != (self.tag, self.total):
-            raise replaced(where())
-        self.tag, self.total = tag, total
+    def check_version(self, tag: str, total: int, where: Callable[[], str]) -> None:
+        """Note the object's version in a response. Raises UserError if it is not that of the responses before."""
+        if self.pieces and (tag, total) != (self.etag, self.object_size):
+            raise object_replaced(where())
+        self.etag, self.object_size = tag, total
 
 
 class PresignedReader:
-    """The objects of one bucket, for one process. Safe for threads."""
+    """Reads ranges of the objects of one bucket, in one process. Safe for threads."""
 
-    def __init__(self, sign: Callable[[str], str], bundle: Callable[[], str | None], counters: Counters) -> None:
-        """`sign`: path → URL of a GET, good for GOOD_SECONDS; `bundle`: the file of trusted authorities, if not ours.
+    def __init__(self, sign: Callable[[str], str], ca_bundle: Callable[[], str | None], counters: Counters) -> None:
+        """`sign`: path → URL of a GET, good for GOOD_SECONDS; `ca_bundle`: the user's file of authorities, or None.
 
         Both are asked when they are needed.
         """
-        self._sign, self._bundle, self._counters = sign, bundle, counters
+        self._sign, self._ca_bundle, self._counters = sign, ca_bundle, counters
         self._lock, self._signing = threading.Lock(), threading.Lock()
         self._urls: OrderedDict[str, tuple[RangeConnections, str, float]] = OrderedDict()
-        self._wires: dict[tuple[str, str], RangeConnections] = {}
-        self._resting = 0.0  # until then nothing is asked for here
+        self._connections: dict[tuple[str, str], RangeConnections] = {}
+        self._paused_until = 0.0  # until then nothing is asked for here
 
     def read(self, body: PartialRange, seconds: float, where: Callable[[], str]) -> bool:
-        """Whether the server gives the missing bytes here: then they are in `body`, or BrokenResponse: ask again.
+        """Read the missing bytes into `body`; returns False if that cannot be done by presigned URLs.
 
-        If not, for whatever reason, the caller's other way will do it or will tell why it cannot be done. UserError
-        if the object is another one than it was for the bytes that came.
+        Then the caller reads by the S3 client, which does it or raises the right error. Raises BrokenResponse where
+        another try may help, UserError if the object is not the one that the first bytes are of.
         """
-        if time.monotonic() < self._resting:
+        if time.monotonic() < self._paused_until:
             return False
-        for known in (True, False):
+        for may_be_cached in (True, False):
             try:
-                wire, target, was_known = self._place(body.path, known)
+                connections, target, was_cached = self._signed(body.path, may_be_cached)
             except Exception:  # of any of the ways to find credentials and addresses
                 return False
             start = body.position
             try:
-                head = wire.ask(target, start, body.end)
+                head = connections.request(target, start, body.end)
             except ssl.SSLCertVerificationError:
                 return False
             if is_retryable_status(head.status):
                 raise BrokenResponse(str(head))
-            if head.extent is not None:
-                self._take(wire, body, head, seconds, where)
+            if head.content_range is not None:
+                self._receive(connections, body, head, seconds, where)
                 return True
-            if not was_known or head.status not in (400, 401, 403):  # else the credentials behind it may have ended
+            if not was_cached or head.status not in (400, 401, 403):  # else the credentials behind it may have ended
                 return False
         return False
 
-    def rest(self) -> None:
-        """Ask for nothing here for some time: it was refused, and the other way was not."""
-        self._resting = time.monotonic() + _FRESH_SECONDS
+    def pause(self) -> None:
+        """Have `read` return False for some time: the server refused, and answered the S3 client."""
+        self._paused_until = time.monotonic() + _FRESH_SECONDS
 
-    def _take(
-        self, wire: RangeConnections, body: PartialRange, head: ResponseHead, seconds: float, where: Callable[[], str]
+    def _receive(
+        self,
+        connections: RangeConnections,
+        body: PartialRange,
+        head: ResponseHead,
+        seconds: float,
+        where: Callable[[], str],
     ) -> None:
-        start, end, total = head.extent or (0, 0, 0)
+        start, end, total = head.content_range or (0, 0, 0)
         if start != body.position or end > body.end:
-            wire.drop()
+            connections.disconnect()
             raise BrokenResponse(f"bytes {body.position} to {body.end} were asked for, {start} to {end} announced")
         try:
-            body.belongs(head.field(b"etag").decode("latin-1"), total, where)
+            body.check_version(head.field(b"etag").decode("latin-1"), total, where)
         except UserError:
-            wire.drop()
+            connections.disconnect()
             raise
         before = len(body.pieces)
         try:
-            wire.body(body.pieces, end - start, seconds)
+            connections.read_body(body.pieces, end - start, seconds)
         finally:
             self._counters.add(bytes=sum(map(len, body.pieces[before:])))
         if end < min(body.end, total):
             raise BrokenResponse(f"bytes {start} to {body.end} were asked for, {end - start} came")
 
-    def _place(self, path: str, known: bool) -> tuple[RangeConnections, str, bool]:
-        """Where an object is to be had: (connections, target of the GET, whether its URL was signed earlier)."""
-        if known and (found := self._known(path)):
-            return found
-        with self._signing:  # others that want the same object wait for its URL
-            if known and (found := self._known(path)):
-                return found
+    def _signed(self, path: str, may_be_cached: bool) -> tuple[RangeConnections, str, bool]:
+        """(connections, target of the GET, whether the URL comes from the cache) for an object."""
+        if may_be_cached and (cached := self._cached(path)):
+            return cached
+        with self._signing:  # other threads that want the same object wait for its URL
+            if may_be_cached and (cached := self._cached(path)):
+                return cached
             url = urlsplit(self._sign(path))
             host = str(url.netloc).rpartition("@")[2].removesuffix(f":{_DEFAULT_PORT[url.scheme]}")
             until = time.monotonic() + _FRESH_SECONDS
-            if (url.scheme, host) not in self._wires:
-                self._wires[url.scheme, host] = self._wire(url.scheme, host)
-            wire, target = self._wires[url.scheme, host], f"{url.path}?{url.query}"
+            if (url.scheme, host) not in self._connections:
+                self._connections[url.scheme, host] = self._connect(url.scheme, host)
+            connections, target = self._connections[url.scheme, host], f"{url.path}?{url.query}"
             with self._lock:
-                self._urls[path] = (wire, target, until)
+                self._urls[path] = (connections, target, until)
                 while len(self._urls) > _KEPT:
                     self._urls.popitem(last=False)
-        return wire, target, False
+        return connections, target, False
 
-    def _known(self, path: str) -> tuple[RangeConnections, str, bool] | None:
+    def _cached(self, path: str) -> tuple[RangeConnections, str, bool] | None:
         with self._lock:
-            found = self._urls.get(path)
-            if found is None or time.monotonic() >= found[2]:
+            entry = self._urls.get(path)
+            if entry is None or time.monotonic() >= entry[2]:
                 return None
             self._urls.move_to_end(path)
-            return found[0], found[1], True
+            return entry[0], entry[1], True
 
-    def _wire(self, scheme: str, host: str) -> RangeConnections:
+    def _connect(self, scheme: str, host: str) -> RangeConnections:
         if scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
             raise BrokenResponse("the way leads through a proxy")
-        return RangeConnections(host, _trust(self._bundle()) if scheme == "https" else None)
+        return RangeConnections(host, _trust(self._ca_bundle()) if scheme == "https" else None)
 
 
-def replaced(where: str) -> UserError:
+def object_replaced(where: str) -> UserError:
+    """The error for an object whose content changed while it was read in pieces."""
     return UserError("the object was replaced while it was read", where, "run the same command again")
 
 
-def _trust(bundle: str | None) -> ssl.SSLContext:
-    """Verify by the authorities in `bundle` alone, else by this machine's and, where it is installed, certifi's."""
-    context = ssl.create_default_context(cafile=bundle)
-    if bundle is None:
+def _trust(ca_bundle: str | None) -> ssl.SSLContext:
+    """A context that trusts the authorities in `ca_bundle`, or this machine's and, where installed, certifi's."""
+    context = ssl.create_default_context(cafile=ca_bundle)
+    if ca_bundle is None:
         with contextlib.suppress(ImportError):
             import certifi
 

@@ -80,7 +80,7 @@ def source_frames(path: Path, settings: EncodeSettings) -> list[av.VideoFrame]:
     fitter = FrameScaler(settings.short_edge, 1.0)
     with av.open(str(path)) as container:
         frames: Iterator[av.VideoFrame] = container.decode(video=0)
-        return [fitter.fit(frame) for _, frame in zip(range(FRAMES), frames, strict=False)]
+        return [fitter.scale(frame) for _, frame in zip(range(FRAMES), frames, strict=False)]
 
 
 def encoded(frames: list[av.VideoFrame], variant: Variant) -> tuple[bytes, float]:

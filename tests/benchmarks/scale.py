@@ -159,9 +159,9 @@ def driven(url: str, runner: Callable[..., Generator[Any]]) -> str:
             if told is not None:
                 tally.add(told)
                 tally.line()
-                if tally.jobs in (prepared.jobs // 10, prepared.jobs):
+                if tally.jobs in (prepared.planned_count // 10, prepared.planned_count):
                     sizes.append(resident())
-    assert tally.jobs == prepared.jobs and tally.total == 0
+    assert tally.jobs == prepared.planned_count and tally.total == 0
     return f"{tally.jobs:,} jobs; driver {sizes[0]:,.0f} MB after a tenth, {sizes[-1]:,.0f} MB at the end"
 
 

@@ -174,10 +174,10 @@ def enlarged(small: Store, url: str, folder: Path, size: int) -> int:
         while written < size:
             videos.append(Video(f"again/{len(videos):06d}.mp4", (len(videos) % labels,), "train"))
             clip = next(clips)
-            parts.add(videos[-1], clip)
+            parts.add_sample(videos[-1], clip)
             written += len(clip.data)
-        parts.close()
-        rows, described = parts.verified()
+        parts.close_part()
+        rows, described = parts.read_back()
         for path, part in zip(parts.paths, described, strict=True):
             large.put_file(part["path"], path)
             path.unlink()

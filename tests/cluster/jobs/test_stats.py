@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.jobs.stats import Tally, duration
-from sharding.make.shard import Progress
+from sharding.make.shard import ShardProgress
 
 
 class Clock:
@@ -20,10 +20,10 @@ class Clock:
         return self.now
 
 
-def job(number: int, videos: int) -> list[Progress]:
+def job(number: int, videos: int) -> list[ShardProgress]:
     """What a worker tells of a job from its beginning to its end; every third video fails."""
     steps = [
-        Progress(
+        ShardProgress(
             f"g0-{number:06d}",
             "train",
             videos=done,
@@ -35,12 +35,12 @@ def job(number: int, videos: int) -> list[Progress]:
         for done in range(1, videos + 1)
     ]
     last = steps[-1]
-    end = Progress(**{**vars_of(last), "done": True, "bytes_out": 7})
+    end = ShardProgress(**{**vars_of(last), "done": True, "bytes_out": 7})
     return [*steps, end]
 
 
-def vars_of(progress: Progress) -> dict:
-    return {name: getattr(progress, name) for name in Progress.__dataclass_fields__}
+def vars_of(progress: ShardProgress) -> dict:
+    return {name: getattr(progress, name) for name in ShardProgress.__dataclass_fields__}
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8)), min_size=1, max_size=6))
@@ -59,7 +59,7 @@ def test_a_job_made_a_second_time_after_a_death_counts_once(jobs: list[tuple[int
 
 def test_what_another_command_made_is_not_counted() -> None:
     tally = Tally(10)
-    tally.add(Progress("a", "train", videos=4, done=True, already=True))
+    tally.add(ShardProgress("a", "train", videos=4, done=True, made_by_another=True))
     assert (tally.total, tally.videos) == (6, 0)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sharding.base.errors import UserError
-from sharding.corpora.formats.datasets import ids_of_file, video_id
+from sharding.corpora.formats.video_ids import ids_of_file, video_id
 from sharding.corpora.manifest import CorpusSettings, Manifest, read_manifest
 from sharding.storage.store import open_store
 

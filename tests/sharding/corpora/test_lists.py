@@ -338,12 +338,12 @@ def test_urls_without_their_secrets() -> None:
 )
 def test_no_name_leaves_its_root(parts: list[str], before: str) -> None:
     name = before + "/".join(parts)
-    place = Roots("/top/media").place(name)
+    place = Roots("/top/media").locate(name)
     if place is not None:
         real = os.path.normpath(Path("/top/media") / place[1])
         assert real.startswith("/top/media/") and place[1] == os.path.relpath(real, "/top/media")
         assert real == os.path.normpath(Path("/top/media") / name)
-    remote = Roots("s3://bucket/media").place(name)
+    remote = Roots("s3://bucket/media").locate(name)
     assert remote is None or (".." not in remote[1].split("/") and not name.startswith("/"))
 
 

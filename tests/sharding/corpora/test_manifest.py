@@ -219,9 +219,9 @@ def splits_of(uris: Iterable[str], validation: float, sizes: dict[str, int] | No
     shares = ValidationShare(validation)
     found = {}
     for uri in uris:
-        found[uri] = shares.side(uri.encode())
-        shares.saw(uri.encode(), (sizes or {}).get(uri))
-    crossing = shares.crossing()
+        found[uri] = shares.split_of(uri.encode())
+        shares.observe(uri.encode(), (sizes or {}).get(uri))
+    crossing = shares.source_to_move()
     return found | ({crossing[0].decode(): crossing[1]} if crossing else {})
 
 

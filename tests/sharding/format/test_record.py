@@ -146,7 +146,7 @@ def test_a_merge_that_saw_less_does_not_become_the_newest(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(str(tmp_path / "store"))
-    jobs = list(prepare(str(corpus), store, SETTINGS, READING).todo())
+    jobs = list(prepare(str(corpus), store, SETTINGS, READING).remaining_jobs())
     make_shard(*jobs[0], store, SETTINGS)
     real = index.list_records
 
@@ -167,7 +167,7 @@ def test_two_merges_that_take_the_same_number_agree_in_the_end(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(str(tmp_path / "store"))
-    jobs = list(prepare(str(corpus), store, SETTINGS, READING).todo())
+    jobs = list(prepare(str(corpus), store, SETTINGS, READING).remaining_jobs())
     make_shard(*jobs[0], store, SETTINGS)
     real = index.to_parquet
 

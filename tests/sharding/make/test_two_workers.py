@@ -16,7 +16,7 @@ from sharding.format.plan import ShardJob
 from sharding.inspect.summary import summary
 from sharding.inspect.verify import verify
 from sharding.make.prepare import prepare
-from sharding.make.shard import Progress, make_shard
+from sharding.make.shard import ShardProgress, make_shard
 from sharding.storage.store import Store, open_store
 from tests.support import stores as making
 from tests.support.stores import READING, shard
@@ -70,7 +70,7 @@ def store(
 @pytest.fixture()
 def job(corpus: Path, store: Store) -> tuple[ShardJob, str]:
     """A job with several good videos and a broken one."""
-    jobs = list(prepare(str(corpus), store, SETTINGS, READING).todo())
+    jobs = list(prepare(str(corpus), store, SETTINGS, READING).remaining_jobs())
     return next(one for one in jobs if 1 < len(good_of(one[0])) < len(one[0].videos))
 
 
@@ -101,7 +101,7 @@ def test_who_commits_first_has_the_shard(
 ) -> None:
     of, root = job
     winner, loser = (root, other) if first == "sees all" else (other, root)
-    made: list[Progress] = []
+    made: list[ShardProgress] = []
     whole: dict[str, bytes] = {}
 
     def commits() -> None:
@@ -111,7 +111,7 @@ def test_who_commits_first_has_the_shard(
 
     last = make_shard(of, loser, Meanwhile(store, moment, commits), SETTINGS)
     meta = record.read_meta(store, of.split, of.id)
-    assert not made[0].already and last.already
+    assert not made[0].made_by_another and last.made_by_another
     assert (last.samples, last.failures) == (made[0].samples, made[0].failures) == (meta["samples"], meta["failures"])
     assert held(store, of) == whole  # nothing of the loser's is left
     assert len(list(read_failures(store, [(of.split, of.id)], shards_with_failures(store)))) == sum(
@@ -119,7 +119,7 @@ def test_who_commits_first_has_the_shard(
     )
     index.merge(store)
     found = verify(store, "all")
-    assert found.sound and found.orphans == [] and found.samples == meta["samples"], (found.damages, found.orphans)
+    assert found.undamaged and found.orphans == [] and found.samples == meta["samples"], (found.damages, found.orphans)
 
 
 @pytest.mark.parametrize("moment", [LOOK, UPLOAD, COMMIT])
@@ -128,7 +128,7 @@ def test_workers_who_see_the_same_share_their_files(store: Store, job: tuple[Sha
     last = make_shard(of, root, Meanwhile(store, moment, lambda: make_shard(of, root, store, SETTINGS)), SETTINGS)
     index.merge(store)
     found = verify(store, "all")
-    assert last.already and found.sound and found.orphans == [], (found.damages, found.orphans)
+    assert last.made_by_another and found.undamaged and found.orphans == [], (found.damages, found.orphans)
 
 
 class Killed(BaseException):
@@ -149,7 +149,7 @@ def test_what_a_killed_worker_left_is_told_and_never_read(store: Store, job: tup
     index.merge(store)
     assert not {part.path for part in index.current_index(store).parts} & set(left)
     found = verify(store, "all")
-    assert found.sound and found.orphans == left
+    assert found.undamaged and found.orphans == left
     assert summary(store)["failures"] == made.failures
     assert {line["uri"] for line in summary(store)["failure_examples"]} == {
         video.uri for video in of.videos if video.uri not in good_of(of)
@@ -180,13 +180,13 @@ def test_a_store_with_names_of_before_is_read_verified_and_added_to(
         store.delete(path)
     index.merge(store)
     found = verify(store, "all")
-    assert found.sound and found.orphans == [] and found.samples == 6, (found.damages, found.orphans)
+    assert found.undamaged and found.orphans == [] and found.samples == 6, (found.damages, found.orphans)
     same = ("samples", "failures", "failure_examples", "label_histogram")
     assert {name: summary(store)[name] for name in same} == {name: before[name] for name in same}
     shutil.copyfile(pieces[0], corpus / "calm" / "more.mp4")
     shard(corpus, store)
     found = verify(store, "all")
-    assert found.sound and found.orphans == [] and found.samples == 7, (found.damages, found.orphans)
+    assert found.undamaged and found.orphans == [] and found.samples == 7, (found.damages, found.orphans)
 
 
 @pytest.mark.parametrize("damage", [b"{", b"[]\n", b"\xff\n", b'{"uri": "x"}\n', b""])

@@ -29,7 +29,7 @@ def frames_of(name: str, count: int, short_edge: int = 128) -> list[NDArray[np.u
     fitter = FrameScaler(short_edge, 1.0)
     with av.open(str(FOOTAGE / name)) as container:
         frames = zip(range(count), container.decode(video=0), strict=False)
-        return [luma_of(fitter.fit(frame)).copy() for _, frame in frames]
+        return [luma_of(fitter.scale(frame)).copy() for _, frame in frames]
 
 
 def encoded(frames: list[NDArray[np.uint8]], settings: FlowSettings | None = None) -> FlowClip:

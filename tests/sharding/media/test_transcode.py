@@ -15,8 +15,8 @@ import pytest
 
 from sharding.corpora.manifest import Video
 from sharding.media.clip import Clip
+from sharding.media.decoding.container import DEMUXERS
 from sharding.media.decoding.picture import fitted_size, pad_lines
-from sharding.media.decoding.reader import DEMUXERS
 from sharding.media.encoder import Encoder, EncodeSettings
 from sharding.media.h264 import TIME_BASE
 from sharding.media.input.bad_video import BadVideo
@@ -201,7 +201,9 @@ def test_overwritten_middle_is_noticed(tmp_path: Path) -> None:
 
 
 def test_dropped_frames_are_no_damage() -> None:
-    dropped = DecodeStats(declared=444, seconds=29.6, step=1 / 15, frames=68, first_time=0.0, last_time=29.5)
+    dropped = DecodeStats(
+        declared_frames=444, declared_seconds=29.6, frame_interval=1 / 15, frames=68, first_time=0.0, last_time=29.5
+    )
     judge_frames(dropped, 0.9)
     dropped.errors = 1
     with pytest.raises(BadVideo, match="68 of 444"):

@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def written(found: Fonts, text: str) -> fonts.FontRuns:
-    how = found.written(text)
+    how = found.runs(text)
     assert how is not None
     return how
 
@@ -42,23 +42,23 @@ def written(found: Fonts, text: str) -> fonts.FontRuns:
 def test_a_font_that_has_the_letters_is_found(folder: Path) -> None:
     chinese, more = write_font(folder / "chinese.ttf", RUN), write_font(folder / "deep" / "z.ttf", RUN + HINDI)
     found = Fonts([RUN, HINDI, KOREAN, "run"], first=None)
-    (piece,) = written(found, RUN).pieces()
+    (piece,) = written(found, RUN).by_font()
     assert piece in ((RUN, chinese), (RUN, more))
-    assert written(found, HINDI).pieces() == [(HINDI, more)]
-    assert found.written(KOREAN) is None and found.written("run") is None
+    assert written(found, HINDI).by_font() == [(HINDI, more)]
+    assert found.runs(KOREAN) is None and found.runs("run") is None
 
 
 def test_two_fonts_write_what_none_has_whole(folder: Path) -> None:
     one, two = write_font(folder / "one.ttf", f"{RUN}a"), write_font(folder / "two.ttf", f"{HINDI}a")
     text = f"{RUN} a{HINDI}a"
-    assert written(Fonts([text]), text).pieces() == [(f"{RUN} a", one), (f"{HINDI}a", two)]
+    assert written(Fonts([text]), text).by_font() == [(f"{RUN} a", one), (f"{HINDI}a", two)]
 
 
 def test_the_first_font_is_asked_first(folder: Path) -> None:
     first, other = write_font(folder / "first.ttf", "abc" + RUN), write_font(folder / "other.ttf", RUN + LEAP)
     found = Fonts([f"abc {RUN}", LEAP], first)
-    assert written(found, f"abc {RUN}").pieces() == [(f"abc {RUN}", first)]
-    assert written(found, LEAP).pieces() == [(LEAP, other)]
+    assert written(found, f"abc {RUN}").by_font() == [(f"abc {RUN}", first)]
+    assert written(found, LEAP).by_font() == [(LEAP, other)]
 
 
 def test_fonts_that_draw_boxes_or_nothing_are_none(folder: Path) -> None:
@@ -66,7 +66,7 @@ def test_fonts_that_draw_boxes_or_nothing_are_none(folder: Path) -> None:
     write_font(folder / "blank.ttf", RUN, empty=True)
     write_font(folder / "boxes.ttf", RUN, missing=True)
     (folder / "damaged.ttf").write_bytes(b"no font")
-    assert Fonts([RUN]).written(RUN) is None
+    assert Fonts([RUN]).runs(RUN) is None
 
 
 def test_joiners_and_selectors_are_left_out_where_no_font_has_them(folder: Path) -> None:
@@ -91,7 +91,7 @@ def test_what_is_written_has_a_glyph(text: str) -> None:
     own = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     with TTFont(own, lazy=True) as font:
         has = {chr(code) for code in font.getBestCmap()}
-    found = Fonts([text], own).written(text)
+    found = Fonts([text], own).runs(text)
     seen = [c for c in text if c != " " and unicodedata.category(c) != "Cf" and not 0xFE00 <= ord(c) <= 0xFE0F]
     if found is None:
         assert any(character not in has or unicodedata.category(character)[0] in "ZC" for character in seen)

@@ -93,7 +93,7 @@ def test_threads_that_want_one_object_sign_it_once(proxy: Proxy, signed: list[st
 
 
 def test_all_arrives_whatever_breaks(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_SLOWEST", 0.2)
+    monkeypatch.setattr(remote, "_LONGEST_PAUSE", 0.2)
     store = opened()
     proxy.requests.clear()
     proxy.rate = 0.1
@@ -259,8 +259,8 @@ def test_over_https(
         monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
         with pytest.raises(UserError, match="does not answer"):  # a server that nobody vouches for
             open_store("s3://bucket/ranges")
-        untrusting = open_store("s3://bucket/ranges", patience=0, ask=False)
-        monkeypatch.setattr(remote, "_SLOWEST", 0.1)
+        untrusting = open_store("s3://bucket/ranges", retry_seconds=0, ask=False)
+        monkeypatch.setattr(remote, "_LONGEST_PAUSE", 0.1)
         with pytest.raises(UserError, match="does not answer"):
             untrusting.get_range("object", 0, 1)
         monkeypatch.setenv("AWS_CA_BUNDLE", str(identity[1]))

@@ -271,9 +271,9 @@ def test_few_are_counted_and_many_refused(sound: Callable[[str], Path], tmp_path
 
 @pytest.mark.parametrize(("share", "refused"), [(0.019, True), (0.02, False), (1.0, False)])
 def test_the_share(share: float, refused: bool) -> None:
-    decoded = DecodeStats(declared=100, seconds=4.0, step=0.04)
+    decoded = DecodeStats(declared_frames=100, declared_seconds=4.0, frame_interval=0.04)
     for number in range(100):
-        decoded.took(number * 0.04, int(number >= 98))
+        decoded.count_frame(number * 0.04, int(number >= 98))
     assert (decoded.frames, decoded.concealed) == (100, 2)
     if refused:
         with pytest.raises(BadVideo, match=r"2 of 100 frames show .* \(2.0 %\); at most 1.9 % may"):

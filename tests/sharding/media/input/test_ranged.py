@@ -78,9 +78,9 @@ def test_it_reads_as_a_file_does(folder: Path, steps: list[tuple[str, int]], blo
         else:
             assert ours.seek(number, io.SEEK_CUR) == theirs.seek(number, io.SEEK_CUR)
         assert ours.tell() == theirs.tell()
-        assert len(ours._kept) <= keep and len(ours._coming) <= ahead
+        assert len(ours._cache) <= keep and len(ours._prefetched) <= ahead
     ours.close()
-    assert not ours._kept and not ours._coming
+    assert not ours._cache and not ours._prefetched
 
 
 def test_no_block_is_fetched_twice_in_a_row_of_reads(folder: Path) -> None:

@@ -88,9 +88,9 @@ def test_a_stretch_bounds_its_segments() -> None:
     settings = SegmentSettings(seconds=4, per_video=2)
     found = planned_segments(100.0, 20.0, 32.0, settings)
     assert [(s.start, s.end(s.start)) for s in found] == [(21, 25), (27, 31)]
-    assert found[0].limit == 1.0  # not before 20
+    assert found[0].snap_limit == 1.0  # not before 20
     (rest,) = planned_segments(25.0, 20.0, 32.0, None)
-    assert (rest.start, rest.limit, rest.end(20.0), rest.expected(20.0)) == (20.0, 0.0, 32.0, 5.0)
+    assert (rest.start, rest.snap_limit, rest.end(20.0), rest.available_seconds(20.0)) == (20.0, 0.0, 32.0, 5.0)
     with pytest.raises(BadVideo, match="from 20 to 32 s, is not in the video"):
         planned_segments(19.0, 20.0, 32.0, None)
 
@@ -151,7 +151,7 @@ def pictures(path: Path, encode: EncodeSettings = ENCODE) -> list[np.ndarray]:
 
     fitter = FrameScaler(encode.short_edge, 1.0)
     with av.open(str(path)) as container:
-        return [fitter.fit(frame).to_ndarray() for frame in container.decode(video=0)]
+        return [fitter.scale(frame).to_ndarray() for frame in container.decode(video=0)]
 
 
 def shows(clip: Clip, source: list[np.ndarray], fps: float = 25.0) -> None:

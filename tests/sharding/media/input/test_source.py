@@ -128,4 +128,4 @@ def test_names_that_are_not_utf8(corpus: Path, store: Store) -> None:
     assert r"\udce9t\udce9" in shown["classes"] and any(r"note\udce9.txt" in note for note in prepared.notes)
     for text in (*prepared.notes, json.dumps(shown, ensure_ascii=False)):
         text.encode("utf-8")
-    assert not prepare(str(corpus), store, SETTINGS, READING).remaining
+    assert not prepare(str(corpus), store, SETTINGS, READING).remaining_count
