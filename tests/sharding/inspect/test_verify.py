@@ -164,8 +164,8 @@ def said(found: Verification) -> str:
 
 def test_a_sound_store(store: Store) -> None:
     told: list[VerifyProgress] = []
-    found = verify(store, "all", workers=2, tell=told.append)
-    assert found.undamaged and found.orphans == [] and (found.unfinished, found.not_indexed) == (0, 0)
+    found = verify(store, "all", workers=2, on_progress=told.append)
+    assert found.intact and found.orphans == [] and (found.unfinished, found.not_indexed) == (0, 0)
     current = index.current_index(store)
     assert found.index == current.version and found.samples == found.decoded == 12
     assert found.parts == len(current.parts) and found.bytes == sum(part.bytes for part in current.parts)
@@ -248,7 +248,7 @@ def test_a_damaged_part(store: Store, kind: str) -> None:
     shard, rows = chosen(store), rows_of(store)
     harm(Path(store.url) / part_of(store, shard), rows)
     found = verify(store, "all")
-    assert not found.undamaged
+    assert not found.intact
     assert named(found, shard) == {rows[sample]["key"] for sample in samples}
     assert {damage.part for damage in found.damages} == {0}
     assert any(re.search(words, damage.what) for damage in found.damages), said(found)
@@ -409,7 +409,7 @@ def test_the_stores_own_files(store: Store) -> None:
     assert "the store's index is damaged" in said(verify(store))
     newest.unlink()
     found = verify(store)
-    assert found.undamaged and found.index is None
+    assert found.intact and found.index is None
     newest.write_bytes(data)
     (root / index.HEAD).write_bytes(head[:-20])
     assert "reelscale.json: the store's head is damaged: not JSON" in said(verify(store))
@@ -478,7 +478,7 @@ def test_what_no_record_names_is_told_and_no_damage(store: Store) -> None:
     for path in orphans:
         store.put(path, b"of a killed worker")
     found = verify(store)
-    assert found.undamaged and found.orphans == sorted(orphans)
+    assert found.intact and found.orphans == sorted(orphans)
 
 
 def test_a_shard_that_is_newer_than_the_index(store: Store) -> None:
@@ -489,7 +489,7 @@ def test_a_shard_that_is_newer_than_the_index(store: Store) -> None:
     assert verify(store).unfinished == 1
     store.put(record.record_path(*shard), kept)
     found = verify(store)
-    assert found.undamaged and found.not_indexed == 1 and found.samples == 12
+    assert found.intact and found.not_indexed == 1 and found.samples == 12
 
 
 def test_a_failure_list_that_lost_a_line(store: Store) -> None:
@@ -508,7 +508,7 @@ def test_a_failure_list_that_lost_a_line(store: Store) -> None:
 def test_many_parts_longer_than_a_block(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks shorter than most members, and of no multiple of a tar's."""
     monkeypatch.setattr("sharding.inspect.sequential_reader.BLOCK", 700)
-    assert verify(store, "all").undamaged
+    assert verify(store, "all").intact
     path = Path(store.url) / part_of(store, chosen(store))
     cut(path, path.stat().st_size * 2 // 3)
     assert "is missing" in said(verify(store))
@@ -556,7 +556,7 @@ def remote(store: Store, s3: tuple[dict[str, str], str], monkeypatch: pytest.Mon
 
 
 def test_on_s3(remote: Store) -> None:
-    assert verify(remote, "all").undamaged
+    assert verify(remote, "all").intact
     shard, rows = chosen(remote), rows_of(remote)
     data = bytearray(remote.get(part_of(remote, shard)))
     data[rows[2]["offset"] + rows[2]["size"] // 2] ^= 1

@@ -101,7 +101,7 @@ def test_two_runs_give_the_same_bytes_and_a_third_does_nothing(corpus: Path, sto
 def test_what_a_worker_tells(corpus: Path, store: Store) -> None:
     job, root = next(prepare(str(corpus), store, SETTINGS, READING).remaining_jobs())
     told: list[ShardProgress] = []
-    last = make_shard(job, root, store, SETTINGS, tell=told.append)
+    last = make_shard(job, root, store, SETTINGS, on_progress=told.append)
     assert [progress.videos for progress in told] == list(range(1, len(job.videos) + 1))
     assert last.done and last.videos == len(job.videos) == last.samples + sum(last.failures.values())
     assert last.frames == 20 * last.samples and last.bytes_out == sum(
@@ -121,10 +121,10 @@ def test_a_slow_worker_leaves_what_a_faster_one_made(corpus: Path, store: Store)
             assert make_shard(job, root, store, SETTINGS).failures
             hidden.rename(gone)
 
-    last = make_shard(job, root, store, SETTINGS, tell=meanwhile)
+    last = make_shard(job, root, store, SETTINGS, on_progress=meanwhile)
     assert last.made_by_another and last.done
     found = verify(store, "none")
-    assert found.undamaged, found.damages
+    assert found.intact, found.damages
     lines = read_failures(store, [(job.split, job.id)], shards_with_failures(store))
     assert str(gone.relative_to(corpus)) in {line["uri"] for line in lines}
 
@@ -246,8 +246,8 @@ def test_killed_in_mid_shard_it_leaves_no_record_and_the_next_run_ends_it(
         "from tests.support.stores import READING\n"
         f"settings = ShardSettings.model_validate_json({settings.model_dump_json()!r})\n"
         f"prepared = prepare({str(corpus)!r}, open_store({store.url!r}), settings, READING)\n"
-        "def told(progress): print('one', flush=True)\n"
-        "[make_shard(job, root, prepared.store, settings, tell=told) for job, root in prepared.todo()]\n"
+        "for job, root in prepared.remaining_jobs():\n"
+        "    make_shard(job, root, prepared.store, settings, on_progress=lambda _: print('one', flush=True))\n"
     )
     temporary = tmp_path / "tmp"
     temporary.mkdir()

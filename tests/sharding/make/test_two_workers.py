@@ -119,7 +119,7 @@ def test_who_commits_first_has_the_shard(
     )
     index.merge(store)
     found = verify(store, "all")
-    assert found.undamaged and found.orphans == [] and found.samples == meta["samples"], (found.damages, found.orphans)
+    assert found.intact and found.orphans == [] and found.samples == meta["samples"], (found.damages, found.orphans)
 
 
 @pytest.mark.parametrize("moment", [LOOK, UPLOAD, COMMIT])
@@ -128,7 +128,7 @@ def test_workers_who_see_the_same_share_their_files(store: Store, job: tuple[Sha
     last = make_shard(of, root, Meanwhile(store, moment, lambda: make_shard(of, root, store, SETTINGS)), SETTINGS)
     index.merge(store)
     found = verify(store, "all")
-    assert last.made_by_another and found.undamaged and found.orphans == [], (found.damages, found.orphans)
+    assert last.made_by_another and found.intact and found.orphans == [], (found.damages, found.orphans)
 
 
 class Killed(BaseException):
@@ -149,7 +149,7 @@ def test_what_a_killed_worker_left_is_told_and_never_read(store: Store, job: tup
     index.merge(store)
     assert not {part.path for part in index.current_index(store).parts} & set(left)
     found = verify(store, "all")
-    assert found.undamaged and found.orphans == left
+    assert found.intact and found.orphans == left
     assert summary(store)["failures"] == made.failures
     assert {line["uri"] for line in summary(store)["failure_examples"]} == {
         video.uri for video in of.videos if video.uri not in good_of(of)
@@ -180,13 +180,13 @@ def test_a_store_with_names_of_before_is_read_verified_and_added_to(
         store.delete(path)
     index.merge(store)
     found = verify(store, "all")
-    assert found.undamaged and found.orphans == [] and found.samples == 6, (found.damages, found.orphans)
+    assert found.intact and found.orphans == [] and found.samples == 6, (found.damages, found.orphans)
     same = ("samples", "failures", "failure_examples", "label_histogram")
     assert {name: summary(store)[name] for name in same} == {name: before[name] for name in same}
     shutil.copyfile(pieces[0], corpus / "calm" / "more.mp4")
     shard(corpus, store)
     found = verify(store, "all")
-    assert found.undamaged and found.orphans == [] and found.samples == 7, (found.damages, found.orphans)
+    assert found.intact and found.orphans == [] and found.samples == 7, (found.damages, found.orphans)
 
 
 @pytest.mark.parametrize("damage", [b"{", b"[]\n", b"\xff\n", b'{"uri": "x"}\n', b""])
