@@ -114,7 +114,7 @@ class Index:
 
 
 def read_head(store: Store) -> dict[str, Any] | None:
-    """The content of STORE/reelscale.json, None if there is none. Raises UserError for a damaged one, or another format."""
+    """The content of STORE/reelscale.json; None if there is none. Raises UserError if it is damaged or too new."""
     try:
         data = store.get(HEAD)
     except FileNotFoundError:

@@ -98,13 +98,7 @@ def make_shard(
         for video in job.videos:
             made = _VideoSamples(video)
             try:
-                made.add_to(
-                    parts,
-                    decoding_child(worker.stall_seconds),
-                    root,
-                    settings,
-                    worker.decoder_threads,
-                )
+                made.add_to(parts, root, settings, worker)
             except (UserError, MemoryError):
                 raise
             except Exception as error:
@@ -213,8 +207,9 @@ class _VideoSamples:
         self.samples = self.frames = self.bytes_in = 0
         self.failures: list[Failure] = []
 
-    def add_to(self, parts: TarPartWriter, child: Isolated, root: str, settings: ShardSettings, threads: int) -> None:
+    def add_to(self, parts: TarPartWriter, root: str, settings: ShardSettings, worker: WorkerSettings) -> None:
         """Transcode the video in the child process, then append all its samples to the tar parts."""
+        child, threads = decoding_child(worker.stall_seconds), worker.decoder_threads
         source = Source(root, self.video.uri)
         video_settings = VideoSettings(**{name: getattr(settings, name) for name in VideoSettings.model_fields})
         try:

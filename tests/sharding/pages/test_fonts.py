@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sharding.inspect.contact_sheet import Tile, drawn
+from sharding.inspect.contact_sheet import Tile, draw_sheet
 from sharding.pages import fonts
 from sharding.pages.fonts import Fonts
 from tests.support.fonts import write_font
@@ -107,9 +107,9 @@ def below(sheet: bytes) -> np.ndarray:
 @pytest.mark.parametrize("name", [RUN, LEAP, KOREAN, "Привет", "naïve Straße"])
 def test_a_sheet_is_written_with_a_font_that_has_the_letters(folder: Path, name: str) -> None:
     tile = Tile(None, (0,), "train")
-    assert drawn([tile], [name]).legend == {"class 0": name}
+    assert draw_sheet([tile], [name]).legend == {"class 0": name}
     write_font(folder / "font.ttf", "".join(set(name) - {" "}))
-    sheet = drawn([tile], [name])
+    sheet = draw_sheet([tile], [name])
     assert sheet.legend == {}
     squares = 13 * 13 * 0.81 * len(name.replace(" ", ""))  # each fills 0.9 of the size of 13 pixels, twice
     assert below(sheet.png).sum() == pytest.approx(squares, rel=0.25)
@@ -120,12 +120,12 @@ def test_a_name_of_two_scripts_is_written_by_two_fonts_and_cut_to_its_room(folde
     write_font(folder / "two.ttf", HINDI)
     tile = Tile(None, (0,), "train")
     for count in (1, 40):
-        sheet = drawn([tile], [f"{RUN} {HINDI}" * count])
+        sheet = draw_sheet([tile], [f"{RUN} {HINDI}" * count])
         squares = 13 * 13 * 0.81 * min(count * 8, 12)
         assert sheet.legend == {} and below(sheet.png).sum() == pytest.approx(squares, rel=0.25)
 
 
 def test_a_name_that_no_font_has_is_a_number_with_its_name_beside(folder: Path) -> None:
     tiles = [Tile(None, (number,), "train") for number in range(4)]
-    sheet = drawn(tiles, ["run", RUN, "\N{RUNNER}", "caf\u00e9"])
+    sheet = draw_sheet(tiles, ["run", RUN, "\N{RUNNER}", "caf\u00e9"])
     assert sheet.legend == {"class 1": RUN, "class 2": "\N{RUNNER}"}
