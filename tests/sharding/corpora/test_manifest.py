@@ -217,12 +217,12 @@ def test_an_object_whose_key_looks_like_another_place_is_not_read_from_there(tmp
 def splits_of(uris: Iterable[str], validation: float, sizes: dict[str, int] | None = None) -> dict[str, str]:
     """uri → side, as a corpus that gives no split has them."""
     shares = ValidationShare(validation)
-    found = {}
+    splits = {}
     for uri in uris:
-        found[uri] = shares.split_of(uri.encode())
+        splits[uri] = shares.split_of(uri.encode())
         shares.observe(uri.encode(), (sizes or {}).get(uri))
     crossing = shares.source_to_move()
-    return found | ({crossing[0].decode(): crossing[1]} if crossing else {})
+    return splits | ({crossing[0].decode(): crossing[1]} if crossing else {})
 
 
 @settings(deadline=None)

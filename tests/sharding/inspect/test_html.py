@@ -23,7 +23,7 @@ from sharding.format.index import Index, Part
 from sharding.inspect.contact_sheet import Tile, contact_sheet, draw_sheet, middle_frame, spread_over_classes
 from sharding.inspect.html import page
 from sharding.storage.store import Store, open_store
-from tests.sharding.inspect.test_verify import sharded
+from tests.support.damaged_stores import sharded
 from tests.support.stores import part_of
 
 NAMES = ["<script>alert(1)</script>", "say \"cheese\" & 'smile'", "篮球", "calm"]
@@ -68,7 +68,7 @@ def read(text: str) -> Reader:
 
 def summary(**changes: Any) -> dict[str, Any]:
     split = {"samples": 1234567, "videos": 400000, "shards": 7, "bytes": 9.1e12, "frames": 10, "seconds": 7300.0}
-    found: dict[str, Any] = {
+    tree: dict[str, Any] = {
         "store": "s3://bucket/store",
         "index": "000003-abcdef",
         "samples": 1234567,
@@ -91,7 +91,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "versions": {"av": ["18.1.0", "17.0"]},
         "generations": [{"number": 0, "kind": "corpus", "videos": 400000}],
     }
-    return found | changes
+    return tree | changes
 
 
 PNG = draw_sheet([], [])
@@ -184,14 +184,14 @@ def part(number: int, histogram: dict[int, int], samples: int | None = None) -> 
 @given(st.lists(st.dictionaries(st.integers(0, 9), st.integers(1, 4)), max_size=12), st.integers(1, 40))
 def test_the_sheet_shows_every_class_before_a_second_of_one(histograms: list[dict[int, int]], count: int) -> None:
     parts = [part(number, histogram) for number, histogram in enumerate(histograms)]
-    found = spread_over_classes(parts, count)
+    chosen = spread_over_classes(parts, count)
     total: Counter[int] = Counter()
     for histogram in histograms:
         total.update(histogram)
-    assert len(found) == min(count, sum(total.values()))
-    shown = Counter(label for _, label in found)
+    assert len(chosen) == min(count, sum(total.values()))
+    shown = Counter(label for _, label in chosen)
     assert all(shown[label] <= total[label] for label in shown if label is not None)
-    assert all(one.label_histogram[label] > 0 for one, label in found if label is not None)
+    assert all(one.label_histogram[label] > 0 for one, label in chosen if label is not None)
     if len(total) <= count:
         least = {label: min(shown[label], total[label]) for label in total}
         assert all(shown[a] - 1 <= least[b] or least[b] == total[b] for a in total for b in total)

@@ -115,8 +115,8 @@ def test_a_slow_worker_leaves_what_a_faster_one_made(corpus: Path, store: Store)
     job, root = next(one for one in jobs if sum("piece" in video.uri for video in one[0].videos) > 1)
     gone = [corpus / video.uri for video in job.videos if "piece" in video.uri][-1]
 
-    def meanwhile(told: ShardProgress) -> None:
-        if told.videos == 1:  # another worker, which for a moment cannot read one of the videos
+    def meanwhile(progress: ShardProgress) -> None:
+        if progress.videos == 1:  # another worker, which for a moment cannot read one of the videos
             hidden = gone.rename(gone.with_suffix(".hidden"))
             assert make_shard(job, root, store, SETTINGS).failures
             hidden.rename(gone)
@@ -171,10 +171,10 @@ def test_videos_that_crash_or_hang_the_decoder_are_listed(
     for job, root in prepare(str(corpus), store, SETTINGS, READING).remaining_jobs():
         make_shard(job, root, store, SETTINGS, WorkerSettings(stall_seconds=1.0))
     index.merge(store)
-    found = summary(store)
-    assert found["samples"] == 6
-    assert found["failures"] == {"crashed": 1, "empty": 1, "not_video": 1, "stalled": 1}
-    told = {failure["uri"]: failure for failure in found["failure_examples"]}
+    tree = summary(store)
+    assert tree["samples"] == 6
+    assert tree["failures"] == {"crashed": 1, "empty": 1, "not_video": 1, "stalled": 1}
+    told = {failure["uri"]: failure for failure in tree["failure_examples"]}
     assert told["calm/crash.mp4"]["kind"] == "crashed" and "SIGSEGV" in told["calm/crash.mp4"]["detail"]
     assert told["calm/hang.mp4"]["kind"] == "stalled"
 

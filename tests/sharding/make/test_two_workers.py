@@ -36,10 +36,10 @@ class Meanwhile:
         return getattr(self.store, name)
 
     def exists(self, path: str) -> bool:
-        found = self.store.exists(path)  # then it happens: between a look and what follows it
+        existed = self.store.exists(path)  # then it happens: between a look and what follows it
         self.looks += 1
         self._at(LOOK if self.looks == 2 else "")
-        return found
+        return existed
 
     def put_file(self, path: str, local_path: Path) -> None:
         self.store.put_file(path, local_path)
@@ -179,14 +179,14 @@ def test_a_store_with_names_of_before_is_read_verified_and_added_to(
     for path in store.list("index/"):
         store.delete(path)
     index.merge(store)
-    found = verify(store, "all")
-    assert found.intact and found.orphans == [] and found.samples == 6, (found.damages, found.orphans)
+    result = verify(store, "all")
+    assert result.intact and result.orphans == [] and result.samples == 6, (result.damages, result.orphans)
     same = ("samples", "failures", "failure_examples", "label_histogram")
     assert {name: summary(store)[name] for name in same} == {name: before[name] for name in same}
     shutil.copyfile(pieces[0], corpus / "calm" / "more.mp4")
     shard(corpus, store)
-    found = verify(store, "all")
-    assert found.intact and found.orphans == [] and found.samples == 7, (found.damages, found.orphans)
+    result = verify(store, "all")
+    assert result.intact and result.orphans == [] and result.samples == 7, (result.damages, result.orphans)
 
 
 @pytest.mark.parametrize("damage", [b"{", b"[]\n", b"\xff\n", b'{"uri": "x"}\n', b""])

@@ -144,7 +144,7 @@ def test_the_same_bits_with_any_threads_on_any_processor() -> None:
     import cv2
 
     older = {"OPENCV_CPU_DISABLE": "AVX2,FMA3,AVX", "OPENCV_IPP": "disabled"}
-    there = subprocess.run(
+    elsewhere = subprocess.run(
         [sys.executable, "-c", "import tests.sharding.media.test_flow as t; print(t.motion_digest())"],
         env={**os.environ, **older},
         cwd=Path(__file__).parents[3],
@@ -155,7 +155,7 @@ def test_the_same_bits_with_any_threads_on_any_processor() -> None:
     before = cv2.useOptimized(), cv2.getNumThreads()
     try:
         cv2.setNumThreads(3)
-        assert there.stdout.strip() == motion_digest()
+        assert elsewhere.stdout.strip() == motion_digest()
         assert (cv2.useOptimized(), cv2.getNumThreads()) == (before[0], 3)
     finally:
         cv2.setNumThreads(before[1])

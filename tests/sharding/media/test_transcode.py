@@ -123,7 +123,7 @@ def test_full_range_and_turned_sources_are_made_upright_and_limited(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "told"),
+    ("name", "kind", "reason"),
     [
         ("empty", "empty", "the file is empty"),
         ("text", "not_video", "its bytes are plain text"),
@@ -135,8 +135,8 @@ def test_full_range_and_turned_sources_are_made_upright_and_limited(tmp_path: Pa
         ("cut_after_header", "missing_frames", r"only \d+ of 100 declared frames decode \(\d+ %\)"),
     ],
 )
-def test_reasons(broken: dict[str, Path], name: str, kind: str, told: str) -> None:
-    with pytest.raises(BadVideo, match=told) as caught:
+def test_reasons(broken: dict[str, Path], name: str, kind: str, reason: str) -> None:
+    with pytest.raises(BadVideo, match=reason) as caught:
         transcode(broken[name], SETTINGS)
     assert caught.value.kind == kind
 

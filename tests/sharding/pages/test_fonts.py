@@ -33,19 +33,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "fonts"
 
 
-def written(found: Fonts, text: str) -> fonts.FontRuns:
-    how = found.runs(text)
+def written(installed_fonts: Fonts, text: str) -> fonts.FontRuns:
+    how = installed_fonts.runs(text)
     assert how is not None
     return how
 
 
 def test_a_font_that_has_the_letters_is_found(folder: Path) -> None:
     chinese, more = write_font(folder / "chinese.ttf", RUN), write_font(folder / "deep" / "z.ttf", RUN + HINDI)
-    found = Fonts([RUN, HINDI, KOREAN, "run"], first=None)
-    (piece,) = written(found, RUN).by_font()
+    installed_fonts = Fonts([RUN, HINDI, KOREAN, "run"], first=None)
+    (piece,) = written(installed_fonts, RUN).by_font()
     assert piece in ((RUN, chinese), (RUN, more))
-    assert written(found, HINDI).by_font() == [(HINDI, more)]
-    assert found.runs(KOREAN) is None and found.runs("run") is None
+    assert written(installed_fonts, HINDI).by_font() == [(HINDI, more)]
+    assert installed_fonts.runs(KOREAN) is None and installed_fonts.runs("run") is None
 
 
 def test_two_fonts_write_what_none_has_whole(folder: Path) -> None:
@@ -91,12 +91,12 @@ def test_what_is_written_has_a_glyph(text: str) -> None:
     own = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     with TTFont(own, lazy=True) as font:
         has = {chr(code) for code in font.getBestCmap()}
-    found = Fonts([text], own).runs(text)
+    runs = Fonts([text], own).runs(text)
     seen = [c for c in text if c != " " and unicodedata.category(c) != "Cf" and not 0xFE00 <= ord(c) <= 0xFE0F]
-    if found is None:
+    if runs is None:
         assert any(character not in has or unicodedata.category(character)[0] in "ZC" for character in seen)
     else:
-        assert set(found.text) - {" "} <= has and set(found.files) <= {own}
+        assert set(runs.text) - {" "} <= has and set(runs.files) <= {own}
 
 
 def below(sheet: bytes) -> np.ndarray:

@@ -105,11 +105,11 @@ def test_all_arrives_whatever_breaks(proxy: Proxy, monkeypatch: pytest.MonkeyPat
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(read, range(200)))
-    told = (faults.SLOW_DOWN, faults.CUT_ANSWER)
-    assert all(proxy.counts[kind] > 1 for kind in (*told, faults.RESET_BEFORE, faults.RESET_AFTER)), proxy.counts
+    refusals = (faults.SLOW_DOWN, faults.CUT_ANSWER)
+    assert all(proxy.counts[kind] > 1 for kind in (*refusals, faults.RESET_BEFORE, faults.RESET_AFTER)), proxy.counts
     assert presigned_only(proxy)
     # A connection that is reset before an answer may have been closed long ago: that is no retry.
-    assert store.counters.retries >= sum(proxy.counts[kind] for kind in told)
+    assert store.counters.retries >= sum(proxy.counts[kind] for kind in refusals)
 
 
 def test_a_broken_body_goes_on_where_it_broke(proxy: Proxy) -> None:

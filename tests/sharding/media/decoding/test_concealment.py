@@ -122,11 +122,11 @@ def clip(path: Path, **settings: object) -> Clip:
 
 
 def made(path: Path, encode: EncodeSettings) -> Clip:
-    found = list(
+    clips = list(
         transcode(Source(str(path.parent), path.name), Video(path.name, (0,), "train"), VideoSettings(encode=encode))
     )
-    assert len(found) == 1 and isinstance(found[0], Clip)
-    return found[0]
+    assert len(clips) == 1 and isinstance(clips[0], Clip)
+    return clips[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -288,11 +288,11 @@ def test_a_segment_answers_for_itself(sound: Callable[[str], Path], tmp_path: Pa
         encode=EncodeSettings(preset="ultrafast", short_edge=64),
         segments=SegmentSettings(seconds=24 / 25, spacing=24 / 25, exact=True),
     )
-    found = list(transcode(Source(str(tmp_path), hurt.name), Video(hurt.name, (0,), "train"), settings))
-    assert [each.segment for each in found] == [0, 1, 2, 3]
-    failed = [each for each in found if isinstance(each, SegmentFailure)]
+    clips = list(transcode(Source(str(tmp_path), hurt.name), Video(hurt.name, (0,), "train"), settings))
+    assert [each.segment for each in clips] == [0, 1, 2, 3]
+    failed = [each for each in clips if isinstance(each, SegmentFailure)]
     assert [(each.segment, each.kind) for each in failed] == [(1, "concealed")]
-    assert all(each.concealed == 0 for each in found if isinstance(each, Clip))
+    assert all(each.concealed == 0 for each in clips if isinstance(each, Clip))
 
 
 def test_copied_packets(sound: Callable[[str], Path], tmp_path: Path) -> None:
@@ -324,10 +324,10 @@ def test_a_store_says_what_is_concealed(sound: Callable[[str], Path], tmp_path: 
     rows = [row for one in record.list_records(store) for row in record.read_record(store, *one).to_pylist()]
     concealed = counted(few)[1].concealed
     assert {row["uri"]: row["concealed"] for row in rows} == {"a/sound.mp4": 0, "a/few.mp4": concealed}
-    found = summary(store)
-    assert found["concealed"] == {"frames": concealed, "samples": 1, "unknown": 0}
-    assert found["failures"] == {"concealed": 1} and found["settings"]["encode"]["maximum_concealed"] == 0.1
-    (line,) = found["failure_examples"]
+    tree = summary(store)
+    assert tree["concealed"] == {"frames": concealed, "samples": 1, "unknown": 0}
+    assert tree["failures"] == {"concealed": 1} and tree["settings"]["encode"]["maximum_concealed"] == 0.1
+    (line,) = tree["failure_examples"]
     assert line["uri"] == "a/many.mp4"
     assert line["reason"].startswith(
         f"{counted(many)[1].concealed} of 100 frames show damage that the decoder concealed"

@@ -19,13 +19,13 @@ TIMES = st.one_of(st.none(), st.floats(-1e5, 1e5), st.integers(-5, 30).map(float
 
 def made_even(*times: float | None) -> list[float]:
     """The times in steps; the same whether those that are sure to rise wait for the next or not."""
-    given = [None if t is None else t * STEP for t in times]
-    sure = [a is None or b is None or a < b for a, b in zip(given, [*given, None][1:], strict=True)]
-    found = list(with_rising_times(zip(range(len(times)), given, sure, strict=True), STEP))
-    assert [number for number, _ in found] == list(range(len(times)))
-    waiting = list(with_rising_times(zip(range(len(times)), given, [False] * len(times), strict=True), STEP))
-    assert [time for _, time in waiting] == pytest.approx([time for _, time in found])
-    return [round(time / STEP, 6) for _, time in found]
+    stamps = [None if t is None else t * STEP for t in times]
+    sure = [a is None or b is None or a < b for a, b in zip(stamps, [*stamps, None][1:], strict=True)]
+    timed = list(with_rising_times(zip(range(len(times)), stamps, sure, strict=True), STEP))
+    assert [number for number, _ in timed] == list(range(len(times)))
+    waiting = list(with_rising_times(zip(range(len(times)), stamps, [False] * len(times), strict=True), STEP))
+    assert [time for _, time in waiting] == pytest.approx([time for _, time in timed])
+    return [round(time / STEP, 6) for _, time in timed]
 
 
 @pytest.mark.parametrize(
