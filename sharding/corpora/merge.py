@@ -1,4 +1,4 @@
-"""Rows joined with the files there are → videos: each once, on one side only, with all its labels."""
+"""Merges listed rows with their files into videos: each once, in one split only, with all its labels."""
 
 from __future__ import annotations
 
