@@ -32,7 +32,7 @@ from pretrain.models.weights import check_weights, load_weights
 from pretrain.models.zoo import build_model
 from pretrain.run_folder import Run, read_settings
 from pretrain.settings import TrainSettings
-from sharding.base.errors import CannotGoOn, UserError
+from sharding.base.errors import CommandFailed, UserError
 from sharding.base.settings import Settings
 from sharding.storage.store import open_store
 
@@ -151,7 +151,7 @@ class Scorer:
     def scores(self, rows: list[int], clips: int, batch: int) -> Iterator[VideoScore]:
         """Softmax of each centre-cropped clip, averaged over the video's; `batch` clips go through at once.
 
-        Raises CannotGoOn for a network whose outputs are not finite.
+        Raises CommandFailed for a network whose outputs are not finite.
         """
         for row, video in zip(rows, evaluation_clips(self._pool, rows, clips, 1), strict=True):
             if video.damaged:
@@ -170,7 +170,7 @@ class Scorer:
         together = torch.cat(logits).cpu()
         if not together.isfinite().all():
             what = f"the network of step {self.subject.step} gives scores that are not finite"
-            raise CannotGoOn(f"{what} (video {video.keys[0]}): its weights are of no use")
+            raise CommandFailed(f"{what} (video {video.keys[0]}): its weights are of no use")
         scores = together.softmax(1)
         # By the function that judges a video, so that a video of one clip is right when its clip is.
         right = sum(best_rank(clip, video.labels[0]) < 1 for clip in scores.numpy())

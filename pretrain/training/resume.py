@@ -13,7 +13,7 @@ from pretrain.resilience.loss_monitor import LossWatch
 from pretrain.settings import TrainSettings
 from pretrain.training.rollbacks import MOST, REMEDY, keep, once_more
 from pretrain.training.step import Position
-from sharding.base.errors import InVain, UserError
+from sharding.base.errors import NotRetryable, UserError
 
 log = logging.getLogger("reelscale")
 
@@ -54,12 +54,12 @@ def go_back(
 ) -> None:
     """Set the run back to its last checkpoint, and go on from there with the samples that come next.
 
-    Raises InVain where there is no checkpoint, or the run was set back to the same one before, in vain.
+    Raises NotRetryable where there is no checkpoint, or the run was set back to the same one before, in vain.
     """
     checkpoint = newest(folder, settings.checkpoint, world)
     wrong, data_step = position.step, position.data_step
     if checkpoint is None:
-        raise InVain(f"training went wrong by step {wrong}, and there is no checkpoint to go back to: {REMEDY}")
+        raise NotRetryable(f"training went wrong by step {wrong}, and there is no checkpoint to go back to: {REMEDY}")
     position.rollback = once_more(position.rollback, checkpoint, data_step - checkpoint.step)
     if world.rank == 0:
         try:
@@ -68,7 +68,7 @@ def go_back(
             what = error.what if isinstance(error, UserError) else str(error)
             log.warning("that the run goes back could not be kept for its next start: %s", what)
     if position.rollback.times > MOST:
-        raise InVain(
+        raise NotRetryable(
             f"training went wrong by step {wrong}, as it did the {MOST} times before that it went on "
             f"from step {checkpoint.step} with other samples: {REMEDY}"
         )

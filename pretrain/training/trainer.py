@@ -47,7 +47,7 @@ def train(
     Called by every rank with what `preflight` gave; joins their process group. Goes on from the newest checkpoint in
     the run's folder.
     `on_start(rank)` is called once the run's log is open.
-    Raises UserError for what a user can mend, CannotGoOn where training fails. A lost device ends the process.
+    Raises UserError for what a user can mend, CommandFailed where training fails. A lost device ends the process.
     """
     settings = resolved.settings
     folder = Path(settings.run or "run")

@@ -1,4 +1,4 @@
-"""What a user says of a corpus: its kind, where its files are, how its lists are written."""
+"""The settings of a corpus: its kind, where its files are, how its lists are written."""
 
 from __future__ import annotations
 

@@ -10,16 +10,17 @@ import pytest
 from cluster.launch.ray_ranks import not_again
 from pretrain.checkpoints.attempts import Superseded, newest_attempt
 from pretrain.data.workers.pool import DecoderDied, DecodersStalled
-from sharding.base.errors import CannotGoOn, DamagedStore, InVain, UserError
+from sharding.base.errors import CommandFailed, DamagedStore, NotRetryable, UserError
 from tests.support.commands import checkpoints, running
 
-LOST = CannotGoOn("training failed: another rank is gone")
+LOST = CommandFailed("training failed: another rank is gone")
 
 
 @pytest.mark.parametrize(
-    "failure", [Superseded("replaced"), InVain("went wrong"), UserError("a", "b", "c"), DamagedStore("a", "b", "c")]
+    "failure",
+    [Superseded("replaced"), NotRetryable("went wrong"), UserError("a", "b", "c"), DamagedStore("a", "b", "c")],
 )
-def test_what_another_try_would_meet_again_ends_the_command(failure: UserError | InVain) -> None:
+def test_what_another_try_would_meet_again_ends_the_command(failure: UserError | NotRetryable) -> None:
     """As Ray hands it over, and though the other ranks fail in its wake."""
     crossed = pickle.loads(pickle.dumps(failure))
     found = not_again([LOST, crossed, OSError("the actor died")])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.engine.distributed import enough_gpus, free_port, leave_world, start_world, world_size_from_environment
-from sharding.base.errors import CannotGoOn, UserError
+from sharding.base.errors import CommandFailed, UserError
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "2", "SLURM_LOCALID": "1"}
 
@@ -62,7 +62,7 @@ def test_ranks_that_do_not_come_are_told(rank: int, monkeypatch: pytest.MonkeyPa
     port = str(free_port())
     for name, value in {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
-    with pytest.raises(CannotGoOn, match=rf"2 ranks .* did not meet at 127.0.0.1:{port} within 2 s \(rank {rank}: "):
+    with pytest.raises(CommandFailed, match=rf"2 ranks .* did not meet at 127.0.0.1:{port} within 2 s \(rank {rank}: "):
         start_world(meet_seconds=2)
 
 

@@ -22,7 +22,7 @@ from pretrain.data.views.views import centre_view
 from pretrain.evaluation.evaluate import EvaluateSettings, Subject, open_subject
 from pretrain.evaluation.summary import write_evaluation
 from pretrain.evaluation.video_score import VideoScore
-from sharding.base.errors import CannotGoOn, UserError
+from sharding.base.errors import CommandFailed, UserError
 from sharding.format.record import from_parquet, read_record
 from sharding.storage.store import open_store
 from tests.pretrain.conftest import CLASSES, SHORT, Finished
@@ -172,5 +172,5 @@ def test_the_other_split_too(settings: EvaluateSettings, store: str) -> None:
 def test_a_network_of_no_use_gives_no_figures(subject: Subject) -> None:
     """Of scores that are not numbers the first class would be the top one."""
     spoilt = {**subject.weights, "fc.bias": torch.full_like(subject.weights["fc.bias"], torch.nan)}
-    with pytest.raises(CannotGoOn, match="not finite"):
+    with pytest.raises(CommandFailed, match="not finite"):
         list(score_videos(replace(subject, weights=spoilt), [0], 1, 1, 1))

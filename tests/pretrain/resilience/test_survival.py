@@ -89,7 +89,7 @@ def test_training_that_goes_wrong_again_and_again_ends(ranks: Nursery, store: st
     settings["checkpoint"] = {"every_steps": 4, "keep": 9}
     pids = ranks.start(settings, 1, poisoned=list(range(5, 40)))
     assert ranks.ended(pids) == [1]
-    assert "InVain: training went wrong by step 6, as it did the 3 times before" in log.read_text()
+    assert "NotRetryable: training went wrong by step 6, as it did the 3 times before" in log.read_text()
     assert checkpoint(run, 4).state["passed_over"] == 0
 
 
@@ -107,7 +107,7 @@ def test_the_limit_of_going_back_holds_over_restarts(ranks: Nursery, store: str,
     ranks.ended(first)
 
     assert ranks.ended(ranks.start(settings, 2, tmp_path / "second", poisoned=list(range(40)))) == [1, 1]
-    assert "InVain: training went wrong by step 6, as it did the 3 times before" in log.read_text()
+    assert "NotRetryable: training went wrong by step 6, as it did the 3 times before" in log.read_text()
     assert len(shown(tmp_path / "second")[0]) <= 6  # twice two steps, and one that was sent meanwhile
     assert shown(tmp_path / "first")[0][:2] != shown(tmp_path / "second")[0][:2]
 

@@ -46,7 +46,7 @@ def assert_refused(store: Store, corpus: Path, path: str, contents: list[bytes],
                 with pytest.raises(UserError) as caught:
                     read()
                 assert caught.value.remedy and caught.value.where == f"{store.url}/{path}", (name, content[:20])
-    assert not verify(store, "none").sound
+    assert not verify(store, "none").intact
 
 
 def test_a_head_that_is_none(store: Store, corpus: Path) -> None:

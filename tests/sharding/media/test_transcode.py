@@ -15,13 +15,13 @@ import pytest
 
 from sharding.corpora.manifest import Video
 from sharding.media.clip import Clip
+from sharding.media.decoding.container import DEMUXERS
 from sharding.media.decoding.picture import fitted_size, pad_lines
-from sharding.media.decoding.reader import DEMUXERS
 from sharding.media.encoder import Encoder, EncodeSettings
 from sharding.media.h264 import TIME_BASE
 from sharding.media.input.bad_video import BadVideo
 from sharding.media.input.source import Source
-from sharding.media.input.validity import Decoded, judge_frames
+from sharding.media.input.validity import DecodeStats, judge_frames
 from sharding.media.transcode import VideoSettings
 from sharding.media.transcode import transcode as transcode_segments
 from tests.sharding.conftest import FOOTAGE, frames_of
@@ -123,7 +123,7 @@ def test_full_range_and_turned_sources_are_made_upright_and_limited(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "told"),
+    ("name", "kind", "reason"),
     [
         ("empty", "empty", "the file is empty"),
         ("text", "not_video", "its bytes are plain text"),
@@ -135,8 +135,8 @@ def test_full_range_and_turned_sources_are_made_upright_and_limited(tmp_path: Pa
         ("cut_after_header", "missing_frames", r"only \d+ of 100 declared frames decode \(\d+ %\)"),
     ],
 )
-def test_reasons(broken: dict[str, Path], name: str, kind: str, told: str) -> None:
-    with pytest.raises(BadVideo, match=told) as caught:
+def test_reasons(broken: dict[str, Path], name: str, kind: str, reason: str) -> None:
+    with pytest.raises(BadVideo, match=reason) as caught:
         transcode(broken[name], SETTINGS)
     assert caught.value.kind == kind
 
@@ -201,7 +201,9 @@ def test_overwritten_middle_is_noticed(tmp_path: Path) -> None:
 
 
 def test_dropped_frames_are_no_damage() -> None:
-    dropped = Decoded(declared=444, seconds=29.6, step=1 / 15, frames=68, first_time=0.0, last_time=29.5)
+    dropped = DecodeStats(
+        declared_frames=444, declared_seconds=29.6, frame_interval=1 / 15, frames=68, first_time=0.0, last_time=29.5
+    )
     judge_frames(dropped, 0.9)
     dropped.errors = 1
     with pytest.raises(BadVideo, match="68 of 444"):

@@ -137,7 +137,7 @@ def test_an_upload_in_parts_whose_end_was_lost(proxy: Proxy, tmp_path: Path, sma
 
 
 def test_a_server_that_is_gone_for_a_while(server: S3Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_SLOWEST", 1.0)
+    monkeypatch.setattr(remote, "_LONGEST_PAUSE", 1.0)
     store = opened("gone")
     store.put("before", b"kept")
     server.kill()

@@ -39,11 +39,11 @@ def written(
     Each round is darker than the one before it. `prepare` changes the stream, `change` every frame.
     """
     pictures = carphone() if frames is None else frames
-    given = {"preset": "ultrafast"} if codec in ("libx264", "libx265") else {}
+    defaults = {"preset": "ultrafast"} if codec in ("libx264", "libx265") else {}
     if codec == "libx265":
-        given["x265-params"] = "log-level=none:pools=1"
+        defaults["x265-params"] = "log-level=none:pools=1"
     with av.open(str(path), "w", options=muxer or {}) as out:
-        stream = out.add_stream(codec, rate=rate, options={**given, **(options or {})})
+        stream = out.add_stream(codec, rate=rate, options={**defaults, **(options or {})})
         first = pictures[0]
         height, width = first.shape[:2] if isinstance(first, np.ndarray) else (first.height, first.width)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt

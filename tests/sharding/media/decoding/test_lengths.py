@@ -169,7 +169,7 @@ def test_a_stretch_in_which_no_two_frames_begin(tmp_path: Path) -> None:
 def test_a_stretch_that_is_not_there_is_no_slow_part(tmp_path: Path) -> None:
     path = written(tmp_path / "sound.mp4", times=2, options=PLAIN, muxer={"movflags": "+faststart"})
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    found = made(path, SegmentSettings(seconds=1, spacing=1.5))
-    told = [each for each in found if isinstance(each, SegmentFailure)]
+    clips = made(path, SegmentSettings(seconds=1, spacing=1.5))
+    told = [each for each in clips if isinstance(each, SegmentFailure)]
     assert told and {failure.kind for failure in told} <= {"missing_frames", "undecodable", "outside"}
-    assert list(itertools.dropwhile(lambda each: isinstance(each, Clip), found)) == told
+    assert list(itertools.dropwhile(lambda each: isinstance(each, Clip), clips)) == told

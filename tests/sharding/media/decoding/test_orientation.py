@@ -62,8 +62,8 @@ def made(path: Path, settings: VideoSettings) -> Clip:
     return found
 
 
-def rgb(found: Clip) -> NDArray[np.uint8]:
-    with av.open(io.BytesIO(found.data)) as container:
+def rgb(stored: Clip) -> NDArray[np.uint8]:
+    with av.open(io.BytesIO(stored.data)) as container:
         frame = next(container.decode(video=0))
         return frame.to_ndarray(format="rgb24", src_colorspace=5, src_color_range=1, interpolation=16)
 
@@ -87,10 +87,10 @@ def test_turned_and_mirrored_videos_are_stored_as_they_are_shown(
     )
     expected = shown(quarters(144, 176), *numbers)
     for encode in (EncodeSettings(short_edge=64, crf=6), EncodeSettings(size=(96, 64), crf=6)):
-        found = made(path, VideoSettings(encode=encode))
+        stored = made(path, VideoSettings(encode=encode))
         size = (expected.shape[1], expected.shape[0])
-        assert (found.width, found.height) == (encode.size or {(176, 144): (78, 64), (144, 176): (64, 78)}[size])
-        assert np.abs(corners(rgb(found)) - corners(expected)).max() <= 10
+        assert (stored.width, stored.height) == (encode.size or {(176, 144): (78, 64), (144, 176): (64, 78)}[size])
+        assert np.abs(corners(rgb(stored)) - corners(expected)).max() <= 10
 
 
 @pytest.mark.parametrize("numbers", EIGHT)

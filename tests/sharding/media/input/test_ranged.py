@@ -78,9 +78,9 @@ def test_it_reads_as_a_file_does(folder: Path, steps: list[tuple[str, int]], blo
         else:
             assert ours.seek(number, io.SEEK_CUR) == theirs.seek(number, io.SEEK_CUR)
         assert ours.tell() == theirs.tell()
-        assert len(ours._kept) <= keep and len(ours._coming) <= ahead
+        assert len(ours._cache) <= keep and len(ours._prefetched) <= ahead
     ours.close()
-    assert not ours._kept and not ours._coming
+    assert not ours._cache and not ours._prefetched
 
 
 def test_no_block_is_fetched_twice_in_a_row_of_reads(folder: Path) -> None:
@@ -128,20 +128,20 @@ def bucket(remote: tuple[dict[str, str], str], monkeypatch: pytest.MonkeyPatch) 
     return remote[1]
 
 
-def clips(source: Source, **given: Any) -> list[Clip]:
-    found = list(transcode(source, Video(source.uri, (0,), "train"), VideoSettings(encode=ENCODE, **given)))
+def clips(source: Source, **settings: Any) -> list[Clip]:
+    found = list(transcode(source, Video(source.uri, (0,), "train"), VideoSettings(encode=ENCODE, **settings)))
     assert all(isinstance(clip, Clip) for clip in found)
     return found  # type: ignore[return-value]
 
 
 def test_segments_of_an_object_are_those_of_the_file_and_little_is_fetched(bucket: str, long: Path) -> None:
     segments = SegmentSettings(seconds=2, per_video=3)
-    here, there = Source(str(long.parents[1]), "class/long.mp4"), Source(bucket, "class/long.mp4")
-    ours, theirs = clips(here, segments=segments), clips(there, segments=segments)
+    local, remote = Source(str(long.parents[1]), "class/long.mp4"), Source(bucket, "class/long.mp4")
+    ours, theirs = clips(local, segments=segments), clips(remote, segments=segments)
     assert [clip.data for clip in ours] == [clip.data for clip in theirs]
     size = long.stat().st_size
-    assert here.frames == there.frames < 3 * (60 + 125)
-    assert there.bytes_read < 0.45 * size and here.bytes_read < 0.15 * size
+    assert local.frames == remote.frames < 3 * (60 + 125)
+    assert remote.bytes_read < 0.45 * size and local.bytes_read < 0.15 * size
 
 
 def test_a_whole_object_is_the_file(bucket: str, pieces: list[Path]) -> None:
