@@ -13,7 +13,10 @@ from sharding.storage.store import open_store
 
 
 def run_verification(url: str, decode: str, workers: int) -> dict[str, Any]:
-    """The report of what was read and what is damaged, as a dictionary. Raises UserError if it is no store, or `decode` is none of the choices."""
+    """The report of what was read and what is damaged, as a dictionary.
+
+    Raises UserError if it is no store, or `decode` is none of the choices.
+    """
     if decode not in get_args(Decode):
         what = f"--decode {decode}: it should be one of {', '.join(get_args(Decode))}"
         raise UserError(what, "the command line", "choose one of them")

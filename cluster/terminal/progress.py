@@ -20,7 +20,10 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
-    """A context manager with an `Advance` for `total` of `what`. Everything goes to standard error, which leaves standard output to results."""
+    """A context manager with an `Advance` for `total` of `what`.
+
+    Everything goes to standard error, which leaves standard output to results.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
