@@ -38,9 +38,9 @@ Files = Callable[[str], Iterable[tuple[str, int | None]]]
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One source video, or a stretch of one: its posix path relative to the corpus' root (or a full URL, or an
-    absolute path), its class indices, its split.
+    """One source video, or a stretch of one: where it lies, its class indices, its split.
 
+    `uri`: its posix path relative to the corpus' root, or a full URL, or an absolute path.
     `start`, `end`: the stretch that the corpus lists, in seconds; None: from the beginning, to the end. `bytes`: its
     size where the corpus' listing tells it. `segments`: the numbers of the only segments to make; () for all.
     """

@@ -42,7 +42,7 @@ def is_video_name(uri: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """A file's name as it is stored and shown: bytes that are not UTF-8 are written as \\udcXX."""
+    r"""A file's name as it is stored and shown: bytes that are not UTF-8 are written as \udcXX."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
