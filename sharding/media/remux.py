@@ -105,7 +105,7 @@ def _until(
     reader: Reader, packets: Iterator[Packet[VideoStream]], begin: float, end: float, decoded: DecodeStats
 ) -> Iterator[Packet[VideoStream]]:
     """The packets up to the one that is shown at `end`, without damaged ones; counted in `decoded`."""
-    concealment = reader.concealment()
+    concealment = reader.new_concealment_detector()
     left_out: float | None = None
     zero: float | None = None  # when a packet of pts 0 is shown
     tick = float(reader.stream.time_base or 0)

@@ -29,7 +29,7 @@ from sharding.media.transcode import SegmentFailure, VideoSettings, transcode
 from sharding.storage.store import open_store
 from tests.sharding.conftest import FOOTAGE
 from tests.support.stores import shard
-from tests.support.videos.odd_videos import written
+from tests.support.videos.odd_videos import write_video
 
 GOP = 24
 FRAMES = 100
@@ -65,7 +65,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def made(kind: str) -> Path:
         codec, options = KINDS[kind]
         path = folder / kind
-        return path if path.exists() else written(path, codec=codec, options=options)
+        return path if path.exists() else write_video(path, codec=codec, options=options)
 
     return made
 
