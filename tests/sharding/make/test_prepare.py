@@ -332,7 +332,7 @@ def test_a_store_whose_names_were_decomposed_goes_on_with_composed_ones(
         (corpus / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(piece, corpus / f"{name}.mp4")
     with monkeypatch.context() as before:  # as it was when names were kept as they came
-        for module in ("corpora.labels", "generations", "index"):
+        for module in ("corpora.entries.labels", "format.generations", "format.index"):
             before.setattr(f"sharding.{module}.nfc", str)
         shard(corpus, store)
         assert index.current_index(store).classes == [decomposed, "tea"]
