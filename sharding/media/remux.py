@@ -59,7 +59,7 @@ def copied_clip(reader: Reader, segment: PlannedSegment, settings: EncodeSetting
     end = min(segment.end(begin), segment.end(segment.start)) if begin > segment.start else segment.end(begin)
     declared = reader.declared
     if math.isfinite(segment.video_seconds):
-        declared = declared.for_stretch(begin, max(0.0, min(end, segment.video_seconds) - begin))
+        declared = declared.for_segment(begin, max(0.0, min(end, segment.video_seconds) - begin))
     reader.counting = declared
     sink = io.BytesIO()
     try:
