@@ -59,7 +59,7 @@ def copied_clip(reader: Reader, segment: PlannedSegment, settings: EncodeSetting
     end = min(segment.end(begin), segment.end(segment.start)) if begin > segment.start else segment.end(begin)
     declared = reader.declared
     if math.isfinite(segment.video_seconds):
-        declared = declared.for_stretch(begin, max(0.0, min(end, segment.video_seconds) - begin))
+        declared = declared.for_segment(begin, max(0.0, min(end, segment.video_seconds) - begin))
     reader.counting = declared
     sink = io.BytesIO()
     try:
@@ -105,7 +105,7 @@ def _until(
     reader: Reader, packets: Iterator[Packet[VideoStream]], begin: float, end: float, decoded: DecodeStats
 ) -> Iterator[Packet[VideoStream]]:
     """The packets up to the one that is shown at `end`, without damaged ones; counted in `decoded`."""
-    concealment = reader.concealment()
+    concealment = reader.new_concealment_detector()
     left_out: float | None = None
     zero: float | None = None  # when a packet of pts 0 is shown
     tick = float(reader.stream.time_base or 0)

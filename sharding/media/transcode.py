@@ -154,7 +154,7 @@ def _segment(reader: Reader, segment: PlannedSegment, settings: VideoSettings) -
     if settings.encode.copy_packets:
         return copied_clip(reader, segment, settings.encode)
     begin = reader.seek(segment.start, segment.snap_limit)
-    decoded = reader.declared.for_stretch(begin, segment.available_seconds(begin))
+    decoded = reader.declared.for_segment(begin, segment.available_seconds(begin))
     frames = reader.until(begin, segment.end(begin), decoded)
     return _encoded(reader, frames, decoded, settings, segment.number)
 

@@ -24,7 +24,7 @@ class CorpusSettings(Settings):
 
     @pydantic.field_validator("labels_separator")
     @classmethod
-    def _something(cls, value: str | None) -> str | None:
+    def _not_empty(cls, value: str | None) -> str | None:
         if value == "":
             raise ValueError("it is empty; in YAML, and where the shell takes it away, put it in quotes: \"'|'\"")
         return value

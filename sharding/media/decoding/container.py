@@ -12,7 +12,7 @@ from av.video.stream import VideoStream
 
 from sharding.media.input.bad_video import BadVideo
 from sharding.media.input.source import SourceFile, raise_read_error
-from sharding.media.input.validity import judge_unopenable
+from sharding.media.input.validity import unopenable_error
 
 DEMUXERS = (
     "aac,asf,avi,dv,flac,flv,gif,h264,hevc,ivf,jpeg_pipe,m4v,matroska,mjpeg,mov,mp3,mpeg,mpegts,mpegvideo,mxf,"
@@ -41,7 +41,7 @@ def open_container(file: SourceFile, head: bytes) -> InputContainer:
         )
     except av.error.FFmpegError as error:
         raise_read_error(file)
-        raise judge_unopenable(file, head, error.strerror or str(error)) from error
+        raise unopenable_error(file, head, error.strerror or str(error)) from error
     raise_read_error(file)
     return container
 

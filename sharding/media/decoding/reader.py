@@ -40,7 +40,7 @@ class Reader(PacketReader):
         super().__init__(source, file, head, threads, alive)
         self._delay: int | None = None
         self._running: Iterator[tuple[Shown, float]] | None = None
-        self._concealment = self.concealment()
+        self._concealment = self.new_concealment_detector()
 
     def judge(self, decoded: DecodeStats, minimum: float) -> None:
         """Raise as judge_frames; if too few frames of a whole video came, the header's declarations are checked first.
@@ -119,7 +119,7 @@ class Reader(PacketReader):
 
         A first frame without a time gets that of the first packet.
         """
-        self._concealment = self.concealment()
+        self._concealment = self.new_concealment_detector()
         stamps = DtsOnlyTimes(self._delay) if self.decoding_times_only else None
         coming: list[int] = []  # pts of the packets whose frames the decoder has not returned yet
         begin: float | None = None
@@ -148,7 +148,7 @@ class Reader(PacketReader):
             if self.counting.stuck:
                 return
 
-    def concealment(self) -> ConcealmentDetector:
+    def new_concealment_detector(self) -> ConcealmentDetector:
         """A new detector of concealed damage, for decoding from the current position on."""
         container = self._opened.format.name
         clusters = MatroskaClusters(self.file) if "matroska" in container else None

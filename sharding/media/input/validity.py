@@ -63,7 +63,7 @@ class DecodeStats:
             self.declared_frames = round(self.declared_frames * seconds / self.declared_seconds)
         self.declared_seconds = seconds
 
-    def for_stretch(self, begin: float, seconds: float) -> DecodeStats:
+    def for_segment(self, begin: float, seconds: float) -> DecodeStats:
         """New statistics for `seconds` of the stream from `begin` on, with the frames declared for them."""
         rate = 1 / self.frame_interval
         if self.declared_frames and self.declared_seconds:
@@ -130,7 +130,7 @@ def judge_bytes(head: bytes, size: int) -> None:
         raise BadVideo("not_video", "not a video file (its bytes are plain text)", f"it begins {shown!r}")
 
 
-def judge_unopenable(file: SourceFile, head: bytes, error: str) -> BadVideo:
+def unopenable_error(file: SourceFile, head: bytes, error: str) -> BadVideo:
     """The BadVideo for a file that no demuxer opens; `error` is FFmpeg's."""
     if head[4:8] in (b"ftyp", b"mdat", b"moov", b"wide", b"free", b"skip"):
         if b"moov" not in _boxes(file):

@@ -16,7 +16,7 @@ from sharding.media.input.segments import SegmentSettings
 from sharding.media.input.source import Source
 from sharding.media.transcode import SegmentFailure, VideoSettings, transcode
 from tests.sharding.conftest import FOOTAGE, frames_of
-from tests.support.videos.odd_videos import carphone, copied, written
+from tests.support.videos.odd_videos import carphone, remux_video, write_video
 from tests.support.videos.pictures import clip
 
 # Packets stored as they are.
@@ -44,11 +44,11 @@ def table(found: Clip) -> list[bytes]:
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("sources")
     return {
-        "h264": written(folder / "h264.mp4", options={"g": "25", "bf": "2", "sc_threshold": "0"}),
-        "hevc": written(folder / "hevc.mkv", codec="libx265", options={"x265-params": X265}),
-        "vp9": written(folder / "vp9.webm", codec="libvpx-vp9", options={"g": "25", "cpu-used": "8"}),
-        "av1": written(folder / "av1.mkv", carphone(30), codec="libsvtav1", options=SVT),
-        "mpeg4": written(folder / "mpeg4.avi", codec="mpeg4", options={"g": "25", "sc_threshold": "1000000000"}),
+        "h264": write_video(folder / "h264.mp4", options={"g": "25", "bf": "2", "sc_threshold": "0"}),
+        "hevc": write_video(folder / "hevc.mkv", codec="libx265", options={"x265-params": X265}),
+        "vp9": write_video(folder / "vp9.webm", codec="libvpx-vp9", options={"g": "25", "cpu-used": "8"}),
+        "av1": write_video(folder / "av1.mkv", carphone(30), codec="libsvtav1", options=SVT),
+        "mpeg4": write_video(folder / "mpeg4.avi", codec="mpeg4", options={"g": "25", "sc_threshold": "1000000000"}),
     }  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_a_reader_decodes_copied_packets_by_the_table(sources: dict[str, Path]) 
 
 
 def test_copied_segments_are_cut_at_key_frames(tmp_path: Path) -> None:
-    path = written(tmp_path / "long.mp4", times=5, options={"g": "50", "bf": "2", "sc_threshold": "0"})
+    path = write_video(tmp_path / "long.mp4", times=5, options={"g": "50", "bf": "2", "sc_threshold": "0"})
     settings = VideoSettings(encode=COPY, segments=SegmentSettings(seconds=3, per_video=3))
     clips = list(transcode(Source(str(tmp_path), "long.mp4"), Video("long.mp4", (0,), "train"), settings))
     with av.open(str(path)) as container:
@@ -101,7 +101,7 @@ def test_copied_segments_are_cut_at_key_frames(tmp_path: Path) -> None:
 
 
 def test_copied_segments_want_a_key_frame_near(tmp_path: Path) -> None:
-    written(tmp_path / "one_key.mp4", times=3, options={"g": "1000", "sc_threshold": "0"})
+    write_video(tmp_path / "one_key.mp4", times=3, options={"g": "1000", "sc_threshold": "0"})
     settings = VideoSettings(encode=COPY, segments=SegmentSettings(seconds=2, spacing=5))
     clips = list(transcode(Source(str(tmp_path), "one_key.mp4"), Video("one_key.mp4", (0,), "train"), settings))
     assert isinstance(clips[0], Clip) and clips[0].frames >= 48
@@ -117,14 +117,14 @@ def test_a_codec_that_an_mp4_does_not_hold_is_refused() -> None:
 
 def test_a_turned_video_is_not_copied(tmp_path: Path) -> None:
     """A reader of single packets would show it lying on its side."""
-    turned = written(tmp_path / "turned.mp4", carphone(5), prepare=lambda stream: stream.set_display_rotation(90))
+    turned = write_video(tmp_path / "turned.mp4", carphone(5), prepare=lambda stream: stream.set_display_rotation(90))
     with pytest.raises(BadVideo, match="to be shown turned") as caught:
         clip(turned, COPY)
     assert caught.value.kind == "unsupported" and clip(turned).height > clip(turned).width
 
 
 def test_a_copy_keeps_colour_and_other_containers(tmp_path: Path, sources: dict[str, Path]) -> None:
-    annex_b = copied(sources["h264"], tmp_path / "h264.ts")
+    annex_b = remux_video(sources["h264"], tmp_path / "h264.ts")
     ours = frames_of(clip(annex_b, COPY).data)
     assert all(np.array_equal(a, b) for a, b in zip(ours, frames_of(clip(sources["h264"], COPY).data), strict=True))
     hd = clip(FOOTAGE / "bigbuckbunny.mp4", COPY)

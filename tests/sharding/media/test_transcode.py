@@ -25,7 +25,7 @@ from sharding.media.input.validity import DecodeStats, judge_frames
 from sharding.media.transcode import VideoSettings
 from sharding.media.transcode import transcode as transcode_segments
 from tests.sharding.conftest import FOOTAGE, frames_of
-from tests.support.videos.odd_videos import carphone, written
+from tests.support.videos.odd_videos import carphone, write_video
 
 SETTINGS = EncodeSettings(short_edge=64, preset="ultrafast")
 
@@ -174,7 +174,7 @@ def test_the_demuxers_that_may_open_a_file_exist() -> None:
 
 def test_pictures_too_large_for_the_memory(tmp_path: Path) -> None:
     """A few bytes may announce a gigabyte."""
-    path = written(tmp_path / "large.gif", carphone(3), codec="gif", pix_fmt="rgb8")
+    path = write_video(tmp_path / "large.gif", carphone(3), codec="gif", pix_fmt="rgb8")
     data = bytearray(path.read_bytes())
     data[6:10] = struct.pack("<HH", 15000, 15000)
     path.write_bytes(data)

@@ -17,7 +17,7 @@ from sharding.media.input.segments import SegmentSettings, segment_starts
 from sharding.media.input.source import Source
 from sharding.media.transcode import SegmentFailure, VideoSettings, transcode
 from tests.sharding.conftest import FOOTAGE, frames_of
-from tests.support.videos.odd_videos import copied, looped, written
+from tests.support.videos.odd_videos import loop_video, remux_video, write_video
 
 ENCODE = EncodeSettings(short_edge=64, preset="ultrafast")
 
@@ -29,7 +29,7 @@ ENCODE = EncodeSettings(short_edge=64, preset="ultrafast")
 @pytest.fixture(scope="session")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("long") / "long.mp4"
-    return written(path, times=10, options={"g": "50", "sc_threshold": "0", "bf": "2"})
+    return write_video(path, times=10, options={"g": "50", "sc_threshold": "0", "bf": "2"})
 
 
 def made(
@@ -129,13 +129,13 @@ def test_containers_that_seek_badly_or_not_at_all(long: Path, tmp_path: Path, na
     path = tmp_path / name
     if name.endswith("webm"):
         options = {"live": "1"} if name.startswith("live") else {}
-        path = written(
+        path = write_video(
             path, codec="libvpx", times=10, muxer=options, options={"g": "50", "cpu-used": "16", "deadline": "realtime"}
         )
     elif name.endswith("avi"):
-        path = written(path, codec="mpeg4", times=10, options={"g": "50", "sc_threshold": "0"})
+        path = write_video(path, codec="mpeg4", times=10, options={"g": "50", "sc_threshold": "0"})
     else:
-        copied(long, path)
+        remux_video(long, path)
     settings = SegmentSettings(seconds=2, spacing=11)
     whole = pictures(path)
     found = clips(path, settings)
@@ -146,7 +146,7 @@ def test_containers_that_seek_badly_or_not_at_all(long: Path, tmp_path: Path, na
 
 
 def test_a_video_that_begins_at_another_time_than_zero(long: Path, tmp_path: Path) -> None:
-    late = copied(long, tmp_path / "late.mkv", shift=7.0)
+    late = remux_video(long, tmp_path / "late.mkv", shift=7.0)
     with av.open(str(late)) as container:
         assert container.streams.video[0].start_time != 0
     ours, theirs = (clips(path, SegmentSettings(seconds=3, per_video=2)) for path in (late, long))
@@ -156,7 +156,7 @@ def test_a_video_that_begins_at_another_time_than_zero(long: Path, tmp_path: Pat
 
 
 def test_segments_that_are_not_there_are_told_one_by_one(long: Path, tmp_path: Path) -> None:
-    whole = copied(long, tmp_path / "whole.mp4", muxer={"movflags": "+faststart"}).read_bytes()
+    whole = remux_video(long, tmp_path / "whole.mp4", muxer={"movflags": "+faststart"}).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     clips, _ = made(tmp_path / "cut.mp4", SegmentSettings(seconds=2, spacing=12))
     assert [type(each) for each in clips] == [Clip, Clip, SegmentFailure, SegmentFailure]
@@ -170,7 +170,7 @@ def test_segments_that_are_not_there_are_told_one_by_one(long: Path, tmp_path: P
 
 def lying(path: Path, long: Path, seconds: float) -> Path:
     """The video in a file whose header says that it lasts so long."""
-    data = bytearray(copied(long, path).read_bytes())
+    data = bytearray(remux_video(long, path).read_bytes())
     at = data.index(b"\x44\x89\x88") + 3  # Matroska's Duration, in milliseconds
     assert struct.unpack(">d", data[at : at + 8])[0] == pytest.approx(40_000, abs=100)
     data[at : at + 8] = struct.pack(">d", 1000 * seconds)
@@ -254,6 +254,6 @@ def test_an_exact_size(pieces: list[Path]) -> None:
 
 
 def test_looping_keeps_every_packet(tmp_path: Path) -> None:
-    path = looped(FOOTAGE / "carphone.mp4", tmp_path / "looped.mp4", 3)
+    path = loop_video(FOOTAGE / "carphone.mp4", tmp_path / "looped.mp4", 3)
     with av.open(str(path)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 360

@@ -35,7 +35,7 @@ def of_the_machine(number: int, *_: object) -> Iterator[Any]:
 
 
 def poisonous(source: Source, video: Video, settings: Any, threads: int, alive: Callable[[int], None]) -> Iterator[Any]:
-    """As ever, but for videos whose name says what they do to the decoder."""
+    """Transcode as usual, but crash or hang on videos named so."""
     made = transcode_with_cost(source, video, settings, threads, alive)
     if "crash" in video.uri:
         yield next(made)

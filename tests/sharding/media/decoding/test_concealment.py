@@ -29,7 +29,7 @@ from sharding.media.transcode import SegmentFailure, VideoSettings, transcode
 from sharding.storage.store import open_store
 from tests.sharding.conftest import FOOTAGE
 from tests.support.stores import shard
-from tests.support.videos.odd_videos import written
+from tests.support.videos.odd_videos import write_video
 
 GOP = 24
 FRAMES = 100
@@ -65,7 +65,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def made(kind: str) -> Path:
         codec, options = KINDS[kind]
         path = folder / kind
-        return path if path.exists() else written(path, codec=codec, options=options)
+        return path if path.exists() else write_video(path, codec=codec, options=options)
 
     return made
 
@@ -189,7 +189,7 @@ def test_a_wrong_checksum_where_no_decoder_tells(sound: Callable[[str], Path], t
     source = Source(str(tmp_path), kind)
     with source.opened(sequential=False) as file, Reader(source, file, file.read(4096)) as reader:
         for start, expected in ((48 / 25, 0), (24 / 25, GOP), (72 / 25, 0)):  # wherever reading begins
-            stretch = reader.declared.for_stretch(start, 24 / 25)
+            stretch = reader.declared.for_segment(start, 24 / 25)
             list(reader.until(reader.seek(start, 0.0), start + 24 / 25, stretch))
             assert (stretch.frames, stretch.concealed) == (24, expected)
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from sharding.media.encoder import EncodeSettings
-from tests.support.videos.odd_videos import carphone, written
+from tests.support.videos.odd_videos import carphone, write_video
 from tests.support.videos.pictures import ENCODE, clip, close, corners, luma, quarters, rgb
 
 
 @pytest.mark.parametrize("turn", [0, 90, 180, 270])
 @pytest.mark.parametrize("size", [None, (80, 60)])
 def test_turned_videos_are_stored_upright(tmp_path: Path, turn: int, size: tuple[int, int] | None) -> None:
-    path = written(
+    path = write_video(
         tmp_path / "turned.mp4",
         [quarters(144, 176)] * 4,
         options={"qp": "4"},
@@ -54,7 +54,7 @@ def test_every_matrix_and_range_gives_the_same_colours(tmp_path: Path, number: i
     def mark_frame(frame: av.VideoFrame) -> None:
         frame.colorspace, frame.color_range = number, 2 if full else 1
 
-    path = written(tmp_path / "coloured.mp4", [source] * 3, options={"qp": "2"}, prepare=mark, change=mark_frame)
+    path = write_video(tmp_path / "coloured.mp4", [source] * 3, options={"qp": "2"}, prepare=mark, change=mark_frame)
     with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
         assert frame.colorspace == number and (frame.color_range == 2) == full
@@ -68,7 +68,7 @@ def test_every_matrix_and_range_gives_the_same_colours(tmp_path: Path, number: i
 )
 def test_deeper_and_finer_pixels(tmp_path: Path, codec: str, pix_fmt: str) -> None:
     options = {"x265-params": "log-level=none:pools=1:qp=4"} if codec == "libx265" else {"qp": "4"}
-    path = written(tmp_path / "deep.mp4", [quarters(144, 176)] * 4, codec=codec, pix_fmt=pix_fmt, options=options)
+    path = write_video(tmp_path / "deep.mp4", [quarters(144, 176)] * 4, codec=codec, pix_fmt=pix_fmt, options=options)
     stored = clip(path)
     with av.open(io.BytesIO(stored.data)) as container:
         assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
@@ -77,7 +77,7 @@ def test_deeper_and_finer_pixels(tmp_path: Path, codec: str, pix_fmt: str) -> No
 
 def test_odd_sizes_become_even(tmp_path: Path) -> None:
     picture = quarters(145, 177)
-    path = written(tmp_path / "odd.mp4", [picture] * 4, pix_fmt="yuv444p", options={"qp": "4"})
+    path = write_video(tmp_path / "odd.mp4", [picture] * 4, pix_fmt="yuv444p", options={"qp": "4"})
     found = clip(path, EncodeSettings(short_edge=128, crf=6))
     assert (found.width, found.height) == (156, 128)
     assert close(corners(rgb(found)), corners(picture), 10)
@@ -91,7 +91,7 @@ def test_pixels_that_are_not_square(tmp_path: Path) -> None:
     def prepare(stream: object) -> None:
         stream.codec_context.sample_aspect_ratio = Fraction(12, 11)  # type: ignore[attr-defined]
 
-    path = written(tmp_path / "wide.mp4", [quarters(144, 176)] * 4, prepare=prepare)
+    path = write_video(tmp_path / "wide.mp4", [quarters(144, 176)] * 4, prepare=prepare)
     found = clip(path)
     assert (found.width, found.height) == (86, 64)
     with av.open(io.BytesIO(found.data)) as container:
@@ -108,10 +108,10 @@ def test_interlaced_video_keeps_no_comb(tmp_path: Path) -> None:
         woven.append(weave)
     options = {"qmin": "1", "qmax": "2"}
     weaving = {**options, "flags": "+ildct+ilme", "top": "1"}
-    path = written(tmp_path / "woven.mkv", woven, codec="mpeg2video", options=weaving)
+    path = write_video(tmp_path / "woven.mkv", woven, codec="mpeg2video", options=weaving)
     with av.open(str(path)) as container:
         assert all(frame.interlaced_frame for frame in container.decode(video=0))
     stored = luma(clip(path))
-    calm = luma(clip(written(tmp_path / "calm.mkv", pictures[0:30:2], codec="mpeg2video", options=options)))
+    calm = luma(clip(write_video(tmp_path / "calm.mkv", pictures[0:30:2], codec="mpeg2video", options=options)))
     assert len(stored) == len(calm) == 15
     assert np.abs(stored.astype(int) - calm).mean() < 8

@@ -19,7 +19,7 @@ from sharding.media.input.bad_video import BadVideo
 from sharding.media.input.source import Source
 from sharding.media.transcode import VideoSettings, transcode
 from tests.sharding.conftest import FOOTAGE, cut
-from tests.support.videos.odd_videos import carphone, written
+from tests.support.videos.odd_videos import carphone, write_video
 from tests.support.videos.pictures import ENCODE, clip, luma
 
 
@@ -52,13 +52,13 @@ def test_the_best_of_several_video_streams_is_taken(tmp_path: Path) -> None:
         assert len(container.streams.video) == 3
     found = clip(path)
     assert found.frames == 8 and (found.width, found.height) == (78, 64)
-    assert luma(found).mean() == pytest.approx(luma(clip(written(tmp_path / "one.mp4", large)))[:8].mean(), abs=2)
+    assert luma(found).mean() == pytest.approx(luma(clip(write_video(tmp_path / "one.mp4", large)))[:8].mean(), abs=2)
 
 
 @pytest.mark.parametrize("rate", [187, 1000])
 def test_a_wrong_frame_rate_loses_no_frame(tmp_path: Path, rate: int) -> None:
     """As a camera's VP9 in AVI has it: the header's rate is the only time there is, and is taken as it is."""
-    path = written(
+    path = write_video(
         tmp_path / "fast.avi",
         carphone(60),
         codec="libvpx-vp9",
@@ -79,14 +79,14 @@ def test_variable_frame_rate_keeps_the_times(tmp_path: Path) -> None:
         assert frame.pts is not None
         frame.pts = int(times[frame.pts])
 
-    found = clip(written(tmp_path / "varying.mp4", carphone(60), change=late))
+    found = clip(write_video(tmp_path / "varying.mp4", carphone(60), change=late))
     assert found.frames == 60
     assert np.allclose(found.packet_pts * float(TIME_BASE), times / 25, atol=1e-4)
 
 
 def test_times_that_begin_anew_go_on(tmp_path: Path) -> None:
     """As where recordings were put together."""
-    part = written(tmp_path / "part.ts", options={"g": "25", "bf": "2"}).read_bytes()
+    part = write_video(tmp_path / "part.ts", options={"g": "25", "bf": "2"}).read_bytes()
     (tmp_path / "both.ts").write_bytes(part + part)
     found = clip(tmp_path / "both.ts")
     assert found.frames == 200 and found.fps == pytest.approx(25, rel=1e-3) and found.end == pytest.approx(8, abs=0.01)
@@ -94,7 +94,7 @@ def test_times_that_begin_anew_go_on(tmp_path: Path) -> None:
 
 
 def test_a_single_wrong_time_moves_no_other(tmp_path: Path) -> None:
-    source, path = written(tmp_path / "sound.mp4", options={"bf": "0"}), tmp_path / "wrong.mp4"
+    source, path = write_video(tmp_path / "sound.mp4", options={"bf": "0"}), tmp_path / "wrong.mp4"
     with av.open(str(source)) as container, av.open(str(path), "w") as out:
         stream = container.streams.video[0]
         target = out.add_stream_from_template(stream, opaque=True)
@@ -121,17 +121,18 @@ def test_two_frames_are_a_video(tmp_path: Path, frames: int) -> None:
 
 def test_a_size_that_changes_midway(tmp_path: Path) -> None:
     pictures = carphone(20)
-    first = written(tmp_path / "first.h264", pictures[:10]).read_bytes()
-    second = written(tmp_path / "second.h264", [np.ascontiguousarray(p[::2, ::2]) for p in pictures[10:]]).read_bytes()
+    first = write_video(tmp_path / "first.h264", pictures[:10]).read_bytes()
+    small = [np.ascontiguousarray(picture[::2, ::2]) for picture in pictures[10:]]
+    second = write_video(tmp_path / "second.h264", small).read_bytes()
     (tmp_path / "both.h264").write_bytes(first + second)
     stored = clip(tmp_path / "both.h264")
     assert stored.frames == 20 and (stored.width, stored.height) == (78, 64)
-    whole = luma(clip(written(tmp_path / "whole.mp4", pictures)))
+    whole = luma(clip(write_video(tmp_path / "whole.mp4", pictures)))
     assert np.abs(luma(stored).astype(int) - whole).mean(axis=(1, 2)).max() < 10
 
 
 def test_missing_times_are_steps(tmp_path: Path) -> None:
-    path = written(tmp_path / "raw.h264", options={"bf": "0"})
+    path = write_video(tmp_path / "raw.h264", options={"bf": "0"})
     with av.open(str(path)) as container:
         assert all(packet.pts is None for packet in container.demux(video=0))
     found = clip(path)
@@ -158,7 +159,7 @@ def test_missing_times_are_steps(tmp_path: Path) -> None:
 def test_what_is_seeked_to_decodes_as_from_the_beginning(
     tmp_path: Path, name: str, codec: str, options: dict[str, str]
 ) -> None:
-    path = written(tmp_path / name, codec=codec, options=options)
+    path = write_video(tmp_path / name, codec=codec, options=options)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert stream.time_base is not None

@@ -26,7 +26,7 @@ from sharding.media.transcode import VideoSettings, transcode
 from sharding.storage.local import LocalStore
 from sharding.storage.store import open_store
 from tests.sharding.conftest import FOOTAGE
-from tests.support.videos.odd_videos import looped
+from tests.support.videos.odd_videos import loop_video
 
 ENCODE = EncodeSettings(short_edge=64, preset="ultrafast")
 DATA = bytes(range(251)) * 40
@@ -108,7 +108,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two minutes, 18 MB, in a folder whose name ends in a class."""
     folder = tmp_path_factory.mktemp("corpus") / "class"
     folder.mkdir()
-    return looped(FOOTAGE / "carphone.mp4", folder / "long.mp4", 30)
+    return loop_video(FOOTAGE / "carphone.mp4", folder / "long.mp4", 30)
 
 
 @pytest.fixture(scope="module")
