@@ -149,6 +149,7 @@ def test_a_dry_run_tells_the_derived_quantities_and_writes_nothing(say: Say, rec
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_mistake_and_a_dry_run_in_processes_of_their_own(recipe: Path, store: Path, tmp_path: Path) -> None:
     refused(reelscale("pretrain", recipe, f"data.store={store}", "lane=1", folder=tmp_path), "did you mean lanes")

@@ -99,6 +99,7 @@ def planned_alike(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
     assert [path for path in found if found[path] != expected[path] and path != "plan/g0.json"] == []
 
 
+@pytest.mark.slow
 def test_slow_downs_resets_and_cut_bodies(
     on_s3: tuple[str, str], s3_running: S3Server, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -188,6 +188,7 @@ def test_damage_here_is_mended_from_the_store(tmp_path: Path, settings: Checkpoi
     assert names(run) == ["step-00000001", "step-00000002"]
 
 
+@pytest.mark.slow
 def test_an_upload_that_was_killed_is_not_seen(tmp_path: Path, url: str, server: S3Server) -> None:
     run, settings = tmp_path / "run", CheckpointSettings(keep=2, store=url)
     store = open_store(url)
@@ -364,6 +365,7 @@ def test_a_directory_that_cannot_be_made_is_told_at_the_start(tmp_path: Path) ->
         begin(run, seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_run_moved_to_an_empty_disk_ends_with_the_same_bits(finished: Finished, tmp_path: Path) -> None:
     here, there, log = tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "log"

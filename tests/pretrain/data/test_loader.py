@@ -88,11 +88,13 @@ def test_what_a_step_is(whole: list[list[Clips]]) -> None:
     assert video.shape == (LANE_BATCH, 3, 4, 16, 16) and video.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "ahead"), [(3, 1), (2, 9)])
 def test_workers_and_depth_change_nothing(sources: Sources, whole: list[list[Clips]], workers: int, ahead: int) -> None:
     assert_same(shown(loader(sources, workers, last=8, ahead=ahead)), whole)
 
 
+@pytest.mark.slow
 def test_a_lane_of_very_many_clips(sources: Sources) -> None:
     many = 20_000
     clip = SETTINGS.model_copy(update={"frames": 1})
@@ -136,6 +138,7 @@ def test_a_loader_goes_on_after_it_was_left(sources: Sources, whole: list[list[C
         assert_same([[kept(clips) for clips in lanes] for lanes in made], whole[3:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stops", "ranks"), [((3,), (1, 2)), ((1, 4), (2, 1, 2))])
 def test_a_run_goes_on_with_other_ranks(
     sources: Sources, whole: list[list[Clips]], stops: tuple[int, ...], ranks: tuple[int, ...]
@@ -311,6 +314,7 @@ def copied(store: str, tmp_path: Path) -> str:
     return str(shutil.copytree(store, tmp_path / "copy"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DAMAGE)
 def test_every_damage_is_noticed_named_and_filled(copied: str, whole: list[list[Clips]], how: str) -> None:
     """Whatever lies before the damage and in other tars is shown as ever; in the other places stand other samples."""
@@ -390,6 +394,7 @@ def test_too_much_damage_stops_with_the_list(copied: str) -> None:
     assert all(f"the tar in {tar}: it has 0 bytes" in str(caught.value) for tar in tars)
 
 
+@pytest.mark.slow
 def test_without_leave_no_damage_passes(copied: str) -> None:
     sources = open_sources(data(copied))
     tar = sources.splits[0].sample(4).tar

@@ -80,6 +80,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_ranks_that_torchrun_starts_again_meet_again(tmp_path: Path) -> None:
     """By the same store, in which the addresses of the ranks before them lie."""
     (tmp_path / "ranks.py").write_text(TWO_STARTS)
@@ -104,6 +105,7 @@ def _share(rank: int, port: int, heard: SimpleQueue[tuple[int, str]]) -> None:
     leave_world()
 
 
+@pytest.mark.slow
 def test_what_rank_0_takes_long_for_is_shared() -> None:
     """Longer than the ranks wait for each other otherwise."""
     spawn = multiprocessing.get_context("spawn")

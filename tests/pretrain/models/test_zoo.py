@@ -58,6 +58,7 @@ def on_meta(frames: int, size: int = 112, classes: int = 400, **settings: object
         return build_model(ModelSettings.model_validate(settings), classes, frames, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "everything", "conv_fc", "giga"), DEPTH18, ids=[row[0] for row in DEPTH18])
 def test_every_form_has_its_published_counts(
     name: str, everything: tuple[int, int], conv_fc: tuple[float, float], giga: tuple[float, float]

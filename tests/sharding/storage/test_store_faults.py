@@ -52,6 +52,7 @@ def opened(name: str, patience: float = 60) -> S3Store:
     return store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "objects"), [(0.1, 30), (0.4, 12)])
 def test_all_arrives_whatever_breaks(
     proxy: Proxy, tmp_path: Path, small_parts: None, rate: float, objects: int

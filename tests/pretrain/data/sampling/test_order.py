@@ -52,6 +52,7 @@ def corpus(order: Order) -> Counter[tuple[int, int]]:
     return Counter((shard, row) for shard, size in enumerate(order.shards.samples.tolist()) for row in range(size))
 
 
+@pytest.mark.slow
 @given(orders())
 def test_every_pass_shows_every_sample_once(order: Order) -> None:
     steps = -(-3 * order.samples // (order.lanes * order.lane_batch)) + 1
@@ -69,6 +70,7 @@ def test_every_pass_shows_every_sample_once(order: Order) -> None:
     assert set(range(ended)) <= set(passes)
 
 
+@pytest.mark.slow
 @given(orders("drop"))
 def test_without_remainders_every_lane_has_the_same_number_of_batches_a_pass(order: Order) -> None:
     batches = order.samples // (order.lanes * order.lane_batch)

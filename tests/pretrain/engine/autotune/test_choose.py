@@ -56,6 +56,7 @@ def test_the_fastest_is_taken_and_kept(model: VideoNetwork, precision: Precision
     assert not any(buffer.any() for key, buffer in model.named_buffers() if key.endswith("pending"))
 
 
+@pytest.mark.slow
 def test_what_was_kept_is_taken_again_on_the_same_device(model: VideoNetwork, tmp_path: Path) -> None:
     run_path(tmp_path, model, FP32, ALONE)
     kept = json.loads((tmp_path / "path.json").read_text())
@@ -266,6 +267,7 @@ def test_lanes_normalised_together_are_measured_so(
     assert not any(layer.gather for layer in model.modules() if isinstance(layer, LaneBatchNorm))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
