@@ -90,6 +90,7 @@ def test_the_ranks_exit_codes_make_the_commands(codes: list[int | None], asked: 
     assert exit_code(codes, asked) == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_ranks_start_is_no_failure(number: int, store: Path, recipe: Path, tmp_path: Path) -> None:
     with running("pretrain", recipe, f"data.store={store}", *TWO, "--json", folder=tmp_path) as command:
@@ -102,6 +103,7 @@ def test_a_signal_while_ranks_start_is_no_failure(number: int, store: Path, reci
     assert (told["outcome"], told["step"], told["steps"], told["validation"]) == ("stopped", 0, 120, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_while_the_command_loads(number: int, store: Path, recipe: Path, tmp_path: Path) -> None:
     with running("pretrain", recipe, f"data.store={store}", *TWO, folder=tmp_path) as command:

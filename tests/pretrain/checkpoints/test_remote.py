@@ -79,6 +79,7 @@ def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_an_empty_disk(tmp_path: Path, url: str, settings: CheckpointSettings) -> None:
     here, there = tmp_path / "a" / "run", tmp_path / "b" / "run"
     assert load_newest(here, settings) is None
@@ -210,6 +211,7 @@ def test_an_upload_that_was_killed_is_not_seen(tmp_path: Path, url: str, server:
     assert committed(store, "run") == ["step-00000001/attempt-000001", "step-00000003/attempt-000003"]
 
 
+@pytest.mark.slow
 def test_two_attempts_on_two_machines(tmp_path: Path, url: str, settings: CheckpointSettings) -> None:
     here, there = tmp_path / "a" / "run", tmp_path / "b" / "run"
     old = save(here, settings, 1)
@@ -253,6 +255,7 @@ def test_a_step_saved_again_and_the_best(tmp_path: Path, url: str, settings: Che
     assert found is not None and found.state["clip1"] == 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_ranks_without_a_shared_disk_load_the_same_step(tmp_path: Path, settings: CheckpointSettings) -> None:
     run, elsewhere = tmp_path / "a" / "run", tmp_path / "b" / "run"
@@ -316,6 +319,7 @@ def test_a_killed_download_leaves_nothing_for_long(tmp_path: Path, settings: Che
     assert names(run) == [".fetching-78", "step-00000001"]
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_reached_does_not_end_training(
     tmp_path: Path, url: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ def test_torchvisions_networks(tmp_path: Path, network: str, planes: int) -> Non
         assert_same(built(found)(clips), video_network(doubled(state), clips, 1e-5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [34, 152])
 def test_per_convolution_midplanes(tmp_path: Path, depth: int) -> None:
     """ig65m-pytorch's and VMZ's, at an eighth of the width."""
@@ -102,6 +103,7 @@ def test_torchvisions_names_and_shapes(network: str) -> None:
     assert_whole(video_shapes(kinds), settings, count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "classes", "middle", "count"),
     [
@@ -346,6 +348,7 @@ def test_a_tensor_that_is_missing_or_misshapen_is_named(network: str) -> None:
     assert unnamed == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_one_missing_tensor_is_all_that_is_wrong(network: str) -> None:
     shapes = NETWORKS[network]()

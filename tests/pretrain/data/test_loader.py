@@ -110,6 +110,7 @@ def test_it_begins_anywhere(sources: Sources, whole: list[list[Clips]]) -> None:
     assert shown(loader(sources, last=8), first=8) == []
 
 
+@pytest.mark.slow
 def test_a_position_goes_on_where_it_was_taken(sources: Sources, whole: list[list[Clips]]) -> None:
     with loader(sources, last=8) as made:
         steps = iter(made)
@@ -187,6 +188,7 @@ def test_another_pass_is_another_view(sources: Sources) -> None:
     assert sum(len(set(map(str, found))) == len(found) for found in views.values()) > 10
 
 
+@pytest.mark.slow
 def test_it_tells_what_it_did(sources: Sources) -> None:
     with loader(sources, last=4) as made:
         told, batches = made.told, []
@@ -259,6 +261,7 @@ def test_workers_give_way_to_a_network_on_their_cores(sources: Sources) -> None:
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_told(sources: Sources) -> None:
     before = children()
     with loader(sources, 2) as made:
@@ -352,6 +355,7 @@ def _rows(store: str, job: str) -> list[dict[str, object]]:
     return read_record(open_store(store), "train", job).to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost_file", ["record", "part"])
 def test_a_missing_shard_is_filled_too(copied: str, lost_file: str) -> None:
     sources = open_sources(data(copied))
@@ -364,6 +368,7 @@ def test_a_missing_shard_is_filled_too(copied: str, lost_file: str) -> None:
     assert split.jobs[0] in str(next(iter(made.damage.met.values())))
 
 
+@pytest.mark.slow
 def test_a_shard_whose_record_names_other_tars_than_the_index_is_filled_too(copied: str) -> None:
     store = open_store(copied)
     sources = open_sources(data(copied))
@@ -378,6 +383,7 @@ def test_a_shard_whose_record_names_other_tars_than_the_index_is_filled_too(copi
     assert not keys & {row["key"] for row in rows} and made.damage.samples == len(rows)
 
 
+@pytest.mark.slow
 def test_too_much_damage_stops_with_the_list(copied: str) -> None:
     sources = open_sources(data(copied))
     (split,) = sources.splits

@@ -57,6 +57,7 @@ def test_a_gpu_a_rank_or_none(gpus: int, ranks: int, enough: bool, caplog: pytes
     assert ("ranks=1 uses them" in caplog.text) is (0 < gpus < ranks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ranks_that_do_not_come_are_told(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     port = str(free_port())

@@ -183,6 +183,7 @@ def test_run_without_validation_or_metrics(tmp_path: Path) -> None:
     assert not page.pictures()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1, 487])
 def test_one_class_and_very_many(tmp_path: Path, classes: int) -> None:
     names = [f"sport {number}" for number in range(classes)]
@@ -205,6 +206,7 @@ def test_several_runs_share_a_page(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "02-run-loss.png").exists()
 
 
+@pytest.mark.slow
 def test_a_step_written_twice_counts_as_last_written_and_torn_lines_are_left_out(tmp_path: Path) -> None:
     lines = [
         '{"event": "train", "step": 1, "loss": 3.0}',
@@ -304,6 +306,7 @@ def undrawn(text: Text) -> set[str]:
     return set(text.get_text()) - outlined
 
 
+@pytest.mark.slow
 def test_names_that_no_font_writes_are_numbers_and_the_page_and_the_log_say_so(
     tmp_path: Path, font_folder: Path, texts: list[Text], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -175,6 +175,7 @@ def test_a_child_that_began_before_its_task_is_taken_once(pids: Path, monkeypatc
     assert len(children(pids)) == 2
 
 
+@pytest.mark.slow
 def test_a_child_that_died_before_its_task_is_told_of(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PLAN, "{}")
     SPARE.begin(STANDIN)
@@ -183,6 +184,7 @@ def test_a_child_that_died_before_its_task_is_told_of(pids: Path, monkeypatch: p
         measured({}, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_run_ends_the_child_that_it_does_not_need(
     pids: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -89,6 +89,7 @@ def as_double(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.double() for name, value in values.items()}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12, phases=SEARCH, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(1, 150),
@@ -136,6 +137,7 @@ def test_many_partial_sums_are_added_in_two_rounds(kernels: ModuleType) -> None:
         assert_close(folded.sum(1), sums.sum(1), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", list(HALF_STEP))
 def test_the_same_bits_every_time(kernels: ModuleType, dtype: torch.dtype) -> None:
     values = drawn(300, 45, 3, dtype, 1)
@@ -219,6 +221,7 @@ def flat_views(model: torch.nn.Module) -> None:
         begin += value.numel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("path", list(PATHS))
 @pytest.mark.usefixtures("two_threads")
@@ -390,6 +393,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_gpus_compiler_takes_them_and_reads_rows_in_wide_loads_and_weights_in_narrow_ones() -> None:
     """For an H100 or H200, by Triton's own compiler, which needs no GPU to be there."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
