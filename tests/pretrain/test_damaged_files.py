@@ -21,6 +21,8 @@ from sharding.base.errors import UserError
 from tests.pretrain.conftest import Finished
 from tests.pretrain.report.test_report import write_evaluation
 
+pytestmark = pytest.mark.slow
+
 EVALUATION = "evaluation/store-val-10-clips-0a1b2c3d"
 NONE = [b"", b"{", b"[1, 2]", b"null", b"7", b'"text"', b"\xff\xfe{", b"[" * 100_000, b'{"format": 99}', b"\0" * 512]
 

@@ -35,6 +35,7 @@ def test_what_may_go_better_is_tried_again(failure: Exception) -> None:
     assert not_again([]) is None
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
 def test_a_run_that_a_newer_start_has_taken_over_is_left_to_it(

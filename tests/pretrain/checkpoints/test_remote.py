@@ -79,6 +79,7 @@ def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_an_empty_disk(tmp_path: Path, url: str, settings: CheckpointSettings) -> None:
     here, there = tmp_path / "a" / "run", tmp_path / "b" / "run"
     assert load_newest(here, settings) is None
@@ -188,6 +189,7 @@ def test_damage_here_is_mended_from_the_store(tmp_path: Path, settings: Checkpoi
     assert names(run) == ["step-00000001", "step-00000002"]
 
 
+@pytest.mark.slow
 def test_an_upload_that_was_killed_is_not_seen(tmp_path: Path, url: str, server: S3Server) -> None:
     run, settings = tmp_path / "run", CheckpointSettings(keep=2, store=url)
     store = open_store(url)
@@ -209,6 +211,7 @@ def test_an_upload_that_was_killed_is_not_seen(tmp_path: Path, url: str, server:
     assert committed(store, "run") == ["step-00000001/attempt-000001", "step-00000003/attempt-000003"]
 
 
+@pytest.mark.slow
 def test_two_attempts_on_two_machines(tmp_path: Path, url: str, settings: CheckpointSettings) -> None:
     here, there = tmp_path / "a" / "run", tmp_path / "b" / "run"
     old = save(here, settings, 1)
@@ -252,6 +255,7 @@ def test_a_step_saved_again_and_the_best(tmp_path: Path, url: str, settings: Che
     assert found is not None and found.state["clip1"] == 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_ranks_without_a_shared_disk_load_the_same_step(tmp_path: Path, settings: CheckpointSettings) -> None:
     run, elsewhere = tmp_path / "a" / "run", tmp_path / "b" / "run"
@@ -315,6 +319,7 @@ def test_a_killed_download_leaves_nothing_for_long(tmp_path: Path, settings: Che
     assert names(run) == [".fetching-78", "step-00000001"]
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_reached_does_not_end_training(
     tmp_path: Path, url: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +369,7 @@ def test_a_directory_that_cannot_be_made_is_told_at_the_start(tmp_path: Path) ->
         begin(run, seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_run_moved_to_an_empty_disk_ends_with_the_same_bits(finished: Finished, tmp_path: Path) -> None:
     here, there, log = tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "log"

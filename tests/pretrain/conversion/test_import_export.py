@@ -135,6 +135,7 @@ def test_a_run_goes_out_and_comes_in(trained: Path, tmp_path: Path) -> None:
     assert read_run(run).train == []  # a report of it is empty, and no error
 
 
+@pytest.mark.slow
 def test_an_imported_run_is_evaluated_and_fine_tuned(r3d: Path, tmp_path: Path, store: str) -> None:
     run = tmp_path / "runs" / "imported"
     said = import_run(r3d, run, names_file(tmp_path, CLASSES))
@@ -162,6 +163,7 @@ def test_an_imported_run_is_evaluated_and_fine_tuned(r3d: Path, tmp_path: Path, 
         assert torch.equal(model.fc.weight, published["fc.weight"] if kept else fresh)
 
 
+@pytest.mark.slow
 def test_what_the_weights_do_not_tell_is_said(tmp_path: Path) -> None:
     for number, (shapes, inflate, size, note) in enumerate(
         (
@@ -210,6 +212,7 @@ def test_an_r2ds_clips_are_as_long_as_its_first_convolution(tmp_path: Path) -> N
     assert refused.value.remedy == "set data.clip.frames=8"
 
 
+@pytest.mark.slow
 def test_i3ds_flow_is_cut_at_20_pixels(tmp_path: Path) -> None:
     model = build_model(ModelSettings(name="i3d", width=1 / 16, in_channels=2), 6, 8)
     torch.save(model.state_dict(), tmp_path / "flow.pth")

@@ -28,6 +28,8 @@ from sharding.storage.store import open_store
 from tests.pretrain.conftest import CLASSES, SHORT, Finished
 from tests.support.training.evaluations import score_videos
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 4
 
 

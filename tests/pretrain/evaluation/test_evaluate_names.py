@@ -27,6 +27,8 @@ from tests.pretrain.conftest import CLASSES, SETTINGS, Finished
 from tests.support.stores import shard
 from tests.support.training.evaluations import evaluated, named_in, named_store, reordered, right_by_folder, table_of
 
+pytestmark = pytest.mark.slow
+
 ORDERS = {
     "three": [["class4"], ["class1", "class5"]],
     "all in another order": [["class5"], ["class3", "class4"], ["class0", "class1", "class2"]],

@@ -19,7 +19,7 @@ from tests.support.training.forked_ranks import STEPS, Nursery, config, nursery,
 
 KILLS = 10
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 from pretrain.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from tests.support.training.forked_ranks import Nursery, config, nursery, shown
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -96,6 +96,7 @@ def test_a_table_of_a_later_format(store: Store, corpus: Path, what: str) -> Non
     assert "format 99" in verify(store, "none").damages[0].what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["record", "index", "plan"])
 def test_tables_that_are_none(store: Store, corpus: Path, what: str) -> None:
     ends = {"record": ("train/", ".parquet"), "index": ("index/", ""), "plan": ("plan/", ".parquet")}

@@ -189,6 +189,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_list(tmp_path: Path) -> None:
     """With a small cache, a list of ten times the lines takes hardly more."""
     held = []

@@ -162,6 +162,7 @@ def test_a_video_too_large_for_the_memory_is_listed(
     assert found["failures"] == {"crashed": 8} and "memory" in found["failure_examples"][0]["reason"]
 
 
+@pytest.mark.slow
 def test_videos_that_crash_or_hang_the_decoder_are_listed(
     corpus: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +234,7 @@ def test_reading_what_is_no_store(tmp_path: Path) -> None:
         index.current_index(open_store(str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_killed_in_mid_shard_it_leaves_no_record_and_the_next_run_ends_it(
     corpus: Path, store: Store, tmp_path: Path
 ) -> None:
@@ -265,6 +267,7 @@ def test_killed_in_mid_shard_it_leaves_no_record_and_the_next_run_ends_it(
     assert content(store) == content(untouched)
 
 
+@pytest.mark.slow
 def test_the_same_store_on_s3(
     corpus: Path, store: Store, s3: tuple[dict[str, str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_crash_is_tried_once_more(isolated: Isolated, tmp_path: Path) -> None:
     assert list((tmp_path / "spool").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_stall_ends_in_time(tmp_path: Path) -> None:
     with Isolated(1.0) as isolated:
         pid = child(isolated)

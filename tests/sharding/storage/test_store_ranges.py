@@ -167,6 +167,7 @@ def test_a_server_that_hangs(server: S3Server, proxy: Proxy, monkeypatch: pytest
     assert read.result() == b"234"
 
 
+@pytest.mark.slow
 def test_a_url_that_has_ended_is_signed_anew(proxy: Proxy, signed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sharding.storage.s3.GOOD_SECONDS", 4)  # a busy machine takes one of them to ask
     store = opened(b"0123456789")
@@ -251,6 +252,7 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, 
     return context, certificate
 
 
+@pytest.mark.slow
 def test_over_https(
     server: S3Server, proxy: Proxy, identity: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

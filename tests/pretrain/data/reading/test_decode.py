@@ -187,6 +187,7 @@ def played(split: Split) -> list[NDArray[np.uint8]]:
         return [frame.to_ndarray(format="yuv420p")[: sample.height] for frame in container.decode(video=0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "codec", "options"),
     [

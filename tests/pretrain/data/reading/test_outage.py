@@ -18,7 +18,7 @@ from sharding.base.errors import DamagedStore, UserError
 from sharding.storage.store import open_store
 from tests.support.training.forked_ranks import Nursery, config, nursery
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 24
 

@@ -136,6 +136,7 @@ def test_sound_videos_show_none(sound: Callable[[str], Path], kind: str, threads
     assert (len(frames), decoded.concealed, decoded.errors) == (FRAMES, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(FOOTAGE.iterdir()), ids=lambda path: path.name)
 def test_real_videos_show_none(path: Path) -> None:
     assert counted(path)[1].concealed == 0

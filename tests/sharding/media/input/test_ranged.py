@@ -169,6 +169,7 @@ def test_a_store_that_fails_while_a_video_is_read_is_no_bad_video(
         clips(Source(bucket, "class/long.mp4"), segments=segments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("segments", [None, SegmentSettings(seconds=2, per_video=2)])
 def test_a_store_that_is_waited_for_is_no_stall(
     monkeypatch: pytest.MonkeyPatch, bucket: str, long: Path, segments: SegmentSettings | None
