@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pretrain.checkpoints.manifest import MANIFEST, Manifest, kept, read_manifest, sha256
+from pretrain.checkpoints.manifest import MANIFEST, Manifest, read_manifest, sha256
+from pretrain.checkpoints.retention import to_discard
 from sharding.base.errors import UserError
 
 T = TypeVar("T")
@@ -57,10 +58,10 @@ def problem(folder: Path, manifest: Manifest) -> str | None:
     """
     for name, expected in manifest.files.items():
         try:
-            found = _patiently(functools.partial(sha256, folder / name), folder)
+            digest = _patiently(functools.partial(sha256, folder / name), folder)
         except FileNotFoundError:
             return f"{name} is not there"
-        if found != expected.sha256:
+        if digest != expected.sha256:
             return f"{name} does not have its sha256"
     return None
 
@@ -98,27 +99,25 @@ def put_in_place(aside: Path, final: Path) -> None:
 
 
 def prune(run: Path, saved: Manifest, keep: int) -> None:
-    """Leave what is to be kept (`kept`), what a newer attempt saved, and what another version wrote."""
-    found: dict[Path, Manifest] = {}
+    """Remove the checkpoints that are not to be kept (`to_discard`), but leave what cannot be read just now.
+
+    Another version's are left, too.
+    """
+    manifests: dict[Path, Manifest | None] = {}
     for path in checkpoints_of(run).glob("step-*"):
         try:
             manifest = read_manifest((path / MANIFEST).read_bytes(), str(path))
-            if manifest.attempt > saved.attempt:
-                continue
-            whole = all((path / name).stat().st_size == of.bytes for name, of in manifest.files.items())
+            newer = manifest.attempt > saved.attempt
+            # By length: to read it all would take too long at each save.
+            whole = newer or all((path / name).stat().st_size == of.bytes for name, of in manifest.files.items())
         except (ValueError, FileNotFoundError):
-            _discard(path)
+            manifests[path] = None
         except (OSError, UserError):
-            continue  # it may be sound, and cannot be read just now or by this version
+            continue  # it may be sound
         else:
-            if whole:  # by length: to read it all would take too long at each save
-                found[path] = manifest
-            else:
-                _discard(path)
-    keepers = kept(found.values(), saved, keep)
-    for path, manifest in found.items():
-        if manifest not in keepers:
-            _discard(path)
+            manifests[path] = manifest if whole else None
+    for path in to_discard(manifests, saved, keep):
+        _discard(path)
     _sweep(run, saved.attempt)
 
 

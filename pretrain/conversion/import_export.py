@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoints.checkpoint import Checkpoint, begin_attempt, load_run, save_checkpoint
+from pretrain.checkpoints.checkpoint import Checkpoint
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.conversion.export_file import Export, is_export, read_export, write_export
 from pretrain.conversion.published import Published, on_meta, read_published
 from pretrain.data.views.views import ClipSettings, Normalisation
@@ -40,7 +41,7 @@ def export_run(run: Path, file: Path) -> dict[str, Any]:
     """
     run = run.absolute()
     settings, classes = read_settings(run)
-    checkpoint = load_run(run)
+    checkpoint = Checkpointer(run).load_weights_only()
     clip = settings.data.clip
     check_weights(on_meta(settings.model, len(classes), clip.frames, clip.crop), checkpoint.weights, "keep", str(run))
     if (run / _PROVENANCE).exists():
@@ -83,7 +84,9 @@ def import_run(
     try:
         Run(aside, writes=True).begin(settings, names, [], {"classes": len(names), "parameters": count})
         (aside / _PROVENANCE).write_text(json.dumps(export.provenance, indent=1))
-        save_checkpoint(aside, begin_attempt(aside), Checkpoint(0, export.state, {}, {}, {"step": 0}), keep=1)
+        checkpointer = Checkpointer(aside)
+        checkpointer.begin_attempt()
+        checkpointer.commit(Checkpoint(0, export.state, {}, {}, {"step": 0}))
         aside.rename(run)
     except OSError as error:
         raise UserError(f"the run cannot be written: {error}", str(run), "name a folder that can be written") from error

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 
 from pretrain import metrics
-from pretrain.checkpoints.async_saver import Saver
 from pretrain.checkpoints.checkpoint import Checkpoint
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import Clips, Loader
 from pretrain.data.reading.outage import NoMoreClips
@@ -254,11 +254,10 @@ class CheckpointHook:
         world: World,
         position: Position,
         watch: LossWatch,
-        saver: Saver | None,
+        checkpointer: Checkpointer,
     ) -> None:
-        """`saver`: rank 0's."""
         self._settings, self._engine, self._world = settings, engine, world
-        self._position, self._watch, self._saver = position, watch, saver
+        self._position, self._watch, self._checkpointer = position, watch, checkpointer
         self.seconds = 0.0
 
     def after_step(self, report: StepReport, last: bool) -> None:
@@ -271,33 +270,15 @@ class CheckpointHook:
         """A checkpoint of where the run is. A collective. `clip1`: of its validation just now."""
         begin = time.perf_counter()
         whole = self._engine.state()
-        if self._saver:
-            step = self._position.step
-            state = {
-                "step": step,
-                "samples": step * self._settings.batch,
-                "passed_over": self._position.passed_over,
-                "best": self._position.best,
-                "watch": self._watch.state(),
-                "scaler": whole.scaler,
-                "clip1": clip1,
-            }
-            self._saver.save(Checkpoint(step, whole.model, whole.optimizer, whole.average, state))
-        self._world.barrier()  # rank 0 may wait long for the save before, which is no hang
+        step = self._position.step
+        state = {
+            "step": step,
+            "samples": step * self._settings.batch,
+            "passed_over": self._position.passed_over,
+            "best": self._position.best,
+            "watch": self._watch.state(),
+            "scaler": whole.scaler,
+            "clip1": clip1,
+        }
+        self._checkpointer.save(Checkpoint(step, whole.model, whole.optimizer, whole.average, state))
         self.seconds += time.perf_counter() - begin
-
-    def wait(self) -> None:
-        """Wait until what was saved is written, or could not be."""
-        self.written()
-        self._world.barrier()
-
-    def written(self) -> None:
-        """As `wait`, of this rank alone, and without its device."""
-        if self._saver:
-            self._saver.wait()
-
-    def finish(self) -> None:
-        """As `wait`; raises UserError if the last one could not be."""
-        if self._saver:
-            self._saver.finish()
-        self._world.barrier()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from pretrain import metrics
-from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, load_newest, load_step
+from pretrain.checkpoints.checkpoint import Checkpoint
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.engine.distributed import World
 from pretrain.engine.engine import Engine, EngineState
 from pretrain.resilience.loss_monitor import LossWatch
@@ -16,24 +16,6 @@ from pretrain.training.step import Position
 from sharding.base.errors import InVain, UserError
 
 log = logging.getLogger("reelscale")
-
-
-def newest(folder: Path, settings: CheckpointSettings, world: World) -> Checkpoint | None:
-    """The newest sound checkpoint of the run, the same on every rank: rank 0 finds it.
-
-    Raises UserError on a rank that cannot reach the one that rank 0 found.
-    """
-    found: Checkpoint | None = None
-
-    def find() -> str:
-        nonlocal found
-        found = load_newest(folder, settings)
-        return f"{found.step} {found.attempt}" if found else "-1 0"
-
-    step, attempt = map(int, world.share(find).split())  # which may take its time, to fetch and to verify
-    if world.rank == 0 or step < 0:
-        return found
-    return load_step(folder, step, attempt, settings)
 
 
 def restore(checkpoint: Checkpoint, engine: Engine, position: Position, watch: LossWatch) -> None:
@@ -50,20 +32,26 @@ def restore(checkpoint: Checkpoint, engine: Engine, position: Position, watch: L
 
 
 def go_back(
-    folder: Path, settings: TrainSettings, engine: Engine, position: Position, watch: LossWatch, world: World
+    checkpointer: Checkpointer,
+    settings: TrainSettings,
+    engine: Engine,
+    position: Position,
+    watch: LossWatch,
+    world: World,
 ) -> None:
     """Set the run back to its last checkpoint, and go on from there with the samples that come next.
 
     Raises InVain where there is no checkpoint, or the run was set back to the same one before, in vain.
     """
-    checkpoint = newest(folder, settings.checkpoint, world)
+    newest = checkpointer.newest()
     wrong, data_step = position.step, position.data_step
-    if checkpoint is None:
+    if newest is None:
         raise InVain(f"training went wrong by step {wrong}, and there is no checkpoint to go back to: {REMEDY}")
+    checkpoint = checkpointer.load(newest)
     position.rollback = once_more(position.rollback, checkpoint, data_step - checkpoint.step)
     if world.rank == 0:
         try:
-            keep(position.rollback, folder, settings)
+            keep(position.rollback, checkpointer, settings)
         except (OSError, UserError) as error:
             what = error.what if isinstance(error, UserError) else str(error)
             log.warning("that the run goes back could not be kept for its next start: %s", what)

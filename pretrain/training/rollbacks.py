@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, remote_of
+from pretrain.checkpoints.checkpoint import Checkpoint
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.settings import TrainSettings, what_matters
 from sharding.base.errors import UserError
 from sharding.base.settings import digest
@@ -67,21 +67,12 @@ def require_hope(rollback: Rollback | None, checkpoint: Checkpoint | None, run: 
         )
 
 
-def keep(rollback: Rollback, run: Path, settings: TrainSettings) -> None:
-    """Write it into the run's folder, and beside the checkpoints in the settings' store. Raises UserError, OSError."""
-    text = encoded(rollback, settings)
-    aside = run / f".{FILE}.{os.getpid()}"
-    aside.write_text(text)
-    aside.replace(run / FILE)
-    remote = remote_of(run, settings.checkpoint, ask=False)
-    if remote:
-        remote.put(FILE, text.encode())
+def keep(rollback: Rollback, checkpointer: Checkpointer, settings: TrainSettings) -> None:
+    """Write it beside the checkpoints, in the run's folder and in the store. Raises UserError, OSError."""
+    checkpointer.write_beside(FILE, encoded(rollback, settings).encode())
 
 
-def kept(run: Path, checkpoints: CheckpointSettings) -> str:
-    """What is kept as it is written, in the run's folder or else in the store; "{}" for nothing."""
-    if (run / FILE).exists():
-        return (run / FILE).read_text(errors="replace")
-    remote = remote_of(run, checkpoints, ask=False)
-    data = remote.get(FILE) if remote else None
+def kept(checkpointer: Checkpointer) -> str:
+    """The text beside the checkpoints, in the run's folder or else in the store; "{}" for none."""
+    data = checkpointer.read_beside(FILE)
     return data.decode(errors="replace") if data else "{}"

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pretrain.checkpoints.async_saver import Saver
-from pretrain.checkpoints.checkpoint import begin_attempt
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.data.loader import Loader
 from pretrain.data.sources import Sources, described, open_sources, order_of
 from pretrain.engine.distributed import World
@@ -24,7 +23,6 @@ from pretrain.settings import TrainSettings, is_deterministic
 from pretrain.training.callbacks import CheckpointHook, Hook, LogHook, StatisticsHook, ValidationHook
 from pretrain.training.preflight import ResolvedRun
 from pretrain.training.ready import ready_engine
-from pretrain.training.resume import newest
 from pretrain.training.rollbacks import decoded, kept, require_hope
 from pretrain.training.settings_history import record_start
 from pretrain.training.startup import FirstStepHook, seconds_since_start
@@ -44,6 +42,7 @@ class Session:
     watch: LossWatch
     own_time: OwnTime
     saving: CheckpointHook
+    checkpointer: Checkpointer
     hooks: list[Hook]
     watchdog: Watchdog
 
@@ -52,6 +51,7 @@ def open_session(
     settings: TrainSettings,
     world: World,
     run: Run,
+    checkpointer: Checkpointer,
     sources: Sources,
     extra_hooks: Sequence[Hook],
     leaving: ExitStack,
@@ -64,9 +64,10 @@ def open_session(
     folder, data = run.folder, settings.data
     log.info("the stores are open, %.1f s after this process began", seconds_since_start())
     keep_threads(settings, world, run)
-    attempt = world.broadcast(begin_attempt(folder, settings.checkpoint) if world.rank == 0 else 0)
-    checkpoint = newest(folder, settings.checkpoint, world)
-    rollback = decoded(world.share(lambda: kept(folder, settings.checkpoint)), settings)
+    attempt = checkpointer.begin_attempt()
+    newest = checkpointer.newest()
+    checkpoint = checkpointer.load(newest) if newest else None
+    rollback = decoded(world.share(lambda: kept(checkpointer)), settings)
     require_hope(rollback, checkpoint, folder)
     if world.rank == 0:
         record_start(folder, settings, world, attempt, checkpoint.step if checkpoint else 0, run.before)
@@ -87,8 +88,7 @@ def open_session(
 
     loader = leaving.enter_context(loader_of(position.data_step, settings.steps + position.passed_over))
     own_time = OwnTime(world.device)
-    saver = Saver(folder, attempt, settings.checkpoint) if world.rank == 0 else None
-    saving = CheckpointHook(settings, engine, world, position, watch, saver)
+    saving = CheckpointHook(settings, engine, world, position, watch, checkpointer)
     if not checkpoint:
         saving.save()  # to go back to, should training go wrong at once; and what cannot be written is told now
     validation = None
@@ -104,7 +104,7 @@ def open_session(
     hooks += [saving, FirstStepHook(), *extra_hooks]
     watchdog = leaving.enter_context(Watchdog(folder, world.rank, attempt, settings.watchdog.stall_seconds))
     loader.heed(lambda: stop.asked, watchdog.excuse)
-    return Session(engine, loader, lanes, position, watch, own_time, saving, hooks, watchdog)
+    return Session(engine, loader, lanes, position, watch, own_time, saving, checkpointer, hooks, watchdog)
 
 
 def keep_threads(settings: TrainSettings, world: World, run: Run) -> None:

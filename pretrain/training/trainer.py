@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from pretrain import metrics
-from pretrain.checkpoints.checkpoint import prepare_folder
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import Clips
 from pretrain.data.sampling.order import mix
@@ -58,7 +58,8 @@ def train(
         world = start_world(longest_wait(settings), deterministic=settings.deterministic is True)
         leaving.enter_context(Pulse(world, settings.pulse))
         leaving.enter_context(ranks_are_there())
-        prepare_folder(folder, settings.checkpoint)
+        checkpointer = Checkpointer(folder, settings.checkpoint, world)
+        checkpointer.fetch_settings()
         run = Run(folder, writes=world.rank == 0)
         sources = open_same_sources(resolved, world)
         require_memory(resolved.derived["memory_per_rank_bytes"], world.device)
@@ -67,12 +68,12 @@ def train(
         if on_start:
             on_start(world.rank)
         with device_is_there():
-            session = open_session(settings, world, run, sources, extra_hooks, leaving, stop)
+            session = open_session(settings, world, run, checkpointer, sources, extra_hooks, leaving, stop)
         stop.begin(looks=world.rank == 0)
-        with device_is_there(session.saving.written):
-            outcome = run_steps(settings, world, folder, session, stop)
+        with device_is_there(checkpointer.wait):
+            outcome = run_steps(settings, world, session, stop)
             with session.watchdog.patience(PATIENCE):
-                session.saving.finish()
+                checkpointer.finish()
     if outcome == "stopped":
         log.info("stopped at step %d with everything saved; the same command goes on from here", session.position.step)
     stop.clear()
@@ -81,7 +82,7 @@ def train(
     return outcome
 
 
-def run_steps(settings: TrainSettings, world: World, folder: Path, session: Session, stop: Stop) -> Outcome:
+def run_steps(settings: TrainSettings, world: World, session: Session, stop: Stop) -> Outcome:
     """The loop: a step is a batch of every lane, one optimizer step, and what hangs on it.
 
     A GPU is never left idle: a step's figures are read, and what hangs on them is done, when the next step's work has
@@ -124,12 +125,13 @@ def run_steps(settings: TrainSettings, world: World, folder: Path, session: Sess
             stopping |= read.stopping
             with session.watchdog.patience(PATIENCE):
                 if judge(session, read) == "rollback":
-                    session.saving.wait()
+                    session.checkpointer.wait()
+                    world.barrier()
                     position.step = read.step
                     if sent:  # a step that was sent meanwhile was none: its samples come next
                         sent.clear()
                         steps.again()
-                    go_back(folder, settings, engine, position, session.watch, world)
+                    go_back(session.checkpointer, settings, engine, position, session.watch, world)
                     session.loader.last = settings.steps + position.passed_over
                     stopping = False
                     break

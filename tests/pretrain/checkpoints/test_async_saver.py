@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from pretrain import metrics
-from pretrain.checkpoints import async_saver as saver
-from pretrain.checkpoints.async_saver import Saver
+from pretrain.checkpoints import checkpointer
 from pretrain.checkpoints.attempts import Superseded
-from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, begin_attempt, load_newest, save_checkpoint
+from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, save_checkpoint
 from sharding.base.errors import UserError
+from tests.support.training.checkpoints import begin_attempt, load_newest, started
 from tests.support.training.saving_process import is_whole, made, saving
 
 SETTINGS = CheckpointSettings(keep=2)
@@ -43,7 +43,7 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go, self.begun, self.under_way, self.most = threading.Semaphore(0), threading.Event(), 0, 0
-        monkeypatch.setattr(saver, "save_checkpoint", self)
+        monkeypatch.setattr(checkpointer, "save_checkpoint", self)
 
     def __call__(self, run: Path, attempt: int, checkpoint: Checkpoint, keep: int) -> Path:
         self.under_way += 1
@@ -56,7 +56,7 @@ class Slow:
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow(monkeypatch)
-    mine = Saver(tmp_path, begin_attempt(tmp_path), SETTINGS)
+    mine = started(tmp_path, SETTINGS)
     mine.save(made(1, 0.1))  # returns although the write waits
     assert slow.begun.wait(60) and not (tmp_path / "checkpoints").exists()
     second = threading.Thread(target=mine.save, args=(made(2, 0.1),))
@@ -72,7 +72,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
 
 
 def test_the_last_and_the_best_are_left(tmp_path: Path) -> None:
-    mine = Saver(tmp_path, begin_attempt(tmp_path), SETTINGS)
+    mine = started(tmp_path, SETTINGS)
     for step, clip1 in ((4, 0.3), (8, 0.6), (12, 0.5), (16, 0.4), (20, 0.2)):
         model = {"weight": torch.ones(3)}
         mine.save(Checkpoint(step, model, {}, {}, {"step": step, "clip1": clip1}))
@@ -82,7 +82,7 @@ def test_the_last_and_the_best_are_left(tmp_path: Path) -> None:
 
 
 def test_an_older_attempt_learns_that_it_is_one(tmp_path: Path) -> None:
-    mine = Saver(tmp_path, begin_attempt(tmp_path), SETTINGS)
+    mine = started(tmp_path, SETTINGS)
     mine.save(made(1, 0.1))
     mine.finish()
     begin_attempt(tmp_path)
@@ -93,7 +93,7 @@ def test_an_older_attempt_learns_that_it_is_one(tmp_path: Path) -> None:
 
 def test_replaced_while_it_writes_it_learns_it_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow(monkeypatch)
-    mine = Saver(tmp_path, begin_attempt(tmp_path), SETTINGS)
+    mine = started(tmp_path, SETTINGS)
     mine.save(made(1, 0.1))
     begin_attempt(tmp_path)
     slow.go.release()
@@ -106,7 +106,7 @@ def test_replaced_while_it_writes_it_learns_it_later(tmp_path: Path, monkeypatch
 
 
 def test_what_is_no_matter_of_the_disk_is_raised(tmp_path: Path) -> None:
-    mine = Saver(tmp_path, begin_attempt(tmp_path), SETTINGS)
+    mine = started(tmp_path, SETTINGS)
     mine.save(Checkpoint(1, {}, {}, {}, {"step": 1, "path": tmp_path}))
     with pytest.raises(TypeError, match="JSON"):
         mine.finish()
@@ -134,7 +134,7 @@ def test_a_full_disk_does_not_end_training(tmp_path: Path, told: pytest.LogCaptu
     before = failures()
     with small_disk(tmp_path / "disk", 16) as disk:
         run = disk / "run"
-        mine = Saver(run, begin_attempt(run), SETTINGS)
+        mine = started(run, SETTINGS)
         for step in (1, 2):
             mine.save(made(step, 4))
         mine.finish()
@@ -159,7 +159,7 @@ def test_a_store_on_a_full_disk_does_not_end_training(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 3) as disk:
         settings = CheckpointSettings(keep=1, store=str(disk / "store"))
         run = tmp_path / "run"
-        mine = Saver(run, begin_attempt(run, settings), settings)
+        mine = started(run, settings)
         mine.save(made(1, 4))  # the weights go in, the momentum does not
         with pytest.raises(UserError, match=r"step 1 could not be kept in the store: .*No space left") as refused:
             mine.finish()
@@ -197,7 +197,7 @@ def test_killed_at_any_moment_nothing_that_was_saved_is_lost(tmp_path: Path) -> 
         assert found >= saved
         saved = found
     assert saved >= 5 and torn > 0  # it was interrupted at work
-    final = Saver(tmp_path, begin_attempt(tmp_path), SETTINGS)
+    final = started(tmp_path, SETTINGS)
     final.save(made(saved + 1, 0.1))
     final.finish()
     assert names(tmp_path) == [f"step-{saved:08d}", f"step-{saved + 1:08d}"]

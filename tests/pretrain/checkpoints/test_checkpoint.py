@@ -16,17 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.checkpoints.attempts import Superseded, newest_attempt
-from pretrain.checkpoints.checkpoint import (
-    Checkpoint,
-    CheckpointSettings,
-    begin_attempt,
-    load_newest,
-    load_run,
-    load_step,
-    save_checkpoint,
-)
-from pretrain.checkpoints.manifest import Manifest, kept
+from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, save_checkpoint
+from pretrain.checkpoints.checkpointer import Checkpointer
+from pretrain.checkpoints.manifest import Manifest
+from pretrain.checkpoints.retention import kept, to_discard
 from sharding.base.errors import UserError
+from tests.support.training.checkpoints import begin_attempt, commit, load_newest, load_run, load_step
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -68,6 +63,16 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert {name: entry["bytes"] for name, entry in manifest["files"].items()} == {
         path.name: path.stat().st_size for path in folder.iterdir() if path.name != "manifest.json"
     }
+
+
+def test_weights_come_without_what_the_optimizer_keeps(tmp_path: Path) -> None:
+    folder = commit(tmp_path, checkpoint(40))
+    weights, whole = Checkpointer(tmp_path).load_weights_only(), checkpoint(40)
+    assert weights.step == 40 and weights.optimizer == {} and weights.weights.keys() == whole.weights.keys()
+    assert all(torch.equal(value, whole.weights[name]) for name, value in weights.weights.items())
+    cut(folder)
+    with pytest.raises(UserError, match="undamaged"):
+        Checkpointer(tmp_path).load_weights_only()
 
 
 def test_a_step_is_saved_over_and_parts_may_be_empty(tmp_path: Path) -> None:
@@ -256,6 +261,16 @@ def test_what_is_kept(found: list[Manifest], saved: Manifest, keep: int) -> None
     newest = {step: max((e for e in there if e.step == step), key=lambda e: e.attempt) for step in steps}
     judged = [each.clip1 for each in newest.values() if each.clip1 is not None]
     assert not judged or max(judged) in [each.clip1 for each in left]
+
+
+@given(st.dictionaries(st.integers(), st.none() | manifests, max_size=12), manifests, st.integers(1, 4))
+def test_what_goes(places: dict[int, Manifest | None], saved: Manifest, keep: int) -> None:
+    discarded = to_discard(places, saved, keep)
+    own = [each for each in places.values() if each and each.attempt <= saved.attempt]
+    left = kept(own, saved, keep)
+    for place, manifest in places.items():
+        newer = manifest is not None and manifest.attempt > saved.attempt
+        assert (place not in discarded) == (newer or manifest in left)
 
 
 def test_another_versions_checkpoint_is_not_skipped(tmp_path: Path) -> None:

@@ -16,22 +16,15 @@ import pytest
 import torch
 
 from pretrain.checkpoints import remote
-from pretrain.checkpoints.async_saver import Saver
 from pretrain.checkpoints.attempts import Superseded
-from pretrain.checkpoints.checkpoint import (
-    Checkpoint,
-    CheckpointSettings,
-    begin_attempt,
-    load_newest,
-    load_run,
-    load_step,
-    prepare_folder,
-)
+from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings
+from pretrain.checkpoints.checkpointer import Checkpointer
 from sharding.base.errors import UserError
 from sharding.storage.store import Store, open_store
 from tests.pretrain.conftest import Finished, end, start
 from tests.support.network_faults import fault_proxy
 from tests.support.s3 import S3Server, free_port, running_s3
+from tests.support.training.checkpoints import begin_attempt, load_newest, load_run, load_step, started
 from tests.support.training.saving_process import is_whole, made, saving
 
 
@@ -53,8 +46,8 @@ def settings(url: str) -> CheckpointSettings:
     return CheckpointSettings(keep=2, store=url)
 
 
-def save(run: Path, settings: CheckpointSettings, *steps: int, attempt: int | None = None) -> Saver:
-    saver = Saver(run, attempt or begin_attempt(run, settings), settings)
+def save(run: Path, settings: CheckpointSettings, *steps: int, attempt: int | None = None) -> Checkpointer:
+    saver = started(run, settings, attempt)
     for step in steps:
         saver.save(made(step, 0.1))
     saver.finish()
@@ -121,15 +114,15 @@ def test_another_run_of_the_same_name_is_refused(tmp_path: Path, settings: Check
 
 def test_an_empty_disk_gets_the_runs_settings_first(tmp_path: Path, settings: CheckpointSettings) -> None:
     mine, empty = tmp_path / "a" / "run", tmp_path / "b" / "run"
-    prepare_folder(mine, settings)
+    Checkpointer(mine, settings).fetch_settings()
     assert not (mine / "settings.json").exists()
     begin(mine, seed=1)
     begin_attempt(mine, settings)
-    prepare_folder(empty, settings)
+    Checkpointer(empty, settings).fetch_settings()
     for name in ("settings.json", "classes.json"):
         assert (empty / name).read_bytes() == (mine / name).read_bytes()
     begin(empty, seed=3)
-    prepare_folder(empty, settings)
+    Checkpointer(empty, settings).fetch_settings()
     assert json.loads((empty / "settings.json").read_text())["identity"]["seed"] == 3
 
 
@@ -287,7 +280,7 @@ def test_machines_whose_processes_have_equal_ids_fetch_into_one_folder(
 
     def fetch(_: int) -> tuple[bool, int, int]:
         together.wait()
-        prepare_folder(run, settings)
+        Checkpointer(run, settings).fetch_settings()
         found = load_newest(run, settings)
         assert found is not None
         return is_whole(found), found.step, found.attempt

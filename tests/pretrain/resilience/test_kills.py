@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain.checkpoints.checkpoint import load_newest
+from tests.support.training.checkpoints import load_newest
 from tests.support.training.forked_ranks import STEPS, Nursery, config, nursery, shown
 
 KILLS = 10

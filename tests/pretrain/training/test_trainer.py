@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from pretrain.checkpoints.checkpoint import load_run
 from pretrain.data.sources import MixedStore, open_sources
 from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.run_folder import Run, read_settings
@@ -30,6 +29,7 @@ from sharding.format.index import merge
 from sharding.format.record import from_parquet, record_meta, to_parquet, with_meta
 from sharding.storage.store import open_store
 from tests.pretrain.conftest import CLASSES, Finished, end, start, write_recipe
+from tests.support.training.checkpoints import load_run
 
 STEPS = 30
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.checkpoints.checkpoint import begin_attempt, load_run, save_checkpoint
 from pretrain.data.reading.store_split import open_split
 from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open_subject
 from pretrain.evaluation.summary import other_of, write_evaluation
@@ -23,6 +22,7 @@ from sharding.storage.store import open_store
 from tests.demo.corpora import write_video
 from tests.pretrain.conftest import SETTINGS
 from tests.support.stores import shard
+from tests.support.training.checkpoints import commit, load_run
 
 
 def named_store(root: Path, pictures: NDArray[Any], steps: Sequence[Sequence[str]], videos: int = 1) -> str:
@@ -51,7 +51,7 @@ def reordered(run: Path, to: Path, classes: Sequence[str], rename: dict[str, str
     (to / "settings.json").write_text(json.dumps(settings))
     checkpoint = load_run(run)
     model = {name: value[order] if name.startswith("fc.") else value for name, value in checkpoint.model.items()}
-    save_checkpoint(to, begin_attempt(to), replace(checkpoint, model=model, optimizer={}), keep=1)
+    commit(to, replace(checkpoint, model=model, optimizer={}))
     return to
 
 

@@ -156,7 +156,7 @@ def be_rank(given: dict[str, Any]) -> int:
     """A rank's whole life; its exit code."""
     import torch
 
-    from pretrain.checkpoints import async_saver as saver
+    from pretrain.checkpoints import checkpointer
     from pretrain.settings import TrainSettings
     from pretrain.training import trainer
     from pretrain.training.preflight import preflight
@@ -170,7 +170,7 @@ def be_rank(given: dict[str, Any]) -> int:
     os.environ |= {"RANK": str(given["rank"]), "LOCAL_RANK": str(given["rank"]), "WORLD_SIZE": ranks}
     os.environ |= {"LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(given["port"])}
     steps, passes, inputs, last = itertools.count(), trainer.passes, trainer.network_input, [False]
-    save = saver.save_checkpoint
+    save = checkpointer.save_checkpoint
 
     def looked_at(lanes: range, batches: list[Any], together: bool) -> Any:
         step = next(steps)
@@ -196,7 +196,7 @@ def be_rank(given: dict[str, Any]) -> int:
         time.sleep(given["save"])
         return save(*arguments, **named)
 
-    trainer.passes, trainer.network_input, saver.save_checkpoint = looked_at, spoilt, saved
+    trainer.passes, trainer.network_input, checkpointer.save_checkpoint = looked_at, spoilt, saved
     rank, step, call = given["lost"]
     if rank == given["rank"]:
         lose_device(step, call)

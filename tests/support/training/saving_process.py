@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoints.async_saver import Saver
-from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, begin_attempt
+from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings
 from sharding.base.errors import UserError
+from tests.support.training.checkpoints import started
 
 
 def made(step: int, megabytes: float) -> Checkpoint:
@@ -84,7 +84,7 @@ def _save(
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     settings = CheckpointSettings(keep=2, store=store)
-    saver = Saver(run, begin_attempt(run, settings), settings)
+    saver = started(run, settings)
     step = max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")), default=0)
     try:
         while True:

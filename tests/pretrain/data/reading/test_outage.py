@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.checkpoints.checkpoint import load_newest
 from pretrain.data.reading.outage import Outage, PatientStore, StoreGone, Waiting
 from sharding.base.errors import DamagedStore, UserError
 from sharding.storage.store import open_store
+from tests.support.training.checkpoints import load_newest
 from tests.support.training.forked_ranks import Nursery, config, nursery
 
 pytestmark = pytest.mark.timeout(600)
