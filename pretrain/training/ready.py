@@ -15,12 +15,10 @@ from pretrain.engine.device_lost import DeviceLost
 from pretrain.engine.distributed import World
 from pretrain.engine.engine import Engine
 from pretrain.models.count import macs, parameters
-from pretrain.resilience.loss_monitor import LossWatch
+from pretrain.resilience.process_age import seconds_since_start
 from pretrain.settings import TrainSettings
 from pretrain.training.initial_network import network, path_is_measured, training_pass
-from pretrain.training.resume import restore
-from pretrain.training.startup import seconds_since_start
-from pretrain.training.step import Position
+from pretrain.training.resume import load_engine
 from sharding.base.errors import UserError
 
 log = logging.getLogger("reelscale")
@@ -32,10 +30,8 @@ def ready_engine(
     classes: list[str],
     world: World,
     checkpoint: Checkpoint | None,
-    position: Position,
-    watch: LossWatch,
 ) -> tuple[Engine, int]:
-    """The engine, and the multiply-accumulates of a clip; position and watch as they were at the checkpoint.
+    """The engine, as it was at the checkpoint, and the multiply-accumulates of a clip's forward pass.
 
     A path that was chosen by measuring and fails on trial is left out, with a warning, and the next one is tried by an
     engine that is built anew. Raises UserError for clips that do not fit into memory and for a path that was asked for
@@ -52,7 +48,7 @@ def ready_engine(
         rates, lanes, together = settings.schedule.rates, settings.lanes, settings.together
         engine = Engine(model, settings.engine, world, lanes, settings.lane_batch, together, rates)
         if checkpoint:
-            restore(checkpoint, engine, position, watch)
+            load_engine(engine, checkpoint)
         outcome = trial(engine, training)
         if outcome == Outcome.FINE:
             log.info("a step on trial went well, %.1f s after this process began", seconds_since_start())

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from pretrain.engine.distributed import World
-from pretrain.training.step import OwnTime, Position, Repeatable, StepReport, right_clips
+from pretrain.training.batch_stream import Repeatable
+from pretrain.training.state import Position
+from pretrain.training.step import OwnTime, StepReport, right_clips
 
 ALONE = World(0, 1, torch.device("cpu"))
 

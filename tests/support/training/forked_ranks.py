@@ -169,7 +169,7 @@ def be_rank(given: dict[str, Any]) -> int:
     ranks = str(given["ranks"])
     os.environ |= {"RANK": str(given["rank"]), "LOCAL_RANK": str(given["rank"]), "WORLD_SIZE": ranks}
     os.environ |= {"LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(given["port"])}
-    steps, passes, inputs, last = itertools.count(), trainer.passes, trainer.network_input, [False]
+    steps, micro_steps, inputs, last = itertools.count(), trainer.micro_steps, trainer.network_input, [False]
     save = checkpointer.save_checkpoint
 
     def looked_at(lanes: range, batches: list[Any], together: bool) -> Any:
@@ -180,7 +180,7 @@ def be_rank(given: dict[str, Any]) -> int:
                     file.write(json.dumps([lane, clips.keys]) + "\n")
         if [given["rank"], step] == given["hangs"]:
             time.sleep(3600)
-        for numbers, clips in passes(lanes, batches, together):
+        for numbers, clips in micro_steps(lanes, batches, together):
             last[0] = step in given["poisoned"] and given["rank"] == given["ranks"] - 1 and numbers[-1] == lanes[-1]
             yield numbers, clips
 
@@ -196,7 +196,7 @@ def be_rank(given: dict[str, Any]) -> int:
         time.sleep(given["save"])
         return save(*arguments, **named)
 
-    trainer.passes, trainer.network_input, checkpointer.save_checkpoint = looked_at, spoilt, saved
+    trainer.micro_steps, trainer.network_input, checkpointer.save_checkpoint = looked_at, spoilt, saved
     rank, step, call = given["lost"]
     if rank == given["rank"]:
         lose_device(step, call)
