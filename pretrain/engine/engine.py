@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-import os
-import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +14,15 @@ from pretrain import metrics
 from pretrain.engine.capture import Capture, capture_for
 from pretrain.engine.cuda_graph import set_graphed
 from pretrain.engine.deepspeed_config import EngineSettings, deepspeed_config, refusals_told
+from pretrain.engine.deepspeed_import import join_deepspeed
 from pretrain.engine.distributed import World
-from pretrain.engine.precision import HALVES, autocast
+from pretrain.engine.precision import HALVES
+from pretrain.engine.predictor import Predictor, blank_copy, buffers_of
 from pretrain.engine.scaler import LossScale
 from pretrain.engine.step_verdict import Judge, adamw, gradients_of, sgd
 from pretrain.engine.zero_state import Parts
 from pretrain.models import count
-from pretrain.models.compute.batchnorm import (
-    commit_statistics,
-    discard_statistics,
-    recompute_statistics,
-    synchronise,
-)
+from pretrain.models.compute.batchnorm import commit_statistics, synchronise
 from pretrain.models.groups import parameter_groups
 from pretrain.models.network import VideoNetwork
 
@@ -89,7 +80,7 @@ class Engine:
 
         `capture`: what captures its passes, in the place of the device's own CUDA graphs.
         """
-        deepspeed = _deepspeed(world)
+        deepspeed = join_deepspeed(world.device)
         self.world, self.model, self.was_skipped = world, model, False
         self._settings, self._zero = settings, settings.zero
         self._half, self._scale = HALVES[settings.precision], LossScale(settings.precision == "fp16")
@@ -97,9 +88,7 @@ class Engine:
         if settings.zero == 3 and isinstance(model, VideoNetwork):
             # Its weights come layer by layer, and are gone again when gradients come: none is cast before its layer.
             model.use(replace(model.path, cast_at_once=False))
-        # A network without memory: of the copies that predict where the model's own weights are in parts, or not meant.
-        self._blank = copy.deepcopy(model).to("meta") if settings.zero == 3 or settings.average else None
-        self._copies: dict[bool, nn.Module] = {}
+        blank = blank_copy(model, settings)
         share = lanes // world.size
         batch, self._passes = (lane_batch * share, 1) if together else (lane_batch, share)
         self._together = together
@@ -120,6 +109,7 @@ class Engine:
             self._optimizer.torch_autocast_gradscaler = None
         self._judge = Judge(self._optimizer, self._zero, world, settings.clip_gradient, self._loss_scale)
         self._parts = Parts(model, self._optimizer, self._zero, settings.average)
+        self.predictor = Predictor(model, blank, self._parts, settings, world)
         self._graphed = set_graphed(model, settings, world, capture or capture_for(world.device))
 
     def forward(self, video: Tensor) -> Tensor:
@@ -131,35 +121,6 @@ class Engine:
         """Clips that lie here `forward` need not copy first, see `GraphedFeatures`; None without a graph."""
         return self._graphed.input_buffer if self._graphed else None
 
-    def predict(self, video: Tensor, averaged: bool = False) -> Tensor:
-        """Logits [N, classes] in fp32, in the training's precision and without gradients.
-
-        `averaged`: of the weights' moving average, which the settings must ask for, with the model's own BN
-        statistics. The mode is the caller's, but for averaged weights and under ZeRO 3: there a whole copy of the
-        network predicts, in evaluation mode, which `gather_for_predictions` makes or else the first prediction
-        after a step, either on all ranks.
-        """
-        network = self.model
-        if averaged or self._zero == 3:
-            self.gather_for_predictions(averaged)
-            network = self._copies[averaged]
-        with torch.no_grad(), autocast(self.world.device, self._settings.precision):
-            return network(video).float()
-
-    def gather_for_predictions(self, averaged: bool = False) -> None:
-        """Make `predict` free of collectives until the next step. One itself; a second time it does nothing."""
-        if (not averaged and self._zero != 3) or averaged in self._copies:
-            return
-        if self._blank is None or (averaged and self._settings.average is None):
-            raise ValueError("this run keeps no average of its weights: engine.average is not set")
-        network = copy.deepcopy(self._blank).to_empty(device=self.world.device)
-        discard_statistics(network)
-        values = {name: value.clone() for name, value in self._parts.weights()}
-        if averaged:
-            values |= {name: value.clone() for name, value in self._parts.average()}
-        network.load_state_dict({**values, **dict(self._buffers())})
-        self._copies[averaged] = network.eval()
-
     @property
     def forward_waits(self) -> bool:
         """Whether a forward pass in training waits for other ranks: for their parts of weights, or their statistics."""
@@ -169,22 +130,6 @@ class Engine:
     def was_overflow(self) -> bool:
         """Whether the step last settled was left out at an fp16 loss scale above 1, which is still to be found."""
         return self.was_skipped and self._half is torch.float16 and self._scale.factor >= 1
-
-    def recompute_statistics(self, batches: Iterable[Tensor]) -> None:
-        """Set the running BN statistics to the mean over many batches, all ranks' shares together. A collective.
-
-        They are those of the weights that are used: of their average where the settings ask for one.
-        `pretrain.models.compute.batchnorm.recompute_statistics` says how; by the copy that predicts where there is one.
-        """
-        averaged = self._settings.average is not None
-        self.gather_for_predictions(averaged)
-        network = self._copies.get(averaged, self.model)
-        recompute_statistics(network, batches, lambda video: self.predict(video, averaged), self.world.sum_)
-        if network is not self.model:
-            found = network.state_dict()
-            for name, buffer in self._buffers():
-                buffer.copy_(found[name])
-            self._copies = {averaged: network}  # another's statistics are the old ones
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one pass's mean loss. A loss that is not finite makes them NaN, on all ranks' sum."""
@@ -210,7 +155,7 @@ class Engine:
         finite = self.verdict[0] > 0
         commit_statistics(self.model, self.world.sum_, finite)
         self._parts.follow(finite)
-        self._copies.clear()
+        self.predictor.forget()
         self._unsettled = True
         return True
 
@@ -262,7 +207,7 @@ class Engine:
         vars(self).update(numbers)
         vars(self._scale).update(scale)
         self._judge.verdict = verdict
-        self._copies.clear()
+        self.predictor.forget()
 
     def close(self) -> None:
         """Give the memory back: of the graph, and of what DeepSpeed hangs on the weights. The engine is of no use then.
@@ -271,11 +216,9 @@ class Engine:
         Under ZeRO 3 what it hangs on modules stays, and with it a rank's part of the weights.
         """
         if self._graphed:
-            self._graphed.discard()
-        if isinstance(self.model, VideoNetwork):
-            self.model.graphed = None
+            self._graphed.close()
         self._engine.destroy()
-        self._copies.clear()
+        self.predictor.forget()
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the rate of the coming step: for every parameter group, times the group's own scale."""
@@ -284,7 +227,7 @@ class Engine:
 
     def state(self) -> EngineState:
         """All that training goes on from, in copies of their own. A collective; the tensors are on rank 0 alone."""
-        weights, buffers = self._kept(self._parts.weights()), self._kept(self._buffers())
+        weights, buffers = self._kept(self._parts.weights()), self._kept(buffers_of(self.model))
         whole = {**weights, **buffers}
         return EngineState(
             model={name: whole[name] for name in self.model.state_dict() if name in whole},
@@ -300,21 +243,17 @@ class Engine:
         """
         self._parts.set_weights(state.model)
         with torch.no_grad():
-            for name, buffer in self._buffers():
+            for name, buffer in buffers_of(self.model):
                 buffer.copy_(state.model[name])
         self._parts.set_optimizer(state.optimizer)
         if state.average:
             self._parts.set_average(state.average)
         self._scale.load(state.scaler)
-        self._copies.clear()
+        self.predictor.forget()
 
     def _kept(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Copies in rank 0's host memory; every rank goes through all, since whole tensors are gathered on the way."""
         return {name: value.detach().to("cpu", copy=True) for name, value in tensors if self.world.rank == 0}
-
-    def _buffers(self) -> list[tuple[str, Tensor]]:
-        weights = {name for name, _ in self.model.named_parameters()}
-        return [(name, value) for name, value in self.model.state_dict().items() if name not in weights]
 
     def _loss_scale(self) -> float:
         """What a pass's loss is multiplied by: DeepSpeed divides it by the passes, of which fp16 is to notice nothing.
@@ -331,27 +270,3 @@ def _optimizer(
     if settings.optimizer == "adamw":
         return adamw(groups, device, settings.betas, settings.eps)
     return sgd(groups, device, settings.momentum, settings.nesterov)
-
-
-def _deepspeed(world: World) -> Any:
-    """DeepSpeed, in the process group of this world."""
-    deepspeed = import_deepspeed(world.device)
-    deepspeed.init_distributed(dist_init_required=False, verbose=False)
-    return deepspeed
-
-
-def import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed, quiet, on the CPU where there is no GPU; it takes seconds, and the GPU is not touched."""
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # DeepSpeed calls ninja by name; an environment that is not activated keeps it beside its Python.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    import deepspeed
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # An operation for inference that DeepSpeed compiles at the first start on a CPU: a start killed while compiling
-    # leaves a lock on which every later one waits for ever, and training never calls it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed

@@ -40,7 +40,7 @@ class PreciseStatistics:
         with state.loader_of(first, first + settings.precise_statistics) as loader:
             clip, together = settings.data.clip, settings.together
             batches = (each for step in loader for each in ([Clips.together(step)] if together else step))
-            state.engine.recompute_statistics(network_input(each.planes, clip) for each in batches)
+            state.engine.predictor.recompute_statistics(network_input(each.planes, clip) for each in batches)
         log.info("batch statistics taken anew of %d steps' clips", settings.precise_statistics)
 
 
@@ -82,7 +82,7 @@ class ValidationCallback:
         sums = torch.zeros(4, device=state.world.device)
         averaged = state.settings.engine.average is not None
         model = state.engine.model
-        state.engine.gather_for_predictions(averaged)
+        state.engine.predictor.gather(averaged)
         model.eval()
         rows = self._rows[state.world.rank :: state.world.size]
         try:
@@ -133,7 +133,7 @@ class FirstStepCallback:
 def _sums_of(state: TrainState, clips: Clips, averaged: bool) -> torch.Tensor:
     """Of a batch: losses, right clips, videos."""
     video = network_input(clips.planes, state.settings.data.clip)
-    logits = state.engine.predict(video, averaged)
+    logits = state.engine.predictor.predict(video, averaged)
     loss = torch.nn.functional.cross_entropy(logits, clips.targets, reduction="sum")
     count = torch.tensor(float(len(logits)), device=logits.device)
     return torch.stack([loss, right_clips(logits, clips.targets), count])

@@ -16,9 +16,10 @@ from pretrain.engine.autotune.benchmark import Watcher, is_out_of_memory
 from pretrain.engine.autotune.choose import device_name, measured, noise, too_large
 from pretrain.engine.autotune.isolated import Recipe, Task
 from pretrain.engine.autotune.record import Measured, libraries
+from pretrain.engine.deepspeed_import import import_deepspeed
 from pretrain.engine.device_lost import is_device_lost
 from pretrain.engine.distributed import World, leave_world, start_world
-from pretrain.engine.engine import Engine, import_deepspeed
+from pretrain.engine.engine import Engine
 from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork, seed_dropout
 from pretrain.models.zoo import build_model

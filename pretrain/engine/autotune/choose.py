@@ -15,8 +15,8 @@ from pretrain.engine.autotune.conv_form import planar_layers
 from pretrain.engine.autotune.isolated import Recipe, measured_in_child
 from pretrain.engine.autotune.process import SPARE, CannotStart
 from pretrain.engine.autotune.record import Measured, cache_folder, cached, keep, kept, key_of, libraries
+from pretrain.engine.deepspeed_import import import_deepspeed
 from pretrain.engine.distributed import World
-from pretrain.engine.engine import import_deepspeed
 from pretrain.engine.precision import Pass
 from pretrain.models.compute.batchnorm import synchronise
 from pretrain.models.compute.compute_path import ON_CPU, ON_GPU, PATHS, Path

@@ -146,11 +146,11 @@ def run_steps(
             found["states"][step + 1] = asdict(engine.state())
     if case.get("recomputed"):
         batches = [lane_clips(9, lane)[0] for lane in range(LANES)]
-        engine.recompute_statistics(batches[world.rank :: world.size])
+        engine.predictor.recompute_statistics(batches[world.rank :: world.size])
         found["recomputed"] = {name: value.clone() for name, value in model.named_buffers()}
     model.eval()
     for averaged in [False, True] if case["settings"].get("average") else [False]:
-        found["averaged" if averaged else "predicted"] = engine.predict(lane_clips(0, 0)[0], averaged)
+        found["averaged" if averaged else "predicted"] = engine.predictor.predict(lane_clips(0, 0)[0], averaged)
     return found
 
 

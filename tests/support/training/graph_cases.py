@@ -146,7 +146,7 @@ def run(case: dict[str, Any], world: World, capture: Callable[[VideoNetwork], Ca
 
     def validate() -> None:
         model.eval()
-        found["logits"].append(engine.predict(lane_clips(50, 0)[0][:3].to(world.device)).cpu())
+        found["logits"].append(engine.predictor.predict(lane_clips(50, 0)[0][:3].to(world.device)).cpu())
 
     step(0)
     step(1)
@@ -154,7 +154,7 @@ def run(case: dict[str, Any], world: World, capture: Callable[[VideoNetwork], Ca
     validate()
     step(2)
     step(3, broken=True)
-    engine.recompute_statistics(lane_clips(60 + number, 0)[0].to(world.device) for number in range(2))
+    engine.predictor.recompute_statistics(lane_clips(60 + number, 0)[0].to(world.device) for number in range(2))
     step(4)
     if world.size == 1:
         engine.load(EngineState(**asdict(saved)))  # as after a diverged loss
