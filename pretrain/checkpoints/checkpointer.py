@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from pretrain.checkpoints.async_saver import AsyncSaver
 from pretrain.checkpoints.attempts import claim, highest, newest_attempt, require_newest
 from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, load_checkpoint, save_checkpoint
-from pretrain.checkpoints.fetch import fetch, sound_folder
-from pretrain.checkpoints.folder import checkpoints_of, committed, manifest_in
+from pretrain.checkpoints.fetch import fetch
+from pretrain.checkpoints.folder import DamagedCheckpoint, checkpoints_of, committed, manifest_in, require_sound
 from pretrain.checkpoints.history import restore_history
 from pretrain.checkpoints.identity import fetch_settings
 from pretrain.checkpoints.manifest import CheckpointId, step_name
@@ -120,9 +120,12 @@ class Checkpointer:
         return save_checkpoint(self._run, self.attempt, checkpoint, (self._settings or CheckpointSettings()).keep)
 
     def write_beside(self, name: str, data: bytes) -> None:
-        """Write a small file beside the checkpoints, in the folder and in the store. Raises UserError, OSError."""
-        with put_whole(self._run / name) as aside:
-            aside.write_bytes(data)
+        """Write a small file beside the checkpoints, in the folder and in the store. Raises UserError."""
+        try:
+            with put_whole(self._run / name) as aside:
+                aside.write_bytes(data)
+        except OSError as error:
+            raise UserError(f"{name} cannot be written: {error}", str(self._run), "look after the disk") from error
         if self._store:
             self._store.put(name, data)
 
@@ -146,15 +149,16 @@ class Checkpointer:
         in_store = set(remote.committed()) if remote else set()
         for which in sorted({*folders, *in_store}, reverse=True):
             for folder in sorted(folders.get(which, []), reverse=True):  # a replaced one last
-                reason = sound_folder(folder, which)
-                if isinstance(reason, Path):
+                try:
+                    require_sound(folder, which)
                     return self._take(which, folder)
-                _warn_of_damage(folder, reason)
+                except DamagedCheckpoint as error:
+                    _warn_of_damage(folder, error)
             if remote and which in in_store:
-                fetched = fetch(self._run, remote, which)
-                if isinstance(fetched, Path):
-                    return self._take(which, fetched)
-                _warn_of_damage(f"{remote.where}, step {which.step}, attempt {which.attempt}", fetched)
+                try:
+                    return self._take(which, fetch(self._run, remote, which))
+                except DamagedCheckpoint as error:
+                    _warn_of_damage(f"{remote.where}, step {which.step}, attempt {which.attempt}", error)
         if committed(self._run) or in_store:
             raise UserError(
                 "none of the run's checkpoints is undamaged",
@@ -192,15 +196,22 @@ class Checkpointer:
             return self._verified.pop(which)
         folder = checkpoints_of(self._run) / step_name(which.step)
         replaced = [place for place in committed(self._run) if place != folder and place.name.endswith(folder.name)]
-        judged = [sound_folder(place, which) for place in (folder, *replaced)]
-        sound = next((each for each in judged if isinstance(each, Path)), judged[0])
-        remote = None if isinstance(sound, Path) else self._open_store()
-        if remote:
-            sound = fetch(self._run, remote, which)
-        if isinstance(sound, Path):
-            return sound
+        reasons = []
+        for candidate in (folder, *replaced):
+            try:
+                require_sound(candidate, which)
+                return candidate
+            except DamagedCheckpoint as error:
+                reasons.append(error)
+        try:
+            remote = self._open_store()
+            if remote:
+                return fetch(self._run, remote, which)
+        except DamagedCheckpoint as error:
+            reasons.insert(0, error)
         raise UserError(
-            f"rank 0 goes on from step {which.step} of attempt {which.attempt}, which this rank cannot read ({sound})",
+            f"rank 0 goes on from step {which.step} of attempt {which.attempt}, which this rank cannot read "
+            f"({reasons[0]})",
             str(folder),
             "put the run's folder on a file system that all machines share, or set checkpoint.store=URL",
         )
@@ -215,11 +226,13 @@ class Checkpointer:
         log.info("checkpoint %s", folder)
         try:
             self._upload(folder)
-        except (UserError, OSError) as error:
-            cause = error if isinstance(error, UserError) else UserError(str(error), str(folder), "look after the disk")
-            what = f"the checkpoint at step {checkpoint.step} could not be kept in the store: {cause.what}"
-            return UserError(what, cause.where, f"{cause.remedy}; it is in {folder}")
-        return None
+            return None
+        except UserError as error:
+            cause = error
+        except OSError as error:
+            cause = UserError(str(error), str(folder), "look after the disk")
+        what = f"the checkpoint at step {checkpoint.step} could not be kept in the store: {cause.what}"
+        return UserError(what, cause.where, f"{cause.remedy}; it is in {folder}")
 
     def _upload(self, folder: Path) -> None:
         if not self._store or not self._settings:

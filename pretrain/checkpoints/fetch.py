@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pretrain.checkpoints.folder import checkpoints_of, manifest_in, problem, put_in_place, sync
+from pretrain.checkpoints.folder import DamagedCheckpoint, checkpoints_of, put_in_place, require_sound, sync
 from pretrain.checkpoints.manifest import CheckpointId, step_name
 from pretrain.checkpoints.remote import Remote
 from sharding.base.atomic import aside as beside
@@ -23,44 +23,40 @@ _FETCHING = ".fetching-"
 _DEAD_SECONDS = 3600.0  # a download into which nothing was written for so long is a dead process'
 
 
-def sound_folder(folder: Path, which: CheckpointId) -> Path | str:
-    """The folder if it holds this checkpoint and every file has its sha256, else what is wrong with it.
+def fetch(run: Path, remote: Remote, which: CheckpointId) -> Path:
+    """The folder of a checkpoint of the store, downloaded once for all ranks of a machine.
 
-    Raises UserError for another version's, or if the disk does not give what is there.
+    Raises DamagedCheckpoint for one that is not whole in the store.
     """
-    try:
-        manifest = manifest_in(folder)
-    except ValueError as error:
-        return str(error)
-    if manifest.id != which:
-        return f"it is step {manifest.step} of attempt {manifest.attempt}"
-    return problem(folder, manifest) or folder
-
-
-def fetch(run: Path, remote: Remote, which: CheckpointId) -> Path | str:
-    """The folder of a checkpoint that was downloaded, once for all ranks of a machine, or what is wrong with it."""
     folder = checkpoints_of(run)
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / step_name(which.step)
     aside = folder / f"{_FETCHING}{beside(final).name}"
     with _locked(folder):
-        if isinstance(sound := sound_folder(final, which), Path):
-            return sound
+        if _is_sound(final, which):
+            return final
         for left in folder.glob(f"{_FETCHING}*"):
             if _idle_seconds(left) > _DEAD_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
         aside.mkdir()
         try:
-            manifest = remote.download(which, aside)
-            wrong = problem(aside, manifest)
-            if wrong is None:
-                log.info("fetched the checkpoint at step %d from %s", which.step, remote.where)
-                _rename_download(aside, final, which)
-            return wrong or final
+            remote.download(which, aside)
+            require_sound(aside, which)
+            log.info("fetched the checkpoint at step %d from %s", which.step, remote.where)
+            _rename_download(aside, final, which)
+            return final
         except (ValueError, FileNotFoundError, DamagedStore) as error:
-            return f"{type(error).__name__}: {error}"
+            raise DamagedCheckpoint(f"{type(error).__name__}: {error}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_sound(folder: Path, which: CheckpointId) -> bool:
+    try:
+        require_sound(folder, which)
+    except DamagedCheckpoint:
+        return False
+    return True
 
 
 def _rename_download(aside: Path, final: Path, which: CheckpointId) -> None:
@@ -68,7 +64,7 @@ def _rename_download(aside: Path, final: Path, which: CheckpointId) -> None:
     try:
         aside.rename(final)
     except OSError:  # the name is taken
-        if not isinstance(sound_folder(final, which), Path):
+        if not _is_sound(final, which):
             put_in_place(aside, final)
     else:
         sync(final.parent)

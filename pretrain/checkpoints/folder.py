@@ -1,4 +1,4 @@
-"""Checkpoints in a run's folder: found, judged, put in place in one step, taken away in one step."""
+"""Checkpoints in a run's folder: listed, verified, put in place in one step, taken away in one step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pretrain.checkpoints.manifest import MANIFEST, Manifest, read_manifest, sha256
+from pretrain.checkpoints.manifest import MANIFEST, CheckpointId, Manifest, read_manifest, sha256
 from pretrain.checkpoints.retention import to_discard
 from sharding.base.errors import UserError
 
@@ -18,6 +18,10 @@ T = TypeVar("T")
 
 _TRIES, _PAUSE_SECONDS = 4, 1.0  # of reading what is there
 _WRITING, _REPLACED, _REMOVED = ".writing-", ".replaced-", ".removed-"
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint is not whole, or not the one that was looked for; says in what."""
 
 
 def checkpoints_of(run: Path) -> Path:
@@ -51,19 +55,24 @@ def manifest_in(folder: Path) -> Manifest:
     return read_manifest(data, str(folder))
 
 
-def problem(folder: Path, manifest: Manifest) -> str | None:
-    """How a checkpoint is damaged, or None: every file is read and has its sha256.
+def require_sound(folder: Path, which: CheckpointId) -> None:
+    """Read all of a folder that is to hold this checkpoint. Raises DamagedCheckpoint unless every file has its sha256.
 
-    Raises UserError if the disk does not give one that is there.
+    Raises UserError for another version's, or if the disk does not give what is there.
     """
+    try:
+        manifest = manifest_in(folder)
+    except ValueError as error:
+        raise DamagedCheckpoint(str(error)) from error
+    if manifest.id != which:
+        raise DamagedCheckpoint(f"it is step {manifest.step} of attempt {manifest.attempt}")
     for name, expected in manifest.files.items():
         try:
             digest = _patiently(functools.partial(sha256, folder / name), folder)
-        except FileNotFoundError:
-            return f"{name} is not there"
+        except FileNotFoundError as error:
+            raise DamagedCheckpoint(f"{name} is not there") from error
         if digest != expected.sha256:
-            return f"{name} does not have its sha256"
-    return None
+            raise DamagedCheckpoint(f"{name} does not have its sha256")
 
 
 def _patiently(read: Callable[[], T], folder: Path) -> T:

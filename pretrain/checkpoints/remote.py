@@ -68,7 +68,7 @@ class Remote:
         fence()
         self._store.put(f"{place}/{MANIFEST}", manifest.encoded(), create=True)
 
-    def download(self, which: CheckpointId, folder: Path) -> Manifest:
+    def download(self, which: CheckpointId, folder: Path) -> None:
         """Fetch a checkpoint's files into an empty folder, to be verified there.
 
         Raises ValueError if it is damaged, FileNotFoundError if part of it is missing.
@@ -81,7 +81,6 @@ class Remote:
         for name in manifest.files:
             self._store.get_file(f"{place}/{name}", folder / name)
         (folder / MANIFEST).write_bytes(data)
-        return manifest
 
     def prune(self, saved: Manifest, keep: int) -> None:
         """Delete the checkpoints that are not to be kept (`to_discard`), but leave another version's."""
