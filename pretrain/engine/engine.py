@@ -54,15 +54,15 @@ class EngineState:
 
 
 class Engine:
-    """One rank's share of a training step: `forward`, `backward` and `step` once for each of its passes.
+    """One rank's share of a training step: `forward`, `backward` and `step` once for each of its micro-steps.
 
-    A pass is a lane. With `together` it is all of the rank's lanes, which are then normalised with those of the
+    A micro-step is a lane. With `together` it is all of the rank's lanes, which are then normalised with those of the
     other ranks as one batch.
 
     A step whose loss or gradients are not finite on any rank is left out on all: weights, optimizer state, average
     and BN statistics stay as they are to the bit. The device does that by itself, and the host waits for nothing
-    here, but under ZeRO 3, whose fetches of weights wait for each other. It reads `verdict` when it likes, and tells
-    it by `settle`; before the next step in fp16, whose loss scale follows from it.
+    here, but under ZeRO 3, whose fetches of weights wait for each other. It reads `verdict` when it likes, and says
+    so by `record_verdict`; before the next step in fp16, whose loss scale follows from it.
     """
 
     def __init__(
@@ -78,19 +78,19 @@ class Engine:
     ) -> None:
         """`rates`: factors on the learning rate by part of the network, see `parameter_groups`.
 
-        `capture`: what captures its passes, in the place of the device's own CUDA graphs.
+        `capture`: what captures its micro-steps, in the place of the device's own CUDA graphs.
         """
         deepspeed = join_deepspeed(world.device)
         self.world, self.model, self.was_skipped = world, model, False
         self._settings, self._zero = settings, settings.zero
         self._half, self._scale = HALVES[settings.precision], LossScale(settings.precision == "fp16")
-        self._unsettled = False
+        self._awaits_verdict = False
         if settings.zero == 3 and isinstance(model, VideoNetwork):
             # Its weights come layer by layer, and are gone again when gradients come: none is cast before its layer.
             model.use(replace(model.path, cast_at_once=False))
         blank = blank_copy(model, settings)
         share = lanes // world.size
-        batch, self._passes = (lane_batch * share, 1) if together else (lane_batch, share)
+        batch, self._micro_steps = (lane_batch * share, 1) if together else (lane_batch, share)
         self._together = together
         if together:
             synchronise(model, world.gather)
@@ -100,10 +100,10 @@ class Engine:
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=optimizer,
-                config=deepspeed_config(settings, batch, self._passes, world.size, count.parameters(model)),
+                config=deepspeed_config(settings, batch, self._micro_steps, world.size, count.parameters(model)),
                 dist_init_required=False,
             )
-        # DeepSpeed's own scalers judge a part of the gradients at a time, and under ZeRO 1 to 3 are stuck.
+        # DeepSpeed's (0.19) own scalers judge a part of the gradients at a time, and under ZeRO 1 to 3 are stuck.
         self._engine.torch_autocast_z0_gradscaler = None
         if self._zero:
             self._optimizer.torch_autocast_gradscaler = None
@@ -128,12 +128,13 @@ class Engine:
 
     @property
     def was_overflow(self) -> bool:
-        """Whether the step last settled was left out at an fp16 loss scale above 1, which is still to be found."""
+        """Whether the step recorded last was left out at an fp16 loss scale above 1, which is still to be found."""
         return self.was_skipped and self._half is torch.float16 and self._scale.factor >= 1
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one pass's mean loss. A loss that is not finite makes them NaN, on all ranks' sum."""
-        assert not (self.must_settle and self._unsettled), "the last step's verdict says what scale comes next"
+        """Add the gradients of a micro-step's mean loss. One that is not finite makes them NaN, in all ranks' sum."""
+        awaited = self._half is torch.float16 and self._awaits_verdict
+        assert not awaited, "the last step's verdict says what scale comes next"
         scale = self._loss_scale()
         if self._zero and self._half is torch.float16:
             self._optimizer.override_loss_scale(scale)  # by which DeepSpeed then multiplies, and divides in its step
@@ -142,9 +143,9 @@ class Engine:
         self._engine.backward(loss * factor)
 
     def step(self) -> bool:
-        """Take the optimizer's step once all passes are in (True then); BN statistics and average move with it.
+        """Take the optimizer's step once all micro-steps are in (True then); BN statistics and average move with it.
 
-        Unless `verdict` says that it was left out, on all ranks alike, which is to be settled.
+        Unless `verdict` says that it was left out, on all ranks alike, which `record_verdict` is to be told.
         """
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
@@ -156,7 +157,7 @@ class Engine:
         commit_statistics(self.model, self.world.sum_, finite)
         self._parts.follow(finite)
         self.predictor.forget()
-        self._unsettled = True
+        self._awaits_verdict = True
         return True
 
     @property
@@ -167,17 +168,12 @@ class Engine:
         """
         return self._judge.verdict
 
-    @property
-    def must_settle(self) -> bool:
-        """Whether a step is to be settled before the next one begins."""
-        return self._half is torch.float16
-
-    def settle(self, finite: bool) -> None:
+    def record_verdict(self, finite: bool) -> None:
         """Take note of a step's verdict on the host: in the loss scale, a metric and the log. Once a step, in order.
 
         `was_skipped` then says whether that step was left out.
         """
-        self._unsettled, self.was_skipped = False, not finite
+        self._awaits_verdict, self.was_skipped = False, not finite
         if not finite:
             metrics.SKIPPED_STEPS.inc()
             scale = f" (loss scale {self._scale.factor:g})" if self._half is torch.float16 else ""
@@ -186,14 +182,14 @@ class Engine:
 
     @contextmanager
     def unmoved(self) -> Iterator[None]:
-        """Inside, any pass is a step's last one; afterwards all on this rank is as before, to the bit. No collective.
+        """Inside, any micro-step is a step's last; afterwards all on this rank is as before, to the bit. No collective.
 
         An error inside leaves an engine that is of no further use.
         """
         # What DeepSpeed (0.19) counts and notes of a step; the optimizer has a copy of the boundary, which each
         # backward pass sets anew.
         noted = {name: getattr(self._engine, name) for name in _NOTED}
-        numbers = {name: value for name, value in vars(self).items() if isinstance(value, bool | int | float)}
+        noted_here = self.was_skipped, self._awaits_verdict
         scale, buffers, verdict = vars(self._scale).copy(), list(self.model.buffers()), self._judge.verdict
         kept = [buffer.to("cpu", copy=True) for buffer in buffers]
         device = self.world.device
@@ -204,7 +200,7 @@ class Engine:
             buffer.copy_(before)
         for name, value in noted.items():
             setattr(self._engine, name, value)
-        vars(self).update(numbers)
+        self.was_skipped, self._awaits_verdict = noted_here
         vars(self._scale).update(scale)
         self._judge.verdict = verdict
         self.predictor.forget()
@@ -256,11 +252,11 @@ class Engine:
         return {name: value.detach().to("cpu", copy=True) for name, value in tensors if self.world.rank == 0}
 
     def _loss_scale(self) -> float:
-        """What a pass's loss is multiplied by: DeepSpeed divides it by the passes, of which fp16 is to notice nothing.
+        """The factor on a micro-step's loss. DeepSpeed divides by their number, of which fp16 is to notice nothing.
 
         So a lane's gradients in half precision, and whether they overflow, are the same on any number of ranks.
         """
-        return self._scale.factor * self._passes if self._half is torch.float16 else 1.0
+        return self._scale.factor * self._micro_steps if self._half is torch.float16 else 1.0
 
 
 def _optimizer(

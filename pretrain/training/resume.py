@@ -8,7 +8,7 @@ from pretrain import metrics
 from pretrain.checkpoints.checkpoint import Checkpoint
 from pretrain.engine.engine import Engine, EngineState
 from pretrain.resilience.loss_monitor import LossMonitor
-from pretrain.training.rollbacks import MOST, REMEDY, keep, once_more
+from pretrain.training.rollbacks import MOST, REMEDY, next_rollback, write_rollback
 from pretrain.training.state import Position, TrainState
 from sharding.base.errors import InVain, UserError
 
@@ -47,13 +47,12 @@ def go_back(state: TrainState, step: int) -> None:
     if newest is None:
         raise InVain(f"training went wrong by step {step}, and there is no checkpoint to go back to: {REMEDY}")
     checkpoint = checkpointer.load(newest)
-    position.rollback = once_more(position.rollback, checkpoint, data_step - checkpoint.step)
+    position.rollback = next_rollback(position.rollback, checkpoint, data_step - checkpoint.step)
     if state.world.rank == 0:
         try:
-            keep(position.rollback, checkpointer, state.settings)
-        except (OSError, UserError) as error:
-            what = error.what if isinstance(error, UserError) else str(error)
-            log.warning("that the run goes back could not be kept for its next start: %s", what)
+            write_rollback(position.rollback, checkpointer, state.settings)
+        except UserError as error:
+            log.warning("that the run goes back could not be kept for its next start: %s", error.what)
     if position.rollback.times > MOST:
         raise InVain(
             f"training went wrong by step {step}, as it did the {MOST} times before that it went on "

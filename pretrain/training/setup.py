@@ -29,7 +29,7 @@ from pretrain.training.log_callback import LogCallback
 from pretrain.training.preflight import ResolvedRun
 from pretrain.training.ready import ready_engine
 from pretrain.training.resume import restore_progress
-from pretrain.training.rollbacks import decoded, kept, require_hope
+from pretrain.training.rollbacks import parse_rollback, refuse_given_up, rollback_text
 from pretrain.training.settings_history import record_start
 from pretrain.training.state import Position, Timers, TrainState
 
@@ -51,8 +51,8 @@ def open_state(
     attempt = checkpointer.begin_attempt()
     newest = checkpointer.newest()
     checkpoint = checkpointer.load(newest) if newest else None
-    rollback = decoded(world.share(lambda: kept(checkpointer)), settings)
-    require_hope(rollback, checkpoint, folder)
+    rollback = parse_rollback(world.share(lambda: rollback_text(checkpointer)), settings)
+    refuse_given_up(rollback, checkpoint, folder)
     if world.rank == 0:
         record_start(folder, settings, world, attempt, checkpoint.step if checkpoint else 0, run.before)
     position, loss_monitor = Position(rollback=rollback), LossMonitor(settings.health)

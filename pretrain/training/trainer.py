@@ -20,7 +20,7 @@ from pretrain.losses import loss as loss_of
 from pretrain.losses import mixed
 from pretrain.lr_schedule import learning_rate
 from pretrain.models.network import seed_dropout
-from pretrain.resilience.liveness import Pulse
+from pretrain.resilience.liveness import LivenessMonitor
 from pretrain.resilience.loss_monitor import Verdict
 from pretrain.resilience.stop_signal import Stop
 from pretrain.run_folder import Run
@@ -56,7 +56,7 @@ def train(
         stop = leaving.enter_context(Stop(folder))
         begin_measuring(settings, folder)
         world = start_world(longest_wait(settings), deterministic=settings.deterministic is True)
-        leaving.enter_context(Pulse(world, settings.pulse))
+        leaving.enter_context(LivenessMonitor(world, settings.pulse))
         leaving.enter_context(ranks_are_there())
         Checkpointer(folder, settings.checkpoint).fetch_settings()
         run = Run(folder, writes=world.rank == 0)
@@ -79,7 +79,7 @@ def train(
     if outcome == "stopped":
         log.info("stopped at step %d with everything saved; the same command goes on from here", state.position.step)
     stop.clear()
-    world.barrier()  # the other ranks' pulses go by rank 0 until they have left
+    world.barrier()  # the other ranks' heartbeats go by rank 0 until they have left
     leave_world()
     return outcome
 
@@ -145,7 +145,7 @@ def run_steps(state: TrainState, callbacks: Sequence[Callback]) -> Outcome:
 
 def judge(state: TrainState, report: StepReport) -> Verdict:
     """What the figures of a step that were read mean for the run. Called once a step, in order."""
-    state.engine.settle(not report.skipped)
+    state.engine.record_verdict(not report.skipped)
     verdict = state.loss_monitor.step(report.mean_loss, report.skipped and not state.engine.was_overflow)
     if verdict == "spike":
         metrics.LOSS_SPIKES.inc()

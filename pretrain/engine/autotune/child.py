@@ -131,7 +131,7 @@ def _take_steps(model: VideoNetwork, found: Measured, task: Task, world: World) 
             seed_dropout(model, [0], world.device)
             engine.backward(engine.forward(clips).square().mean())
             engine.step()
-            engine.settle(bool(engine.verdict[0]))
+            engine.record_verdict(bool(engine.verdict[0]))
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
     except Exception as error:

@@ -60,8 +60,8 @@ class Run:
         clips = [SimpleNamespace(planes=number, targets=torch.eye(2)) for number in range(1, 40)]
         engine = SimpleNamespace(
             model=None, forward_waits=False, was_overflow=False, backward=lambda loss: None, forward=self.forward,
-            step=self.step, verdict=None, set_learning_rate=lambda rate: None, settle=self.settle, input_buffer=None,
-            load=self.load,
+            step=self.step, verdict=None, set_learning_rate=lambda rate: None, input_buffer=None,
+            record_verdict=self.record_verdict, load=self.load,
         )  # fmt: skip
         self.engine = engine
         state: Any = SimpleNamespace(
@@ -82,7 +82,7 @@ class Run:
         self.stop.wanted = self.position.step + 1 == self.stop_in or self.stop.wanted
         self.done.append(f"sent {self.position.step + 1}")
 
-    def settle(self, finite: bool) -> None:
+    def record_verdict(self, finite: bool) -> None:
         self.done.append("sound" if finite else "unsound")
 
     def checkpointer(self) -> Any:

@@ -139,7 +139,7 @@ def run_steps(
         if waits:
             found["waits"].append(waits.count)
         finite, norm = engine.verdict.tolist()
-        engine.settle(finite == 1)
+        engine.record_verdict(finite == 1)
         found["norm"].append(norm)
         found["skipped"].append(engine.was_skipped)
         if step + 1 in [*case.get("kept", []), last]:

@@ -139,7 +139,7 @@ def run(case: dict[str, Any], world: World, capture: Callable[[VideoNetwork], Ca
             engine.step()
             found["logits"].append(logits.detach().cpu())
         taken, norm = engine.verdict.tolist()
-        engine.settle(taken > 0)
+        engine.record_verdict(taken > 0)
         found["skipped"].append(engine.was_skipped)
         found["norms"].append(norm)
         found["states"].append(asdict(engine.state()))

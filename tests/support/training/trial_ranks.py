@@ -50,7 +50,7 @@ def take_step(engine: Engine, step: int) -> None:
         video, labels = lane_clips(step, lane)
         engine.backward(functional.cross_entropy(engine.forward(video + torch.rand(1)), labels))
         engine.step()
-    engine.settle(bool(engine.verdict[0]))
+    engine.record_verdict(bool(engine.verdict[0]))
 
 
 def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
