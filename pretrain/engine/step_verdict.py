@@ -118,12 +118,12 @@ def gradients_of(weights: Iterable[Tensor]) -> list[Tensor]:
 
     torch's fused optimizers go through both in the order of memory, and refuse, or do not see, that it differs.
     """
-    found = []
+    gradients = []
     for weight in weights:
         if weight.grad is None:
             continue
         strides = zip(weight.shape, weight.stride(), weight.grad.stride(), strict=True)
         if any(size > 1 and ours != theirs for size, ours, theirs in strides):
             weight.grad = torch.empty_like(weight).copy_(weight.grad)
-        found.append(weight.grad)
-    return found
+        gradients.append(weight.grad)
+    return gradients

@@ -54,12 +54,12 @@ def test_losses_that_fall_with_noise_are_fine(seed: int, level: float) -> None:
     assert set(judged(watch, falling)) == {"fine"}
 
 
-@pytest.mark.parametrize(("on_spike", "told"), [("warn", "spike"), ("rollback", "rollback")])
-def test_a_jump_is_told_once_and_does_not_blind_the_watch(on_spike: str, told: str) -> None:
+@pytest.mark.parametrize(("on_spike", "verdict_on_jump"), [("warn", "spike"), ("rollback", "rollback")])
+def test_a_jump_is_told_once_and_does_not_blind_the_watch(on_spike: str, verdict_on_jump: str) -> None:
     watch = LossMonitor(HealthSettings.model_validate({"on_spike": on_spike}))
     steps = noisy(150)
     steps[120] = steps[130] = (3.5, False)
-    assert [place for place, verdict in enumerate(judged(watch, steps)) if verdict == told] == [120, 130]
+    assert [place for place, verdict in enumerate(judged(watch, steps)) if verdict == verdict_on_jump] == [120, 130]
 
 
 def test_spikes_before_the_window_is_half_full_are_not_told() -> None:

@@ -45,9 +45,9 @@ def final(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     return load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors")
 
 
-def wait_for(process: subprocess.Popen[bytes], log: Path, there: Callable[[], bool]) -> None:
+def wait_for(process: subprocess.Popen[bytes], log: Path, is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 200
-    while not there():
+    while not is_so():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
 
@@ -195,10 +195,10 @@ def test_the_same_classes_keep_the_head(finished: Finished) -> None:
     settings, classes = read_settings(finished.folder)
     source = load_run(finished.folder).model
     others = [*classes[:-1], "another"]
-    for known, kept in ((classes, True), (classes[::-1], True), (classes[2:] + classes[:2], True), (others, False)):
-        model = build_model(settings.model, len(known), 4)
-        start_from(model, settings, finished.folder, known)
-        for number, name in enumerate(known):
+    for names, kept in ((classes, True), (classes[::-1], True), (classes[2:] + classes[:2], True), (others, False)):
+        model = build_model(settings.model, len(names), 4)
+        start_from(model, settings, finished.folder, names)
+        for number, name in enumerate(names):
             if name in classes:
                 theirs = classes.index(name)
                 assert torch.equal(model.fc.weight[number], source["fc.weight"][theirs]) is kept
