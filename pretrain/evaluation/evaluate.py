@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pretrain.checkpoints.checkpoint import load_run
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.conversion.published import meta_network
 from pretrain.data.device.tensors import made_batch
 from pretrain.data.device.transforms import network_input
@@ -109,7 +109,7 @@ def open_subject(settings: EvaluateSettings) -> Subject:
     if clip.input == "flow" and not _has_flow(videos.split, videos.rows[0]):
         what = "the network takes optical flow, and the store holds none"
         raise UserError(what, store.url, "shard the corpus into a new store with the setting flow={}")
-    checkpoint = load_run(run)
+    checkpoint = Checkpointer(run).load_weights_only()
     check_weights(meta_network(train.model, len(classes), clip.frames, clip.crop), checkpoint.weights, "keep", str(run))
     return Subject(
         run, train, classes, checkpoint.weights, checkpoint.step, videos.split, videos.rows, videos.left_out,

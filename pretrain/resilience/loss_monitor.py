@@ -33,7 +33,7 @@ class HealthSettings(Settings):
     skipped_in_a_row: Annotated[int, Field(ge=1, description="steps left out in a row after which to roll back")] = 10
 
 
-class LossWatch:
+class LossMonitor:
     """Judges each step by the losses before it; nothing is a spike before the window is half full.
 
     σ is taken from the median absolute deviation. So spikes that enter the window hardly move it, and a loss that

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.checkpoints.checkpoint import CheckpointSettings, begin_attempt
+from pretrain.checkpoints.checkpoint import CheckpointSettings
 from pretrain.conversion.import_export import export_run
 from pretrain.engine.autotune.record import read_result
 from pretrain.report.report import write_report
@@ -20,6 +20,7 @@ from pretrain.run_settings import read_settings_file
 from sharding.base.errors import UserError
 from tests.pretrain.conftest import Finished
 from tests.pretrain.report.test_report import write_evaluation
+from tests.support.training.checkpoints import begin_attempt
 
 pytestmark = pytest.mark.slow
 

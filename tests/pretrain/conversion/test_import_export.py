@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pretrain.checkpoints.checkpoint import Checkpoint, begin_attempt, load_run, save_checkpoint
+from pretrain.checkpoints.checkpoint import Checkpoint
 from pretrain.conversion.export_file import Export, is_export, read_export, write_export
 from pretrain.conversion.import_export import export_run, import_run, read_classes
 from pretrain.data.views.views import FLOW_MEAN, FLOW_STD, MEAN, STD, ClipSettings, Normalisation
@@ -25,6 +25,7 @@ from pretrain.settings import DataSettings, TrainSettings
 from pretrain.training.initial_network import start_from
 from sharding.base.errors import UserError
 from tests.pretrain.conftest import CLASSES
+from tests.support.training.checkpoints import commit, load_run
 from tests.support.training.evaluations import score_videos
 from tests.support.training.published_files import i3d_shapes, image_shapes, random_state, video_shapes
 
@@ -40,7 +41,7 @@ def trained(tmp_path: Path) -> Path:
     run = tmp_path / "trained"
     Run(run, writes=True).begin(SETTINGS, CLASSES, ["the-index"], {})
     state = build_model(SETTINGS.model, len(CLASSES), CLIP.frames).state_dict()
-    save_checkpoint(run, begin_attempt(run), Checkpoint(30, state, {}, {}, {"step": 30}), keep=1)
+    commit(run, Checkpoint(30, state, {}, {}, {"step": 30}))
     return run
 
 

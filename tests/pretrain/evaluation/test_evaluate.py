@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.checkpoints.checkpoint import load_run
 from pretrain.data.device.tensors import plane_batch
 from pretrain.data.device.transforms import network_input
 from pretrain.data.reading.decode import decode_frames
@@ -26,6 +25,7 @@ from sharding.base.errors import CommandFailed, UserError
 from sharding.format.record import from_parquet, read_record
 from sharding.storage.store import open_store
 from tests.pretrain.conftest import CLASSES, SHORT, Finished
+from tests.support.training.checkpoints import load_run
 from tests.support.training.evaluations import score_videos
 
 pytestmark = pytest.mark.slow
