@@ -14,7 +14,7 @@ from pretrain.lr_schedule import ScheduleSettings, highest_rate, total_steps
 from pretrain.models.count import activation_bytes, fewest_values, macs, parameters
 from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.resilience.hang_watchdog import WatchdogSettings
-from pretrain.resilience.liveness import PulseSettings
+from pretrain.resilience.liveness import LivenessSettings
 from pretrain.resilience.loss_monitor import HealthSettings
 from sharding.base.errors import UserError
 from sharding.base.settings import Settings
@@ -71,7 +71,7 @@ class TrainSettings(Settings):
     ] = None
     health: Annotated[HealthSettings, Field(description="losses that count as unsound")] = HealthSettings()
     watchdog: Annotated[WatchdogSettings, Field(description="when a run counts as hung")] = WatchdogSettings()
-    pulse: Annotated[PulseSettings, Field(description="when a rank counts as lost")] = PulseSettings()
+    pulse: Annotated[LivenessSettings, Field(description="when a rank counts as lost")] = LivenessSettings()
     validation: Annotated[ValidationSettings, Field(description="the validation during training")] = (
         ValidationSettings()
     )
@@ -116,7 +116,7 @@ def is_deterministic(settings: TrainSettings, device: torch.device) -> bool:
 
 
 def longest_wait(settings: TrainSettings) -> float:
-    """Seconds after which a collective gives up: later than the watchdog and the pulse, which can say why."""
+    """Seconds after which a collective gives up: later than the watchdog and the heartbeats, which can say why."""
     return max(PATIENCE, settings.watchdog.stall_seconds, settings.data.patience_seconds) + 600.0
 
 

@@ -1,1 +1,1 @@
-"""Raw corpus → shards in an object store."""
+"""From a raw corpus to shards in an object store."""

@@ -1,4 +1,4 @@
-"""What sharding counts; serving the counters is the monitor's."""
+"""The Prometheus metrics that sharding counts; cluster/monitor serves them."""
 
 from prometheus_client import Counter, Gauge
 

@@ -17,7 +17,7 @@ from pretrain.data.workers.pool import DecoderDied, LoaderSettings, decoder_coun
 from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open_subject
 from pretrain.evaluation.summary import folder_of, other_of, partial_scores_of, require_sound, write_evaluation
 from pretrain.evaluation.video_score import VideoScore
-from sharding.base.errors import CannotGoOn
+from sharding.base.errors import CommandFailed
 from sharding.base.settings import Inline, Settings
 
 _ROWS_A_TASK = 64
@@ -131,7 +131,7 @@ def _by_ray(settings: EvaluateSettings, workers: int, subject: Subject, todo: li
                 reason = str(error) if isinstance(error, DecoderDied) else type(error).__name__
                 loss = f"a worker that scored videos {rows[0]} to {rows[-1]} is gone ({reason})"
                 if tries == _TRIES:
-                    raise CannotGoOn(f"{loss}, as {_TRIES - 1} before it; the same command goes on") from error
+                    raise CommandFailed(f"{loss}, as {_TRIES - 1} before it; the same command goes on") from error
                 print(f"{loss}; another takes them", file=sys.stderr)
                 shares.insert(0, (rows, tries + 1))
 

@@ -21,14 +21,14 @@ def run_inspection(url: str, out: Path | None) -> dict[str, Any]:
         return figures
     from sharding.inspect.contact_sheet import contact_sheet
     from sharding.inspect.html import page
-    from sharding.pages.fonts import SEE
+    from sharding.pages.fonts import INSTALL_HINT
 
     folder = Path(writable_folder(str(out), "--out"))
     picture = contact_sheet(store, current_index(store))
     if picture.legend:
         log.warning(
             "no installed font has the letters of %d classes' names (%s): the contact sheet shows their numbers, and "
-            "the page the names; %s", len(picture.legend), ascii(next(iter(picture.legend.values()))), SEE,
+            "the page the names; %s", len(picture.legend), ascii(next(iter(picture.legend.values()))), INSTALL_HINT,
         )  # fmt: skip
     sheet, html = folder / "contact-sheet.png", folder / "inspect.html"
     with writing(folder, "--out"):

@@ -1,4 +1,4 @@
-"""The jobs `shard` and `shards retry`: shard jobs spread over Ray tasks, or over processes of this machine."""
+"""The jobs `shard` and `shards retry`: shard jobs run by Ray tasks, or by processes of this machine."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import Field
 
-from cluster.jobs.stats import Tally
+from cluster.jobs.stats import ShardingStats
 from cluster.jobs.user_paths import absolute
 from cluster.launch.choose import Launcher, choose_launcher, require_room
 from cluster.launch.process_pool import TaskDone, TaskRestarted, WorkerDied, run_in_processes
@@ -27,7 +27,7 @@ from sharding.format.index import merge
 from sharding.format.plan import ShardJob
 from sharding.inspect.summary import summary
 from sharding.make.prepare import Prepared, prepare, prepare_retry, stored_settings
-from sharding.make.shard import Progress, ShardSettings, WorkSettings, make_shard
+from sharding.make.shard import ShardProgress, ShardSettings, WorkerSettings, make_shard
 from sharding.storage.store import Store, open_store
 
 _TRIES = 3  # of a job whose worker or node dies
@@ -46,7 +46,7 @@ class ShardingJob(Settings):
 
     shards: Annotated[ShardSettings, Inline(), Field(description="what the shards hold, the same for a whole store")]
     corpus: Annotated[CorpusSettings, Inline(), Field(description="how the corpus is read")]
-    work: Annotated[WorkSettings, Inline(), Field(description="how a worker transcodes a video")]
+    work: Annotated[WorkerSettings, Inline(), Field(description="how a worker transcodes a video")]
     launch: Annotated[ShardLaunchSettings, Inline(), Field(description="how the work is spread over processes")]
     monitor: Annotated[MonitorSettings, Field(description="where metrics are served while shards are made")] = (
         MonitorSettings()
@@ -56,7 +56,7 @@ class ShardingJob(Settings):
 class RetryJob(Settings):
     """Failed videos of a store to be tried again, and how that is run."""
 
-    work: Annotated[WorkSettings, Inline(), Field(description="how a worker transcodes a video")]
+    work: Annotated[WorkerSettings, Inline(), Field(description="how a worker transcodes a video")]
     launch: Annotated[ShardLaunchSettings, Inline(), Field(description="how the work is spread over processes")]
     monitor: Annotated[MonitorSettings, Field(description="where metrics are served while shards are made")] = (
         MonitorSettings()
@@ -77,7 +77,7 @@ def run_sharding(corpus: str, url: str, config: str | None, overrides: list[str]
     reading = job.corpus
     if reading.media:
         reading = reading.model_copy(update={"media": absolute(reading.media)})
-    return _made(prepare(absolute(corpus), store, job.shards, reading), job.shards, job)
+    return _summary_once_made(prepare(absolute(corpus), store, job.shards, reading), job.shards, job)
 
 
 def run_retry(url: str, config: str | None, overrides: list[str]) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def run_retry(url: str, config: str | None, overrides: list[str]) -> dict[str, A
     store = _writable(open_store(url))
     settings = stored_settings(store)
     root = absolute(job.media) if job.media else None
-    return _made(prepare_retry(store, settings, root), settings, job)
+    return _summary_once_made(prepare_retry(store, settings, root), settings, job)
 
 
 def _writable(store: Store) -> Store:
@@ -96,26 +96,29 @@ def _writable(store: Store) -> Store:
     return store
 
 
-def _made(prepared: Prepared, settings: ShardSettings, job: ShardingJob | RetryJob) -> dict[str, Any]:
+def _summary_once_made(prepared: Prepared, settings: ShardSettings, job: ShardingJob | RetryJob) -> dict[str, Any]:
     for note in prepared.notes:
         print(visible(note), file=sys.stderr)
-    remaining = prepared.remaining
-    if remaining < prepared.jobs:
-        print(f"{prepared.jobs - remaining} of {prepared.jobs} shards are there already", file=sys.stderr)
+    remaining = prepared.remaining_count
+    if remaining < prepared.planned_count:
+        print(
+            f"{prepared.planned_count - remaining} of {prepared.planned_count} shards are there already",
+            file=sys.stderr,
+        )
     raise_if_interrupted()
     if remaining:
-        _make(prepared, settings, job)
+        _make_shards(prepared, settings, job)
     if merge(prepared.store) is None:
         raise _no_good_video(prepared.store)
-    found = summary(prepared.store)
-    failed = sum(found["failures"].values())
+    made = summary(prepared.store)
+    failed = sum(made["failures"].values())
     if failed:
         store = visible(prepared.store.url)
         print(f"{failed} failed; to try them again: reelscale shards retry {store}", file=sys.stderr)
-    return found
+    return made
 
 
-def _make(prepared: Prepared, settings: ShardSettings, job: ShardingJob | RetryJob) -> None:
+def _make_shards(prepared: Prepared, settings: ShardSettings, job: ShardingJob | RetryJob) -> None:
     runner = _by_ray
     if choose_launcher(job.launch.launcher) == "none":
         require_room(job.launch.workers, "workers")
@@ -123,28 +126,28 @@ def _make(prepared: Prepared, settings: ShardSettings, job: ShardingJob | RetryJ
     address = serve(job.monitor)
     if address:
         print(f"metrics at {address}", file=sys.stderr)
-    tally = Tally(prepared.videos)
+    stats = ShardingStats(prepared.remaining_videos)
     with (
-        progress("shard", prepared.videos) as advance,
-        closing(runner(prepared, settings, job.work, job.launch.workers, tally)) as results,
+        progress("shard", prepared.remaining_videos) as advance,
+        closing(runner(prepared, settings, job.work, job.launch.workers, stats)) as results,
     ):
         counted = 0
-        for told in results:
+        for update in results:
             raise_if_interrupted()
-            if told is not None:
-                tally.add(told)
-            advance(tally.videos - counted, tally.line())
-            counted = tally.videos
+            if update is not None:
+                stats.add(update)
+            advance(stats.videos - counted, stats.line())
+            counted = stats.videos
 
 
 def _by_ray(
-    prepared: Prepared, settings: ShardSettings, work: WorkSettings, workers: int, tally: Tally
-) -> Generator[Progress | None]:
-    """What the jobs tell, and None now and then while they are silent."""
+    prepared: Prepared, settings: ShardSettings, work: WorkerSettings, workers: int, stats: ShardingStats
+) -> Generator[ShardProgress | None]:
+    """The progress of jobs that Ray runs, and None now and then while they are silent."""
     with ray_cluster() as ray:
         board = _board(ray)
-        task = ray.remote(num_cpus=work.decoder_threads, max_retries=_TRIES)(_make_telling)
-        waiting = prepared.todo()
+        task = ray.remote(num_cpus=work.decoder_threads, max_retries=_TRIES)(_make_reporting)
+        waiting = prepared.remaining_jobs()
         running: dict[Any, str] = {}
         room, looked = 0, float("-inf")
         with closing(waiting):
@@ -153,64 +156,64 @@ def _by_ray(
                     room, looked = workers or max(1, cpus(ray) // work.decoder_threads), time.monotonic()
                 while len(running) < room and (following := next(waiting, None)):
                     job, root = following
-                    tally.began(job.id)
+                    stats.began(job.id)
                     running[task.remote(board, job, root, prepared.store.url, settings, work)] = job.id
                 if not running:
                     return
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)
-                yield from _of(_taken(ray, board), running.values())
+                yield from _of_running_jobs(_new_progress(ray, board), running.values())
                 for reference in ready:
                     yield _ended(ray, reference, running.pop(reference))
                 yield None
 
 
 def _board(ray: Any) -> Any:
-    """On the driver's own node if it can be, so that it outlives the others; begun anew if it dies all the same."""
+    """The board, on the driver's own node if it can be, so that it outlives the others; started again if it dies."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Board).remote()
 
 
-def _taken(ray: Any, board: Any) -> list[Progress]:
-    """What is new on the board; nothing while it is away, as the shards do not depend on it."""
+def _new_progress(ray: Any, board: Any) -> list[ShardProgress]:
+    """The progress that is new on the board; none while it is away, as the shards do not depend on it."""
     try:
-        return cast(list[Progress], ray.get(board.take.remote()))
+        return cast(list[ShardProgress], ray.get(board.take.remote()))
     except ray.exceptions.RayActorError:
         return []
 
 
 class _Board:
-    """An actor that keeps the last word of each job until it is asked."""
+    """An actor that keeps the last progress of each job until the driver takes it."""
 
     def __init__(self) -> None:
-        self.told: dict[str, Progress] = {}
+        self._latest: dict[str, ShardProgress] = {}
 
-    def tell(self, progress: Progress) -> None:
-        """From a worker."""
-        self.told[progress.job] = progress
+    def tell(self, progress: ShardProgress) -> None:
+        """Keep a worker's progress."""
+        self._latest[progress.job] = progress
 
-    def take(self) -> list[Progress]:
-        """To the driver: what is new."""
-        told, self.told = list(self.told.values()), {}
-        return told
+    def take(self) -> list[ShardProgress]:
+        """The progress of all jobs that have reported since the last call."""
+        latest, self._latest = list(self._latest.values()), {}
+        return latest
 
 
-def _of(told: list[Progress], running: Collection[str]) -> list[Progress]:
-    """What jobs that still run have told: a word that comes after its job's end would be counted once more."""
+def _of_running_jobs(reports: list[ShardProgress], running: Collection[str]) -> list[ShardProgress]:
+    """The reports of jobs that still run: one that comes after its job's end would be counted once more."""
     jobs = set(running)
-    return [progress for progress in told if progress.job in jobs]
+    return [progress for progress in reports if progress.job in jobs]
 
 
-def _make_telling(
-    board: Any, job: ShardJob, root: str, url: str, settings: ShardSettings, work: WorkSettings
-) -> Progress:
+def _make_reporting(
+    board: Any, job: ShardJob, root: str, url: str, settings: ShardSettings, work: WorkerSettings
+) -> ShardProgress:
     return make_shard(job, root, url, settings, work, board.tell.remote)
 
 
-def _ended(ray: Any, reference: Any, job: str) -> Progress:
+def _ended(ray: Any, reference: Any, job: str) -> ShardProgress:
     try:
-        return cast(Progress, result_of(ray, reference))
+        return cast(ShardProgress, result_of(ray, reference))
     except Exception as error:
         if not is_gone(ray, error):
             raise
@@ -218,22 +221,22 @@ def _ended(ray: Any, reference: Any, job: str) -> Progress:
 
 
 def _by_processes(
-    prepared: Prepared, settings: ShardSettings, work: WorkSettings, workers: int, tally: Tally
-) -> Generator[Progress | None]:
-    room = min(workers or max(1, (os.cpu_count() or 1) // work.decoder_threads), prepared.remaining)
-    todo = prepared.todo()
+    prepared: Prepared, settings: ShardSettings, work: WorkerSettings, workers: int, stats: ShardingStats
+) -> Generator[ShardProgress | None]:
+    room = min(workers or max(1, (os.cpu_count() or 1) // work.decoder_threads), prepared.remaining_count)
+    todo = prepared.remaining_jobs()
 
     def arguments() -> Generator[tuple[Any, ...]]:
         for job, root in todo:
-            tally.began(job.id)
+            stats.began(job.id)
             yield job, root, prepared.store.url, settings, work
 
     with closing(todo), closing(run_in_processes(make_shard, arguments(), room, _name)) as results:
-        for told in results:
-            if isinstance(told, TaskRestarted):
-                print(visible(f"{_name(*told.arguments)} begins anew: {told.reason}"), file=sys.stderr)
+        for event in results:
+            if isinstance(event, TaskRestarted):
+                print(visible(f"{_name(*event.arguments)} begins anew: {event.reason}"), file=sys.stderr)
             else:
-                yield told.result if isinstance(told, TaskDone) else told.value
+                yield event.result if isinstance(event, TaskDone) else event.value
 
 
 def _name(job: ShardJob, *_: Any) -> str:
@@ -241,10 +244,10 @@ def _name(job: ShardJob, *_: Any) -> str:
 
 
 def _no_good_video(store: Store) -> UserError:
-    found = summary(store)
-    lines = [f"{failure['uri']}: {failure['reason']}" for failure in found["failure_examples"][:5]]
-    total = sum(found["failures"].values())
+    made = summary(store)
+    lines = [f"{failure['uri']}: {failure['reason']}" for failure in made["failure_examples"][:5]]
+    total = sum(made["failures"].values())
     more = f"\n  … and {total - 5} more" if total > 5 else ""
     remedy = f"mend or replace these videos, then try them again: reelscale shards retry {store.url}"
-    told = "".join(f"\n  {visible(line)}" for line in lines)
-    return UserError(f"no good video in the corpus:{told}{more}", store.url, remedy)
+    examples = "".join(f"\n  {visible(line)}" for line in lines)
+    return UserError(f"no good video in the corpus:{examples}{more}", store.url, remedy)

@@ -1,18 +1,18 @@
-"""What the workers tell, summed: videos, frames and bytes a second, failures by kind, what is left, stragglers."""
+"""Statistics of a sharding job under way: counts, rates, failures by kind, the time left, stragglers."""
 
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 
 from sharding import metrics
-from sharding.make.shard import Progress
+from sharding.make.shard import ShardProgress
 
 _SHORT_SECONDS = 60.0  # nothing that has run for less is late
 _WINDOW_SECONDS = 300.0  # rates and the time left go by the last five minutes
 
 
-class Tally:
-    """Sums over jobs. A job tells counts from its own beginning, so that one made a second time is not counted twice.
+class ShardingStats:
+    """Sums over shard jobs. A job reports counts from its own beginning: one made a second time is not counted twice.
 
     Holds the jobs being made and a few samples of the past, however many jobs there are. `total`: videos to be done.
     """
@@ -22,30 +22,30 @@ class Tally:
         self.videos = self.samples = self.frames = self.bytes_in = self.bytes_out = self.jobs = 0
         self.failures: Counter[str] = Counter()
         self._clock = clock
-        self._running: dict[str, Progress] = {}
+        self._running: dict[str, ShardProgress] = {}
         self._since: dict[str, float] = {}
         self._past: deque[tuple[float, int, int, int, int]] = deque([(clock(), 0, 0, 0, 0)])
         self._took: deque[float] = deque(maxlen=100)  # seconds of the last jobs
 
     def began(self, job: str) -> None:
-        """A job was given to a worker."""
+        """Note that a job was given to a worker."""
         self._since.setdefault(job, self._clock())
 
-    def add(self, told: Progress) -> None:
-        """Count what a job has done since it last told."""
-        self.began(told.job)
-        last = self._running.get(told.job, Progress(told.job, told.split))
-        if told.already:
-            self.total -= told.videos - last.videos
+    def add(self, progress: ShardProgress) -> None:
+        """Count what a job has done since its last report."""
+        self.began(progress.job)
+        last = self._running.get(progress.job, ShardProgress(progress.job, progress.split))
+        if progress.made_by_another:
+            self.total -= progress.videos - last.videos
         else:
-            self._count(last, told)
-        if told.done:
-            self._took.append(self._clock() - self._since.pop(told.job))
-            self._running.pop(told.job, None)
+            self._count(last, progress)
+        if progress.done:
+            self._took.append(self._clock() - self._since.pop(progress.job))
+            self._running.pop(progress.job, None)
             self.jobs += 1
             metrics.JOBS.inc()
-        elif told.videos > last.videos:
-            self._running[told.job] = told
+        elif progress.videos > last.videos:
+            self._running[progress.job] = progress
         self._sample()
 
     def straggler(self) -> tuple[str, float] | None:
@@ -58,7 +58,7 @@ class Tally:
         return (job, seconds) if seconds > max(3 * usual, _SHORT_SECONDS) else None
 
     def rates(self) -> tuple[float, float, float, float]:
-        """Videos, frames, bytes in and bytes out a second, lately."""
+        """Videos, frames, bytes in and bytes out a second, over the last five minutes."""
         begin, *before = self._past[0]
         now = self._clock()
         counts = (self.videos, self.frames, self.bytes_in, self.bytes_out)
@@ -68,12 +68,12 @@ class Tally:
         return first, second, third, fourth
 
     def seconds_left(self) -> float | None:
-        """At the rate of late; None if nothing was done lately."""
+        """The seconds until all is done at the rate of late; None if nothing was done lately."""
         videos_per_second = self.rates()[0]
         return max(0, self.total - self.videos) / videos_per_second if videos_per_second else None
 
     def line(self) -> str:
-        """One line for a person."""
+        """Rates, failures and the time left in one line for people."""
         videos, frames, read, written = self.rates()
         parts = [
             f"{videos:.3g} videos/s",
@@ -92,12 +92,12 @@ class Tally:
             parts.append(f"{straggler[0]} has run for {duration(straggler[1])}")
         return "  ".join(parts)
 
-    def _count(self, last: Progress, told: Progress) -> None:
+    def _count(self, last: ShardProgress, progress: ShardProgress) -> None:
         for name, counter in _COUNTERS.items():
-            more = max(0, getattr(told, name) - getattr(last, name))
+            more = max(0, getattr(progress, name) - getattr(last, name))
             setattr(self, name, getattr(self, name) + more)
             counter.inc(more)
-        for kind, count in told.failures.items():
+        for kind, count in progress.failures.items():
             more = max(0, count - last.failures.get(kind, 0))
             self.failures[kind] += more
             metrics.FAILURES.labels(kind=kind).inc(more)

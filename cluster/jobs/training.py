@@ -13,7 +13,7 @@ from cluster.launch.choose import Launcher, choose_launcher, require_room
 from cluster.launch.rank_main import RankTask, run_rank
 from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.endpoint import MonitorSettings
-from pretrain.checkpoints.checkpoint import load_newest
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.engine.distributed import world_size_from_environment
 from pretrain.report.run_data import read_metrics
 from pretrain.settings import InitSettings, TrainSettings, longest_wait
@@ -85,8 +85,8 @@ def run_training(job: TrainingJob, resolved: ResolvedRun) -> int:
 def training_summary(job: TrainingJob, code: int) -> dict[str, Any]:
     """What a run has come to: the step that is saved, and the last figures of training and validation up to it."""
     folder = Path(str(job.train.run))
-    checkpoint = load_newest(folder)
-    step = checkpoint.step if checkpoint else 0
+    newest = Checkpointer(folder).newest()
+    step = newest.step if newest else 0
     train, validation, _ = read_metrics(folder / "metrics.jsonl")
     return {
         "run": job.train.run,

@@ -13,7 +13,7 @@ from typing import Any
 from cluster.launch.ray_folder import session_folder
 from cluster.launch.signals import raise_if_interrupted, signals_ignored, signals_postponed
 from sharding.base import environment
-from sharding.base.errors import CannotGoOn, UserError
+from sharding.base.errors import CommandFailed, UserError
 
 _LOOK_SECONDS = 1.0
 
@@ -115,11 +115,11 @@ def first_ready(ray: Any, references: list[Any]) -> Any:
 
 
 def result_of(ray: Any, reference: Any) -> Any:
-    """What a task returned. Raises the UserError or CannotGoOn that it raised, as it was raised."""
+    """What a task returned. Raises the UserError or CommandFailed that it raised, as it was raised."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError | CannotGoOn):
+        if isinstance(error.cause, UserError | CommandFailed):
             raise error.cause from None
         raise
 

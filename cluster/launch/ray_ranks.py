@@ -15,7 +15,7 @@ from cluster.launch.ray_cluster import ray_cluster
 from cluster.launch.signals import NOT_BEGUN
 from pretrain.resilience.stop_signal import BEGUN_FILE, STOP_FILE
 from sharding.base.environment import FOLLOWED
-from sharding.base.errors import InVain, UserError
+from sharding.base.errors import NotRetryable, UserError
 from sharding.base.exit_codes import STOPPED
 from sharding.base.parent_death import stop_signals
 from sharding.base.printable import visible_lines
@@ -33,7 +33,7 @@ def run_ranks(task: RankTask, ranks: int, retries: int, wait_seconds: float) -> 
 
     `wait_seconds`: after which a collective gives up. Signals ask the run to stop through its folder; one that has not
     begun within seconds is left then.
-    Raises a worker's UserError or InVain at once, RuntimeError with the worker's error when the retries are used up.
+    Raises a worker's UserError or NotRetryable at once, RuntimeError with its error when the retries are used up.
     """
     folder = Path(str(task.resolved.settings.run))
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,9 +83,9 @@ def cpus_a_rank(nodes: Sequence[float], ranks: int) -> float:
     return next((1 / share for share in range(2, ranks + 1) if room(1 / share) >= ranks), 1 / ranks)
 
 
-def not_again(failures: Iterable[BaseException]) -> UserError | InVain | None:
+def not_again(failures: Iterable[BaseException]) -> UserError | NotRetryable | None:
     """The first of the ranks' errors that another try would only meet again; None where one may go better."""
-    return next((failure for failure in failures if isinstance(failure, UserError | InVain)), None)
+    return next((failure for failure in failures if isinstance(failure, UserError | NotRetryable)), None)
 
 
 def _fit(ray: Any, task: RankTask, folder: Path, ranks: int, wait_seconds: float) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import NoReturn
 
-from sharding.base.errors import CannotGoOn, UserError
+from sharding.base.errors import CommandFailed, UserError
 from sharding.base.exit_codes import FAILED, MISTAKE
 from sharding.base.printable import visible_lines
 
@@ -37,7 +37,7 @@ def exit_code_of(run: Callable[[], int]) -> int:
     except UserError as error:
         print(f"reelscale: {error}", file=sys.stderr)
         return MISTAKE
-    except CannotGoOn as error:
+    except CommandFailed as error:
         print(visible_lines(f"reelscale: {error}"), file=sys.stderr)
     except Exception:
         print(visible_lines(traceback.format_exc()), end="", file=sys.stderr)

@@ -12,15 +12,18 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Advance(Protocol):
-    """Tells that `count` more are done, with a line on how it goes."""
+    """A function that shows that `count` more are done, with a line on how it goes."""
 
-    def __call__(self, count: int, told: str = "") -> None:
-        """Shown at once on a terminal, every few seconds in a log."""
+    def __call__(self, count: int, line: str = "") -> None:
+        """Show it at once on a terminal, every few seconds in a log."""
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
-    """Yields an `Advance`. Everything goes to standard error, which leaves standard output to results."""
+    """A context manager with an `Advance` for `total` of `what`.
+
+    Everything goes to standard error, which leaves standard output to results.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,21 +33,21 @@ def progress(what: str, total: int) -> Iterator[Advance]:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[told]}", markup=False),
+            TextColumn("{task.fields[line]}", markup=False),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(what, total=total, told="")
-            yield lambda count, told="": bar.update(task, advance=count, told=visible(told))
+            task = bar.add_task(what, total=total, line="")
+            yield lambda count, line="": bar.update(task, advance=count, line=visible(line))
         return
     done, shown, printed = 0, time.monotonic(), -1
 
-    def advance(count: int, told: str = "") -> None:
+    def advance(count: int, line: str = "") -> None:
         nonlocal done, shown, printed
         done += count
         if (done == total and printed != total) or time.monotonic() - shown > _SECONDS_BETWEEN_LINES:
             shown, printed = time.monotonic(), done
             print(
-                "  ".join(filter(None, (visible(f"{what}: {done}/{total}"), visible(told)))),
+                "  ".join(filter(None, (visible(f"{what}: {done}/{total}"), visible(line)))),
                 file=sys.stderr,
                 flush=True,
             )

@@ -34,65 +34,65 @@ def print_models(rows: list[dict[str, Any]]) -> None:
         print("  ".join(f"{value!s:>11}" for value in shown))
 
 
-def print_store(found: dict[str, Any]) -> None:
+def print_store(store: dict[str, Any]) -> None:
     """A store's summary (sharding.inspect.summary), with at most 50 failures one by one."""
     from sharding.inspect.summary import concealed_words, length_words
 
-    rows: dict[str, Any] = {"samples": f"{found['samples']:,}", "classes": len(found["classes"])}
-    for split, counts in sorted(found["splits"].items()):
+    rows: dict[str, Any] = {"samples": f"{store['samples']:,}", "classes": len(store["classes"])}
+    for split, counts in sorted(store["splits"].items()):
         size = f"{counts['bytes'] / 1e6:,.1f} MB"
         videos = f"of {counts['videos']:,} videos, {counts['seconds'] / 3600:,.2f} h"
         rows[split] = f"{counts['samples']:,} samples {videos}, in {counts['shards']:,} shards, {size}"
-    left = found["jobs"]["planned"] - found["jobs"]["done"]
+    left = store["jobs"]["planned"] - store["jobs"]["done"]
     if left:
-        rows["still to be made"] = f"{left:,} of {found['jobs']['planned']:,} shards"
-    concealed = concealed_words(found["concealed"], found["frames"])
+        rows["still to be made"] = f"{left:,} of {store['jobs']['planned']:,} shards"
+    concealed = concealed_words(store["concealed"], store["frames"])
     if concealed:
         rows["concealed damage"] = concealed
     for name in ("failures", "left_out"):
-        if found[name]:
-            kinds = ", ".join(f"{kind} {count:,}" for kind, count in found[name].items())
-            rows[name.replace("_", " ")] = f"{sum(found[name].values()):,}: {kinds}"
-    rows |= found.get("files", {})
-    print_table(found["store"], rows)
-    lengths = {length_words(bucket): bucket["samples"] for bucket in found["lengths"]}
+        if store[name]:
+            kinds = ", ".join(f"{kind} {count:,}" for kind, count in store[name].items())
+            rows[name.replace("_", " ")] = f"{sum(store[name].values()):,}: {kinds}"
+    rows |= store.get("files", {})
+    print_table(store["store"], rows)
+    lengths = {length_words(bucket): bucket["samples"] for bucket in store["lengths"]}
     print(_bars("lengths", lengths), end="")
-    for split, counts in found["label_histogram"].items():
-        named = {found["classes"][int(label)]: count for label, count in counts.items()}
+    for split, counts in store["label_histogram"].items():
+        named = {store["classes"][int(label)]: count for label, count in counts.items()}
         print(_bars(f"classes of {split}", named), end="")
-    for failure in found["failure_examples"][:50]:
+    for failure in store["failure_examples"][:50]:
         print(f"  {visible(failure['uri'])}: {visible(failure['reason'])}")
-    if len(found["failure_examples"]) > 50:
-        print(f"  … and more: reelscale shards inspect {visible(found['store'])} --json")
+    if len(store["failure_examples"]) > 50:
+        print(f"  … and more: reelscale shards inspect {visible(store['store'])} --json")
 
 
-def print_verification(found: dict[str, Any]) -> None:
+def print_verification(report: dict[str, Any]) -> None:
     """What `shards verify` read, every damage and every orphan."""
-    rows = {name: f"{found[name]:,}" for name in ("shards", "samples", "decoded", "bytes")}
-    print_table(found["store"], rows | {"damaged": len(found["damages"]), "orphans": len(found["orphans"])})
-    for damage in found["damages"]:
+    rows = {name: f"{report[name]:,}" for name in ("shards", "samples", "decoded", "bytes")}
+    print_table(report["store"], rows | {"damaged": len(report["damages"]), "orphans": len(report["orphans"])})
+    for damage in report["damages"]:
         print(f"  {visible(damage['where'])}: {visible(damage['what'])}")
-    for path in found["orphans"]:
+    for path in report["orphans"]:
         print(f"  {visible(path)}: no record names it; it may be deleted while nothing shards into the store")
 
 
-def print_network(title: str, found: dict[str, Any], as_json: bool) -> None:
+def print_network(title: str, network: dict[str, Any], as_json: bool) -> None:
     """A network that was exported or imported, with the settings that fit it."""
     if as_json:
-        print_json(found)
+        print_json(network)
         return
-    clip, notes = found["clip"], found.get("notes", [])
-    given = {f"model.{name}": value for name, value in found["model"].items()}
-    if found["normalisation"]:
+    clip, notes = network["clip"], network.get("notes", [])
+    settings = {f"model.{name}": value for name, value in network["model"].items()}
+    if network["normalisation"]:
         numbers = {name: str(values).replace(" ", "") for name, values in clip["normalisation"].items()}
-        given |= {f"data.clip.normalisation.{name}": text for name, text in numbers.items()}
+        settings |= {f"data.clip.normalisation.{name}": text for name, text in numbers.items()}
     lines = {
-        "settings": " ".join(f"{name}={value}" for name, value in given.items()),
-        "parameters": f"{found['parameters']:,}",
+        "settings": " ".join(f"{name}={value}" for name, value in settings.items()),
+        "parameters": f"{network['parameters']:,}",
         "clip": f"{clip['frames']} frames of {clip['crop']} x {clip['crop']} pixels",
     }
     rest = ("file", "run", "step", "classes", "class_names")
-    print_table(title, lines | {name.replace("_", " "): found[name] for name in rest if name in found})
+    print_table(title, lines | {name.replace("_", " "): network[name] for name in rest if name in network})
     for note in notes:
         print(f"  note: {visible(note)}")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pretrain.checkpoints.identity import keep_settings
 from pretrain.checkpoints.remote import Remote
-from sharding.base.errors import InVain
+from sharding.base.errors import NotRetryable
 
 
-class Superseded(InVain):
+class Superseded(NotRetryable):
     """A newer attempt of the run has begun; this one must not write any more, nor take the run from it again."""
 
 

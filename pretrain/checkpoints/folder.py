@@ -1,4 +1,4 @@
-"""Checkpoints in a run's folder: found, judged, put in place in one step, taken away in one step."""
+"""Checkpoints in a run's folder: listed, verified, put in place in one step, taken away in one step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pretrain.checkpoints.manifest import MANIFEST, Manifest, kept, read_manifest
+from pretrain.checkpoints.manifest import MANIFEST, CheckpointId, Manifest, read_manifest
+from pretrain.checkpoints.retention import to_discard
 from sharding.base.atomic import remove_folder, replace_folder, sha256_of
 from sharding.base.errors import UserError
 
@@ -17,6 +18,10 @@ T = TypeVar("T")
 
 _TRIES, _PAUSE_SECONDS = 4, 1.0  # of reading what is there
 _WRITING, _REPLACED, _REMOVED = ".writing-", ".replaced-", ".removed-"
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint is not whole, or not the one that was looked for; says in what."""
 
 
 def checkpoints_of(run: Path) -> Path:
@@ -50,19 +55,24 @@ def manifest_in(folder: Path) -> Manifest:
     return read_manifest(data, str(folder))
 
 
-def problem(folder: Path, manifest: Manifest) -> str | None:
-    """How a checkpoint is damaged, or None: every file is read and has its sha256.
+def require_sound(folder: Path, which: CheckpointId) -> None:
+    """Read all of a folder that is to hold this checkpoint. Raises DamagedCheckpoint unless every file has its sha256.
 
-    Raises UserError if the disk does not give one that is there.
+    Raises UserError for another version's, or if the disk does not give what is there.
     """
+    try:
+        manifest = manifest_in(folder)
+    except ValueError as error:
+        raise DamagedCheckpoint(str(error)) from error
+    if manifest.id != which:
+        raise DamagedCheckpoint(f"it is step {manifest.step} of attempt {manifest.attempt}")
     for name, expected in manifest.files.items():
         try:
-            found = _patiently(functools.partial(sha256_of, folder / name), folder)
-        except FileNotFoundError:
-            return f"{name} is not there"
-        if found != expected.sha256:
-            return f"{name} does not have its sha256"
-    return None
+            digest = _patiently(functools.partial(sha256_of, folder / name), folder)
+        except FileNotFoundError as error:
+            raise DamagedCheckpoint(f"{name} is not there") from error
+        if digest != expected.sha256:
+            raise DamagedCheckpoint(f"{name} does not have its sha256")
 
 
 def _patiently(read: Callable[[], T], folder: Path) -> T:
@@ -92,27 +102,25 @@ def put_in_place(aside: Path, final: Path) -> None:
 
 
 def prune(run: Path, saved: Manifest, keep: int) -> None:
-    """Leave what is to be kept (`kept`), what a newer attempt saved, and what another version wrote."""
-    found: dict[Path, Manifest] = {}
+    """Remove the checkpoints that are not to be kept (`to_discard`), but leave what cannot be read just now.
+
+    Another version's are left, too.
+    """
+    manifests: dict[Path, Manifest | None] = {}
     for path in checkpoints_of(run).glob("step-*"):
         try:
             manifest = read_manifest((path / MANIFEST).read_bytes(), str(path))
-            if manifest.attempt > saved.attempt:
-                continue
-            whole = all((path / name).stat().st_size == of.bytes for name, of in manifest.files.items())
+            newer = manifest.attempt > saved.attempt
+            # By length: to read it all would take too long at each save.
+            whole = newer or all((path / name).stat().st_size == of.bytes for name, of in manifest.files.items())
         except (ValueError, FileNotFoundError):
-            _discard(path)
+            manifests[path] = None
         except (OSError, UserError):
-            continue  # it may be sound, and cannot be read just now or by this version
+            continue  # it may be sound
         else:
-            if whole:  # by length: to read it all would take too long at each save
-                found[path] = manifest
-            else:
-                _discard(path)
-    keepers = kept(found.values(), saved, keep)
-    for path, manifest in found.items():
-        if manifest not in keepers:
-            _discard(path)
+            manifests[path] = manifest if whole else None
+    for path in to_discard(manifests, saved, keep):
+        _discard(path)
     _sweep(run, saved.attempt)
 
 

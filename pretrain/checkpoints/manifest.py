@@ -1,13 +1,13 @@
-"""A checkpoint's manifest: its files with their sha256, written last; and which checkpoints are kept."""
+"""A checkpoint's manifest: its files with their sha256, written last."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sharding.base.atomic import sha256_of
 from sharding.base.errors import UserError
@@ -15,6 +15,13 @@ from sharding.base.errors import UserError
 FORMAT = 2
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"[a-z][a-z0-9_-]*\.(safetensors|json|jsonl)")
+
+
+class CheckpointId(NamedTuple):
+    """Which start of a run saved a checkpoint, and at which step; of two, the greater is the newer."""
+
+    attempt: int
+    step: int
 
 
 @dataclass(frozen=True)
@@ -34,21 +41,26 @@ class Manifest:
     clip1: float | None
     files: dict[str, FileSum]
 
+    @property
+    def id(self) -> CheckpointId:
+        """The checkpoint that this is the manifest of."""
+        return CheckpointId(self.attempt, self.step)
+
     def encoded(self) -> bytes:
         """Its JSON."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode()
 
 
 def step_name(step: int) -> str:
-    """What a step's folder is called."""
+    """The name of a step's folder."""
     return f"step-{step:08d}"
 
 
 def manifest_of(folder: Path, step: int, attempt: int, clip1: object) -> Manifest:
     """The manifest of the files in a folder, which are read once for it."""
-    known = isinstance(clip1, int | float) and math.isfinite(clip1)
+    validated = isinstance(clip1, int | float) and math.isfinite(clip1)
     files = {path.name: FileSum(path.stat().st_size, sha256_of(path)) for path in sorted(folder.iterdir())}
-    return Manifest(step, attempt, float(clip1) if known else None, files)  # type: ignore[arg-type]
+    return Manifest(step, attempt, float(clip1) if validated else None, files)  # type: ignore[arg-type]
 
 
 def read_manifest(data: bytes, where: str) -> Manifest:
@@ -62,7 +74,7 @@ def read_manifest(data: bytes, where: str) -> Manifest:
         if written == FORMAT:
             files = {str(name): FileSum(int(of["bytes"]), str(of["sha256"])) for name, of in tree["files"].items()}
             clip1 = None if tree["clip1"] is None else float(tree["clip1"])
-            found = Manifest(int(tree["step"]), int(tree["attempt"]), clip1, files)
+            manifest = Manifest(int(tree["step"]), int(tree["attempt"]), clip1, files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its manifest is damaged: {type(error).__name__}: {error}") from error
     if written != FORMAT:
@@ -71,18 +83,4 @@ def read_manifest(data: bytes, where: str) -> Manifest:
     strange = [name for name in files if not _NAME.fullmatch(name)]
     if strange:
         raise ValueError(f"its manifest names the file {strange[0]!r}")
-    return found
-
-
-def kept(found: Iterable[Manifest], saved: Manifest, keep: int) -> list[Manifest]:
-    """Of sound checkpoints those to keep once `saved` is: the newest `keep` up to it, and the best by clip@1.
-
-    What is beyond it is not kept: the run had begun there again, or it could not be read. Of a step saved twice
-    the newer attempt's counts; of equally good ones the last.
-    """
-    steps = {each.step: each for each in sorted(found, key=lambda each: each.attempt) if each.step <= saved.step}
-    known = [steps[step] for step in sorted(steps)]
-    judged = [each for each in known if each.clip1 is not None]
-    best = max(judged, key=lambda each: (each.clip1, each.step), default=None)
-    newest = known[-keep:]
-    return newest if best is None or best in newest else [best, *newest]
+    return manifest

@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pretrain.checkpoints.manifest import MANIFEST, Manifest, kept, read_manifest, step_name
+from pretrain.checkpoints.manifest import MANIFEST, CheckpointId, Manifest, read_manifest, step_name
+from pretrain.checkpoints.retention import to_discard
 from sharding.base.errors import UserError
 from sharding.base.redact import redacted
 from sharding.storage.store import open_store
@@ -51,59 +52,52 @@ class Remote:
         with self._writing():
             self._store.put(f"{self._run}/{name}", data)
 
-    def committed(self) -> list[tuple[int, int]]:
-        """(step, attempt) of all committed checkpoints."""
-        return [place for place, names in self._files().items() if MANIFEST in names]
+    def committed(self) -> list[CheckpointId]:
+        """All committed checkpoints, damaged ones with them."""
+        return [which for which, names in self._files().items() if MANIFEST in names]
 
     def upload(self, folder: Path, manifest: Manifest, fence: Callable[[], None]) -> None:
         """Put a committed folder's files, and the manifest once `fence` has not raised."""
-        for (step, attempt), names in self._files().items():
-            if attempt <= manifest.attempt and MANIFEST not in names:  # an upload that failed, or was killed
-                self._delete(step, attempt, names)
-        place = self._place(manifest.step, manifest.attempt)
+        for which, names in self._files().items():
+            if which.attempt <= manifest.attempt and MANIFEST not in names:  # an upload that failed, or was killed
+                self._delete(which, names)
+        place = self._place(manifest.id)
         self._store.delete(f"{place}/{MANIFEST}")  # this attempt may have saved the step before
         for name in manifest.files:
             self._store.put_file(f"{place}/{name}", folder / name)
         fence()
         self._store.put(f"{place}/{MANIFEST}", manifest.encoded(), create=True)
 
-    def download(self, step: int, attempt: int, folder: Path) -> Manifest:
+    def download(self, which: CheckpointId, folder: Path) -> None:
         """Fetch a checkpoint's files into an empty folder, to be verified there.
 
         Raises ValueError if it is damaged, FileNotFoundError if part of it is missing.
         """
-        place = self._place(step, attempt)
+        place = self._place(which)
         data = self._store.get(f"{place}/{MANIFEST}")
         manifest = read_manifest(data, f"{self.where}/{place}")
-        if (manifest.step, manifest.attempt) != (step, attempt):
+        if manifest.id != which:
             raise ValueError("its manifest is another checkpoint's")
         for name in manifest.files:
             self._store.get_file(f"{place}/{name}", folder / name)
         (folder / MANIFEST).write_bytes(data)
-        return manifest
 
     def prune(self, saved: Manifest, keep: int) -> None:
-        """Leave what is to be kept (`kept`), what a newer attempt put, and what another version wrote."""
-        found: dict[tuple[int, int], Manifest] = {}
-        useless = []
+        """Delete the checkpoints that are not to be kept (`to_discard`), but leave another version's."""
+        manifests: dict[CheckpointId, Manifest | None] = {}
         files = self._files()
-        for step, attempt in [key for key in files if MANIFEST in files[key] and key[1] <= saved.attempt]:
-            place = self._place(step, attempt)
+        for which in [key for key in files if MANIFEST in files[key] and key.attempt <= saved.attempt]:
+            place = self._place(which)
             try:
                 manifest = read_manifest(self._store.get(f"{place}/{MANIFEST}"), place)
             except UserError:
                 continue
             except (ValueError, FileNotFoundError):
-                useless.append((step, attempt))
-                continue
-            if set(manifest.files) <= files[step, attempt]:
-                found[step, attempt] = manifest
+                manifests[which] = None
             else:
-                useless.append((step, attempt))
-        keepers = kept(found.values(), saved, keep)
-        useless += [key for key, manifest in found.items() if manifest not in keepers]
-        for step, attempt in useless:
-            self._delete(step, attempt, files[step, attempt])
+                manifests[which] = manifest if set(manifest.files) <= files[which] else None
+        for which in to_discard(manifests, saved, keep):
+            self._delete(which, files[which])
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -120,19 +114,19 @@ class Remote:
             remedy = "give a directory that can be made and written to, or a URL"
             raise UserError(what, "checkpoint.store", remedy) from error
 
-    def _delete(self, step: int, attempt: int, names: Iterable[str]) -> None:
+    def _delete(self, which: CheckpointId, names: Iterable[str]) -> None:
         for name in sorted(names, key=lambda name: name != MANIFEST):  # the manifest first: the rest is nothing then
-            self._store.delete(f"{self._place(step, attempt)}/{name}")
+            self._store.delete(f"{self._place(which)}/{name}")
 
-    def _files(self) -> dict[tuple[int, int], set[str]]:
-        """The names of all files by (step, attempt)."""
+    def _files(self) -> dict[CheckpointId, set[str]]:
+        """The names of all files by checkpoint."""
         prefix = f"{self._run}/checkpoints/"
-        found: dict[tuple[int, int], set[str]] = {}
+        files: dict[CheckpointId, set[str]] = {}
         for path in self._store.list(prefix):
             match = _PLACE.fullmatch(path.removeprefix(prefix))
             if match:
-                found.setdefault((int(match[1]), int(match[2])), set()).add(match[3])
-        return found
+                files.setdefault(CheckpointId(attempt=int(match[2]), step=int(match[1])), set()).add(match[3])
+        return files
 
-    def _place(self, step: int, attempt: int) -> str:
-        return f"{self._run}/checkpoints/{step_name(step)}/attempt-{attempt:06d}"
+    def _place(self, which: CheckpointId) -> str:
+        return f"{self._run}/checkpoints/{step_name(which.step)}/attempt-{which.attempt:06d}"

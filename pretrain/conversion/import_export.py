@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoints.checkpoint import Checkpoint, begin_attempt, load_run, save_checkpoint
+from pretrain.checkpoints.checkpoint import Checkpoint
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.conversion.export_file import Export, is_export, read_export, write_export
 from pretrain.conversion.published import Published, meta_network, read_published
 from pretrain.data.sources import DataSettings
@@ -39,7 +40,7 @@ def export_run(run: Path, file: Path) -> dict[str, Any]:
     """
     run = run.absolute()
     settings, classes = read_settings(run)
-    checkpoint = load_run(run)
+    checkpoint = Checkpointer(run).load_weights_only()
     clip = settings.data.clip
     check_weights(
         meta_network(settings.model, len(classes), clip.frames, clip.crop), checkpoint.weights, "keep", str(run)
@@ -84,7 +85,9 @@ def import_run(
         with atomic_folder(run) as folder:
             Run(folder, writes=True).begin(settings, names, [], {"classes": len(names), "parameters": count})
             (folder / _PROVENANCE).write_text(json.dumps(export.provenance, indent=1))
-            save_checkpoint(folder, begin_attempt(folder), Checkpoint(0, export.state, {}, {}, {"step": 0}), keep=1)
+            checkpointer = Checkpointer(folder)
+            checkpointer.begin_attempt()
+            checkpointer.commit(Checkpoint(0, export.state, {}, {}, {"step": 0}))
     except OSError as error:
         raise UserError(f"the run cannot be written: {error}", str(run), "name a folder that can be written") from error
     return {"run": str(run), **_described(export), "class_names": _naming(classes, export), "notes": notes}

@@ -68,6 +68,11 @@ class GraphedFeatures:
             self._graph.release()
             self._graph = None
 
+    def close(self) -> None:
+        """As `discard`, and the network's passes are computed without graphs from now on."""
+        self.discard()
+        self._network.graphed_features = None
+
     def _captured(self, clips: Tensor) -> _Graph | None:
         """The graph, on all ranks or on none: weights' gradients come in another order by it, which ZeRO sums in."""
         graph, reason, level = None, "another rank could not capture them", logging.INFO

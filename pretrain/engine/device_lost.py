@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from sharding.base.errors import CannotGoOn
+from sharding.base.errors import CommandFailed
 from sharding.base.exit_codes import FAILED
 
 log = logging.getLogger("reelscale")
@@ -34,7 +34,7 @@ _TELLING = 10.0  # seconds for the message, which may hang on the disk
 _FINISHING = 20.0  # seconds for what is done without the device
 
 
-class DeviceLost(CannotGoOn):
+class DeviceLost(CommandFailed):
     """The device computes no more in this process, and the message says how it goes on."""
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from sharding.base import environment
-from sharding.base.errors import CannotGoOn, UserError
+from sharding.base.errors import CommandFailed, UserError
 
 log = logging.getLogger("reelscale")
 
@@ -75,7 +75,7 @@ class World:
     def host_maximum(self, patience: timedelta) -> Iterator[Callable[[int], int]]:
         """A function that gives the highest of all ranks' integers, without the devices, which may be what fails.
 
-        It raises CannotGoOn for a rank that does not call it within `patience`. Entered by all ranks.
+        It raises CommandFailed for a rank that does not call it within `patience`. Entered by all ranks.
         """
         if self.size == 1:
             yield lambda value: value
@@ -88,7 +88,7 @@ class World:
                 dist.all_reduce(word, dist.ReduceOp.MAX, group=group)
             except RuntimeError as error:
                 reason = str(error).partition("\n")[0]
-                raise CannotGoOn(f"training failed: another rank does not answer ({reason})") from error
+                raise CommandFailed(f"training failed: another rank does not answer ({reason})") from error
             return int(word)
 
         yield highest
@@ -128,7 +128,7 @@ def start_world(timeout_seconds: float = 600.0, deterministic: bool = False, mee
     """Join the process group that the environment names (one process if none), nccl on GPUs, gloo without.
 
     `deterministic`: operations of a GPU that give other bits each time are not used. On a CPU there are none.
-    Raises CannotGoOn if the ranks have not all come in `meet_seconds`; a collective may then take `timeout_seconds`.
+    Raises CommandFailed if the ranks have not all come in `meet_seconds`; a collective may then take `timeout_seconds`.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first GPU operation runs
@@ -165,7 +165,7 @@ def _meet(within: timedelta) -> dist.Store:  # type: ignore[name-defined]  # tor
         store, _, _ = next(dist.rendezvous("env://", timeout=within))  # type: ignore[attr-defined]  # not listed
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         where, reason = environment.meeting_place(), str(error).partition("\n")[0]
-        raise CannotGoOn(
+        raise CommandFailed(
             f"the {environment.world_size()} ranks of the run did not meet at {where} within "
             f"{within.total_seconds():g} s (rank {environment.rank()}: {reason}); look for those that did not start, "
             "or cannot reach it"
@@ -183,14 +183,14 @@ def enough_gpus(gpus: int, ranks: int) -> bool:
 
 @contextlib.contextmanager
 def names_lost_ranks() -> Iterator[None]:
-    """Inside the `with`, a collective that fails because a rank is gone raises CannotGoOn."""
+    """Inside the `with`, a collective that fails because a rank is gone raises CommandFailed."""
     try:
         yield
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         if not any(words in reason for words in _LOST):
             raise
-        raise CannotGoOn(
+        raise CommandFailed(
             f"training failed: another rank is gone ({reason}); unless it tells an error of its own, the same command "
             "goes on from the last checkpoint"
         ) from error

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-import os
-import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +14,15 @@ from pretrain import metrics
 from pretrain.engine.capture import Capture, capture_for
 from pretrain.engine.cuda_graph import enable_cuda_graph
 from pretrain.engine.deepspeed_config import EngineSettings, deepspeed_config, explains_deepspeed_refusals
+from pretrain.engine.deepspeed_import import join_deepspeed
 from pretrain.engine.distributed import World
-from pretrain.engine.precision import HALF_DTYPES, autocast
+from pretrain.engine.precision import HALF_DTYPES
+from pretrain.engine.predictor import Predictor, blank_copy, buffers_of
 from pretrain.engine.scaler import LossScale
 from pretrain.engine.step_verdict import Judge, adamw, gradients_of, sgd
 from pretrain.engine.zero_state import Parts
 from pretrain.models import count
-from pretrain.models.compute.batchnorm import (
-    commit_statistics,
-    discard_statistics,
-    recompute_statistics,
-    synchronise,
-)
+from pretrain.models.compute.batchnorm import commit_statistics, synchronise
 from pretrain.models.groups import parameter_groups
 from pretrain.models.network import VideoNetwork
 
@@ -63,15 +54,15 @@ class EngineState:
 
 
 class Engine:
-    """One rank's share of a training step: `forward`, `backward` and `step` once for each of its passes.
+    """One rank's share of a training step: `forward`, `backward` and `step` once for each of its micro-steps.
 
-    A pass is a lane. With `together` it is all of the rank's lanes, which are then normalised with those of the
+    A micro-step is a lane. With `together` it is all of the rank's lanes, which are then normalised with those of the
     other ranks as one batch.
 
     A step whose loss or gradients are not finite on any rank is left out on all: weights, optimizer state, average
     and BN statistics stay as they are to the bit. The device does that by itself, and the host waits for nothing
-    here, but under ZeRO 3, whose fetches of weights wait for each other. It reads `verdict` when it likes, and tells
-    it by `settle`; before the next step in fp16, whose loss scale follows from it.
+    here, but under ZeRO 3, whose fetches of weights wait for each other. It reads `verdict` when it likes, and says
+    so by `record_verdict`; before the next step in fp16, whose loss scale follows from it.
     """
 
     def __init__(
@@ -87,21 +78,19 @@ class Engine:
     ) -> None:
         """`rates`: factors on the learning rate by part of the network, see `parameter_groups`.
 
-        `capture`: what captures its passes, in the place of the device's own CUDA graphs.
+        `capture`: what captures its micro-steps, in the place of the device's own CUDA graphs.
         """
-        deepspeed = _deepspeed(world)
+        deepspeed = join_deepspeed(world.device)
         self.world, self.model, self.was_skipped = world, model, False
         self._settings, self._zero = settings, settings.zero
         self._half, self._scale = HALF_DTYPES[settings.precision], LossScale(settings.precision == "fp16")
-        self._unsettled = False
+        self._awaits_verdict = False
         if settings.zero == 3 and isinstance(model, VideoNetwork):
             # Its weights come layer by layer, and are gone again when gradients come: none is cast before its layer.
             model.use(replace(model.compute_path, cast_at_once=False))
-        # A network without memory: of the copies that predict where the model's own weights are in parts, or not meant.
-        self._blank = copy.deepcopy(model).to("meta") if settings.zero == 3 or settings.average else None
-        self._copies: dict[bool, nn.Module] = {}
+        blank = blank_copy(model, settings)
         share = lanes // world.size
-        batch, self._passes = (lane_batch * share, 1) if together else (lane_batch, share)
+        batch, self._micro_steps = (lane_batch * share, 1) if together else (lane_batch, share)
         self._together = together
         if together:
             synchronise(model, world.gather)
@@ -111,15 +100,16 @@ class Engine:
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=optimizer,
-                config=deepspeed_config(settings, batch, self._passes, world.size, count.parameters(model)),
+                config=deepspeed_config(settings, batch, self._micro_steps, world.size, count.parameters(model)),
                 dist_init_required=False,
             )
-        # DeepSpeed's own scalers judge a part of the gradients at a time, and under ZeRO 1 to 3 are stuck.
+        # DeepSpeed's (0.19) own scalers judge a part of the gradients at a time, and under ZeRO 1 to 3 are stuck.
         self._engine.torch_autocast_z0_gradscaler = None
         if self._zero:
             self._optimizer.torch_autocast_gradscaler = None
         self._judge = Judge(self._optimizer, self._zero, world, settings.clip_gradient, self._loss_scale)
         self._parts = Parts(model, self._optimizer, self._zero, settings.average)
+        self.predictor = Predictor(model, blank, self._parts, settings, world)
         self._graphed = enable_cuda_graph(model, settings, world, capture or capture_for(world.device))
 
     def forward(self, video: Tensor) -> Tensor:
@@ -129,38 +119,8 @@ class Engine:
 
     @property
     def input_buffer(self) -> Tensor | None:
-        """Clips that lie here `forward` need not copy first, see `GraphedFeatures`; None without a graph."""
+        """ClipBatch that lie here `forward` need not copy first, see `GraphedFeatures`; None without a graph."""
         return self._graphed.input_buffer if self._graphed else None
-
-    def predict(self, video: Tensor, averaged: bool = False) -> Tensor:
-        """Logits [N, classes] in fp32, in the training's precision and without gradients.
-
-        `averaged`: of the weights' moving average, which the settings must ask for, with the model's own BN
-        statistics. The mode is the caller's, but for averaged weights and under ZeRO 3: there a whole copy of the
-        network predicts, in evaluation mode, which `gather_for_predictions` makes or else the first prediction
-        after a step, either on all ranks.
-        """
-        network = self.model
-        if averaged or self._zero == 3:
-            self.gather_for_predictions(averaged)
-            network = self._copies[averaged]
-        with torch.no_grad(), autocast(self.world.device, self._settings.precision):
-            logits: Tensor = network(video)
-            return logits.float()
-
-    def gather_for_predictions(self, averaged: bool = False) -> None:
-        """Make `predict` free of collectives until the next step. One itself; a second time it does nothing."""
-        if (not averaged and self._zero != 3) or averaged in self._copies:
-            return
-        if self._blank is None or (averaged and self._settings.average is None):
-            raise ValueError("this run keeps no average of its weights: engine.average is not set")
-        network = copy.deepcopy(self._blank).to_empty(device=self.world.device)
-        discard_statistics(network)
-        values = {name: value.clone() for name, value in self._parts.weights()}
-        if averaged:
-            values |= {name: value.clone() for name, value in self._parts.average()}
-        network.load_state_dict({**values, **dict(self._buffers())})
-        self._copies[averaged] = network.eval()
 
     @property
     def forward_waits(self) -> bool:
@@ -169,28 +129,13 @@ class Engine:
 
     @property
     def was_overflow(self) -> bool:
-        """Whether the step last settled was left out at an fp16 loss scale above 1, which is still to be found."""
+        """Whether the step recorded last was left out at an fp16 loss scale above 1, which is still to be found."""
         return self.was_skipped and self._half is torch.float16 and self._scale.factor >= 1
 
-    def recompute_statistics(self, batches: Iterable[Tensor]) -> None:
-        """Set the running BN statistics to the mean over many batches, all ranks' shares together. A collective.
-
-        They are those of the weights that are used: of their average where the settings ask for one.
-        `pretrain.models.compute.batchnorm.recompute_statistics` says how; by the copy that predicts where there is one.
-        """
-        averaged = self._settings.average is not None
-        self.gather_for_predictions(averaged)
-        network = self._copies.get(averaged, self.model)
-        recompute_statistics(network, batches, lambda video: self.predict(video, averaged), self.world.sum_)
-        if network is not self.model:
-            found = network.state_dict()
-            for name, buffer in self._buffers():
-                buffer.copy_(found[name])
-            self._copies = {averaged: network}  # another's statistics are the old ones
-
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one pass's mean loss. A loss that is not finite makes them NaN, on all ranks' sum."""
-        assert not (self.must_settle and self._unsettled), "the last step's verdict says what scale comes next"
+        """Add the gradients of a micro-step's mean loss. One that is not finite makes them NaN, in all ranks' sum."""
+        awaited = self._half is torch.float16 and self._awaits_verdict
+        assert not awaited, "the last step's verdict says what scale comes next"
         scale = self._loss_scale()
         if self._zero and self._half is torch.float16:
             self._optimizer.override_loss_scale(scale)  # by which DeepSpeed then multiplies, and divides in its step
@@ -199,9 +144,9 @@ class Engine:
         self._engine.backward(loss * factor)
 
     def step(self) -> bool:
-        """Take the optimizer's step once all passes are in (True then); BN statistics and average move with it.
+        """Take the optimizer's step once all micro-steps are in (True then); BN statistics and average move with it.
 
-        Unless `verdict` says that it was left out, on all ranks alike, which is to be settled.
+        Unless `verdict` says that it was left out, on all ranks alike, which `record_verdict` is to be told.
         """
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
@@ -212,8 +157,8 @@ class Engine:
         finite = self.verdict[0] > 0
         commit_statistics(self.model, self.world.sum_, finite)
         self._parts.follow(finite)
-        self._copies.clear()
-        self._unsettled = True
+        self.predictor.forget()
+        self._awaits_verdict = True
         return True
 
     @property
@@ -224,17 +169,12 @@ class Engine:
         """
         return self._judge.verdict
 
-    @property
-    def must_settle(self) -> bool:
-        """Whether a step is to be settled before the next one begins."""
-        return self._half is torch.float16
-
-    def settle(self, finite: bool) -> None:
+    def record_verdict(self, finite: bool) -> None:
         """Take note of a step's verdict on the host: in the loss scale, a metric and the log. Once a step, in order.
 
         `was_skipped` then says whether that step was left out.
         """
-        self._unsettled, self.was_skipped = False, not finite
+        self._awaits_verdict, self.was_skipped = False, not finite
         if not finite:
             metrics.SKIPPED_STEPS.inc()
             scale = f" (loss scale {self._scale.factor:g})" if self._half is torch.float16 else ""
@@ -243,14 +183,14 @@ class Engine:
 
     @contextmanager
     def unmoved(self) -> Iterator[None]:
-        """Inside, any pass is a step's last one; afterwards all on this rank is as before, to the bit. No collective.
+        """Inside, any micro-step is a step's last; afterwards all on this rank is as before, to the bit. No collective.
 
         An error inside leaves an engine that is of no further use.
         """
         # What DeepSpeed (0.19) counts and notes of a step; the optimizer has a copy of the boundary, which each
         # backward pass sets anew.
         noted = {name: getattr(self._engine, name) for name in _NOTED}
-        numbers = {name: value for name, value in vars(self).items() if isinstance(value, bool | int | float)}
+        noted_here = self.was_skipped, self._awaits_verdict
         scale, buffers, verdict = vars(self._scale).copy(), list(self.model.buffers()), self._judge.verdict
         kept = [buffer.to("cpu", copy=True) for buffer in buffers]
         device = self.world.device
@@ -261,10 +201,10 @@ class Engine:
             buffer.copy_(before)
         for name, value in noted.items():
             setattr(self._engine, name, value)
-        vars(self).update(numbers)
+        self.was_skipped, self._awaits_verdict = noted_here
         vars(self._scale).update(scale)
         self._judge.verdict = verdict
-        self._copies.clear()
+        self.predictor.forget()
 
     def close(self) -> None:
         """Give the memory back: of the graph, and of what DeepSpeed hangs on the weights. The engine is of no use then.
@@ -273,11 +213,9 @@ class Engine:
         Under ZeRO 3 what it hangs on modules stays, and with it a rank's part of the weights.
         """
         if self._graphed:
-            self._graphed.discard()
-        if isinstance(self.model, VideoNetwork):
-            self.model.graphed_features = None
+            self._graphed.close()
         self._engine.destroy()
-        self._copies.clear()
+        self.predictor.forget()
 
     def set_learning_rate(self, rate: float) -> None:
         """Set the rate of the coming step: for every parameter group, times the group's own scale."""
@@ -286,7 +224,7 @@ class Engine:
 
     def state(self) -> EngineState:
         """All that training goes on from, in copies of their own. A collective; the tensors are on rank 0 alone."""
-        weights, buffers = self._kept(self._parts.weights()), self._kept(self._buffers())
+        weights, buffers = self._kept(self._parts.weights()), self._kept(buffers_of(self.model))
         whole = {**weights, **buffers}
         return EngineState(
             model={name: whole[name] for name in self.model.state_dict() if name in whole},
@@ -302,28 +240,24 @@ class Engine:
         """
         self._parts.set_weights(state.model)
         with torch.no_grad():
-            for name, buffer in self._buffers():
+            for name, buffer in buffers_of(self.model):
                 buffer.copy_(state.model[name])
         self._parts.set_optimizer(state.optimizer)
         if state.average:
             self._parts.set_average(state.average)
         self._scale.load(state.scaler)
-        self._copies.clear()
+        self.predictor.forget()
 
     def _kept(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Copies in rank 0's host memory; every rank goes through all, since whole tensors are gathered on the way."""
         return {name: value.detach().to("cpu", copy=True) for name, value in tensors if self.world.rank == 0}
 
-    def _buffers(self) -> list[tuple[str, Tensor]]:
-        weights = {name for name, _ in self.model.named_parameters()}
-        return [(name, value) for name, value in self.model.state_dict().items() if name not in weights]
-
     def _loss_scale(self) -> float:
-        """What a pass's loss is multiplied by: DeepSpeed divides it by the passes, of which fp16 is to notice nothing.
+        """The factor on a micro-step's loss. DeepSpeed divides by their number, of which fp16 is to notice nothing.
 
         So a lane's gradients in half precision, and whether they overflow, are the same on any number of ranks.
         """
-        return self._scale.factor * self._passes if self._half is torch.float16 else 1.0
+        return self._scale.factor * self._micro_steps if self._half is torch.float16 else 1.0
 
 
 def _optimizer(
@@ -333,27 +267,3 @@ def _optimizer(
     if settings.optimizer == "adamw":
         return adamw(groups, device, settings.betas, settings.eps)
     return sgd(groups, device, settings.momentum, settings.nesterov)
-
-
-def _deepspeed(world: World) -> Any:
-    """DeepSpeed, in the process group of this world."""
-    deepspeed = import_deepspeed(world.device)
-    deepspeed.init_distributed(dist_init_required=False, verbose=False)
-    return deepspeed
-
-
-def import_deepspeed(device: torch.device) -> Any:
-    """Import DeepSpeed, quiet, on the CPU where there is no GPU; it takes seconds, and the GPU is not touched."""
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # DeepSpeed calls ninja by name; an environment that is not activated keeps it beside its Python.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    import deepspeed
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # An operation for inference that DeepSpeed compiles at the first start on a CPU: a start killed while compiling
-    # leaves a lock on which every later one waits for ever, and training never calls it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed

@@ -58,10 +58,7 @@ class Judge:
             divisor = ((norm + _LITTLE) / self._clip).clamp(min=1.0) * left
         elif left != 1:
             divisor = torch.full_like(norm, left)
-        if isinstance(self._inner, _Judged):
-            self._inner.verdict = found_inf, divisor
-        else:
-            self._inner.found_inf, self._inner.grad_scale = found_inf, divisor
+        self._inner.found_inf, self._inner.grad_scale = found_inf, divisor
 
 
 class _Judged(torch.optim.Optimizer):
@@ -71,12 +68,14 @@ class _Judged(torch.optim.Optimizer):
     how ZeRO shares the weights out.
     """
 
-    verdict: tuple[Tensor, Tensor | None]  # the two
+    found_inf: Tensor | None = None
+    grad_scale: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """A step, unless `found_inf` is 1: it lies in the host's own memory."""
-        found_inf, grad_scale = self.verdict
+        found_inf, grad_scale = self.found_inf, self.grad_scale
+        assert found_inf is not None, "not judged"
         if found_inf.numpy():
             return None
         if grad_scale is not None:
@@ -84,7 +83,11 @@ class _Judged(torch.optim.Optimizer):
                 for weight in group["params"]:
                     if weight.grad is not None:
                         weight.grad.div_(grad_scale)
-        return super().step(closure)
+        self.found_inf = self.grad_scale = None  # torch's plain functions (2.11 to 2.13) refuse them
+        try:
+            return super().step(closure)
+        finally:
+            self.found_inf, self.grad_scale = found_inf, grad_scale  # ZeRO takes a step for each group of weights
 
 
 class _SGD(_Judged, torch.optim.SGD):
@@ -115,12 +118,12 @@ def gradients_of(weights: Iterable[Tensor]) -> list[Tensor]:
 
     torch's fused optimizers go through both in the order of memory, and refuse, or do not see, that it differs.
     """
-    found = []
+    gradients = []
     for weight in weights:
         if weight.grad is None:
             continue
         strides = zip(weight.shape, weight.stride(), weight.grad.stride(), strict=True)
         if any(size > 1 and ours != theirs for size, ours, theirs in strides):
             weight.grad = torch.empty_like(weight).copy_(weight.grad)
-        found.append(weight.grad)
-    return found
+        gradients.append(weight.grad)
+    return gradients

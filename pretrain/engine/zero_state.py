@@ -82,10 +82,10 @@ class Parts:
         kept, values = ([value.detach().to("cpu", copy=True) for value in each] for each in (moved, whole))
         yield
         with torch.no_grad():
-            for there, before in zip(moved, kept, strict=True):
-                there.copy_(before)
-            for there, before in zip(whole, values, strict=True):  # ZeRO 3 has gathered them anew, elsewhere
-                there.copy_(before)
+            for value, before in zip(moved, kept, strict=True):
+                value.copy_(before)
+            for value, before in zip(whole, values, strict=True):  # ZeRO 3 has gathered them anew, elsewhere
+                value.copy_(before)
         held = {id(value) for value in whole}
         for value in weights:
             if id(value) not in held and not _is_shared_out(value):
@@ -184,12 +184,12 @@ def _is_shared_out(weight: Any) -> bool:
 
 
 def _of_kind(kind: str, values: Mapping[str, Tensor], trained: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
-    found = {name: values.get(f"{kind}:{name}") for name, _ in trained}
-    missing = [name for name, value in found.items() if value is None]
+    values_of_kind = {name: values.get(f"{kind}:{name}") for name, _ in trained}
+    missing = [name for name, value in values_of_kind.items() if value is None]
     if missing:
         raise UserError(
             f"the checkpoint has no {kind} for {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
             "engine.optimizer",
             "go on with the run's own optimizer (and its momentum), or begin another run from its weights",
         )
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in values_of_kind.items() if value is not None}

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pretrain.checkpoints.checkpoint import load_run
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.conversion.published import meta_network
 from pretrain.data.device.tensors import made_batch
 from pretrain.data.device.transforms import network_input
@@ -32,7 +32,7 @@ from pretrain.models.weights import check_weights, load_weights
 from pretrain.models.zoo import build_model
 from pretrain.run_folder import Run, read_settings
 from pretrain.settings import TrainSettings
-from sharding.base.errors import CannotGoOn, UserError
+from sharding.base.errors import CommandFailed, UserError
 from sharding.base.settings import Settings
 from sharding.storage.store import open_store
 
@@ -119,7 +119,7 @@ def open_subject(settings: EvaluateSettings) -> Subject:
     if clip.input == "flow" and not _has_flow(videos.split, videos.rows[0]):
         what = "the network takes optical flow, and the store holds none"
         raise UserError(what, store.url, "shard the corpus into a new store with the setting flow={}")
-    checkpoint = load_run(run)
+    checkpoint = Checkpointer(run).load_weights_only()
     check_weights(meta_network(train.model, len(classes), clip.frames, clip.crop), checkpoint.weights, "keep", str(run))
     return Subject(
         run, train, classes, checkpoint.weights, checkpoint.step, videos.split, videos.rows, videos.left_out,
@@ -161,7 +161,7 @@ class Scorer:
     def scores(self, rows: list[int], clips: int, batch: int) -> Iterator[VideoScore]:
         """Softmax of each centre-cropped clip, averaged over the video's; `batch` clips go through at once.
 
-        Raises CannotGoOn for a network whose outputs are not finite.
+        Raises CommandFailed for a network whose outputs are not finite.
         """
         for row, video in zip(rows, evaluation_clips(self._pool, rows, clips, 1), strict=True):
             if video.damaged:
@@ -180,7 +180,7 @@ class Scorer:
         together = torch.cat(logits).cpu()
         if not together.isfinite().all():
             what = f"the network of step {self.subject.step} gives scores that are not finite"
-            raise CannotGoOn(f"{what} (video {video.keys[0]}): its weights are of no use")
+            raise CommandFailed(f"{what} (video {video.keys[0]}): its weights are of no use")
         scores = together.softmax(1)
         # By the function that judges a video, so that a video of one clip is right when its clip is.
         right = sum(best_rank(clip, video.labels[0]) < 1 for clip in scores.numpy())

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.font_manager import FontEntry, fontManager
 
-from sharding.pages.fonts import SEE, Fonts
+from sharding.pages.fonts import INSTALL_HINT, Fonts
 
 log = logging.getLogger("reelscale")
 
@@ -42,7 +42,7 @@ class ClassLabels:
         self._labels: dict[str, Label] = {}
         self.legend: list[tuple[str, str]] = []
         for name, line in cut.items():
-            written = fonts.written(line) if line else None
+            written = fonts.runs(line) if line else None
             if written is None:
                 self._labels[name] = Label(f"class {numbers[name]}")
                 self.legend.append((f"class {numbers[name]}", name))
@@ -53,7 +53,7 @@ class ClassLabels:
         if self.legend:
             log.warning(
                 "no installed font has the letters of %d classes' names (%s): figures show their numbers, and the page "
-                "the names; %s", len(self.legend), ascii(self.legend[0][1]), SEE,
+                "the names; %s", len(self.legend), ascii(self.legend[0][1]), INSTALL_HINT,
             )  # fmt: skip
 
     def __getitem__(self, name: str) -> Label:

@@ -1,4 +1,4 @@
-"""A watchdog: a rank that takes no step for long tells where it hangs, and ends so that the run can go on."""
+"""A watchdog: a rank that takes no step for long writes where it hangs, and ends so that the run can go on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("reelscale")
 _STDERR = 2
 _POLL = 2.0  # seconds between two looks
 _EXCUSED = 60.0  # seconds that an excuse holds
-_TELLING = 30.0  # seconds for writing and logging, which may hang on the disk that the run hangs on
+_REPORT_SECONDS = 30.0  # for writing and logging, which may hang on the disk that the run hangs on
 
 
 class WatchdogSettings(Settings):
@@ -115,18 +115,18 @@ class Watchdog:
             return False
 
     def _end(self, why: str) -> None:
-        faulthandler.dump_traceback_later(2 * _TELLING, exit=True, file=_STDERR)
-        teller = threading.Thread(target=self._tell, args=(why,), name="watchdog-tells", daemon=True)
-        teller.start()
-        teller.join(_TELLING)
-        # Until all have seen the file: who goes first breaks the others' collectives, rank 0 their pulse, too.
+        faulthandler.dump_traceback_later(2 * _REPORT_SECONDS, exit=True, file=_STDERR)
+        reporter = threading.Thread(target=self._report, args=(why,), name="watchdog-report", daemon=True)
+        reporter.start()
+        reporter.join(_REPORT_SECONDS)
+        # Until all have seen the file: who goes first breaks the others' collectives, rank 0 their liveness store, too.
         time.sleep((4 if self._rank == 0 else 2) * min(_POLL, self._stall / 4))
         os._exit(STOPPED)  # schedulers start such a command again: it goes on from the last checkpoint
 
-    def _tell(self, why: str) -> None:
+    def _report(self, why: str) -> None:
         who = f"rank {self._rank} on {socket.gethostname()} {why}"
         path = self._stacks / f"rank-{self._rank:04d}.txt"
-        told = f"stacks in {path}"
+        stacks = f"stacks in {path}"
         try:
             self._stacks.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:  # an older attempt's stay, to be compared
@@ -137,8 +137,8 @@ class Watchdog:
             with self._hung.open("a") as file:
                 file.write(f"{who}\n")
         except OSError as error:
-            told = f"stacks on standard error, because of {error}"
+            stacks = f"stacks on standard error, because of {error}"
             faulthandler.dump_traceback(_STDERR, all_threads=True)
-        log.error("%s; %s; the same command goes on from the last checkpoint", who, told)
+        log.error("%s; %s; the same command goes on from the last checkpoint", who, stacks)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

@@ -1,4 +1,4 @@
-"""Ranks that die are missed by the others: each shows that it lives, and looks whether its neighbour does."""
+"""Ranks that die end the others: each rank shows that it lives (a heartbeat), and watches its neighbour's."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from sharding.base.settings import Seconds, Settings
 log = logging.getLogger("reelscale")
 
 _ANSWERS_WITHIN = timedelta(seconds=10)
-_LOST = "lost"  # the key of the first rank that was missed
+_LOST = "lost"  # the key of the first rank whose heartbeat stayed out
 
 
-class PulseSettings(Settings):
+class LivenessSettings(Settings):
     """When a rank counts as lost."""
 
     every_seconds: Annotated[Seconds, Field(description="seconds between two signs of life of a rank")] = 5.0
@@ -33,7 +33,7 @@ class PulseSettings(Settings):
     ] = 35.0
 
 
-class Pulse:
+class LivenessMonitor:
     """While the `with` lasts, a thread ends this process (exit 1) once any rank has gone.
 
     A collective of NCCL waits hours for a rank that was killed (`longest_wait`), and a launcher that sees it die is not
@@ -42,10 +42,10 @@ class Pulse:
     tells all the others there.
     """
 
-    def __init__(self, world: World, settings: PulseSettings) -> None:
+    def __init__(self, world: World, settings: LivenessSettings) -> None:
         self._world, self._settings = world, settings
         self._left, self._failed = threading.Event(), False
-        self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="liveness", daemon=True)
 
     def __enter__(self) -> Self:
         if self._world.size > 1:
@@ -62,14 +62,16 @@ class Pulse:
             self._thread.join()
 
     def _watch(self) -> None:
-        # A connection of its own: a timeout is the whole connection's, and one that waits keeps it locked.
+        # A connection of its own: a timeout is the whole connection's, and one that waits keeps it locked. The store
+        # that init_process_group was given is torch's private matter (2.11 to 2.13), and has no public accessor.
         own = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
         store = dist.PrefixStore("pulse", own)  # type: ignore[attr-defined]  # torch does not list it as exported
         store.set_timeout(_ANSWERS_WITHIN)
         rank, size = self._world.rank, self._world.size
         neighbour = (rank + 1) % size
-        seen, since, beats = "", time.monotonic(), 0
-        before: str | None = None  # torchrun keeps the store, and what was told in it, when it starts ranks again
+        last_beat, since, beats = "", time.monotonic(), 0
+        # torchrun keeps the store, and what older ranks reported there, when it starts ranks again.
+        before: str | None = None
         while True:
             left = self._left.wait(self._settings.every_seconds)
             beats += 1
@@ -79,24 +81,24 @@ class Pulse:
                 store.set(str(rank), "left" if left else str(beats))
                 if left:
                     return
-                told = store.get(_LOST).decode() if store.check([_LOST]) else ""
-                before = told if before is None else before
-                if told != before:
-                    self._end(*_read(told), told=True)
+                reported = store.get(_LOST).decode() if store.check([_LOST]) else ""
+                before = reported if before is None else before
+                if reported != before:
+                    self._end(*_parse(reported), reported=True)
                     return
-                there = store.get(str(neighbour)).decode() if store.check([str(neighbour)]) else ""
+                beat = store.get(str(neighbour)).decode() if store.check([str(neighbour)]) else ""
             except (RuntimeError, ValueError) as error:  # what torch raises of a store that is gone
-                self._end(0, str(error).partition("\n")[0], told=False)
+                self._end(0, str(error).partition("\n")[0], reported=False)
                 return
-            if there != seen or there == "left":
-                seen, since = there, time.monotonic()
+            if beat != last_beat or beat == "left":
+                last_beat, since = beat, time.monotonic()
             elif time.monotonic() - since > self._settings.lost_seconds:
                 why = f"no sign of life for {self._settings.lost_seconds:g} s"
-                self._end(*_tell(store, before, neighbour, why), told=True)
+                self._end(*_report(store, before, neighbour, why), reported=True)
                 return
 
-    def _end(self, lost: int, why: str, told: bool) -> None:
-        """`told`: the store holds what the others have yet to read."""
+    def _end(self, lost: int, why: str, reported: bool) -> None:
+        """End this process. `reported`: the store says so, too, which the others have yet to read."""
         if self._left.is_set():
             return
         log.error("rank %d: rank %d is gone (%s); unless it tells an error of its own, the same command goes on from "
@@ -104,7 +106,7 @@ class Pulse:
         for handler in log.handlers:
             handler.flush()
         sys.stdout.flush()
-        if told:
+        if reported:
             # Whoever ends breaks the others' collectives, and rank 0 takes the store along.
             beats = 2 if self._world.rank == 0 else 1
             time.sleep(min(beats * self._settings.every_seconds, self._settings.lost_seconds))
@@ -113,22 +115,22 @@ class Pulse:
         os._exit(FAILED)
 
 
-def _tell(
+def _report(
     store: dist.Store,  # type: ignore[name-defined]  # torch does not list it as exported
     before: str,
     lost: int,
     why: str,
 ) -> tuple[int, str]:
-    """Tell all ranks through the store which one is lost, and why, where it can be: what the first has told stays.
+    """The lost rank and why, as all ranks read it in the store from now on: what the first has reported stays.
 
-    `before`: what the store held when the ranks began, from which anything told now differs.
+    `before`: what the store held when the ranks began, from which any report of theirs differs.
     """
     try:
-        return _read(store.compare_set(_LOST, before, f"{lost} {time.time_ns()} {why}").decode())
+        return _parse(store.compare_set(_LOST, before, f"{lost} {time.time_ns()} {why}").decode())
     except (RuntimeError, ValueError):
         return lost, why
 
 
-def _read(told: str) -> tuple[int, str]:
-    lost, _, why = told.split(" ", 2)
+def _parse(report: str) -> tuple[int, str]:
+    lost, _, why = report.split(" ", 2)
     return int(lost), why

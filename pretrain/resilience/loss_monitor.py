@@ -41,7 +41,7 @@ class HealthSettings(Settings):
     ] = 10
 
 
-class LossWatch:
+class LossMonitor:
     """Judges each step by the losses before it; nothing is a spike before the window is half full.
 
     σ is taken from the median absolute deviation. So spikes that enter the window hardly move it, and a loss that

@@ -1,4 +1,4 @@
-"""Which ranks are slower than the others."""
+"""Which ranks are slower than the others, by the time of their own work."""
 
 import math
 import statistics
@@ -18,11 +18,11 @@ def slow_ranks(own_seconds: Sequence[float], hosts: Sequence[str], factor: float
     """The ranks that take more than `factor` times the median, the slowest first.
 
     own_seconds: by rank, what its steps took without waiting for others (all wait for the slowest, so that whole
-    steps take the same everywhere); one that is not finite is not known and counts nowhere. hosts: by rank.
+    steps take the same everywhere); one that is not finite was not measured and counts nowhere. hosts: by rank.
     """
-    known = [(rank, seconds) for rank, seconds in enumerate(own_seconds) if math.isfinite(seconds)]
-    median = statistics.median([seconds for _, seconds in known]) if known else 0.0
+    measured = [(rank, seconds) for rank, seconds in enumerate(own_seconds) if math.isfinite(seconds)]
+    median = statistics.median([seconds for _, seconds in measured]) if measured else 0.0
     if median <= 0:
         return []
-    slow = [SlowRank(rank, hosts[rank], seconds / median) for rank, seconds in known if seconds > factor * median]
-    return sorted(slow, key=lambda found: (-found.times, found.rank))
+    slow = [SlowRank(rank, hosts[rank], seconds / median) for rank, seconds in measured if seconds > factor * median]
+    return sorted(slow, key=lambda slow: (-slow.times, slow.rank))

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.checkpoints.checkpoint import load_run
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.data.views.views import Normalisation
 from pretrain.engine.autotune.choose import choose_compute_path
 from pretrain.engine.autotune.isolated import NetworkSpec
@@ -89,7 +89,7 @@ def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, class
     if settings.model.name == "r2d":  # its first convolution spans the whole clip
         _same("data.clip.frames", theirs.data.clip.frames, settings.data.clip.frames, source)
     _same("data.clip.normalisation", theirs.data.clip.normalisation, settings.data.clip.normalisation, source)
-    checkpoint = load_run(source)
+    checkpoint = Checkpointer(source).load_weights_only()
     same = sorted(their_classes) == sorted(classes)
     load_weights(model, checkpoint.weights, "keep" if same else "swap", str(source))
     how = "kept" if same else "new"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pydantic
 
-from pretrain.checkpoints.checkpoint import has_checkpoint
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.data.sources import open_sources, order_of
 from pretrain.models.groups import freeze
 from pretrain.models.zoo import build_model
@@ -51,6 +51,6 @@ def preflight(settings: TrainSettings, ranks: int) -> ResolvedRun:
         run.require_same(settings, classes, sources.versions)
     model = build_model(settings.model, len(classes), clip.frames, clip.crop)
     freeze(model, settings.schedule.rates)
-    if settings.init and not (run and has_checkpoint(run.folder, settings.checkpoint)):
+    if settings.init and not (run and Checkpointer(run.folder, settings.checkpoint).has_any()):
         start_from(model, settings, Path(settings.init.run), classes)
     return ResolvedRun(settings=settings, index=sources.versions, derived=quantities)

@@ -1,4 +1,4 @@
-"""A run's engine, ready to train: as its newest checkpoint says, by a compute path that has taken a step on trial."""
+"""A run's engine, ready to train: as its newest checkpoint says, and by a path that has taken a step on trial."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from pretrain.engine.device_lost import DeviceLost
 from pretrain.engine.distributed import World
 from pretrain.engine.engine import Engine
 from pretrain.models.count import macs, parameters
-from pretrain.resilience.loss_monitor import LossWatch
+from pretrain.resilience.process_age import seconds_since_start
 from pretrain.settings import TrainSettings
 from pretrain.training.initial_network import is_autotuned, network, training_micro_step
-from pretrain.training.resume import restore
-from pretrain.training.startup import seconds_since_start
-from pretrain.training.step import Position
+from pretrain.training.resume import load_engine
 from sharding.base.errors import UserError
 
 log = logging.getLogger("reelscale")
@@ -32,15 +30,13 @@ def ready_engine(
     classes: list[str],
     world: World,
     checkpoint: Checkpoint | None,
-    position: Position,
-    watch: LossWatch,
 ) -> tuple[Engine, int]:
-    """The engine, and the multiply-accumulates of a clip; position and watch as they were at the checkpoint.
+    """The engine, as it was at the checkpoint, and the multiply-accumulates of a clip's forward pass.
 
-    A compute path that was chosen by measuring and fails on trial is left out, with a warning, and the next one is
-    tried by an engine that is built anew. Raises UserError for clips that do not fit into memory and for a compute path
-    that was asked for and fails; DeviceLost where the device is lost, after which the same command goes on with another
-    compute path; RuntimeError if no compute path is left.
+    A path that was chosen by measuring and fails on trial is left out, with a warning, and the next one is tried by an
+    engine that is built anew. Raises UserError for clips that do not fit into memory and for a path that was asked for
+    and fails; DeviceLost where the device is lost, after which the same command goes on with another path; RuntimeError
+    if no path is left.
     """
     while True:
         log.info("building the network %s", settings.model.name)
@@ -52,7 +48,7 @@ def ready_engine(
         rates, lanes, together = settings.schedule.rates, settings.lanes, settings.together
         engine = Engine(model, settings.engine, world, lanes, settings.lane_batch, together, rates)
         if checkpoint:
-            restore(checkpoint, engine, position, watch)
+            load_engine(engine, checkpoint)
         outcome = trial(engine, training)
         if outcome == Outcome.FINE:
             log.info("a step on trial went well, %.1f s after this process began", seconds_since_start())
@@ -66,11 +62,11 @@ def ready_engine(
 
 
 def _give_up(settings: TrainSettings, folder: Path, world: World, outcome: Outcome) -> None:
-    """Leave the run's compute path out. Raises what ends the run where that is in vain."""
+    """Leave the run's path out. Raises what ends the run where that is in vain."""
     if not is_autotuned(settings, world.device):
         asked = settings.engine.compute_path != "auto"
         raise UserError(
-            "a step of training fails by this compute path, as the warning above says",
+            "a step of training fails by this path, as the warning above says",
             "engine.compute_path" if asked else "deterministic",
             "set engine.compute_path=auto, which takes another one"
             if asked
@@ -80,5 +76,5 @@ def _give_up(settings: TrainSettings, folder: Path, world: World, outcome: Outco
     if outcome == Outcome.DEVICE_LOST:
         raise DeviceLost(
             "training failed: a step on trial ended all computing on a rank's device, as the warning above says; "
-            "the same command goes on by another compute path"
+            "the same command goes on by another path"
         )

@@ -3,78 +3,67 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from pretrain import metrics
-from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, load_newest, load_step
-from pretrain.engine.distributed import World
+from pretrain.checkpoints.checkpoint import Checkpoint
 from pretrain.engine.engine import Engine, EngineState
-from pretrain.resilience.loss_monitor import LossWatch
-from pretrain.settings import TrainSettings
-from pretrain.training.rollbacks import MOST, REMEDY, keep, once_more
-from pretrain.training.step import Position
-from sharding.base.errors import InVain, UserError
+from pretrain.resilience.loss_monitor import LossMonitor
+from pretrain.training.rollbacks import MOST, REMEDY, next_rollback, write_rollback
+from pretrain.training.state import Position, TrainState
+from sharding.base.errors import NotRetryable, UserError
 
 log = logging.getLogger("reelscale")
 
 
-def newest(folder: Path, settings: CheckpointSettings, world: World) -> Checkpoint | None:
-    """The newest sound checkpoint of the run, the same on every rank: rank 0 finds it.
-
-    Raises UserError on a rank that cannot reach the one that rank 0 found.
-    """
-    found: Checkpoint | None = None
-
-    def find() -> str:
-        nonlocal found
-        found = load_newest(folder, settings)
-        return f"{found.step} {found.attempt}" if found else "-1 0"
-
-    step, attempt = map(int, world.broadcast_text(find).split())  # which may take its time, to fetch and to verify
-    if world.rank == 0 or step < 0:
-        return found
-    return load_step(folder, step, attempt, settings)
+def load_engine(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Have all that is trained as it was when the checkpoint was saved."""
+    scaler = checkpoint.state.get("scaler", {})
+    engine.load(EngineState(checkpoint.model, checkpoint.optimizer, checkpoint.average, scaler))
 
 
-def restore(checkpoint: Checkpoint, engine: Engine, position: Position, watch: LossWatch) -> None:
-    """Have all that is trained, and what follows from the steps taken, as it was when the checkpoint was saved."""
+def restore_progress(position: Position, loss_monitor: LossMonitor, checkpoint: Checkpoint) -> None:
+    """Have what follows from the steps taken as it was when the checkpoint was saved."""
     state = checkpoint.state
-    engine.load(EngineState(checkpoint.model, checkpoint.optimizer, checkpoint.average, state.get("scaler", {})))
     position.step, position.passed_over = checkpoint.step, state.get("passed_over", 0)
     position.best = state.get("best")
     if "watch" in state:
-        watch.load(state["watch"])
+        loss_monitor.load(state["watch"])
     if position.rollback and position.rollback.is_to(checkpoint):  # also where a new process goes on after it
         position.passed_over = position.rollback.passed_over
-        watch.load({**watch.state(), "skipped": 0})
+        loss_monitor.load({**loss_monitor.state(), "skipped": 0})
 
 
-def go_back(
-    folder: Path, settings: TrainSettings, engine: Engine, position: Position, watch: LossWatch, world: World
-) -> None:
-    """Set the run back to its last checkpoint, and go on from there with the samples that come next.
+def go_back(state: TrainState, step: int) -> None:
+    """Set a run that went wrong by `step` back to its last checkpoint, to go on with the samples that come next.
 
-    Raises InVain where there is no checkpoint, or the run was set back to the same one before, in vain.
+    A collective. Raises NotRetryable where there is no checkpoint, or the run was set back to the same one before, in
+    vain.
     """
-    checkpoint = newest(folder, settings.checkpoint, world)
-    wrong, data_step = position.step, position.data_step
-    if checkpoint is None:
-        raise InVain(f"training went wrong by step {wrong}, and there is no checkpoint to go back to: {REMEDY}")
-    position.rollback = once_more(position.rollback, checkpoint, data_step - checkpoint.step)
-    if world.rank == 0:
+    position, checkpointer = state.position, state.checkpointer
+    checkpointer.wait()
+    state.world.barrier()
+    position.step = step
+    data_step = position.data_step
+    newest = checkpointer.newest()
+    if newest is None:
+        raise NotRetryable(f"training went wrong by step {step}, and there is no checkpoint to go back to: {REMEDY}")
+    checkpoint = checkpointer.load(newest)
+    position.rollback = next_rollback(position.rollback, checkpoint, data_step - checkpoint.step)
+    if state.world.rank == 0:
         try:
-            keep(position.rollback, folder, settings)
-        except (OSError, UserError) as error:
-            what = error.what if isinstance(error, UserError) else str(error)
-            log.warning("that the run goes back could not be kept for its next start: %s", what)
+            write_rollback(position.rollback, checkpointer, state.settings)
+        except UserError as error:
+            log.warning("that the run goes back could not be kept for its next start: %s", error.what)
     if position.rollback.times > MOST:
-        raise InVain(
-            f"training went wrong by step {wrong}, as it did the {MOST} times before that it went on "
+        raise NotRetryable(
+            f"training went wrong by step {step}, as it did the {MOST} times before that it went on "
             f"from step {checkpoint.step} with other samples: {REMEDY}"
         )
-    restore(checkpoint, engine, position, watch)
+    load_engine(state.engine, checkpoint)
+    restore_progress(position, state.loss_monitor, checkpoint)
+    state.loader.last = state.settings.steps + position.passed_over
     metrics.ROLLBACKS.inc()
     log.warning(
         "training went wrong by step %d: going on from the checkpoint at step %d, with the samples of step %d on",
-        wrong, checkpoint.step, data_step + 1,
+        step, checkpoint.step, data_step + 1,
     )  # fmt: skip

@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, remote_of
+from pretrain.checkpoints.checkpoint import Checkpoint
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.settings import TrainSettings, what_matters
-from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import UserError
 from sharding.base.settings import digest
 
@@ -20,9 +20,9 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Rollback:
-    """The way back to the checkpoint of a step that an attempt saved.
+    """How often a run was set back to the checkpoint of a step that an attempt saved.
 
-    How many times it was gone, and the samples passed over since, in steps' worth, with those of the last time.
+    `passed_over`: the samples passed over since, in steps' worth, with those of the last time.
     """
 
     step: int
@@ -35,19 +35,19 @@ class Rollback:
         return (self.step, self.attempt) == (checkpoint.step, checkpoint.attempt)
 
 
-def once_more(before: Rollback | None, checkpoint: Checkpoint, passed_over: int) -> Rollback:
+def next_rollback(before: Rollback | None, checkpoint: Checkpoint, passed_over: int) -> Rollback:
     """The roll-back to a checkpoint, counted with those before to the same one."""
     times = before.times if before and before.is_to(checkpoint) else 0
     return Rollback(checkpoint.step, checkpoint.attempt, times + 1, passed_over)
 
 
-def encoded(rollback: Rollback, settings: TrainSettings) -> str:
-    """As JSON. With other settings that matter the count begins anew: they are the remedy."""
+def rollback_json(rollback: Rollback, settings: TrainSettings) -> str:
+    """A roll-back as JSON. With other settings that matter the count begins anew: they are the remedy."""
     return json.dumps({"format": _FORMAT, "settings": digest(what_matters(settings)), **asdict(rollback)}, indent=1)
 
 
-def decoded(text: str, settings: TrainSettings) -> Rollback | None:
-    """What `encoded` wrote with these settings; None of others, and of what is damaged."""
+def parse_rollback(text: str, settings: TrainSettings) -> Rollback | None:
+    """What `rollback_json` wrote with these settings; None of others, and of what is damaged."""
     try:
         tree = json.loads(text)
         if tree["format"] != _FORMAT or tree["settings"] != digest(what_matters(settings)):
@@ -57,7 +57,7 @@ def decoded(text: str, settings: TrainSettings) -> Rollback | None:
         return None
 
 
-def require_hope(rollback: Rollback | None, checkpoint: Checkpoint | None, run: Path) -> None:
+def refuse_given_up(rollback: Rollback | None, checkpoint: Checkpoint | None, run: Path) -> None:
     """Raises UserError for a run that was given up, and has the same checkpoint and settings as then."""
     if rollback and checkpoint and rollback.is_to(checkpoint) and rollback.times > MOST:
         raise UserError(
@@ -68,19 +68,12 @@ def require_hope(rollback: Rollback | None, checkpoint: Checkpoint | None, run: 
         )
 
 
-def keep(rollback: Rollback, run: Path, settings: TrainSettings) -> None:
-    """Write it into the run's folder, and beside the checkpoints in the settings' store. Raises UserError, OSError."""
-    text = encoded(rollback, settings)
-    atomic_write_text(run / FILE, text)
-    remote = remote_of(run, settings.checkpoint, ask=False)
-    if remote:
-        remote.put(FILE, text.encode())
+def write_rollback(rollback: Rollback, checkpointer: Checkpointer, settings: TrainSettings) -> None:
+    """Write it beside the checkpoints, in the run's folder and in the store. Raises UserError."""
+    checkpointer.write_beside(FILE, rollback_json(rollback, settings).encode())
 
 
-def kept(run: Path, checkpoints: CheckpointSettings) -> str:
-    """What is kept as it is written, in the run's folder or else in the store; "{}" for nothing."""
-    if (run / FILE).exists():
-        return (run / FILE).read_text(errors="replace")
-    remote = remote_of(run, checkpoints, ask=False)
-    data = remote.get(FILE) if remote else None
+def rollback_text(checkpointer: Checkpointer) -> str:
+    """The text beside the checkpoints, in the run's folder or else in the store; "{}" for none."""
+    data = checkpointer.read_beside(FILE)
     return data.decode(errors="replace") if data else "{}"

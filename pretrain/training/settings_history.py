@@ -29,7 +29,7 @@ def record_start(
 
     step: of the checkpoint that it goes on from. before: the settings of that start, where the history has none.
     """
-    mine = settings.model_dump(mode="json")
+    dumped = settings.model_dump(mode="json")
     computed_by = _computed_by(world)
     last = _last(run) or {"settings": before, "computed_by": computed_by}
     changed = []
@@ -45,7 +45,7 @@ def record_start(
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "changed": [{"setting": name, "old": old, "new": new} for name, old, new in changed],
         "computed_by": computed_by,
-        "settings": mine,
+        "settings": dumped,
     }
     try:
         append_line(run / SETTINGS_HISTORY, json.dumps(entry), durable=True)
@@ -55,12 +55,12 @@ def record_start(
 
 def changes(before: dict[str, Any], settings: TrainSettings) -> list[tuple[str, Any, Any]]:
     """(setting, old, new) of what matters and is not as in a former dump; what that has not is as it was."""
-    mine = what_matters(settings)
+    current = what_matters(settings)
     try:
         former = what_matters(TrainSettings.model_validate(with_current_names(before)))
     except ValueError:  # of a version whose settings were others
-        former = {name: value for name, value in before.items() if name in mine}
-    return differences(former, mine)
+        former = {name: value for name, value in before.items() if name in current}
+    return differences(former, current)
 
 
 def _computed_by(world: World) -> dict[str, Any]:

@@ -4,75 +4,61 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import torch
 
-from pretrain.checkpoints.async_saver import Saver
-from pretrain.checkpoints.checkpoint import begin_attempt
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.data.loader import Loader
 from pretrain.data.sources import Sources, describe_order, open_sources, order_of
 from pretrain.engine.distributed import World
-from pretrain.engine.engine import Engine
 from pretrain.resilience.hang_watchdog import Watchdog
-from pretrain.resilience.loss_monitor import LossWatch
+from pretrain.resilience.loss_monitor import LossMonitor
+from pretrain.resilience.process_age import seconds_since_start
 from pretrain.resilience.stop_signal import Stop
 from pretrain.run_folder import Run
 from pretrain.settings import TrainSettings, is_deterministic
-from pretrain.training.callbacks import CheckpointHook, Hook, LogHook, StatisticsHook, ValidationHook
+from pretrain.training.callbacks import (
+    Callback,
+    CheckpointCallback,
+    FirstStepCallback,
+    PreciseStatistics,
+    ValidationCallback,
+)
+from pretrain.training.log_callback import LogCallback
 from pretrain.training.preflight import ResolvedRun
 from pretrain.training.ready import ready_engine
-from pretrain.training.resume import newest
-from pretrain.training.rollbacks import decoded, kept, require_hope
+from pretrain.training.resume import restore_progress
+from pretrain.training.rollbacks import parse_rollback, refuse_given_up, rollback_text
 from pretrain.training.settings_history import record_start
-from pretrain.training.startup import FirstStepHook, seconds_since_start
-from pretrain.training.step import OwnTime, Position
+from pretrain.training.state import Position, Timers, TrainState
 
 log = logging.getLogger("reelscale")
 
 
-@dataclass
-class Session:
-    """What trains, where it is, and what hangs on it. `lanes`: those that this rank runs, one after the other."""
+def open_state(
+    settings: TrainSettings, world: World, run: Run, sources: Sources, stop: Stop, leaving: ExitStack
+) -> TrainState:
+    """A run that is ready to train, with all as it was at its newest checkpoint; a new one is saved at once.
 
-    engine: Engine
-    loader: Loader
-    lanes: range
-    position: Position
-    watch: LossWatch
-    own_time: OwnTime
-    saving: CheckpointHook
-    hooks: list[Hook]
-    watchdog: Watchdog
-
-
-def open_session(
-    settings: TrainSettings,
-    world: World,
-    run: Run,
-    sources: Sources,
-    extra_hooks: Sequence[Hook],
-    leaving: ExitStack,
-    stop: Stop,
-) -> Session:
-    """The session, with all as it was at the run's newest checkpoint; what is to be closed is closed by `leaving`.
-
-    Raises UserError for clips that do not fit into memory, and for what is wrong with checkpoints.
+    `leaving` closes what is to be closed. A collective. Raises UserError for clips that do not fit into memory, and for
+    what is wrong with checkpoints.
     """
     folder, data = run.folder, settings.data
     log.info("the stores are open, %.1f s after this process began", seconds_since_start())
     keep_threads(settings, world, run)
-    attempt = world.broadcast(begin_attempt(folder, settings.checkpoint) if world.rank == 0 else 0)
-    checkpoint = newest(folder, settings.checkpoint, world)
-    rollback = decoded(world.broadcast_text(lambda: kept(folder, settings.checkpoint)), settings)
-    require_hope(rollback, checkpoint, folder)
+    checkpointer = Checkpointer(folder, settings.checkpoint, world)
+    attempt = checkpointer.begin_attempt()
+    newest = checkpointer.newest()
+    checkpoint = checkpointer.load(newest) if newest else None
+    rollback = parse_rollback(world.broadcast_text(lambda: rollback_text(checkpointer)), settings)
+    refuse_given_up(rollback, checkpoint, folder)
     if world.rank == 0:
         record_start(folder, settings, world, attempt, checkpoint.step if checkpoint else 0, run.before)
-    position, watch = Position(rollback=rollback), LossWatch(settings.health)
-    engine, cost = ready_engine(settings, folder, sources.classes, world, checkpoint, position, watch)
+    position, loss_monitor = Position(rollback=rollback), LossMonitor(settings.health)
+    engine, macs = ready_engine(settings, folder, sources.classes, world, checkpoint)
     if checkpoint:
+        restore_progress(position, loss_monitor, checkpoint)
         log.info("going on from the checkpoint at step %d of %d in %s", position.step, settings.steps, folder)
 
     order = order_of(sources, data, settings.seed, settings.lanes, settings.lane_batch)
@@ -86,25 +72,27 @@ def open_session(
         return loader
 
     loader = leaving.enter_context(loader_of(position.data_step, settings.steps + position.passed_over))
-    own_time = OwnTime(world.device)
-    saver = Saver(folder, attempt, settings.checkpoint) if world.rank == 0 else None
-    saving = CheckpointHook(settings, engine, world, position, watch, saver)
+    watchdog = Watchdog(folder, world.rank, attempt, settings.watchdog.stall_seconds)
+    timers = Timers(loader, world.device)
+    state = TrainState(
+        settings, world, run, engine, macs, loader, loader_of, lanes, position, loss_monitor, timers, checkpointer,
+        watchdog, stop,
+    )  # fmt: skip
     if not checkpoint:
-        saving.save()  # to go back to, should training go wrong at once; and what cannot be written is told now
-    validation = None
-    if loader.unseen_videos:
-        validation = ValidationHook(settings, engine, world, run, loader, position, lambda: stop.asked)
-    hooks: list[Hook] = [LogHook(settings, world, run, loader, saving, validation, cost)]
-    if settings.precise_statistics:
-        hooks.append(StatisticsHook(settings, engine, position, loader_of))
-    if validation:
-        hooks.append(validation)
+        state.save()  # to go back to, should training go wrong at once; and what cannot be written shows now
+    return state
+
+
+def callbacks_of(state: TrainState) -> list[Callback]:
+    """What is done after each step, in this order. A collective."""
+    callbacks: list[Callback] = [LogCallback(state)]
+    if state.settings.precise_statistics:
+        callbacks.append(PreciseStatistics())
+    if state.loader.unseen_videos:
+        callbacks.append(ValidationCallback(state))
     else:
         log.info("no validation: the store has no good video in its split 'val'")
-    hooks += [saving, FirstStepHook(), *extra_hooks]
-    watchdog = leaving.enter_context(Watchdog(folder, world.rank, attempt, settings.watchdog.stall_seconds))
-    loader.set_stop_check(lambda: stop.asked, watchdog.excuse)
-    return Session(engine, loader, lanes, position, watch, own_time, saving, hooks, watchdog)
+    return [*callbacks, CheckpointCallback(), FirstStepCallback()]
 
 
 def keep_threads(settings: TrainSettings, world: World, run: Run) -> None:

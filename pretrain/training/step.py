@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from pretrain.engine.distributed import World
-from pretrain.training.rollbacks import Rollback
-
-T = TypeVar("T")
-
-
-@dataclass
-class Position:
-    """Where a run is: optimizer steps taken, and steps' worth of samples that were shown in vain.
-
-    `best`: the highest clip@1 of a validation so far; `rollback`: how often the run went back to its checkpoint.
-    """
-
-    step: int = 0
-    passed_over: int = 0
-    best: float | None = None
-    rollback: Rollback | None = None
-
-    @property
-    def data_step(self) -> int:
-        """The step of the order whose samples come next."""
-        return self.step + self.passed_over
 
 
 @dataclass
@@ -40,7 +18,8 @@ class StepReport:
 
     loss: sum over clips; right: clips whose top class is among their labels; skipped: the optimizer left it out;
     gradient_norm: before clipping; stopping: a rank was asked to stop; `own_seconds`: what this rank took until the
-    others could have waited for it; `clip1`: of a validation after this step; `absent`: a rank had no clips for it.
+    others could have waited for it; `clip1`: of a validation after this step, `best`: the highest so far; `absent`: a
+    rank had no clips for it; `last`: the run ends or stops with it.
     """
 
     step: int
@@ -56,6 +35,7 @@ class StepReport:
     own_seconds: float = 0.0
     clip1: float | None = None
     best: bool = False
+    last: bool = False
     _sums: list[Tensor] = field(default_factory=list)
     _word: Tensor | None = None
     _there: torch.cuda.Event | None = None
@@ -145,23 +125,3 @@ def _marked() -> torch.cuda.Event:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
-
-
-class Repeatable(Generic[T]):
-    """An iterator whose last item comes once more after `again`."""
-
-    def __init__(self, items: Iterable[T]) -> None:
-        self._items, self._last, self._again = iter(items), list[T](), False
-
-    def __iter__(self) -> Iterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        if not self._again:
-            self._last = [next(self._items)]
-        self._again = False
-        return self._last[0]
-
-    def again(self) -> None:
-        """Have the last item come again."""
-        self._again = True

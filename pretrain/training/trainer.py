@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -10,29 +10,29 @@ from typing import Literal
 import torch
 
 from pretrain import metrics
-from pretrain.checkpoints.checkpoint import prepare_folder
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.data.device.transforms import network_input
-from pretrain.data.loader import ClipBatch
 from pretrain.data.sampling.order import mix
 from pretrain.engine.autotune.process import PRESTARTED
 from pretrain.engine.device_lost import ends_on_device_loss
-from pretrain.engine.distributed import World, leave_world, names_lost_ranks, start_world
+from pretrain.engine.distributed import leave_world, names_lost_ranks, start_world
 from pretrain.losses import loss as loss_of
 from pretrain.losses import mixed
 from pretrain.lr_schedule import learning_rate
 from pretrain.models.network import seed_dropout
-from pretrain.resilience.liveness import Pulse
+from pretrain.resilience.liveness import LivenessMonitor
 from pretrain.resilience.loss_monitor import Verdict
 from pretrain.resilience.stop_signal import Stop
 from pretrain.run_folder import Run
 from pretrain.settings import PATIENCE, TrainSettings, longest_wait, require_memory
-from pretrain.training.callbacks import Hook
+from pretrain.training.batch_stream import Repeatable, batches_or_none, micro_steps, save_before, step_without_clips
+from pretrain.training.callbacks import Callback
 from pretrain.training.initial_network import prestart_autotune
-from pretrain.training.no_clips import clips_or_none, exclude_compute_path, take_part
 from pretrain.training.preflight import ResolvedRun
 from pretrain.training.resume import go_back
-from pretrain.training.setup import Session, open_same_sources, open_session
-from pretrain.training.step import Repeatable, StepReport
+from pretrain.training.setup import callbacks_of, open_same_sources, open_state
+from pretrain.training.state import TrainState
+from pretrain.training.step import StepReport
 
 log = logging.getLogger("reelscale")
 
@@ -40,14 +40,14 @@ Outcome = Literal["finished", "stopped"]
 
 
 def train(
-    resolved: ResolvedRun, extra_hooks: Sequence[Hook] = (), on_start: Callable[[int], None] | None = None
+    resolved: ResolvedRun, extra_callbacks: Sequence[Callback] = (), on_start: Callable[[int], None] | None = None
 ) -> Outcome:
     """Train on this rank until the schedule ends ("finished") or all ranks agree to stop ("stopped", all saved).
 
     Called by every rank with what `preflight` gave; joins their process group. Goes on from the newest checkpoint in
     the run's folder.
     `on_start(rank)` is called once the run's log is open.
-    Raises UserError for what a user can mend, CannotGoOn where training fails. A lost device ends the process.
+    Raises UserError for what a user can mend, CommandFailed where training fails. A lost device ends the process.
     """
     settings = resolved.settings
     folder = Path(settings.run or "run")
@@ -56,9 +56,9 @@ def train(
         stop = leaving.enter_context(Stop(folder))
         prestart_autotune(settings, folder)
         world = start_world(longest_wait(settings), deterministic=settings.deterministic is True)
-        leaving.enter_context(Pulse(world, settings.pulse))
+        leaving.enter_context(LivenessMonitor(world, settings.pulse))
         leaving.enter_context(names_lost_ranks())
-        prepare_folder(folder, settings.checkpoint)
+        Checkpointer(folder, settings.checkpoint).fetch_settings()
         run = Run(folder, writes=world.rank == 0)
         sources = open_same_sources(resolved, world)
         require_memory(resolved.derived["memory_per_rank_bytes"], world.device)
@@ -67,85 +67,86 @@ def train(
         if on_start:
             on_start(world.rank)
         with ends_on_device_loss():
-            session = open_session(settings, world, run, sources, extra_hooks, leaving, stop)
+            state = open_state(settings, world, run, sources, stop, leaving)
+            callbacks = [*callbacks_of(state), *extra_callbacks]
+        leaving.enter_context(state.watchdog)
+        state.loader.set_stop_check(lambda: stop.asked, state.watchdog.excuse)
         stop.begin(looks=world.rank == 0)
-        with ends_on_device_loss(session.saving.written):
-            outcome = run_steps(settings, world, folder, session, stop)
-            with session.watchdog.patience(PATIENCE):
-                session.saving.finish()
+        with ends_on_device_loss(state.checkpointer.wait):
+            outcome = run_steps(state, callbacks)
+            with state.watchdog.patience(PATIENCE):
+                state.checkpointer.finish()
     if outcome == "stopped":
-        log.info("stopped at step %d with everything saved; the same command goes on from here", session.position.step)
+        log.info("stopped at step %d with everything saved; the same command goes on from here", state.position.step)
     stop.clear()
-    world.barrier()  # the other ranks' pulses go by rank 0 until they have left
+    world.barrier()  # the other ranks' heartbeats go by rank 0 until they have left
     leave_world()
     return outcome
 
 
-def run_steps(settings: TrainSettings, world: World, folder: Path, session: Session, stop: Stop) -> Outcome:
-    """The loop: a step is a batch of every lane, one optimizer step, and what hangs on it.
+def run_steps(state: TrainState, callbacks: Sequence[Callback]) -> Outcome:
+    """The loop: a step is a batch of every lane, one optimizer step, and the callbacks after it.
 
-    A GPU is never left idle: a step's figures are read, and what hangs on them is done, when the next step's work has
-    been sent, unless something must see the run right after it (`is_read_at_once`).
+    A GPU is never left idle: a step's figures are read, and what follows from them is done, when the next step's work
+    has been sent, unless something must see the run right after it (`is_read_at_once`).
     """
-    engine, position, lanes, together = session.engine, session.position, session.lanes, settings.together
-    video: torch.Tensor | None = None  # the same memory for every pass
-    steps, first = Repeatable(clips_or_none(session.loader)), position.step + 1
+    settings, engine, position, own = state.settings, state.engine, state.position, state.timers.own
+    video: torch.Tensor | None = None  # the same memory for every micro-step
+    steps, first = Repeatable(batches_or_none(state.loader)), position.step + 1
     sent = deque[StepReport]()  # whose figures are not read yet: of this step, and of the one before it
     for batches in steps:
         step = position.step
         report = StepReport(step + 1, (step + 1) * settings.batch, rate := rate_at(settings, step))
         engine.set_learning_rate(rate)
         if batches is None:
-            take_part(settings, session, report)
-        for numbers, clips in passes(lanes, batches, together) if batches else ():
-            session.own_time.begin()
-            seeds = [seed_of(settings, step, lane) for lane in numbers]
-            seed_dropout(engine.model, seeds, world.device)
+            step_without_clips(state, report)
+        for lanes, clips in micro_steps(state.lanes, batches, settings.together) if batches else ():
+            own.begin()
+            seeds = [seed_of(settings, step, lane) for lane in lanes]
+            seed_dropout(engine.model, seeds, state.world.device)
             buffer = video if engine.input_buffer is None else engine.input_buffer
             video = network_input(clips.planes, settings.data.clip, out=buffer)  # N C T H W
             video, targets = mixed(settings.loss, video, clips.targets, seeds)
-            session.own_time.end(engine.forward_waits)
+            own.end(engine.forward_waits)
             logits = engine.forward(video)  # N classes
             loss = loss_of(settings.loss, logits, targets)
-            session.own_time.end(not engine.forward_waits)
+            own.end(not engine.forward_waits)
             engine.backward(loss)
             engine.step()
             report.add(targets, logits, loss)
         position.step += 1
-        report.send(world, stop.wanted, engine.verdict, session.own_time.step())
+        report.send(state.world, state.stop.wanted, engine.verdict, own.step())
         sent.append(report)
         at_once, stopping = report.step == first or is_read_at_once(settings, report.step), False
         while sent and (len(sent) > 1 or at_once or stopping):
             read = sent.popleft()
             read.read()
             if read.absent:
-                exclude_compute_path(session, read)
+                save_before(state, read)
                 return "stopped"
             stopping |= read.stopping
-            with session.watchdog.patience(PATIENCE):
-                if judge(session, read) == "rollback":
-                    session.saving.wait()
-                    position.step = read.step
+            with state.watchdog.patience(PATIENCE):
+                if judge(state, read) == "rollback":
+                    go_back(state, read.step)
                     if sent:  # a step that was sent meanwhile was none: its samples come next
                         sent.clear()
                         steps.again()
-                    go_back(folder, settings, engine, position, session.watch, world)
-                    session.loader.last = settings.steps + position.passed_over
                     stopping = False
                     break
-                for hook in session.hooks:
+                for callback in callbacks:
                     ending = stopping or read.stopping or read.step == settings.steps  # a validation may be broken off
-                    hook.after_step(read, last=not sent and ending)
+                    read.last = ending and not sent
+                    callback.after_step(state, read)
                 stopping |= read.stopping
         if stopping and position.step < settings.steps:
             return "stopped"
     return "finished"
 
 
-def judge(session: Session, report: StepReport) -> Verdict:
+def judge(state: TrainState, report: StepReport) -> Verdict:
     """What the figures of a step that were read mean for the run. Called once a step, in order."""
-    session.engine.settle(not report.skipped)
-    verdict = session.watch.step(report.mean_loss, report.skipped and not session.engine.was_overflow)
+    state.engine.record_verdict(not report.skipped)
+    verdict = state.loss_monitor.step(report.mean_loss, report.skipped and not state.engine.was_overflow)
     if verdict == "spike":
         metrics.LOSS_SPIKES.inc()
         log.warning("the loss of step %d, %.3f, is far above those before it", report.step, report.mean_loss)
@@ -159,15 +160,6 @@ def is_read_at_once(settings: TrainSettings, step: int) -> bool:
     """
     due = any(step % each == 0 for each in (settings.checkpoint.every_steps, settings.validation.every_steps))
     return due or step == settings.steps or settings.engine.precision == "fp16"
-
-
-def passes(lanes: range, batches: list[ClipBatch], together: bool) -> Iterator[tuple[Sequence[int], ClipBatch]]:
-    """(lanes, clips) of each pass of a step: a lane at a time, or all lanes at once."""
-    if together:
-        yield lanes, ClipBatch.joined(batches)
-        return
-    for lane, clips in zip(lanes, batches, strict=True):
-        yield [lane], clips
 
 
 def rate_at(settings: TrainSettings, step: int) -> float:

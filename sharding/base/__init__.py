@@ -1,1 +1,1 @@
-"""The ground floor: errors, settings, texts, processes and files; nothing here knows a video."""
+"""The ground floor, which knows no video: errors, settings, text, files and processes."""

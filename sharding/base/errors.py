@@ -1,4 +1,4 @@
-"""The error a user can cause and can mend."""
+"""The errors that commands report without a traceback."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sharding.base.printable import visible, visible_lines
 
 
 class UserError(Exception):
-    """A mistake of the user's, or of the world around the program, told without a traceback.
+    """An error that the user can mend, reported without a traceback; the exit code is 2.
 
     `what` went wrong, `where` (file, field, URL), and the `remedy`: what to do about it.
     """
@@ -21,13 +21,13 @@ class UserError(Exception):
         return f"{visible_lines(self.what)}\n  where: {visible(self.where)}\n  remedy: {visible_lines(self.remedy)}"
 
 
-class CannotGoOn(Exception):
-    """What ends a command through no mistake of anyone's, told in one message; the exit code is 1."""
+class CommandFailed(Exception):
+    """A failure that is nobody's mistake, reported in one message; the exit code is 1."""
 
 
-class InVain(CannotGoOn):
-    """What another try would only meet again, or make worse: nothing that tries again by itself does so after it."""
+class NotRetryable(CommandFailed):
+    """A failure that a retry would only meet again, or make worse: no automatic retry follows it."""
 
 
 class DamagedStore(UserError):
-    """Something in a store is missing, cut off, or not what was written."""
+    """An object in a store is missing, cut off, or not what was written."""

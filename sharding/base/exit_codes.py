@@ -1,4 +1,4 @@
-"""What a command's exit status says."""
+"""The exit codes of the commands."""
 
 DONE = 0
 FAILED = 1

@@ -1,4 +1,4 @@
-"""How a process ends that others ask, or are not to outlive: the signals that ask, and dying with the one above."""
+"""The signals that ask a process to stop, and ending a process together with its parent."""
 
 import ctypes
 import os
@@ -10,12 +10,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that ask to stop, but for those that whoever started this process has it ignore, as nohup does."""
+    """The signals that ask to stop, without those that this process was started to ignore, as by nohup."""
     return [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def die_with(parent: int) -> None:
-    """Have this process killed when the process that started it is gone."""
+    """Have the kernel kill this process when its parent, the process with the id `parent`, ends; on Linux only."""
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

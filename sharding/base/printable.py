@@ -1,4 +1,4 @@
-"""Texts as a terminal, a table or a log may have them: whatever would act there, or hide, is written as its code.
+"""Makes texts safe for a terminal, a table or a log: control characters and the like are written as their codes.
 
 Names of files and classes are stored as they are; this is for the moment they are shown.
 """
@@ -14,17 +14,17 @@ _SUSPECT = re.compile(r"[^ -~]")
 
 
 def visible(text: object) -> str:
-    """A name or a value on one line: no control character, no bidirectional override, no end of a line."""
+    """A text on one line, in which control characters, bidirectional overrides and line ends are written as codes."""
     return _SUSPECT.sub(_code, str(text))
 
 
 def visible_lines(text: object) -> str:
-    """A message of several lines: as `visible`, but its ends of lines and tabs stay."""
+    """A text of several lines: as `visible`, but its line ends and tabs stay."""
     return "\n".join("\t".join(map(visible, line.split("\t"))) for line in str(text).split("\n"))
 
 
-def _code(found: re.Match[str]) -> str:
-    character = found[0]
+def _code(match: re.Match[str]) -> str:
+    character = match[0]
     if unicodedata.category(character) not in _ACTS or character in _JOINERS:
         return character
     return character.encode("unicode_escape", "surrogatepass").decode()

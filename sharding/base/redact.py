@@ -1,4 +1,4 @@
-"""Secrets: taken out of a text that people will read, and refused in an address that would be stored."""
+"""Takes secrets out of texts that people read, and refuses them in addresses that are stored."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _LONG = 8  # a shorter value may be part of any word
 
 
 def require_no_password(url: str) -> None:
-    """Raises UserError, which does not show it, for a password in a URL: plans and results name the URL as it is.
+    """Raise UserError, which does not show it, for a password in a URL: plans and results hold the URL as it is.
 
-    A password may hold "/" and "@", unquoted, so that only its user's ":" tells it from a host, its port and a path.
+    A password may hold "/" and "@", unquoted, so that only the ":" after its user distinguishes it from a host, its
+    port and a path.
     """
     scheme, separator, rest = url.partition("://")
     user, at, host = rest.partition("/")[0].rpartition("@")
@@ -39,7 +40,7 @@ def require_no_password(url: str) -> None:
 
 
 def redacted(text: str) -> str:
-    """`text` without the user and password of a URL, signatures, and the values of the AWS_* secrets.
+    """The text without users and passwords of URLs, signatures, and the values of the AWS_* secrets.
 
     An access key's id, which may be an everyday name, is hidden where it stands alone, not inside a path.
     """

@@ -1,4 +1,4 @@
-"""Folders to write into: refused before anything begins where they cannot be, and told where they no longer can."""
+"""Checks that a folder can be written into, before work begins and while it is written."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ _REMEDY = "name a folder that this account may write to, on a disk with free spa
 
 
 def require_writable(folder: Path, where: str) -> None:
-    """Raises UserError, which says `where` the absolute path was named, unless it can be made and written to.
+    """Raise UserError unless the folder (an absolute path) can be made and written into.
 
-    It is tried, and nothing is left of the trial: permissions tell of no read-only mount, nor of /proc.
+    It is tried, and nothing is left of the trial: permissions do not show a read-only mount, or /proc. `where`: the
+    place that names the folder, for the message.
     """
-    there = folder
+    existing = folder
     try:
-        there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-        if not there.is_dir():
-            raise UserError(f"{there} is no folder", where, "name another folder")
-        probe = temporary_beside(there / "probe")
+        existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+        if not existing.is_dir():
+            raise UserError(f"{existing} is no folder", where, "name another folder")
+        probe = temporary_beside(existing / "probe")
         try:
-            (probe / folder.relative_to(there)).mkdir(parents=True)
+            (probe / folder.relative_to(existing)).mkdir(parents=True)
         finally:
             shutil.rmtree(probe, ignore_errors=True)
     except (OSError, ValueError) as error:  # a ValueError for a null character
-        raise _refusal(there, where, error) from error
+        raise _refusal(existing, where, error) from error
 
 
 @contextlib.contextmanager
 def writing(folder: Path, where: str) -> Iterator[None]:
-    """Inside the `with`, that something cannot be written into the folder is a UserError."""
+    """Raise UserError where something cannot be written into the folder, inside the `with`."""
     try:
         yield
     except OSError as error:

@@ -1,1 +1,1 @@
-"""A corpus as it comes, read into a plan's videos: `manifest` is the door."""
+"""Reads a corpus into videos for the plan; begin with `manifest`."""

@@ -1,4 +1,4 @@
-"""A corpus' rows, in a temporary SQLite file: joined with the files there are, each video once, in the plan's order."""
+"""A corpus' rows in a temporary SQLite file: listed names joined with files, each video once, in the plan's order."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from sharding.base.errors import UserError
 from sharding.base.text import nfc
-from sharding.corpora.entries.labels import LabelBook
-from sharding.corpora.entries.roots import is_video_name, printable, tellable
-from sharding.corpora.entries.rows import Ids, Listing, Refusal, Row, decoded, encoded
-from sharding.corpora.entries.splits import Shares
-from sharding.corpora.merge import UNKNOWN, settled_videos
-from sharding.corpora.resolve import Finder
+from sharding.corpora.entries.labels import LabelEncoder
+from sharding.corpora.entries.roots import is_video_name, printable, sanitised
+from sharding.corpora.entries.rows import CorpusList, IdsOfPath, Refusal, Row, decode_name, encode_name
+from sharding.corpora.entries.splits import ValidationShare
+from sharding.corpora.file_resolver import FileResolver
+from sharding.corpora.merge import UNKNOWN, merged_videos
 
 _TABLES = """
 CREATE TABLE files (root INT, uri BLOB, bytes INT, video INT, key BLOB, alias BLOB);
@@ -33,10 +33,11 @@ CACHE = 192 * 2**20  # bytes of SQLite's page cache, and of what it sorts in mem
 _BATCH = 10_000  # refusals kept back, so that they are written many at a time
 
 
-class Gather:
-    """A temporary database: `look`, then `read` every list, `match`, `settle`; then its tables are read.
+class CorpusDatabase:
+    """A temporary database of one corpus.
 
-    Nothing of it is held in memory but SQLite's page cache; the file has no name and goes with the process.
+    In this order: `add_files` of each root, `add_list` of each list, `match_ids` or `match_uris`, `plan_videos`; then
+    the table `videos` is read. Only SQLite's page cache is in memory; the file has no name and goes with the process.
     Every method raises UserError if the disk for temporary files is full.
     """
 
@@ -48,111 +49,119 @@ class Gather:
         self.db.execute("BEGIN")  # one transaction for good: nothing is ever taken back
         self.lists: list[tuple[str, str]] = []
         self.rows = 0
-        self.of_folders = False
-        self.given: Counter[str] = Counter()  # rows by the split that they give
-        self._looked: dict[int, str] = {}
-        self._waiting: list[tuple[bytes, str, str, int, int]] = []
+        self.from_class_folders = False
+        self.rows_by_split: Counter[str] = Counter()  # rows by the split that they give
+        self._roots: dict[int, str] = {}
+        self._unwritten_refusals: list[tuple[bytes, str, str, int, int]] = []
 
     def close(self) -> None:
-        """Give the disk space back."""
+        """Delete the database and free its disk space."""
         self.db.close()
 
-    def look(self, root: str, files: Iterable[tuple[str, int | None]], ids: Ids | None = None) -> int:
-        """Keep a root's listing, with the `ids` to match by if these are known; returns the number that it has here."""
-        for number, seen in self._looked.items():
-            if seen == root:
+    def add_files(self, root: str, files: Iterable[tuple[str, int | None]], ids: IdsOfPath | None = None) -> int:
+        """Store the listing of a root, once; returns the root's number here.
+
+        `ids`: how lists name its videos, where that is clear already (else `match_ids` says it).
+        """
+        for number, stored_root in self._roots.items():
+            if stored_root == root:
                 return number
-        number = len(self._looked)
+        number = len(self._roots)
 
         def rows() -> Iterator[tuple[Any, ...]]:
             for uri, size in files:
                 video = is_video_name(uri)
-                known = _ids(ids, uri) if video and ids is not None else (None, None)
-                yield number, encoded(uri), size, video, *known
+                key_and_alias = _ids(ids, uri) if video and ids is not None else (None, None)
+                yield number, encode_name(uri), size, video, *key_and_alias
 
-        with told():
+        with disk_full_as_user_error():
             self.db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)", rows())
-        self._looked[number] = root
+        self._roots[number] = root
         return number
 
     def files(self, root: int, video: bool) -> Iterator[tuple[str, int | None]]:
-        """(path, bytes) of a root's files that are videos by their name, or are not; by name."""
-        found = self.db.execute("SELECT uri, bytes FROM files WHERE root=? AND video=? ORDER BY uri", (root, video))
-        return ((decoded(uri), size) for uri, size in found)
+        """(path, bytes) of a root's files, sorted by path: those named like videos, or (`video` False) the others."""
+        rows = self.db.execute("SELECT uri, bytes FROM files WHERE root=? AND video=? ORDER BY uri", (root, video))
+        return ((decode_name(uri), size) for uri, size in rows)
 
     def count_files(self, root: int, video: bool) -> int:
-        """How many such files there are."""
+        """How many files `files` would give."""
         return int(self._one("SELECT COUNT(*) FROM files WHERE root=? AND video=?", root, video))
 
-    def read(self, listing: Listing, book: LabelBook, finder: Finder | None, listed: bool = False) -> None:
-        """Take in a list. `finder`: its names are paths, which it finds; None: they are ids.
+    def add_list(
+        self, corpus_list: CorpusList, encoder: LabelEncoder, resolver: FileResolver | None, from_listing: bool = False
+    ) -> None:
+        """Store the rows of a list; rows that cannot be used are stored as refusals.
 
-        `listed`: its rows come from a listing of files, so that these are known to be there.
+        `resolver`: finds the files that its names mean, which are paths; None where the names are ids.
+        `from_listing`: the rows come from a listing of files, so that every file exists.
         """
-        file = len(self.lists)
-        self.lists.append((listing.where, listing.unit))
+        list_number = len(self.lists)
+        self.lists.append((corpus_list.where, corpus_list.unit))
 
         def accepted() -> Iterator[tuple[Any, ...]]:
-            for row in listing.rows:
+            for row in corpus_list.rows:
                 self.rows += 1
-                found = row if isinstance(row, Refusal) else _values(row, book, finder, listed)
-                if isinstance(found, Refusal):
-                    self.refuse(file, found)
+                values = row if isinstance(row, Refusal) else _values(row, encoder, resolver, from_listing)
+                if isinstance(values, Refusal):
+                    self.add_refusal(list_number, values)
                 else:
-                    self.given[row.split] += 1  # type: ignore[union-attr]
-                    yield (*found, file, row.line)
+                    self.rows_by_split[row.split] += 1  # type: ignore[union-attr]
+                    yield (*values, list_number, row.line)
 
-        with told():
+        with disk_full_as_user_error():
             self.db.executemany("INSERT INTO listed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", accepted())
 
-    def match(self, root: int, ids: Ids) -> None:
-        """Say by what ids rows mean the videos of a root: of several of one id, the first by name is taken.
+    def match_ids(self, root: int, ids: IdsOfPath) -> None:
+        """Match rows with the videos of a root by id; of several files with one id, the first by name is taken.
 
-        A file's second id, its alias, counts less than another's first.
+        A file's second id, its alias, counts less than another file's first.
         """
-        self.db.create_function("file_key", 1, lambda uri: _ids(ids, decoded(uri))[0], deterministic=True)
-        self.db.create_function("file_alias", 1, lambda uri: _ids(ids, decoded(uri))[1], deterministic=True)
+        self.db.create_function("file_key", 1, lambda uri: _ids(ids, decode_name(uri))[0], deterministic=True)
+        self.db.create_function("file_alias", 1, lambda uri: _ids(ids, decode_name(uri))[1], deterministic=True)
         unknown = "UPDATE files SET key=file_key(uri), alias=file_alias(uri) WHERE root=? AND video AND key IS NULL"
         first = "INSERT INTO media SELECT key, MIN(uri), bytes, COUNT(*) FROM files WHERE root=? AND video GROUP BY key"
         second = """INSERT INTO media SELECT alias, MIN(uri), bytes, COUNT(*) FROM files
                     WHERE root=? AND video AND alias IS NOT NULL GROUP BY alias
                     ON CONFLICT (key) DO UPDATE SET copies=copies + excluded.copies"""
-        with told():
+        with disk_full_as_user_error():
             for query in (unknown, first, second):
                 self.db.execute(query, (root,))
 
     def match_uris(self, root: int, uri: Callable[[str], str]) -> None:
-        """Say that rows mean the files of a root by uri, whatever they are called."""
-        rows = ((encoded(uri(decoded(path))), size) for path, size in self._paths(root))
-        with told():
+        """Match rows with the files of a root by uri; `uri` turns a path below the root into one."""
+        rows = ((encode_name(uri(decode_name(path))), size) for path, size in self._paths(root))
+        with disk_full_as_user_error():
             self.db.executemany("INSERT OR IGNORE INTO media VALUES (?1, ?1, ?2, 1)", rows)
-            others = ((encoded(form), encoded(name)) for name, form in self._forms(root, uri) if form != name)
+            pairs = self._composed_uris(root, uri)
+            decomposed = ((encode_name(form), encode_name(name)) for name, form in pairs if form != name)
             keep = "INSERT INTO forms VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET uri=MIN(uri, excluded.uri)"
-            self.db.executemany(keep, others)
+            self.db.executemany(keep, decomposed)
 
     def match_loosely(self) -> None:
-        """Let rows that mean no file of a store exactly mean it in another Unicode form, or without blanks."""
+        """Match rows with no exact file in a store by another Unicode form of the name, or without blanks around it."""
         exact = "(SELECT uri FROM media WHERE media.key=listed.{})"
         form = "(SELECT uri FROM forms WHERE forms.key=listed.loose)"
-        with told():
+        with disk_full_as_user_error():
             self.db.execute(
                 f"""UPDATE listed SET key=COALESCE({exact.format("key")}, {exact.format("loose")}, {form}, loose)
                     WHERE loose IS NOT NULL"""
             )
             self.db.execute("UPDATE listed SET source=key WHERE loose IS NOT NULL")
 
-    def settle(self, book: LabelBook, validation: float, absent: str) -> None:
-        """Rows → `videos`, each once and on one side only, in order; what is left out → `refused`.
+    def plan_videos(self, encoder: LabelEncoder, validation: float, absent: str) -> None:
+        """Fill the table `videos` from the rows: each video once, in one split, in order; the rest becomes refusals.
 
-        `absent`: in words, where a missing video was looked for.
+        `validation`: share of the videos for validation where lists give no split. `absent`: the reason stored for a
+        video without a file.
         """
-        shares = Shares(validation)
+        shares = ValidationShare(validation)
         split = "share(source)"
-        if not self.by_share:
-            test = "test" if self.given["val"] else "val"
+        if not self.splits_by_share:
+            test = "test" if self.rows_by_split["val"] else "val"
             split = f"CASE split WHEN 'test' THEN '{test}' WHEN '' THEN share(source) ELSE split END"
-        self.db.create_function("share", 1, shares.side, deterministic=True)
-        with told():
+        self.db.create_function("share", 1, shares.split_of, deterministic=True)
+        with disk_full_as_user_error():
             self.db.execute(
                 f"""CREATE TABLE sorted AS SELECT source, {split} AS split, key, whole, start, end, labels, bytes,
                     file, line FROM listed ORDER BY source, split, key, start, end, file, line"""
@@ -163,88 +172,91 @@ class Gather:
                           m.uri, m.bytes, m.copies, w.uri, w.bytes, w.copies
                    FROM sorted s LEFT JOIN media m ON m.key=s.key LEFT JOIN media w ON w.key=s.whole ORDER BY s.rowid"""
             )
-            settled = settled_videos(rows, book, shares if self.by_share else None, absent, self.refuse, self.place)
-            self.db.executemany("INSERT INTO videos VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", settled)
+            observed = shares if self.splits_by_share else None
+            videos = merged_videos(rows, encoder, observed, absent, self.add_refusal, self.listed_at)
+            self.db.executemany("INSERT INTO videos VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", videos)
             self.db.execute("DROP TABLE sorted")
             self.db.execute("DROP TABLE media")
-            crossing = shares.crossing() if self.by_share else None
-            if crossing is not None:
-                self.db.execute("UPDATE videos SET split=? WHERE source=?", (crossing[1], crossing[0]))
-        self.reorder()
+            move = shares.source_to_move() if self.splits_by_share else None
+            if move is not None:
+                self.db.execute("UPDATE videos SET split=? WHERE source=?", (move[1], move[0]))
+        self.sort_videos()
 
     @property
-    def by_share(self) -> bool:
-        """Whether the corpus gives no split, so that a share of its videos is for validation.
+    def splits_by_share(self) -> bool:
+        """Whether the corpus gives no split, so that a share of its videos is taken for validation.
 
         A folder train/ alone gives none: it may be the whole of what somebody has. A list that says train does.
         """
-        return not self.given["val"] and not self.given["test"] and (self.of_folders or not self.given["train"])
+        if self.rows_by_split["val"] or self.rows_by_split["test"]:
+            return False
+        return self.from_class_folders or not self.rows_by_split["train"]
 
-    def reorder(self) -> None:
-        """Bring `videos` into the plan's order."""
-        with told():
+    def sort_videos(self) -> None:
+        """Sort the table `videos` into the plan's order."""
+        with disk_full_as_user_error():
             self.db.execute("CREATE TABLE planned AS SELECT * FROM videos ORDER BY split, ord, uri, start, end")
             self.db.execute("DROP TABLE videos")
             self.db.execute("ALTER TABLE planned RENAME TO videos")
 
-    def refuse(self, file: int, refusal: Refusal) -> None:
-        """Keep what is left out of a list."""
-        reason = printable(refusal.reason)
-        self._waiting.append((encoded(printable(refusal.name)), refusal.kind, reason, file, refusal.line))
-        if len(self._waiting) >= _BATCH:
+    def add_refusal(self, list_number: int, refusal: Refusal) -> None:
+        """Store an entry of a list that is left out, or planned with a remark."""
+        name, reason = encode_name(printable(refusal.name)), printable(refusal.reason)
+        self._unwritten_refusals.append((name, refusal.kind, reason, list_number, refusal.line))
+        if len(self._unwritten_refusals) >= _BATCH:
             self._write_refusals()
 
     def refusals(self) -> Iterator[tuple[str, str, str, int, int]]:
-        """(name, kind, reason, number of the list, line) of all that was left out or remarked on, as listed."""
+        """(name, kind, reason, number of the list, line) of every refusal, in the order of the lists."""
         self._write_refusals()
-        found = self.db.execute("SELECT uri, kind, reason, file, line FROM refused ORDER BY file, line, uri, kind")
-        for uri, kind, reason, file, line in found:
-            yield tellable(decoded(uri)), kind, reason, file, line
+        rows = self.db.execute("SELECT uri, kind, reason, file, line FROM refused ORDER BY file, line, uri, kind")
+        for uri, kind, reason, file, line in rows:
+            yield sanitised(decode_name(uri)), kind, reason, file, line
 
     def examples(self, kind: str, most: int) -> Iterator[str]:
-        """The first names of a kind, as they can be shown, with where they are listed."""
+        """The first `most` names refused for a reason of this kind, each with its place in the list."""
         query = "SELECT uri, file, line FROM refused WHERE kind=? ORDER BY file, line, uri LIMIT ?"
         for uri, file, line in self.db.execute(query, (kind, most)):
-            name = tellable(decoded(uri))
-            yield f"{name} ({self.place(file, line)})" if line else name
+            name = sanitised(decode_name(uri))
+            yield f"{name} ({self.listed_at(file, line)})" if line else name
 
-    def refused(self) -> dict[str, int]:
-        """How many of each kind."""
+    def refusal_counts(self) -> dict[str, int]:
+        """How many refusals there are of each kind."""
         self._write_refusals()
         return dict(self.db.execute("SELECT kind, COUNT(*) FROM refused GROUP BY kind ORDER BY kind"))
 
-    def counts(self) -> dict[str, int]:
-        """Videos of each split."""
-        found = dict(self.db.execute("SELECT split, COUNT(*) FROM videos GROUP BY split"))
-        return {"train": found.get("train", 0), "val": found.get("val", 0)}
+    def video_counts(self) -> dict[str, int]:
+        """How many videos each split has."""
+        counts = dict(self.db.execute("SELECT split, COUNT(*) FROM videos GROUP BY split"))
+        return {"train": counts.get("train", 0), "val": counts.get("val", 0)}
 
-    def place(self, file: int, line: int) -> str:
-        """In words, where a row is listed."""
-        where, unit = self.lists[file]
+    def listed_at(self, list_number: int, line: int) -> str:
+        """Where a row stands, for messages: "/data/list.csv, line 7"."""
+        where, unit = self.lists[list_number]
         return f"{where}, {unit} {line}" if line else where
 
     def label_counts(self) -> dict[str, Counter[int]]:
-        """Videos of each class, by split."""
-        found: dict[str, Counter[int]] = {"train": Counter(), "val": Counter()}
+        """How many videos each class has, by split."""
+        counts: dict[str, Counter[int]] = {"train": Counter(), "val": Counter()}
         for split, labels, count in self.db.execute(
             "SELECT split, labels, COUNT(*) FROM videos GROUP BY split, labels"
         ):
             for label in labels.split(","):
-                found[split][int(label)] += count
-        return found
+                counts[split][int(label)] += count
+        return counts
 
-    def _forms(self, root: int, uri: Callable[[str], str]) -> Iterator[tuple[str, str]]:
-        """(uri, its composed form) of a root's files."""
+    def _composed_uris(self, root: int, uri: Callable[[str], str]) -> Iterator[tuple[str, str]]:
+        """(uri, its composed Unicode form) of a root's files."""
         for path, _ in self._paths(root):
-            name = uri(decoded(path))
+            name = uri(decode_name(path))
             yield name, nfc(name)
 
     def _paths(self, root: int) -> Iterator[tuple[bytes, int | None]]:
         yield from self.db.execute("SELECT uri, bytes FROM files WHERE root=?", (root,))
 
     def _write_refusals(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        with told():
+        waiting, self._unwritten_refusals = self._unwritten_refusals, []
+        with disk_full_as_user_error():
             self.db.executemany("INSERT INTO refused VALUES (?, ?, ?, ?, ?)", waiting)
 
     def _one(self, query: str, *values: object) -> Any:
@@ -252,8 +264,8 @@ class Gather:
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """A full disk as a UserError."""
+def disk_full_as_user_error() -> Iterator[None]:
+    """Raise UserError where SQLite finds the disk for temporary files full, inside the `with`."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -264,15 +276,17 @@ def told() -> Iterator[None]:
         raise UserError(what, tempfile.gettempdir(), remedy) from error
 
 
-def _ids(ids: Ids, uri: str) -> tuple[bytes, bytes | None]:
-    """A file's id and its alias, as they are kept."""
+def _ids(ids: IdsOfPath, uri: str) -> tuple[bytes, bytes | None]:
+    """The id of a file and its alias, as the database stores them."""
     first, *more = ids(uri)
-    return encoded(nfc(first)), encoded(nfc(more[0])) if more else None
+    return encode_name(nfc(first)), encode_name(nfc(more[0])) if more else None
 
 
-def _values(row: Row, book: LabelBook, finder: Finder | None, listed: bool) -> tuple[Any, ...] | Refusal:
-    """Values of the table `listed` but for the last two, or why the row is refused."""
-    name, labels, split, start, end, line, whole, size = row
+def _values(
+    row: Row, encoder: LabelEncoder, resolver: FileResolver | None, from_listing: bool
+) -> tuple[Any, ...] | Refusal:
+    """The row's values for the table `listed`, without the last two columns; a Refusal if it cannot be used."""
+    name, labels, split, start, end, line, fallback_id, size = row
     loose: str | None = None
     if not labels:
         return Refusal(name, "unlabelled", "it has no label", line)
@@ -281,23 +295,23 @@ def _values(row: Row, book: LabelBook, finder: Finder | None, listed: bool) -> t
         if not (0 <= first < math.inf and (end is None or first < end < math.inf)):
             return Refusal(name, "malformed", f"the times {start} to {end} are not a stretch of a video", line)
     try:
-        if listed:
+        if from_listing:
             size = UNKNOWN if size is None else size
-        elif finder is None:
-            name, whole = nfc(name.strip()), nfc(whole)
+        elif resolver is None:
+            name, fallback_id = nfc(name.strip()), nfc(fallback_id)
         else:
-            found = finder.find(name)
-            if found is None:
+            resolved = resolver.resolve(name)
+            if resolved is None:
                 reason = "it does not lie below the media's folder or one of the roots"
                 return Refusal(name, "outside_roots", reason, line)
-            name, size, loose = found
-        key = encoded(name)
-        other = encoded(whole) if whole else None
-        code = book.code(labels)
+            name, size, loose = resolved
+        key = encode_name(name)
+        fallback_key = encode_name(fallback_id) if fallback_id else None
+        code = encoder.encode(labels)
         return (
-            other if other is not None and start is not None else key,
-            *(split, key, other, start, end, code, size),
-            None if loose is None else encoded(loose),
+            fallback_key if fallback_key is not None and start is not None else key,
+            *(split, key, fallback_key, start, end, code, size),
+            None if loose is None else encode_name(loose),
         )
     except UnicodeEncodeError:
         return Refusal(printable(name), "malformed", "its name cannot be a file's: it holds half a character", line)

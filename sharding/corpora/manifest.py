@@ -1,4 +1,4 @@
-"""A corpus, whatever its form → `Video` records: each once, on one side, in the plan's order, streamed from disk."""
+"""Reads a corpus of any format into `Video` records: each once, in one split, in the plan's order; streamed."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from sharding.base.errors import UserError
-from sharding.corpora.corpus_db import Gather, told
-from sharding.corpora.detect import LOOKED_FOR, MOST_LISTS, is_list_name, shape_of_file, shape_of_folder
-from sharding.corpora.entries.labels import LabelBook
+from sharding.corpora.corpus_db import CorpusDatabase, disk_full_as_user_error
+from sharding.corpora.entries.labels import LabelEncoder
 from sharding.corpora.entries.roots import (
     Roots,
+    file_or_folder,
     files_below,
     is_video_name,
-    kept_stores,
-    kind_of_place,
-    normal_root,
+    normalised_root,
     printable,
-    tellable,
+    sanitised,
+    shared_stores,
 )
-from sharding.corpora.entries.rows import Listing, Refusal, decoded, encoded
+from sharding.corpora.entries.rows import CorpusList, Refusal, decode_name, encode_name
 from sharding.corpora.entries.settings import CorpusSettings
+from sharding.corpora.file_resolver import FileResolver
 from sharding.corpora.formats.folders import folder_rows
-from sharding.corpora.formats.known_lists import Shape, class_names
+from sharding.corpora.formats.listed_corpus import ListedCorpus, class_names
 from sharding.corpora.merge import identity_digest
-from sharding.corpora.notes import EXAMPLES, PLANNED, difference, label_notes, left_out_notes, missing_notes
-from sharding.corpora.resolve import Finder
+from sharding.corpora.notes import EXAMPLES, PLANNED, coverage_notes, difference, label_notes, left_out_notes
+from sharding.corpora.recognise import LOOKED_FOR, MOST_LISTS, is_list_name, recognise_folder, recognise_list
 from sharding.media.input.source import local_root
 
-__all__ = ["Compared", "CorpusSettings", "Manifest", "Video", "is_video_name", "printable", "read_manifest"]
+__all__ = ["CorpusSettings", "Manifest", "PlanComparison", "Video", "is_video_name", "printable", "read_manifest"]
 
 Files = Callable[[str], Iterable[tuple[str, int | None]]]
 
@@ -55,11 +55,11 @@ class Video:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A corpus beside what was planned of it, in numbers of videos.
+class PlanComparison:
+    """How many videos of a plan a corpus still lists.
 
-    The `same`; `changed` (other labels, split or bytes: they stay as they were planned), with up to five `examples`;
-    `gone`: planned, and not in this corpus.
+    `same`: as planned; `changed`: with other labels, split or bytes (they stay as planned), with up to five
+    `examples`; `gone`: planned, but not in this corpus.
     """
 
     same: int
@@ -69,22 +69,28 @@ class Compared:
 
 
 class Manifest:
-    """A corpus as read, in a temporary file: a context manager, which gives the disk space back.
+    """The videos of a corpus, in a temporary file that is deleted when the `with` ends.
 
-    `root`: the folder or store that its uris are relative to. `classes`: their names. `notes`: in words, what was left
-    out and what will be missed. `counts`: videos by split. `left_out`: rows by the kind of what is wrong with them.
+    `root`: the folder or store that its uris are relative to. `classes`: the class names. `notes`: sentences for the
+    user on what was left out and what is lacking. `counts`: videos by split. `left_out`: refused rows by kind.
     """
 
     def __init__(
-        self, corpus: str, root: str, classes: tuple[str, ...], gather: Gather, remarks: Sequence[str], kind: str
+        self,
+        corpus: str,
+        root: str,
+        classes: tuple[str, ...],
+        database: CorpusDatabase,
+        notes: Sequence[str],
+        kind: str,
     ) -> None:
         self.corpus = corpus
         self.kind = kind
         self.root = root
         self.classes = classes
-        self._gather = gather
-        self._remarks = tuple(remarks)
-        self._sum()
+        self._database = database
+        self._corpus_notes = tuple(notes)
+        self._refresh_counts()
 
     def __enter__(self) -> Manifest:
         return self
@@ -93,221 +99,232 @@ class Manifest:
         self.close()
 
     def close(self) -> None:
-        """Give the disk space back."""
-        self._gather.close()
+        """Delete the temporary file."""
+        self._database.close()
 
     def videos(self) -> Iterator[Video]:
         """All videos, training first; inside a split in an order by hash, which depends on their identities alone."""
-        found = self._gather.db.execute("SELECT uri, labels, split, start, end, bytes FROM videos ORDER BY rowid")
-        for uri, labels, split, start, end, size in found:
-            yield Video(decoded(uri), _labels(labels), split, start, end, size)
+        rows = self._database.db.execute("SELECT uri, labels, split, start, end, bytes FROM videos ORDER BY rowid")
+        for uri, labels, split, start, end, size in rows:
+            yield Video(decode_name(uri), _labels(labels), split, start, end, size)
 
     def refusals(self) -> Iterator[dict[str, str]]:
-        """What is left out, or planned with a remark: uri, kind, reason, and where it is listed; without secrets."""
-        for uri, kind, reason, file, line in self._gather.refusals():
-            yield {"uri": uri, "kind": kind, "reason": reason, "where": self._gather.place(file, line)}
+        """Every entry that is left out, or planned with a remark, as {uri, kind, reason, where}; without secrets."""
+        for uri, kind, reason, file, line in self._database.refusals():
+            yield {"uri": uri, "kind": kind, "reason": reason, "where": self._database.listed_at(file, line)}
 
-    def without(self, planned: Iterable[Video]) -> Compared:
-        """Take away what is `planned` already, by identity: uri, start and end.
+    def remove_planned(self, planned: Iterable[Video]) -> PlanComparison:
+        """Remove the videos that are `planned` already (same uri, start and end); returns the comparison.
 
-        A new stretch of a planned video goes to its side; where the corpus itself puts it on the other, it is left out
-        as a leak.
+        A new stretch of a planned video goes to that video's split; where the corpus itself puts it into the other
+        split, it is left out as a leak.
         """
-        db = self._gather.db
+        db = self._database.db
         rows = (
-            (identity_digest(encoded(one.uri), one.start, one.end), encoded(one.uri), one.split, _code(one), one.bytes)
+            (
+                identity_digest(encode_name(one.uri), one.start, one.end),
+                encode_name(one.uri),
+                one.split,
+                _code(one),
+                one.bytes,
+            )
             for one in planned
         )
-        with told():
+        with disk_full_as_user_error():
             db.execute(
-                "CREATE TABLE there (ord BLOB PRIMARY KEY, uri BLOB, split TEXT, labels TEXT, bytes INT) WITHOUT ROWID"
+                "CREATE TABLE plan (ord BLOB PRIMARY KEY, uri BLOB, split TEXT, labels TEXT, bytes INT) WITHOUT ROWID"
             )
-            db.executemany("INSERT OR IGNORE INTO there VALUES (?, ?, ?, ?, ?)", rows)
-            side = "0" if self._gather.by_share else "v.split <> t.split"
+            db.executemany("INSERT OR IGNORE INTO plan VALUES (?, ?, ?, ?, ?)", rows)
+            side = "0" if self._database.splits_by_share else "v.split <> t.split"
             differs = f"(v.labels <> t.labels OR {side} OR (v.bytes <> t.bytes AND v.bytes + t.bytes IS NOT NULL))"
-            both = "FROM videos v JOIN there t ON t.ord = v.ord"
-            met = db.execute(f"SELECT COUNT(*) {both}").fetchone()[0]
-            total = db.execute("SELECT COUNT(*) FROM there").fetchone()[0]
+            both = "FROM videos v JOIN plan t ON t.ord = v.ord"
+            still_listed = db.execute(f"SELECT COUNT(*) {both}").fetchone()[0]
+            total = db.execute("SELECT COUNT(*) FROM plan").fetchone()[0]
             examples: list[str] = []
             changed = 0
-            found = db.execute(
+            changes = db.execute(
                 f"SELECT v.uri, v.labels, t.labels, v.split, t.split, v.bytes, t.bytes, v.file, v.line {both} "
                 f"WHERE {differs} ORDER BY v.rowid"
             )
-            for uri, *values, file, line in found:
+            for uri, *values, list_number, line in changes:
                 changed += 1
-                words = difference(values, self._gather.by_share)
+                words = difference(values, self._database.splits_by_share)
                 if len(examples) < 5:
-                    examples.append(f"{tellable(decoded(uri))}: {words}")
-                self._gather.refuse(file, Refusal(decoded(uri), "changed", f"{words}; it stays as planned", line))
+                    examples.append(f"{sanitised(decode_name(uri))}: {words}")
+                self._database.add_refusal(
+                    list_number, Refusal(decode_name(uri), "changed", f"{words}; it stays as planned", line)
+                )
             db.execute(
-                "CREATE TABLE fresh AS SELECT v.* FROM videos v LEFT JOIN there t ON t.ord = v.ord "
+                "CREATE TABLE fresh AS SELECT v.* FROM videos v LEFT JOIN plan t ON t.ord = v.ord "
                 "WHERE t.ord IS NULL ORDER BY v.rowid"
             )
             db.execute("DROP TABLE videos")
             db.execute("ALTER TABLE fresh RENAME TO videos")
-            self._take_sides()
-            db.execute("DROP TABLE there")
-        self._sum()
-        return Compared(met - changed, changed, total - met, tuple(examples))
+            self._keep_videos_on_one_side()
+            db.execute("DROP TABLE plan")
+        self._refresh_counts()
+        return PlanComparison(still_listed - changed, changed, total - still_listed, tuple(examples))
 
-    def _take_sides(self) -> None:
-        """See that no new stretch is on the other side than what is planned of its video."""
-        db = self._gather.db
+    def _keep_videos_on_one_side(self) -> None:
+        """Put new stretches of planned videos into the split that is planned, or leave them out."""
+        db = self._database.db
         if not db.execute("SELECT EXISTS (SELECT 1 FROM videos)").fetchone()[0]:
             return
-        db.execute("CREATE INDEX there_uri ON there (uri, split)")
-        if self._gather.by_share:
-            planned = "SELECT MIN(split) FROM there t WHERE t.uri = videos.uri"
-            db.execute(f"UPDATE videos SET split = ({planned}) WHERE uri IN (SELECT uri FROM there)")
-            self._gather.reorder()
+        db.execute("CREATE INDEX plan_uri ON plan (uri, split)")
+        if self._database.splits_by_share:
+            planned = "SELECT MIN(split) FROM plan t WHERE t.uri = videos.uri"
+            db.execute(f"UPDATE videos SET split = ({planned}) WHERE uri IN (SELECT uri FROM plan)")
+            self._database.sort_videos()
             return
-        other = "EXISTS (SELECT 1 FROM there t WHERE t.uri = videos.uri AND t.split <> videos.split)"
+        other = "EXISTS (SELECT 1 FROM plan t WHERE t.uri = videos.uri AND t.split <> videos.split)"
         reason = "another stretch of the same video is planned for the other split"
-        for uri, file, line in db.execute(f"SELECT uri, file, line FROM videos WHERE {other}"):
-            self._gather.refuse(file, Refusal(decoded(uri), "leak", reason, line))
+        for uri, list_number, line in db.execute(f"SELECT uri, file, line FROM videos WHERE {other}"):
+            self._database.add_refusal(list_number, Refusal(decode_name(uri), "leak", reason, line))
         db.execute(f"DELETE FROM videos WHERE {other}")
 
-    def _sum(self) -> None:
-        self.counts = self._gather.counts()
-        self.left_out = self._gather.refused()
-        self.notes = (*left_out_notes(self._gather), *self._remarks)
+    def _refresh_counts(self) -> None:
+        self.counts = self._database.video_counts()
+        self.left_out = self._database.refusal_counts()
+        self.notes = (*left_out_notes(self._database), *self._corpus_notes)
 
 
 def read_manifest(
     corpus: str, settings: CorpusSettings, classes: tuple[str, ...] | None = None, files: Files = files_below
 ) -> Manifest:
-    """A corpus of any kind that `CorpusSettings.kind` names, local or in a store.
+    """Read a corpus, local or in a store, of any kind that `CorpusSettings.kind` names.
 
-    `classes`: names that have their indices already, in a store that exists; new ones come after them. `files`: what
-    lists (relative path, bytes) of the files below a folder or prefix.
+    `classes`: names whose indices are fixed already, by a store that exists; new ones come after them. `files`: lists
+    (relative path, bytes) of the files below a folder or prefix.
     Raises UserError if it is missing, of no known kind, damaged, or holds no video that can be planned.
     """
-    gather = Gather()
+    database = CorpusDatabase()
     try:
-        with kept_stores():
-            return _read(corpus, settings, classes, files, gather)
+        with shared_stores():
+            return _read(corpus, settings, classes, files, database)
     except BaseException:
-        gather.close()
+        database.close()
         raise
 
 
 def _read(
-    corpus: str, settings: CorpusSettings, classes: tuple[str, ...] | None, files: Files, gather: Gather
+    corpus: str, settings: CorpusSettings, classes: tuple[str, ...] | None, files: Files, database: CorpusDatabase
 ) -> Manifest:
-    place = normal_root(corpus)
-    if kind_of_place(place) == "file":
-        shape: Shape | None = shape_of_file(place, settings)
+    place = normalised_root(corpus)
+    if file_or_folder(place) == "file":
+        listed: ListedCorpus | None = recognise_list(place, settings)
         place = place.rpartition("/")[0] or "/"
     else:
-        root = gather.look(place, files(place))
-        names = (name for name, _ in gather.files(root, video=False) if is_list_name(name))
+        root = database.add_files(place, files(place))
+        names = (name for name, _ in database.files(root, video=False) if is_list_name(name))
         lists = list(itertools.islice(names, MOST_LISTS))
-        shape = shape_of_folder(place, lists, settings)
-    _require_table(shape, settings, corpus)
-    if shape is None:
-        return _read_folder(corpus, place, settings, classes, gather)
+        listed = recognise_folder(place, lists, settings)
+    _require_table(listed, settings, corpus)
+    if listed is None:
+        return _read_folder(corpus, place, settings, classes, database)
     base = place
     if settings.media is not None:
-        base = normal_root(settings.media)
-        if local_root(base) is not None and kind_of_place(base, "media folder") == "file":
+        base = normalised_root(settings.media)
+        if local_root(base) is not None and file_or_folder(base, "media folder") == "file":
             remedy = "give the folder or prefix that holds the videos as media=…"
-            raise UserError("media is a file, not a folder", tellable(base), remedy)
-    book = LabelBook(shape.meaning, shape.names, tellable(corpus))
-    if shape.ids is not None:
+            raise UserError("media is a file, not a folder", sanitised(base), remedy)
+    encoder = LabelEncoder(listed.label_meaning, listed.class_names, sanitised(corpus))
+    if listed.ids_of_path is not None:
         if settings.media is None:
-            base = _media_of(place, shape, files, gather)
-        for listing in shape.lists:
-            gather.read(listing, book, None)
-        gather.match(gather.look(base, files(base), shape.ids), shape.ids)
-        absent = f"no video below {tellable(base)} has this id"
+            base = _media_of(place, listed, files, database)
+        for corpus_list in listed.lists:
+            database.add_list(corpus_list, encoder, None)
+        database.match_ids(database.add_files(base, files(base), listed.ids_of_path), listed.ids_of_path)
+        absent = f"no video below {sanitised(base)} has this id"
     else:
-        finder = Finder(Roots(base, settings.roots), settings.encoding)
-        for listing in shape.lists:
-            gather.read(listing, book, finder)
-        _match_objects(gather, finder.roots, files)
+        resolver = FileResolver(Roots(base, settings.roots), settings.encoding)
+        for corpus_list in listed.lists:
+            database.add_list(corpus_list, encoder, resolver)
+        _match_objects(database, resolver.roots, files)
         absent = "there is no such file"
-    named = book.settle(classes)
-    gather.settle(book, settings.validation, absent)
-    remarks = [*missing_notes(gather, named), *label_notes(gather, book, named, settings.labels_separator)]
-    manifest = Manifest(corpus, base, named, gather, remarks, shape.kind)
-    _require_videos(manifest, gather)
+    class_list = encoder.assign_classes(classes)
+    database.plan_videos(encoder, settings.validation, absent)
+    notes = [
+        *coverage_notes(database, class_list),
+        *label_notes(database, encoder, class_list, settings.labels_separator),
+    ]
+    manifest = Manifest(corpus, base, class_list, database, notes, listed.kind)
+    _require_videos(manifest, database)
     return manifest
 
 
-def _match_objects(gather: Gather, roots: Roots, files: Files) -> None:
-    """Find what rows mean in the roots that are stores, by listing these."""
+def _match_objects(database: CorpusDatabase, roots: Roots, files: Files) -> None:
+    """Match rows with files in those roots that are stores, by listing these."""
     remote = [number for number in range(len(roots.places)) if roots.is_remote(number)]
     for number in remote:
         place = roots.places[number]
-        gather.match_uris(gather.look(place, files(place)), functools.partial(roots.uri, number))
+        database.match_uris(database.add_files(place, files(place)), functools.partial(roots.uri, number))
     if remote:
-        gather.match_loosely()
+        database.match_loosely()
 
 
-def _require_table(shape: Shape | None, settings: CorpusSettings, corpus: str) -> None:
-    """Raises UserError for a separator of labels where labels do not stand in a table's cells."""
-    kind = "folder" if shape is None else shape.kind
+def _require_table(listed: ListedCorpus | None, settings: CorpusSettings, corpus: str) -> None:
+    """Raise UserError if `labels_separator` is set for a corpus whose labels do not stand in a table's cells."""
+    kind = "folder" if listed is None else listed.kind
     if settings.labels_separator is not None and kind not in ("csv", "jsonl", "parquet"):
         what = f"labels_separator is for the cells of tables (csv, jsonl, parquet), and this corpus is of kind {kind}"
-        raise UserError(what, tellable(corpus), "leave it out")
+        raise UserError(what, sanitised(corpus), "leave it out")
 
 
 def _read_folder(
-    corpus: str, place: str, settings: CorpusSettings, classes: tuple[str, ...] | None, gather: Gather
+    corpus: str, place: str, settings: CorpusSettings, classes: tuple[str, ...] | None, database: CorpusDatabase
 ) -> Manifest:
-    """A folder of class folders."""
-    gather.of_folders = True
-    others = gather.count_files(0, video=False)
-    if not gather.count_files(0, video=True):
-        found = f"it holds {others} other files" if others else "it holds no file"
+    """Read a folder of class folders."""
+    database.from_class_folders = True
+    others = database.count_files(0, video=False)
+    if not database.count_files(0, video=True):
+        content = f"it holds {others} other files" if others else "it holds no file"
         remedy = "put videos (mp4, avi, mkv, webm, mov, …) into class folders: CORPUS/class/video.mp4"
-        what = f"no video in the corpus; {found}, and no list that is known"
-        raise UserError(what, tellable(corpus), f"{remedy}. Known are: {LOOKED_FOR}")
+        what = f"no video in the corpus; {content}, and no list that is known"
+        raise UserError(what, sanitised(corpus), f"{remedy}. Known are: {LOOKED_FOR}")
     names = class_names(settings.labels, settings.encoding) if settings.labels is not None else None
-    book = LabelBook("names", names, tellable(corpus))
+    encoder = LabelEncoder("names", names, sanitised(corpus))
     folder = PurePosixPath(Path(corpus).absolute().as_posix()).name or "all"
-    rows = folder_rows(lambda: gather.files(0, video=True), printable(folder))
-    gather.read(Listing(tellable(place), "line", rows), book, None, listed=True)
-    named = book.settle(classes)
-    gather.settle(book, settings.validation, "")
-    remarks = missing_notes(gather, named)
+    rows = folder_rows(lambda: database.files(0, video=True), printable(folder))
+    database.add_list(CorpusList(sanitised(place), "line", rows), encoder, None, from_listing=True)
+    class_list = encoder.assign_classes(classes)
+    database.plan_videos(encoder, settings.validation, "")
+    notes = coverage_notes(database, class_list)
     if others:
-        ignored = [tellable(uri) for uri, _ in itertools.islice(gather.files(0, video=False), EXAMPLES)]
+        ignored = [sanitised(uri) for uri, _ in itertools.islice(database.files(0, video=False), EXAMPLES)]
         more = ", …" if others > EXAMPLES else ""
-        remarks.append(f"ignored {others} files that are not videos by their name: {', '.join(ignored)}{more}")
-    remarks += label_notes(gather, book, named, None)
-    manifest = Manifest(corpus, place, named, gather, remarks, "folder")
-    _require_videos(manifest, gather)
+        notes.append(f"ignored {others} files that are not videos by their name: {', '.join(ignored)}{more}")
+    notes += label_notes(database, encoder, class_list, None)
+    manifest = Manifest(corpus, place, class_list, database, notes, "folder")
+    _require_videos(manifest, database)
     return manifest
 
 
-def _media_of(place: str, shape: Shape, files: Files, gather: Gather) -> str:
-    """The folder that holds the videos of lists by id, where none was given: the lists' own, or one beside it."""
-    if gather.count_files(gather.look(place, files(place)), video=True):
+def _media_of(place: str, listed: ListedCorpus, files: Files, database: CorpusDatabase) -> str:
+    """The folder with the videos of lists by id, where `media` is not set: the lists' own folder, or one beside it."""
+    if database.count_files(database.add_files(place, files(place)), video=True):
         return place
-    for beside in shape.beside:
+    for folder in listed.media_folders:
         try:
-            found = gather.look(beside, files(beside))
+            root = database.add_files(folder, files(folder))
         except UserError:
             continue
-        if gather.count_files(found, video=True):
-            return beside
+        if database.count_files(root, video=True):
+            return folder
     remedy = "give the folder or prefix that holds the files, e.g. media=/data/videos; nothing is downloaded"
-    raise UserError("the list names videos by id, and there is no video beside it", tellable(place), remedy)
+    raise UserError("the list names videos by id, and there is no video beside it", sanitised(place), remedy)
 
 
-def _require_videos(manifest: Manifest, gather: Gather) -> None:
-    """Raises UserError, with what is wrong with how many, if nothing is left to plan."""
+def _require_videos(manifest: Manifest, database: CorpusDatabase) -> None:
+    """Raise UserError, with the number of refusals of each kind, if no video is left to plan."""
     if any(manifest.counts.values()):
         return
     wrong = ", ".join(f"{count} {kind}" for kind, count in manifest.left_out.items() if kind not in PLANNED)
-    what = f"no video that can be planned; of {gather.rows} listed: {wrong}" if gather.rows else "the list is empty"
+    what = f"no video that can be planned; of {database.rows} listed: {wrong}" if database.rows else "the list is empty"
     if manifest.left_out:
         first = next(manifest.refusals())
         what += f". The first: {first['uri']} ({first['where']}): {first['reason']}"
     remedy = "correct the list, or give the folder or prefix that holds its files as media=…"
-    raise UserError(what, tellable(manifest.corpus), remedy)
+    raise UserError(what, sanitised(manifest.corpus), remedy)
 
 
 @functools.lru_cache(65536)

@@ -1,16 +1,16 @@
-"""What is said of a corpus: what was left out of it, what will be missed, how a planned video is listed otherwise."""
+"""Notes for the user on a corpus: what was left out, which classes and splits lack videos, what changed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sharding.corpora.corpus_db import Gather
-from sharding.corpora.entries.labels import LabelBook
-from sharding.corpora.entries.roots import tellable
+from sharding.corpora.corpus_db import CorpusDatabase
+from sharding.corpora.entries.labels import LabelEncoder
+from sharding.corpora.entries.roots import sanitised
 
 EXAMPLES = 3
-REMARKS = {  # kind → what a note says of so many rows
+NOTE_OF_KIND = {  # kind of refusal → the note on so many of them
     "missing": "left out {} listed videos that are not there",
     "unlabelled": "left out {} videos that have no label",
     "label_out_of_range": "met {} videos with a label that is no class",
@@ -23,17 +23,17 @@ REMARKS = {  # kind → what a note says of so many rows
     "unused": "left out {} videos that this fold does not use",
     "changed": "kept {} videos as they were planned, though they are listed otherwise now",
 }
-PLANNED = ("duplicate", "ambiguous", "changed")  # kinds that do not take a video away
+PLANNED = ("duplicate", "ambiguous", "changed")  # kinds of refusals whose video is planned all the same
 
 
-def left_out_notes(gather: Gather) -> Iterator[str]:
-    """A line for each kind of what was left out, with examples."""
-    left_out = gather.refused()
-    for kind, words in REMARKS.items():
+def left_out_notes(database: CorpusDatabase) -> Iterator[str]:
+    """One line for each kind of refusal, with its count and examples."""
+    left_out = database.refusal_counts()
+    for kind, words in NOTE_OF_KIND.items():
         count = left_out.get(kind, 0)
         if count:
-            examples = list(gather.examples(kind, EXAMPLES))
-            if gather.of_folders:
+            examples = list(database.examples(kind, EXAMPLES))
+            if database.from_class_folders:
                 words = {
                     "unlabelled": "left out {} videos that lie beside the class folders and so have no class",
                     "test": "left out {} videos in test/, because a validation folder exists",
@@ -41,57 +41,63 @@ def left_out_notes(gather: Gather) -> Iterator[str]:
             yield f"{words.format(count)}: {', '.join(examples)}" + (", …" if count > EXAMPLES else "")
 
 
-def missing_notes(gather: Gather, classes: Sequence[str]) -> list[str]:
-    """What of a corpus that can be sharded will be missed later."""
-    remarks, folders = [], gather.of_folders
+def coverage_notes(database: CorpusDatabase, classes: Sequence[str]) -> list[str]:
+    """Notes on what the corpus lacks: a second class, videos for training, videos for validation."""
+    notes, folders = [], database.from_class_folders
     if len(classes) == 1:
         advice = "to make classes, sort the videos into folders: CORPUS/class/video.mp4"
         only = f"there is one class, {classes[0]}, so there is nothing to tell apart"
-        remarks.append(f"{only}; {advice}" if folders else only)
-    counts = gather.counts()
+        notes.append(f"{only}; {advice}" if folders else only)
+    counts = database.video_counts()
     if not counts["train"] and counts["val"]:
         advice = "add CORPUS/train/class/video.mp4, or give that folder itself as CORPUS"
-        told_why = "because every folder is one of validation" if folders else "as none of the training list remains"
-        remarks.append(
-            f"there is no video to train on, {told_why}: the store will serve to evaluate"
+        why = "because every folder is one of validation" if folders else "as none of the training list remains"
+        notes.append(
+            f"there is no video to train on, {why}: the store will serve to evaluate"
             + (f"; to train, {advice}" if folders else "")
         )
-    if not counts["val"] and (gather.given["val"] or gather.given["test"]):
-        remarks.append("there is no video to validate on, as none of the validation list remains")
-    return remarks
+    if not counts["val"] and (database.rows_by_split["val"] or database.rows_by_split["test"]):
+        notes.append("there is no video to validate on, as none of the validation list remains")
+    return notes
 
 
-def label_notes(gather: Gather, book: LabelBook, classes: Sequence[str], separator: str | None) -> Iterator[str]:
-    """What labels make of the classes and nobody may have meant: empty ones, ones without training, several in one."""
-    counts = gather.label_counts()
-    listed = len(book.listed)
-    empty = [classes[index] for index in book.listed if not any(videos[index] for videos in counts.values())]
-    if empty and book.from_one:
+def label_notes(
+    database: CorpusDatabase, encoder: LabelEncoder, classes: Sequence[str], separator: str | None
+) -> Iterator[str]:
+    """Notes on labels that were perhaps meant otherwise: classes without videos, numbers as names, several in one."""
+    counts = database.label_counts()
+
+    indices = encoder.listed_classes
+    empty = [classes[index] for index in indices if not any(videos[index] for videos in counts.values())]
+    if empty and encoder.counts_from_one:
         advice = "if yours count from 1, list them one lower, or list names"
         yield f"labels are indices that count from 0, and the lowest listed is 1: {advice}"
     if empty:
-        yield f"{len(empty)} of {listed} classes have no video: {_some(empty)}"
-    untrained = [classes[index] for index in book.listed if counts["val"][index] and not counts["train"][index]]
+        yield f"{len(empty)} of {len(indices)} classes have no video: {_some(empty)}"
+    untrained = [classes[index] for index in indices if counts["val"][index] and not counts["train"][index]]
     if untrained and counts["train"]:
-        only = f"{len(untrained)} of {listed} classes have videos in validation alone, none to train on"
+        only = f"{len(untrained)} of {len(indices)} classes have videos in validation alone, none to train on"
         yield f"{only}: {_some(untrained)}"
-    odd = book.odd()
-    if odd:
-        yield f"labels are taken as names, not as indices, because not all are whole numbers: {_some(odd)}"
-    compounds = book.compounds() if separator is None and book.meaning == "either" else []
+    names = encoder.names_among_numbers()
+    if names:
+        yield f"labels are taken as names, not as indices, because not all are whole numbers: {_some(names)}"
+    compounds = encoder.compound_labels() if separator is None and encoder.meaning == "either" else []
     if compounds:
         label, mark = compounds[0]
-        one = f"labels such as {tellable(label)!r} are a class each, though they look like several"
+        one = f"labels such as {sanitised(label)!r} are a class each, though they look like several"
         yield f"{one}; to make them several, give labels_separator='{mark}'"
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first of several names."""
-    return ", ".join(tellable(name) for name in names[:EXAMPLES]) + (", …" if len(names) > EXAMPLES else "")
+    """The first few of the names, for a message."""
+    return ", ".join(sanitised(name) for name in names[:EXAMPLES]) + (", …" if len(names) > EXAMPLES else "")
 
 
 def difference(values: Sequence[Any], by_share: bool) -> str:
-    """`values`: labels, split and bytes as a video is listed, each followed by what was planned."""
+    """How a video is listed otherwise than it was planned, in words.
+
+    `values`: its labels, split and bytes as listed, each followed by the planned one.
+    """
     labels, old_labels, split, old_split, size, old_size = values
     words = []
     if labels != old_labels:

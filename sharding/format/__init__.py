@@ -1,1 +1,1 @@
-"""What lies in a store: plan, generations, records, index and failure lists."""
+"""What lies in a store: the plan of each generation, records, index and failure lists; all that readers depend on."""

@@ -1,4 +1,4 @@
-"""What a store is to hold: the plan of each generation, kept in the store, so that nothing else need be remembered.
+"""Writes and reads the plan of each generation, which lies in the store: which videos belong to which shard job.
 
 `plan/g0.json` names the plan's file, `plan/g0-<digest>.parquet`, a row a video in the order of the jobs. Generation 0
 is the corpus as it was first sharded; later ones are its new videos (`kind` corpus) or a retry of failed ones (`kind`
@@ -53,9 +53,9 @@ _PLAN = pa.schema(
 
 @dataclass(frozen=True)
 class Generation:
-    """A planned generation: `root` is what its relative uris lie below; `jobs` and `videos` count by split.
+    """The head of a generation's plan: `jobs` and `videos` are counts by split; relative uris lie below `root`.
 
-    `left_out`: what its corpus listed and was not planned, by kind. `digest`: of the plan's content, whole.
+    `left_out`: how many entries its corpus listed that were not planned, by kind. `digest`: sha256 of the plan's file.
     """
 
     number: int
@@ -69,12 +69,12 @@ class Generation:
     digest: str
 
     def __post_init__(self) -> None:
-        # Plans of before may hold decomposed names, which are those of new lists and folders.
+        # Plans of older versions may hold decomposed names, which mean the same classes.
         object.__setattr__(self, "classes", tuple(map(nfc, self.classes)))
 
     @property
-    def ids(self) -> Iterator[tuple[str, str]]:
-        """(split, id) of each job, in order."""
+    def shards(self) -> Iterator[tuple[str, str]]:
+        """(split, job id) of each shard, in the order of the jobs."""
         first = 0
         for split in SPLITS:
             for number in range(first, first + self.jobs.get(split, 0)):
@@ -83,16 +83,16 @@ class Generation:
 
 
 def generations(store: Store) -> list[Generation]:
-    """All generations of a store, in order. Raises UserError for one that is damaged."""
-    found = []
+    """All generations of a store, in order. Raises UserError for one that is missing or damaged."""
+    in_order = []
     for number in range(sum(_PLAN_NAME.fullmatch(path) is not None for path in store.list("plan/"))):
         path = f"plan/g{number}.json"
         try:
             data = store.get(path)
         except FileNotFoundError as error:
             raise UserError("the store's plan is missing", f"{store.url}/{path}", _NEW_STORE) from error
-        found.append(read_json(data, Generation, "the store's plan", f"{store.url}/{path}", _NEW_STORE, _FORMAT))
-    return found
+        in_order.append(read_json(data, Generation, "the store's plan", f"{store.url}/{path}", _NEW_STORE, _FORMAT))
+    return in_order
 
 
 def add_generation(
@@ -105,13 +105,14 @@ def add_generation(
     left_out: dict[str, int] | None = None,
     refusals: Iterable[dict[str, str]] = (),
 ) -> Generation | None:
-    """Put the plan of a new generation; None if that number has been taken meanwhile. Streams jobs and refusals.
+    """Put the plan of a new generation, and return it; None if another command took its number meanwhile.
 
-    `refusals` are what the corpus lists and is not planned, a line each in `plan/g0-<digest>.left-out.jsonl`.
+    `refusals`: the entries that the corpus lists and that are not planned, a line each in
+    `plan/g0-<digest>.left-out.jsonl`. Jobs and refusals are streamed.
     """
     with scratch("plan") as folder:
         file = folder / "plan.parquet"
-        job_count, video_count = _write(file, jobs)
+        job_count, video_count = _write_plan(file, jobs)
         digest = sha256_of(file)
         name = f"plan/g{number}-{digest[:16]}"
         made = Generation(
@@ -129,10 +130,10 @@ def add_generation(
             return None
         store.put_file(made.file, file)
         if left_out:
-            told = folder / "left-out.jsonl"
-            with told.open("w", encoding="utf-8") as lines:
+            refusals_file = folder / "left-out.jsonl"
+            with refusals_file.open("w", encoding="utf-8") as lines:
                 lines.writelines(json.dumps(refusal, ensure_ascii=False) + "\n" for refusal in refusals)
-            store.put_file(f"{name}.left-out.jsonl", told)
+            store.put_file(f"{name}.left-out.jsonl", refusals_file)
     try:
         text = json.dumps({"format": _FORMAT, **asdict(made)}, indent=1) + "\n"
         store.put(f"plan/g{number}.json", text.encode(), create=True)
@@ -148,8 +149,8 @@ def planned_videos(store: Store, generation: Generation) -> Iterator[Video]:
 
 
 def planned_jobs(store: Store, generation: Generation, done: Collection[tuple[str, str]] = ()) -> Iterator[ShardJob]:
-    """The jobs of a generation, without those whose (split, id) is in `done`; streamed."""
-    if all(shard in done for shard in generation.ids):
+    """The jobs of a generation whose (split, id) is not in `done`; streamed."""
+    if all(shard in done for shard in generation.shards):
         return
     for (number, split), rows in groupby(_rows(store, generation), key=itemgetter(0, 1)):
         identity = job_id(generation.number, number)
@@ -159,19 +160,19 @@ def planned_jobs(store: Store, generation: Generation, done: Collection[tuple[st
             yield ShardJob(identity, split, tuple(video for _, _, video, _ in kept), failed)
 
 
-def videos_in(store: Store, generation: Generation, done: Collection[tuple[str, str]]) -> int:
-    """How many videos the jobs of a generation hold that are not in `done`."""
-    todo = np.array([shard not in done for shard in generation.ids], np.bool_)
-    if todo.all() or not todo.any():
-        return sum(generation.videos.values()) if todo.any() else 0
-    with _local(store, generation) as file:
+def remaining_videos(store: Store, generation: Generation, done: Collection[tuple[str, str]]) -> int:
+    """How many videos belong to the jobs of a generation that are not in `done`."""
+    remaining = np.array([shard not in done for shard in generation.shards], np.bool_)
+    if remaining.all() or not remaining.any():
+        return sum(generation.videos.values()) if remaining.any() else 0
+    with _downloaded(store, generation) as file:
         return sum(
-            int(todo[batch.column(0).to_numpy()].sum())
+            int(remaining[batch.column(0).to_numpy()].sum())
             for batch in file.iter_batches(_BATCH, columns=["job"], use_threads=False)
         )
 
 
-def _write(file: Path, jobs: Iterable[ShardJob]) -> tuple[Counter[str], Counter[str]]:
+def _write_plan(file: Path, jobs: Iterable[ShardJob]) -> tuple[Counter[str], Counter[str]]:
     job_count: Counter[str] = Counter()
     video_count: Counter[str] = Counter()
 
@@ -192,8 +193,8 @@ def _write(file: Path, jobs: Iterable[ShardJob]) -> tuple[Counter[str], Counter[
 
 
 @contextlib.contextmanager
-def _local(store: Store, generation: Generation) -> Iterator[pq.ParquetFile]:
-    """A plan's file on the local disk, verified by its digest."""
+def _downloaded(store: Store, generation: Generation) -> Iterator[pq.ParquetFile]:
+    """The plan's file, downloaded and verified by its digest, until the `with` ends."""
     where = f"{store.url}/{generation.file}"
     with scratch("plan") as folder:
         path = folder / "plan.parquet"
@@ -208,7 +209,7 @@ def _local(store: Store, generation: Generation) -> Iterator[pq.ParquetFile]:
 
 
 def _rows(store: Store, generation: Generation) -> Iterator[tuple[int, str, Video, str | None]]:
-    with _local(store, generation) as file:
+    with _downloaded(store, generation) as file:
         for batch in file.iter_batches(_BATCH, use_threads=False):
             columns = [batch.column(name).to_pylist() for name in _PLAN.names]
             for job, split, uri, labels, start, end, size, segments, failed in zip(*columns, strict=True):

@@ -1,4 +1,4 @@
-"""The merged index: an immutable version of what a store holds."""
+"""Merges all records of a store into its index, and reads it: an immutable, versioned list of the tar parts."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from sharding.format.record import (
     FORMAT,
     from_parquet,
     list_records,
+    map_prefetched,
     read_meta,
     record_meta,
     to_parquet,
     with_meta,
-    zip_ahead,
 )
 from sharding.storage.store import Store
 
@@ -48,7 +48,7 @@ INDEX = pa.schema(
 
 
 class _Head(pydantic.BaseModel):
-    """What a store's head holds."""
+    """The content of a store's head, reelscale.json."""
 
     model_config = pydantic.ConfigDict(strict=True, extra="allow")
 
@@ -60,9 +60,9 @@ class _Head(pydantic.BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One tar of a shard; `histogram_json` is its label histogram as the index has it.
+    """One tar part of a shard; `histogram_json` is its label histogram as JSON text.
 
-    As text, because an index may have tens of thousands of parts with hundreds of classes each.
+    It stays text, because an index may have tens of thousands of parts with hundreds of classes each.
     """
 
     split: str
@@ -76,13 +76,13 @@ class Part:
 
     @property
     def label_histogram(self) -> dict[int, int]:
-        """Class index → samples; parsed anew each time."""
+        """Class index → number of samples; parsed anew at each call."""
         return {int(label): samples for label, samples in json.loads(self.histogram_json).items()}
 
 
 @dataclass(frozen=True, slots=True)
 class SplitSummary:
-    """Totals of a split; `videos` gave at least one sample, `shards` counts tar parts; `seconds` of stored video."""
+    """Totals of a split: `videos` with at least one sample, `shards` (tar parts), `seconds` of stored video etc."""
 
     samples: int = 0
     videos: int = 0
@@ -94,11 +94,11 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class Index:
-    """An immutable version of what a store holds; `digest` is of its content.
+    """One version of a store's index; `digest` is that of its content.
 
-    `failures` counts the videos and segments that gave no sample, by kind; `lengths` the samples by `length_bucket`;
-    `versions` are those of the libraries that made them. `concealed`: "frames" that show concealed damage, "samples"
-    that have such frames, and "unknown": samples made before they were counted.
+    `failures`: the number of videos and segments without a sample, by kind; `lengths`: the number of samples by
+    `length_bucket`; `versions`: of the libraries that made them. `concealed`: "frames" that show concealed damage,
+    "samples" that have such frames, and "unknown": samples of older versions, which did not count them.
     """
 
     version: str
@@ -114,7 +114,7 @@ class Index:
 
 
 def read_head(store: Store) -> dict[str, Any] | None:
-    """STORE/reelscale.json, None if there is none yet. Raises UserError for one of another format, or damaged."""
+    """The content of STORE/reelscale.json; None if there is none. Raises UserError if it is damaged or too new."""
     try:
         data = store.get(HEAD)
     except FileNotFoundError:
@@ -124,7 +124,7 @@ def read_head(store: Store) -> dict[str, Any] | None:
 
 
 def require_head(store: Store) -> dict[str, Any]:
-    """STORE/reelscale.json; UserError if the store has none."""
+    """The content of STORE/reelscale.json. Raises UserError if there is none; else as `read_head`."""
     head = read_head(store)
     if head is None:
         remedy = "check the address, or make the store: reelscale shard CORPUS STORE"
@@ -133,16 +133,16 @@ def require_head(store: Store) -> dict[str, Any]:
 
 
 def merge(store: Store) -> Index | None:
-    """All records merged into the current index; a new version is written only if the content changed.
+    """Merge all records into the index, and return it; a new version is written only if the content changed.
 
-    None if the shards hold no sample. Reads the end of each record, whatever its length.
+    Returns None if the shards hold no sample. Reads only the end of each record, whatever its length.
     """
     while True:
         before = _versions(store)
-        found = _merged(store)
-        if found is None:
+        merged = _merged(store)
+        if merged is None:
             return None
-        meta, parts = found
+        meta, parts = merged
         digest = _content_digest(meta, parts)
         versions = _versions(store)
         if versions != before:
@@ -159,13 +159,13 @@ def merge(store: Store) -> Index | None:
 
 
 def _merged(store: Store) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    """An index' metadata and rows from the records there are; None if these hold no sample."""
+    """The metadata and rows of an index of the records in the store; None if they hold no sample."""
     head = require_head(store)
     plans = generations(store)
     parts: list[dict[str, Any]] = []
-    total = _Total()
+    total = _RecordTotals()
     with ThreadPoolExecutor(16) as pool:
-        for (split, job), meta in zip_ahead(pool, lambda shard: read_meta(store, *shard), list_records(store)):
+        for (split, job), meta in map_prefetched(pool, lambda shard: read_meta(store, *shard), list_records(store)):
             total.add(meta)
             parts += [_row(split, job, number, part) for number, part in enumerate(meta["parts"])]
     if not parts:
@@ -174,12 +174,12 @@ def _merged(store: Store) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
         "format": FORMAT,
         "classes": list(plans[-1].classes) if plans else head["classes"],
         "settings_digest": head["settings_digest"],
-        **total.told(),
+        **total.as_meta(),
     }, parts
 
 
 def current_index(store: Store) -> Index:
-    """The newest index of the store; UserError if there is none."""
+    """The newest index of the store. Raises UserError if there is none."""
     require_head(store)
     versions = _versions(store)
     if not versions:
@@ -190,12 +190,12 @@ def current_index(store: Store) -> Index:
 
 
 def has_index(store: Store) -> bool:
-    """Whether records have been merged into an index."""
+    """Whether the store has an index."""
     return bool(_versions(store))
 
 
 def has_version(store: Store, version: str) -> bool:
-    """Whether the store holds this version of the index, whose name tells its content."""
+    """Whether the store holds this version of the index."""
     return version in _versions(store)
 
 
@@ -213,24 +213,24 @@ def read_index(store: Store, version: str) -> Index:
         lengths=meta["lengths"],
         versions=meta["versions"],
         settings_digest=meta["settings_digest"],
-        concealed=meta.get("concealed") or _none_counted(meta["splits"]),
+        concealed=meta.get("concealed") or _concealed_unknown(meta["splits"]),
     )
 
 
 def length_bucket(seconds: float) -> str:
-    """The bucket of a sample's length: its lower bound in seconds, one of `LENGTHS`."""
+    """The bucket that a sample's length belongs to: its lower bound in seconds, one of `LENGTHS`, as text."""
     return f"{max(bound for bound in LENGTHS if bound <= seconds + 1e-6):g}"
 
 
 def length_ranges(lengths: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Samples by `length_bucket` as {"from", "to", "samples"}, in seconds, the shortest first; "to" None: no end."""
+    """The buckets as {"from", "to", "samples"}, in seconds, the shortest first; "to" is None for the last, open one."""
     ends = dict(zip(LENGTHS, (*LENGTHS[1:], None), strict=True))
     counts = sorted((float(bucket), samples) for bucket, samples in lengths.items())
     return [{"from": begin, "to": ends[begin], "samples": samples} for begin, samples in counts]
 
 
-class _Total:
-    """Sums over records."""
+class _RecordTotals:
+    """Sums of the records' metadata."""
 
     def __init__(self) -> None:
         self.splits: dict[str, Counter[str]] = {}
@@ -252,17 +252,17 @@ class _Total:
         for library, version in meta["versions"].items():
             self.versions.setdefault(library, set()).add(version)
 
-    def told(self) -> dict[str, Any]:
+    def as_meta(self) -> dict[str, Any]:
         return {
             "splits": {name: asdict(SplitSummary(**counts)) for name, counts in sorted(self.splits.items())},
             "failures": {kind: count for kind, count in sorted(self.failures.items()) if count > 0},
             "lengths": dict(sorted(self.lengths.items(), key=lambda item: float(item[0]))),
-            "versions": {library: sorted(found) for library, found in sorted(self.versions.items())},
+            "versions": {library: sorted(versions) for library, versions in sorted(self.versions.items())},
         } | ({"concealed": dict(self.concealed)} if self.counted else {})
 
 
-def _none_counted(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """What an index says of concealed damage that was merged before it was counted."""
+def _concealed_unknown(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """`Index.concealed` for an index of an older version, which does not count it."""
     return {"frames": 0, "samples": 0, "unknown": sum(split["samples"] for split in splits.values())}
 
 
@@ -272,7 +272,7 @@ def _row(split: str, job: str, number: int, part: dict[str, Any]) -> dict[str, A
 
 
 def _read_index(store: Store, path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Metadata and rows of an index; UserError if they are not those that were written."""
+    """The metadata and rows of an index. Raises UserError if it is missing, damaged or of another format."""
     try:
         table = from_parquet(store.get(path))
         meta, rows = record_meta(table.schema), table.to_pylist()
@@ -290,19 +290,19 @@ def _read_index(store: Store, path: str) -> tuple[dict[str, Any], list[dict[str,
 
 
 def _content_digest(meta: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """sha256 of `json.dumps([meta, rows], sort_keys=True)`, a row at a time."""
-    found = hashlib.sha256(f"[{json.dumps(meta, sort_keys=True)}, [".encode())
+    """sha256 of `json.dumps([meta, rows], sort_keys=True)`, computed a row at a time."""
+    sha256 = hashlib.sha256(f"[{json.dumps(meta, sort_keys=True)}, [".encode())
     for number, row in enumerate(rows):
-        found.update((", " if number else "").encode() + json.dumps(row, sort_keys=True).encode())
-    found.update(b"]]")
-    return found.hexdigest()
+        sha256.update((", " if number else "").encode() + json.dumps(row, sort_keys=True).encode())
+    sha256.update(b"]]")
+    return sha256.hexdigest()
 
 
 def index_path(version: str) -> str:
-    """Where in a store a version of its index lies."""
+    """The path in the store of a version of its index."""
     return f"index/{version}.parquet"
 
 
 def _versions(store: Store) -> list[str]:
-    found = (_VERSION.fullmatch(path) for path in store.list("index/"))
-    return sorted(match[1] for match in found if match)
+    matches = (_VERSION.fullmatch(path) for path in store.list("index/"))
+    return sorted(match[1] for match in matches if match)

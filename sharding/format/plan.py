@@ -1,4 +1,4 @@
-"""Videos → shard jobs: pure, deterministic, the same on every machine."""
+"""Divides the videos of a corpus into shard jobs; pure, so the same on every machine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """The videos that one worker turns into one shard; `id` is unique over all splits.
+    """The videos that one worker makes into one shard; `id` is unique over all splits.
 
-    `failed`: of a retry, the kind of failure each of the videos had; else ().
+    `failed`: in a retry, the kind of failure that each of the videos had; else ().
     """
 
     id: str
@@ -29,8 +29,8 @@ def job_id(generation: int, number: int) -> str:
     return f"g{generation}-{number:06d}"
 
 
-def shard_size(videos: int) -> int:
-    """Videos a shard of a split, where none is set: as few as make 64 shards, so that they can be made side by side.
+def default_shard_size(videos: int) -> int:
+    """The number of videos a shard where none is set: as few as give 64 shards, so that many can be made side by side.
 
     At most 64, so that a large corpus has shards worth streaming.
     """
@@ -40,15 +40,15 @@ def shard_size(videos: int) -> int:
 def plan(
     videos: Iterable[Video], counts: Mapping[str, int], videos_per_shard: int | None, generation: int = 0
 ) -> Iterator[ShardJob]:
-    """Jobs of at most `videos_per_shard` videos each (None: `shard_size` of the split), from train on to val.
+    """The jobs of at most `videos_per_shard` videos each (None: `default_shard_size` of the split), train before val.
 
     `videos` come in a manifest's order, split by split, and are streamed; `counts` says how many a split has.
     Jobs are numbered through both splits.
     """
     number = itertools.count()
     order = iter(SPLITS)
-    for split, mine in itertools.groupby(videos, key=lambda video: video.split):
+    for split, of_split in itertools.groupby(videos, key=lambda video: video.split):
         assert split in order, "videos must come training first, then validation"
-        size = videos_per_shard or shard_size(counts[split])
-        while chunk := tuple(itertools.islice(mine, size)):
+        size = videos_per_shard or default_shard_size(counts[split])
+        while chunk := tuple(itertools.islice(of_split, size)):
             yield ShardJob(job_id(generation, next(number)), split, chunk)

@@ -1,4 +1,4 @@
-"""A shard's record: its schema, the names of what belongs to it, writing and reading it.
+"""A shard's record: its schema, the paths of its tar parts and failure list, writing and reading it.
 
 Parts and failure lists are named by their content, so that of two workers on one shard neither can change what the
 other's record names. Records of earlier versions name theirs by the shard alone; both are read.
@@ -29,8 +29,8 @@ META = b"reelscale"
 _DIGEST = b"reelscale.sha256"
 _TAIL = 2**16  # bytes: more than the footer of most records
 _AT_ONCE = 16
-_SUM = 16  # hex digits of a content's digest in a name
-_NAME = re.compile(rf"(g\d+-\d+)(?:\.parquet|(?:-\d{{2,}})?(?:-[0-9a-f]{{{_SUM}}})?\.(?:tar|failures\.jsonl))")
+_DIGITS = 16  # hex digits of a content's digest in a name
+_NAME = re.compile(rf"(g\d+-\d+)(?:\.parquet|(?:-\d{{2,}})?(?:-[0-9a-f]{{{_DIGITS}}})?\.(?:tar|failures\.jsonl))")
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -86,22 +86,22 @@ RECORD = pa.schema(
 
 
 def part_path(split: str, job: str, part: int, sha256: str) -> str:
-    """Path of a tar part of this content in the store."""
-    return f"{split}/{job}-{part:02d}-{sha256[:_SUM]}.tar"
+    """The path in the store of a tar part with this content."""
+    return f"{split}/{job}-{part:02d}-{sha256[:_DIGITS]}.tar"
 
 
 def is_part_path(path: str, split: str, job: str, part: int) -> bool:
-    """Whether it is the path of this part, of whatever content."""
-    return re.fullmatch(rf"{split}/{re.escape(job)}-{part:02d}(?:-[0-9a-f]{{{_SUM}}})?\.tar", path) is not None
+    """Whether `path` is one of this part, with any content."""
+    return re.fullmatch(rf"{split}/{re.escape(job)}-{part:02d}(?:-[0-9a-f]{{{_DIGITS}}})?\.tar", path) is not None
 
 
 def failures_path(split: str, job: str, content: bytes) -> str:
-    """Path of a shard's failure list of this content in the store."""
-    return f"{split}/{job}-{hashlib.sha256(content).hexdigest()[:_SUM]}.failures.jsonl"
+    """The path in the store of a shard's failure list with this content."""
+    return f"{split}/{job}-{hashlib.sha256(content).hexdigest()[:_DIGITS]}.failures.jsonl"
 
 
 def failure_list(split: str, job: str, meta: dict[str, Any]) -> str | None:
-    """Path of the failure list that belongs to a record; None if nothing failed. ValueError for one of another name."""
+    """The path of the failure list that a record names; None if nothing failed. Raises ValueError for a wrong path."""
     if not sum(meta["failures"].values()):
         return None
     path = meta.get("failure_list", f"{split}/{job}.failures.jsonl")
@@ -111,19 +111,19 @@ def failure_list(split: str, job: str, meta: dict[str, Any]) -> str | None:
 
 
 def shard_of(path: str) -> tuple[str, str] | None:
-    """(split, job) that an object of a split's folder belongs to by its name; None if it is no shard's."""
+    """(split, job) of the shard that an object belongs to by its path; None if it belongs to none."""
     split, _, name = path.rpartition("/")
-    found = _NAME.fullmatch(name)
-    return (split, found[1]) if found and split in SPLITS else None
+    match = _NAME.fullmatch(name)
+    return (split, match[1]) if match and split in SPLITS else None
 
 
 def record_path(split: str, job: str) -> str:
-    """Path of a shard's record in the store."""
+    """The path in the store of a shard's record."""
     return f"{split}/{job}.parquet"
 
 
 def list_records(store: Store) -> list[tuple[str, str]]:
-    """(split, job) of every finished shard, sorted: the ledger."""
+    """(split, job) of every finished shard, sorted: those that have a record."""
     return [
         (split, path.removeprefix(f"{split}/").removesuffix(".parquet"))
         for split in SPLITS
@@ -133,7 +133,7 @@ def list_records(store: Store) -> list[tuple[str, str]]:
 
 
 def write_record(store: Store, split: str, job: str, rows: Sequence[dict[str, Any]], meta: dict[str, Any]) -> bool:
-    """Put a shard's record, which makes the shard exist; False if it existed already."""
+    """Put a shard's record, which makes the shard exist; returns False if there is a record already."""
     table = pa.Table.from_pylist(list(rows), schema=RECORD)
     try:
         store.put(record_path(split, job), to_parquet(with_meta(table, meta)), create=True)
@@ -143,7 +143,7 @@ def write_record(store: Store, split: str, job: str, rows: Sequence[dict[str, An
 
 
 def read_record(store: Store, split: str, job: str) -> pa.Table:
-    """A shard's record, a row per sample in tar order; its metadata: `record_meta`."""
+    """A shard's record, a row per sample in tar order (metadata: `record_meta`). Raises DamagedStore."""
     path = record_path(split, job)
     with raised_as_damage(store, path):
         table = from_parquet(store.get(path))
@@ -156,7 +156,7 @@ def read_record(store: Store, split: str, job: str) -> pa.Table:
 
 
 def read_meta(store: Store, split: str, job: str) -> dict[str, Any]:
-    """The metadata of a shard's record, from the end of the file alone."""
+    """The metadata of a shard's record, for which only the end of the file is read. Raises DamagedStore."""
     path = record_path(split, job)
     with raised_as_damage(store, path):
         tail, size = store.get_tail(path, _TAIL)
@@ -172,14 +172,14 @@ def _require_format(store: Store, path: str, meta: dict[str, Any]) -> dict[str, 
 
 
 def with_meta(table: pa.Table, meta: dict[str, Any]) -> pa.Table:
-    """The table with JSON metadata, and a digest that tells when it is damaged."""
+    """The table with metadata as JSON, and a digest by which `record_meta` notices damage."""
     text = json.dumps(meta, sort_keys=True)
     kept = {META: text.encode(), _DIGEST: hashlib.sha256(text.encode()).hexdigest().encode()}
     return table.replace_schema_metadata(kept)
 
 
 def record_meta(schema: pa.Schema) -> dict[str, Any]:
-    """The JSON metadata of a record's or an index' schema; ValueError if it is damaged."""
+    """The metadata in the schema of a record or an index. Raises ValueError if it is damaged."""
     kept = schema.metadata or {}
     text = kept.get(META, b"")
     if hashlib.sha256(text).hexdigest().encode() != kept.get(_DIGEST):
@@ -187,8 +187,8 @@ def record_meta(schema: pa.Schema) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def zip_ahead(pool: Executor, function: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
-    """(item, function(item)) in order; only a few items are worked on ahead, so that memory stays flat."""
+def map_prefetched(pool: Executor, function: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
+    """(item, function(item)) of all items in order; only a few are computed ahead, so that memory stays flat."""
     waiting: deque[tuple[A, Future[B]]] = deque()
     for item in items:
         waiting.append((item, pool.submit(function, item)))
@@ -200,16 +200,16 @@ def zip_ahead(pool: Executor, function: Callable[[A], B], items: Iterable[A]) ->
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file, the same every time."""
+    """A table as the bytes of a Parquet file; the same bytes every time."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue()
 
 
 def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table in the bytes of a Parquet file, or some of its columns; ValueError if they are damaged.
+    """The table in the bytes of a Parquet file, or some of its columns. Raises ValueError if they are damaged.
 
-    Reads in the calling thread: `pq.read_table` starts Arrow's threads, and an interpreter that ends
+    Reads in the calling thread, as a workaround: `pq.read_table` starts Arrow's threads, and an interpreter that ends
     while they live may abort.
     """
     try:
@@ -220,16 +220,16 @@ def from_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def _schema(tail: bytes, size: int) -> pa.Schema:
-    """The schema of a Parquet file of `size` bytes, of which only the last are at hand."""
+    """The schema of a Parquet file of `size` bytes, from its last bytes. Raises ValueError if they are damaged."""
     try:
-        with pq.ParquetFile(pa.PythonFile(_End(tail, size), mode="r")) as file:
+        with pq.ParquetFile(pa.PythonFile(_FileEnd(tail, size), mode="r")) as file:
             return file.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise ValueError(str(error)) from error
 
 
-class _End(io.RawIOBase):
-    """The end of a file as if it were the whole: reading what comes before it is an error."""
+class _FileEnd(io.RawIOBase):
+    """A file of which only the last bytes are in memory: reading those before them raises OSError."""
 
     def __init__(self, tail: bytes, size: int) -> None:
         self.tail, self.whole, self.position = tail, size, 0
@@ -256,14 +256,14 @@ class _End(io.RawIOBase):
         if start < 0:
             raise OSError("the footer is longer than it says")
         stop = len(self.tail) if size is None or size < 0 else start + size
-        found = self.tail[start:stop]
-        self.position += len(found)
-        return found
+        data = self.tail[start:stop]
+        self.position += len(data)
+        return data
 
 
 @contextlib.contextmanager
 def raised_as_damage(store: Store, path: str) -> Iterator[None]:
-    """Raise DamagedStore for a record that is missing (FileNotFoundError) or not as written (ValueError)."""
+    """Raise DamagedStore for a missing record (FileNotFoundError) or a damaged one (ValueError), inside the `with`."""
     where = f"{store.url}/{path}"
     try:
         yield

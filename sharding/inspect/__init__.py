@@ -1,1 +1,1 @@
-"""Looking at a store: verification, summary, contact sheet and page."""
+"""Inspects a store: `verify` reads it again and names what is damaged; summary, contact sheet and HTML page."""

@@ -1,4 +1,4 @@
-"""The contact sheet of a store: middle frames of a few samples, spread over its classes and shards, as a PNG."""
+"""Draws the contact sheet of a store: middle frames of a few samples of its classes and shards, as a PNG."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from sharding.pages.fonts import Fonts, right_to_left
 from sharding.storage.store import Store
 
 COLUMNS = 6
-Pieces = list[tuple[str, Any]]  # of a text, and Pillow's font for each
+Pieces = list[tuple[str, Any]]  # pieces of a text, each with Pillow's font for it
 _PICTURE = (170, 128)  # pixels of a sample's picture, at most
 _GAP, _LINE, _SIZE = 10, 17, 13
 _LONGEST = 100  # characters of a name's piece, of which a picture's width has room for fewer
-_SHAPES = features.check("raqm")  # whether Pillow joins and orders letters
+_HAS_RAQM = features.check("raqm")  # whether Pillow joins and orders letters
 _INK, _FAINT, _PAPER, _EMPTY = "#1f2933", "#7b8794", "#ffffff", "#edf0f3"
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture of the sheet, None if the sample cannot be read, and the labels of its sample."""
+    """One sample of the sheet: its picture, None if it cannot be read, its labels and split."""
 
     picture: Image.Image | None
     labels: tuple[int, ...]
@@ -41,33 +41,32 @@ class Tile:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A sheet's PNG, and the names of the classes that it shows as numbers, for want of a font."""
+    """A sheet's PNG; `legend`: caption → name of the classes that it shows by number, for want of a font."""
 
     png: bytes
     legend: dict[str, str]
 
 
 def contact_sheet(store: Store, index: Index, samples: int = 60) -> Sheet:
-    """PNG of up to `samples` samples' middle frames with their class names, the same for the same index.
+    """A PNG of up to `samples` samples' middle frames with their class names, the same for the same index.
 
     Reads the records of the shards they lie in, and of the tars only the packets it shows. A sample that cannot be
     read is an empty picture. Raises UserError if a record cannot be read.
     """
     by_shard: dict[tuple[str, str], list[tuple[Part, int | None]]] = {}
-    for part, label in spread(index.parts, samples):
+    for part, label in spread_over_classes(index.parts, samples):
         by_shard.setdefault((part.split, part.job), []).append((part, label))
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda shard: _tiles(store, shard, by_shard[shard]), by_shard)
-        tiles = [tile for of_shard in found for tile in of_shard]
+        tiles_by_shard = pool.map(lambda shard: _tiles(store, shard, by_shard[shard]), by_shard)
+        tiles = [tile for of_shard in tiles_by_shard for tile in of_shard]
     tiles.sort(key=lambda tile: (tile.labels, tile.split))
-    return drawn(tiles, index.classes)
+    return draw_sheet(tiles, index.classes)
 
 
-def spread(parts: Sequence[Part], samples: int) -> list[tuple[Part, int | None]]:
-    """Which class to show from which part, up to `samples` times.
+def spread_over_classes(parts: Sequence[Part], samples: int) -> list[tuple[Part, int | None]]:
+    """Up to `samples` pairs of a part and the class to show from it; the class is None where samples have none.
 
     One of each class, as far as there is room, then a second one of each and so on, from as many parts as possible.
-    The class is None where samples have none.
     """
     counts: Counter[int] = Counter()
     for part in parts:
@@ -83,26 +82,26 @@ def spread(parts: Sequence[Part], samples: int) -> list[tuple[Part, int | None]]
         held = {label: part.samples if label is None else histogram.get(label, 0) for label in labels}
         left |= {(part.path, label): samples for label, samples in held.items() if samples}
     used: Counter[str] = Counter()
-    found: list[tuple[Part, int | None]] = []
+    chosen: list[tuple[Part, int | None]] = []
     by_label = {label: [part for part in parts if (part.path, label) in left] for label in labels}
-    while labels and len(found) < samples:
+    while labels and len(chosen) < samples:
         still: list[int | None] = []
         for label in labels:
             candidates = [part for part in by_label[label] if left[part.path, label]]
-            if not candidates or len(found) == samples:
+            if not candidates or len(chosen) == samples:
                 continue
-            part = min(candidates, key=lambda one: (used[one.path], _mixed(one.path, label)))
+            part = min(candidates, key=lambda one: (used[one.path], _tie_break(one.path, label)))
             used[part.path] += 1
             left[part.path, label] -= 1
-            found.append((part, label))
+            chosen.append((part, label))
             still.append(label)
         labels = still
-    return found
+    return chosen
 
 
-def drawn(tiles: Sequence[Tile], classes: Sequence[str]) -> Sheet:
-    """PNG of the tiles in rows, the class names below each."""
-    names = _Names(classes, {tile.labels[0] for tile in tiles if tile.labels})
+def draw_sheet(tiles: Sequence[Tile], classes: Sequence[str]) -> Sheet:
+    """A PNG of the tiles in rows, with the class name and split below each."""
+    names = _Captions(classes, {tile.labels[0] for tile in tiles if tile.labels})
     columns = max(min(COLUMNS, len(tiles)), 1)
     rows = max(-(-len(tiles) // columns), 1)
     width, height = _PICTURE[0] + _GAP, _PICTURE[1] + 2 * _LINE + _GAP
@@ -134,7 +133,7 @@ def drawn(tiles: Sequence[Tile], classes: Sequence[str]) -> Sheet:
 
 
 def middle_frame(store: Store, part: str, row: dict[str, Any]) -> Image.Image:
-    """The middle frame of a sample, from the packets of its key-frame group that it needs.
+    """The middle frame of a sample, decoded from its key-frame group's packets up to it.
 
     Raises UserError, OSError or FFmpegError if it cannot be read.
     """
@@ -161,11 +160,12 @@ def middle_frame(store: Store, part: str, row: dict[str, Any]) -> Image.Image:
 
 
 def _tiles(store: Store, shard: tuple[str, str], wanted: Sequence[tuple[Part, int | None]]) -> list[Tile]:
+    """A tile for each wanted class of a shard's parts, as far as there are samples for them."""
     table = read_record(store, *shard)
     keys, numbers, labels = (table[name].to_pylist() for name in ("key", "part", "labels"))
     order = sorted(range(len(keys)), key=lambda row: str(keys[row]))
     taken: set[int] = set()
-    found = []
+    tiles = []
     for part, label in wanted:
         fitting = (row for row in order if numbers[row] == part.part and (label is None or label in labels[row]))
         row = next((row for row in fitting if row not in taken), None)
@@ -177,18 +177,18 @@ def _tiles(store: Store, shard: tuple[str, str], wanted: Sequence[tuple[Part, in
             picture = middle_frame(store, part.path, table.slice(row, 1).to_pylist()[0])
         except (UserError, OSError, av.error.FFmpegError, ValueError):
             picture = None
-        found.append(Tile(picture, tuple(labels[row]), part.split))
-    return found
+        tiles.append(Tile(picture, tuple(labels[row]), part.split))
+    return tiles
 
 
-def _mixed(path: str, label: int | None) -> bytes:
+def _tie_break(path: str, label: int | None) -> bytes:
     return hashlib.sha256(f"{label}:{path}".encode()).digest()
 
 
-class _Names:
-    """How the classes are written, in pieces of one font each: Pillow's own, which is ASCII's, or installed ones.
+class _Captions:
+    """The captions of the classes, in pieces of one font each: Pillow's own, which has ASCII alone, or installed ones.
 
-    Without one it is the name without its accents, or the class' number, and then the name is in `legend`.
+    Where no font has the letters, the caption is the name without accents, or "class 7" with the name in `legend`.
     """
 
     def __init__(self, classes: Sequence[str], labels: Iterable[int]) -> None:
@@ -198,10 +198,10 @@ class _Names:
         self.written: dict[int, Pieces] = {}
         self.legend: dict[str, str] = {}
         for label, name in sorted(names.items()):
-            written = None if name.isascii() else fonts.written(name)
-            pieces = written.pieces() if written else []
+            written = None if name.isascii() else fonts.runs(name)
+            pieces = written.by_font() if written else []
             simple = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c))
-            if pieces and (_SHAPES or not _is_shaped(name)) and (len(pieces) == 1 or not right_to_left(name)):
+            if pieces and (_HAS_RAQM or not _is_shaped(name)) and (len(pieces) == 1 or not right_to_left(name)):
                 self.written[label] = [(text, ImageFont.truetype(file, _SIZE)) for text, file in pieces]
             elif simple and simple.isascii() and simple.isprintable():
                 self.written[label] = [(simple, plain)]
@@ -212,12 +212,12 @@ class _Names:
 
 
 def _is_shaped(name: str) -> bool:
-    """Whether the letters change with their neighbours, or do not run from left to right."""
+    """Whether the letters change shape with their neighbours, or run from right to left."""
     return right_to_left(name) or any(unicodedata.category(character) in ("Mc", "Mn") for character in name)
 
 
 def _fitted(pieces: Pieces, width: float, plain: Any) -> Pieces:
-    """As much of the text as the width has room for, and an ellipsis where that is not all."""
+    """The text, cut to the width in pixels with an ellipsis if it is longer."""
     if _length(pieces) <= width:
         return pieces
     shown = [(text[:_LONGEST], font) for text, font in pieces]

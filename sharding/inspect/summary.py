@@ -1,4 +1,4 @@
-"""What a store holds, for people: totals, classes, lengths, failures, generations, settings."""
+"""Summarises a store for people: totals, classes, lengths, failures, generations, settings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sharding.format.index import Index, current_index, has_index, length_ranges
 from sharding.format.record import list_records
 from sharding.storage.store import Store
 
-_EXAMPLES = 1000  # failures told one by one
+_EXAMPLES = 1000  # failures listed one by one
 
 
 def summary(store: Store) -> dict[str, Any]:
-    """A JSON tree: what the newest index says, and what fails, with at most 1,000 failures one by one.
+    """A JSON tree of the newest index' content and of the current failures, at most 1,000 of them one by one.
 
     `label_histogram` is split → class index, as JSON's keys are text → samples.
 
@@ -58,12 +58,12 @@ def summary(store: Store) -> dict[str, Any]:
 
 
 def length_words(bucket: Mapping[str, Any]) -> str:
-    """One of a summary's `lengths` in words."""
+    """A bucket of a summary's `lengths` as text: "2 to 5 s"."""
     return f"{bucket['from']:g} s and more" if bucket["to"] is None else f"{bucket['from']:g} to {bucket['to']:g} s"
 
 
 def concealed_words(concealed: Mapping[str, int], frames: int) -> str:
-    """A summary's `concealed`, of so many frames, in words; "" where nothing was found, or looked for."""
+    """A summary's `concealed` as text, with its share of `frames`; "" where there is none and all was counted."""
     parts = []
     if concealed["frames"]:
         share = 100 * concealed["frames"] / max(frames, 1)
@@ -74,10 +74,10 @@ def concealed_words(concealed: Mapping[str, int], frames: int) -> str:
 
 
 def _histograms(index: Index) -> dict[str, dict[str, int]]:
-    found: dict[str, Counter[int]] = {}
+    by_split: dict[str, Counter[int]] = {}
     for part in index.parts:
-        found.setdefault(part.split, Counter()).update(part.label_histogram)
+        by_split.setdefault(part.split, Counter()).update(part.label_histogram)
     return {
         split: {str(label): samples for label, samples in sorted(counts.items())}
-        for split, counts in sorted(found.items())
+        for split, counts in sorted(by_split.items())
     }

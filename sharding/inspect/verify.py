@@ -1,4 +1,4 @@
-"""Re-reads a whole store: what it should hold, what of it is damaged, and what no record knows."""
+"""Verifies a whole store by reading it again: head, index, plans, every shard; names what is damaged or orphaned."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from sharding.format import index
 from sharding.format.index import Index, Part, current_index, has_index, read_head
 from sharding.format.plan import SPLITS
 from sharding.format.record import list_records, read_record, record_meta, record_path, shard_of
-from sharding.inspect.examine import Damage, Decode, Examined, Rules, examine, key_prefix, require_usable
-from sharding.inspect.forward import Forward
+from sharding.inspect.check_shard import check_shard, key_prefix, require_usable
+from sharding.inspect.sequential_reader import SequentialReader
+from sharding.inspect.shard_report import Damage, Decode, Expectations, ShardReport
 from sharding.storage.store import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far it is: finished shards of `total`, and what was found in them."""
+class VerifyProgress:
+    """The progress of verifying: checked shards of `total`, with their samples, bytes and damages."""
 
     shards: int
     total: int
@@ -36,9 +37,9 @@ class Progress:
 
 @dataclass
 class Verification:
-    """What was read and found. `decoded` counts samples all of whose frames were decoded.
+    """The result of verifying a store. `decoded`: how many samples were decoded, each of their frames.
 
-    No damage: `orphans` (paths that no record names, e.g. of a killed worker), `unfinished` (planned shards without
+    Not damages: `orphans` (paths that no record names, e.g. of a killed worker), `unfinished` (planned shards without
     a record), `not_indexed` (shards finished since the index was made).
     """
 
@@ -55,7 +56,7 @@ class Verification:
     not_indexed: int = 0
 
     @property
-    def sound(self) -> bool:
+    def intact(self) -> bool:
         """Whether nothing is damaged."""
         return not self.damages
 
@@ -68,7 +69,7 @@ class Verification:
         key: str | None = None,
         path: str = "",
     ) -> None:
-        """Note a damage."""
+        """Add a damage."""
         self.damages.append(Damage(split, job, part, key, what, path))
 
 
@@ -76,124 +77,126 @@ def verify(
     store: Store,
     decode: Decode = "sample",
     workers: int | None = None,
-    tell: Callable[[Progress], object] = lambda progress: None,
+    on_progress: Callable[[VerifyProgress], object] = lambda progress: None,
 ) -> Verification:
-    """Read everything in a store again; every damaged shard and sample is named, in the order of the shards.
+    """Read everything in a store again, and name every damaged shard and sample, in the order of the shards.
 
     `decode`: all frames of "all" samples, of a "sample" (about 1 in 50, the same each time, at least 1 a shard), or of
     "none". `workers`: threads, each of which holds a record, a block and a sample (None: one a core, at least 4).
     Memory grows with the samples by 8 bytes each, for finding keys that are there twice.
 
-    `tell` is called before the first shard and after each. Raises UserError if there are no shards, or the store cannot
-    be used.
+    `on_progress` is called before the first shard and after each. Raises UserError if there are no shards, or the store
+    cannot be used.
     """
-    found = Verification(store.url)
-    head = _head(store, found)
-    rules = Rules(len(head["classes"]) if head else None, head["settings_digest"] if head else None, decode)
+    result = Verification(store.url)
+    head = _check_head(store, result)
+    expected = Expectations(len(head["classes"]) if head else None, head["settings_digest"] if head else None, decode)
     records = list_records(store)
-    current = _index(store, found)
+    current = _check_index(store, result)
     if head and current:  # generations add classes; either may have been read before the other was written
-        rules = Rules(max(len(head["classes"]), len(current.classes)), rules.settings_digest, decode)
+        expected = Expectations(max(len(head["classes"]), len(current.classes)), expected.settings_digest, decode)
     if not head and not records and not current:
         raise UserError("there are no shards here", store.url, "check the address")
     if head and current and current.classes[: len(head["classes"])] != head["classes"][: len(current.classes)]:
-        found.add(f"the class names of {index.HEAD} and of the index differ")
-    _plans(store, records, found)
+        result.add(f"the class names of {index.HEAD} and of the index differ")
+    _check_plans(store, records, result)
     listed = _by_shard(current)
     keys = bytearray()
-    named: set[str] = set()  # what records name
-    unsure: set[tuple[str, str]] = set()
-    tell(Progress(0, len(records), 0, 0, 0))
-    for examined in _examined(store, records, rules, workers or max(4, os.cpu_count() or 1)):
-        found.shards += 1
-        found.parts += len(examined.parts)
-        found.samples += examined.samples
-        found.decoded += examined.decoded
-        found.bytes += examined.bytes
-        found.damages += examined.damages
-        keys += examined.keys
-        shard = (examined.split, examined.job)
-        named |= {record_path(*shard), *map(examined.path, range(len(examined.parts)))}
-        named.add(examined.failure_list or "")
-        _compare(examined, listed.pop(shard, []), current, found)
-        tell(Progress(found.shards, len(records), found.samples, found.bytes, len(found.damages)))
-        if not examined.names_its_own:
+    named: set[str] = set()  # the paths that records name
+    unsure: set[tuple[str, str]] = set()  # shards of whose objects no record says which are named
+    on_progress(VerifyProgress(0, len(records), 0, 0, 0))
+    for report in _reports(store, records, expected, workers or max(4, os.cpu_count() or 1)):
+        result.shards += 1
+        result.parts += len(report.parts)
+        result.samples += report.samples
+        result.decoded += report.decoded
+        result.bytes += report.bytes
+        result.damages += report.damages
+        keys += report.key_prefixes
+        shard = (report.split, report.job)
+        named |= {record_path(*shard), *map(report.path, range(len(report.parts)))}
+        named.add(report.failure_list or "")
+        _check_index_entry(report, listed.pop(shard, []), current, result)
+        on_progress(VerifyProgress(result.shards, len(records), result.samples, result.bytes, len(result.damages)))
+        if not report.names_only_its_parts:
             unsure.add(shard)
     for (split, job), parts in listed.items():
-        found.add("the index has this shard, but its record is missing", split, job)
+        result.add("the index has this shard, but its record is missing", split, job)
         named |= {part.path for part in parts}
-    _unique(store, records, keys, found)
-    found.orphans = list(_orphans(store, named, unsure))
-    found.damages.sort(key=lambda d: (d.split, d.job, -1 if d.part is None else d.part, d.key or "", d.what))
-    return found
+    _check_unique_keys(store, records, keys, result)
+    result.orphans = list(_orphans(store, named, unsure))
+    result.damages.sort(key=lambda d: (d.split, d.job, -1 if d.part is None else d.part, d.key or "", d.what))
+    return result
 
 
-def _head(store: Store, found: Verification) -> dict[str, Any] | None:
+def _check_head(store: Store, result: Verification) -> dict[str, Any] | None:
     try:
         head = read_head(store)
     except UserError as error:
         require_usable(store)
-        found.add(f"{index.HEAD}: {error.what}")
+        result.add(f"{index.HEAD}: {error.what}")
         return None
     if head is None:
         if store.list("index/"):
-            found.add(f"{index.HEAD} is missing")
+            result.add(f"{index.HEAD} is missing")
             return None
         raise UserError("there are no shards here", store.url, "check the address")
     if digest(head["settings"]) != head["settings_digest"]:
-        found.add(f"{index.HEAD} is damaged: its settings are not what their digest says")
+        result.add(f"{index.HEAD} is damaged: its settings are not what their digest says")
     return head
 
 
-def _index(store: Store, found: Verification) -> Index | None:
+def _check_index(store: Store, result: Verification) -> Index | None:
     if not has_index(store):
         return None
     try:
         current = current_index(store)
     except UserError as error:
         require_usable(store)
-        if not any(damage.what.startswith(index.HEAD) for damage in found.damages):
-            found.add(error.what)
+        if not any(damage.what.startswith(index.HEAD) for damage in result.damages):
+            result.add(error.what)
         return None
-    found.index = current.version
+    result.index = current.version
     for name, split in current.splits.items():
         parts = [part for part in current.parts if part.split == name]
         sums = (sum(part.samples for part in parts), sum(part.bytes for part in parts), len(parts))
         if sums != (split.samples, split.bytes, split.shards):
-            found.add(f"the index' totals of {name} are not those of its parts")
+            result.add(f"the index' totals of {name} are not those of its parts")
     return current
 
 
-def _plans(store: Store, records: list[tuple[str, str]], found: Verification) -> None:
-    """Whether the plan of each generation is there and whole, and how many planned shards have no record."""
-    there = store.list("plan/")
+def _check_plans(store: Store, records: list[tuple[str, str]], result: Verification) -> None:
+    """Check that the plan of each generation exists and is undamaged; count the planned shards without a record."""
+    stored = store.list("plan/")
     generations = {f"plan/{job.partition('-')[0]}.json" for _, job in records}
     planned = 0
-    for path in sorted(generations.union(path for path in there if path.endswith(".json"))):
+    for path in sorted(generations.union(path for path in stored if path.endswith(".json"))):
         try:
             tree = json.loads(store.get(path))
             planned += sum(tree["jobs"].values())
             file, sha256 = tree["file"], tree["digest"]
         except FileNotFoundError:
-            found.add(f"{path}, a plan, is missing")
+            result.add(f"{path}, a plan, is missing")
             continue
         except (ValueError, TypeError, KeyError, AttributeError):
-            found.add(f"{path}, a plan, is damaged")
+            result.add(f"{path}, a plan, is damaged")
             continue
-        if file not in there:
-            found.add(f"{file}, a plan, is missing")
-        elif Forward(store, file).digest() != sha256:
-            found.add(f"{file}, a plan, is damaged: its content is not what its digest says")
-    found.unfinished = max(planned - len(records), 0)
+        if file not in stored:
+            result.add(f"{file}, a plan, is missing")
+        elif SequentialReader(store, file).digest() != sha256:
+            result.add(f"{file}, a plan, is damaged: its content is not what its digest says")
+    result.unfinished = max(planned - len(records), 0)
 
 
-def _examined(store: Store, records: list[tuple[str, str]], rules: Rules, workers: int) -> Iterator[Examined]:
-    """Every shard, in order; a few are worked on ahead, so that memory stays flat."""
-    waiting: deque[Future[Examined]] = deque()
+def _reports(
+    store: Store, records: list[tuple[str, str]], expected: Expectations, workers: int
+) -> Iterator[ShardReport]:
+    """The report of every shard, in order; a few are checked ahead, so that memory stays flat."""
+    waiting: deque[Future[ShardReport]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for split, job in records:
-                waiting.append(pool.submit(examine, store, split, job, rules))
+                waiting.append(pool.submit(check_shard, store, split, job, expected))
                 if len(waiting) > 2 * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -203,33 +206,33 @@ def _examined(store: Store, records: list[tuple[str, str]], rules: Rules, worker
 
 
 def _by_shard(current: Index | None) -> dict[tuple[str, str], list[Part]]:
-    found: dict[tuple[str, str], list[Part]] = {}
+    parts: dict[tuple[str, str], list[Part]] = {}
     for part in current.parts if current else ():
-        found.setdefault((part.split, part.job), []).append(part)
-    return found
+        parts.setdefault((part.split, part.job), []).append(part)
+    return parts
 
 
-def _compare(examined: Examined, listed: list[Part], current: Index | None, found: Verification) -> None:
-    """Whether the index says of a shard's parts what its record says."""
-    if current is None or examined.unread:
+def _check_index_entry(report: ShardReport, listed: list[Part], current: Index | None, result: Verification) -> None:
+    """Check that the index describes a shard's parts as its record does."""
+    if current is None or report.unreadable:
         return
-    if examined.parts and not listed:
-        found.not_indexed += 1
+    if report.parts and not listed:
+        result.not_indexed += 1
         return
-    shard = (examined.split, examined.job)
-    if len(listed) != len(examined.parts):
-        found.add(f"the index has {len(listed)} parts of it, its record {len(examined.parts)}", *shard)
+    shard = (report.split, report.job)
+    if len(listed) != len(report.parts):
+        result.add(f"the index has {len(listed)} parts of it, its record {len(report.parts)}", *shard)
         return
     for part in listed:
-        there = examined.parts[part.part]
-        wrong = [name for name in ("path", "samples", "bytes", "sha256") if getattr(part, name) != there.get(name)]
+        recorded = report.parts[part.part]
+        wrong = [name for name in ("path", "samples", "bytes", "sha256") if getattr(part, name) != recorded.get(name)]
         if wrong:
             what = f"the index says otherwise than the record: {', '.join(wrong)}"
-            found.add(what, *shard, part.part, path=examined.path(part.part))
+            result.add(what, *shard, part.part, path=report.path(part.part))
 
 
-def _unique(store: Store, records: list[tuple[str, str]], keys: bytearray, found: Verification) -> None:
-    """Whether no key is there twice.
+def _check_unique_keys(store: Store, records: list[tuple[str, str]], keys: bytearray, result: Verification) -> None:
+    """Check that no two samples have the same key.
 
     By the first 8 bytes of each, sorted in place; only if some are equal are the records read again for whole keys.
     """
@@ -244,7 +247,7 @@ def _unique(store: Store, records: list[tuple[str, str]], keys: bytearray, found
             table = read_record(store, split, job)
             paths = [str(part["path"]) for part in record_meta(table.schema)["parts"]]
         except (UserError, ValueError, KeyError, TypeError):
-            continue  # told before
+            continue  # reported before
         for key, part in zip(table["key"].to_pylist(), table["part"].to_pylist(), strict=True):
             if key_prefix(key) in twice:
                 path = paths[part] if 0 <= part < len(paths) else record_path(split, job)
@@ -252,11 +255,11 @@ def _unique(store: Store, records: list[tuple[str, str]], keys: bytearray, found
     for key, places in owners.items():
         for place in places if len(places) > 1 else ():
             others = ", ".join(other[3] for other in places if other != place) or "the same part"
-            found.add(f"another sample has this key, too, in {others}", *place[:3], key, place[3])
+            result.add(f"another sample has this key, too, in {others}", *place[:3], key, place[3])
 
 
 def _orphans(store: Store, named: set[str], unsure: set[tuple[str, str]]) -> Iterator[str]:
-    """Paths in the splits' folders that no record names; of a shard whose record is damaged, nobody can say."""
+    """The paths in the splits' folders that no record names, but for shards whose record is damaged."""
     for split in SPLITS:
         for path in store.list(f"{split}/"):
             if path not in named and shard_of(path) not in unsure:

@@ -1,1 +1,1 @@
-"""Making shards: what is to be done, one shard job, and its tar parts."""
+"""Makes shards: compares a corpus with its store (`prepare`), then runs one shard job after the other (`shard`)."""

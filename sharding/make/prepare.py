@@ -1,4 +1,4 @@
-"""What is to be done for a store: the corpus compared with its plan, new videos planned, finished jobs left out."""
+"""Prepares a store for sharding: compares the corpus with its plan, plans new videos, lists the jobs that remain."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from typing import Any
 from sharding.base.errors import UserError
 from sharding.base.settings import differences, digest, validate
 from sharding.base.text import WRITER
-from sharding.corpora.entries.roots import normal_root
+from sharding.corpora.entries.roots import normalised_root
 from sharding.corpora.manifest import CorpusSettings, Manifest, Video, printable, read_manifest
 from sharding.format import index
-from sharding.format.failures import Failure, Unit, current_failures, units
-from sharding.format.generations import Generation, add_generation, generations, planned_jobs, planned_videos, videos_in
+from sharding.format.failures import FailedUnit, Failure, current_failures, retried_units
+from sharding.format.generations import (
+    Generation,
+    add_generation,
+    generations,
+    planned_jobs,
+    planned_videos,
+    remaining_videos,
+)
 from sharding.format.plan import SPLITS, ShardJob, plan
 from sharding.format.record import FORMAT, list_records
 from sharding.make.shard import ShardSettings
@@ -24,36 +31,36 @@ from sharding.storage.store import Store
 
 @dataclass(frozen=True)
 class Prepared:
-    """A store whose plan stands: its generations, the (split, id) of the jobs that are `done`, `notes` for the user.
+    """A store with its plan: the generations `plans`, the (split, id) of the jobs `done`, `notes` for the user.
 
-    `videos` are those of the jobs still to be done.
+    `remaining_videos`: how many videos the remaining jobs have.
     """
 
     store: Store
     plans: list[Generation]
     done: frozenset[tuple[str, str]]
-    videos: int
+    remaining_videos: int
     notes: tuple[str, ...]
 
     @property
-    def jobs(self) -> int:
-        """How many jobs are planned in all."""
+    def planned_count(self) -> int:
+        """How many jobs are planned, done ones included."""
         return sum(sum(plan.jobs.values()) for plan in self.plans)
 
     @property
-    def remaining(self) -> int:
-        """How many jobs are still to be done."""
-        return sum(shard not in self.done for plan in self.plans for shard in plan.ids)
+    def remaining_count(self) -> int:
+        """How many jobs remain to be done."""
+        return sum(shard not in self.done for plan in self.plans for shard in plan.shards)
 
-    def todo(self) -> Generator[tuple[ShardJob, str]]:
-        """The jobs still to be done, each with the root of its videos; streamed."""
-        for known in self.plans:
-            for job in planned_jobs(self.store, known, self.done):
-                yield job, known.root
+    def remaining_jobs(self) -> Generator[tuple[ShardJob, str]]:
+        """(job, root of its videos) of each job that remains to be done; streamed."""
+        for generation in self.plans:
+            for job in planned_jobs(self.store, generation, self.done):
+                yield job, generation.root
 
 
 def prepare(corpus: str, store: Store, settings: ShardSettings, reading: CorpusSettings) -> Prepared:
-    """Read the corpus, plan what of it the store does not know, and see in its records what is left to do.
+    """Read the corpus, plan those of its videos that no plan of the store has, and list the jobs without a record.
 
     Videos that are planned stay as they are; new ones become a new generation. Raises UserError if the store was made
     with other settings, or the corpus cannot be read or holds no video.
@@ -74,12 +81,12 @@ def prepare(corpus: str, store: Store, settings: ShardSettings, reading: CorpusS
 
 
 def prepare_retry(store: Store, settings: ShardSettings, root: str | None = None) -> Prepared:
-    """Plan the videos and segments that failed as jobs of a new generation; the shards that are there stay.
+    """Plan the videos and segments that failed as jobs of a new generation; existing shards stay as they are.
 
-    `root`: where their files are now, if not where they were. Raises UserError if the store was made otherwise, or
-    `root` cannot be one.
+    `root`: where the files are now, if not where they were. Raises UserError if the store was made with other settings,
+    or `root` cannot be used.
     """
-    root = normal_root(root) if root else None
+    root = normalised_root(root) if root else None
     head = index.require_head(store)
     _require_same(store, head, settings)
     while True:
@@ -92,25 +99,26 @@ def prepare_retry(store: Store, settings: ShardSettings, root: str | None = None
             tried += 1
         # A generation has one root: each root with failed videos gets one of its own.
         roots = [plan.root for plan in plans if plan.kind == "corpus"]
-        for of_root in dict.fromkeys(roots):
-            mine = [plan for plan in plans if plan.kind == "corpus" and plan.root == of_root]
-            failed = list(_failed_videos(store, mine, failing))
+        for old_root in dict.fromkeys(roots):
+            of_root = [plan for plan in plans if plan.kind == "corpus" and plan.root == old_root]
+            failed = list(_failed_videos(store, of_root, failing))
             if not failed:
                 continue
             jobs = _retry_jobs(failed, settings, len(plans))
-            made = add_generation(store, len(plans), "retry", root or of_root, plans[-1].classes, jobs)
+            made = add_generation(store, len(plans), "retry", root or old_root, plans[-1].classes, jobs)
             if made is None:
-                break  # another command was faster: see what is left
+                break  # another command was faster: begin again with what is left
             plans.append(made)
             tried += len(failed)
         else:
-            told = f"{tried} failed videos or segments are tried again"
-            note = told if tried else "no video failed, so there is none to try again"
+            note = f"{tried} failed videos or segments are tried again"
+            if not tried:
+                note = "no video failed, so there is none to try again"
             return _prepared(store, _moved(plans, root), [note])
 
 
 def stored_settings(store: Store) -> ShardSettings:
-    """The settings that a store was made with. Raises UserError if it is none, or they are another version's."""
+    """The settings that a store was made with. Raises UserError if there is no store, or another version made it."""
     head, where = index.require_head(store), f"{store.url}/{index.HEAD}"
     try:
         return validate(ShardSettings, head["settings"], where)
@@ -121,9 +129,9 @@ def stored_settings(store: Store) -> ShardSettings:
 def _planned(
     store: Store, manifest: Manifest, plans: list[Generation], settings: ShardSettings, notes: list[str]
 ) -> list[Generation] | None:
-    """The store's generations and, if the manifest holds new videos, theirs.
+    """The store's generations, with a new one if the manifest holds new videos.
 
-    None if another command was faster with classes that the manifest does not number so: it must be read again.
+    None if another command meanwhile numbered classes in another way than the manifest: it must be read again.
     """
     compared: list[Generation] = []
     while True:
@@ -144,23 +152,24 @@ def _planned(
 
 def _prepared(store: Store, plans: list[Generation], notes: Iterable[str]) -> Prepared:
     done = frozenset(list_records(store))
-    return Prepared(store, plans, done, sum(videos_in(store, plan, done) for plan in plans), tuple(notes))
+    return Prepared(store, plans, done, sum(remaining_videos(store, plan, done) for plan in plans), tuple(notes))
 
 
 def _compared(store: Store, manifest: Manifest, plans: list[Generation], notes: list[str]) -> list[Generation]:
-    """The generations, with the root where their files are now; what is planned is taken out of the manifest."""
-    found: list[Generation] = []
-    for known in plans:
-        if known.kind == "retry":  # of videos of a generation before it
-            moved = {old.root: new.root for old, new in zip(plans, found, strict=False)}
-            found.append(replace(known, root=moved.get(known.root, known.root)))
+    """The generations, with the root where their files are now; removes their videos from the manifest."""
+    current: list[Generation] = []
+    for generation in plans:
+        if generation.kind == "retry":  # of videos of a generation before it
+            moved = {old.root: new.root for old, new in zip(plans, current, strict=False)}
+            current.append(replace(generation, root=moved.get(generation.root, generation.root)))
             continue
-        told = manifest.without(planned_videos(store, known))
-        if told.gone:
-            notes.append(f"{told.gone} planned videos are not in this corpus: what was made of them stays")
-        same = told.same + told.changed > told.gone  # a few may only be called alike in another corpus
-        found.append(replace(known, root=manifest.root) if same else known)
-    return found
+        comparison = manifest.remove_planned(planned_videos(store, generation))
+        if comparison.gone:
+            notes.append(f"{comparison.gone} planned videos are not in this corpus: what was made of them stays")
+        # A few videos of another corpus may only have the same names.
+        is_same_corpus = comparison.same + comparison.changed > comparison.gone
+        current.append(replace(generation, root=manifest.root) if is_same_corpus else generation)
+    return current
 
 
 def _moved(plans: list[Generation], root: str | None) -> list[Generation]:
@@ -177,7 +186,7 @@ def _claim(store: Store, settings: ShardSettings, classes: tuple[str, ...]) -> N
 
 
 def _settle_classes(store: Store) -> None:
-    """The head names the classes of the newest plan: what a command met but planned nothing of has no number yet."""
+    """Write the newest plan's classes into the store's head; classes without a planned video get no number."""
     head, classes = index.require_head(store), list(generations(store)[-1].classes)
     if head["classes"] != classes:
         store.put(index.HEAD, _text(head | {"classes": classes}))
@@ -193,38 +202,40 @@ def _text(head: dict[str, Any]) -> bytes:
 
 
 def _require_same(store: Store, head: dict[str, Any], settings: ShardSettings) -> None:
-    """Raises UserError with what differs, if the store was made with other settings."""
-    found = differences(head["settings"], settings.model_dump(mode="json"))
-    if not found:
+    """Raise UserError with the settings that differ, if the store was made with other ones."""
+    differing = differences(head["settings"], settings.model_dump(mode="json"))
+    if not differing:
         return
-    lines = [f"  {field}: there {json.dumps(old)}, here {json.dumps(new)}" for field, old, new in found]
+    lines = [f"  {field}: there {json.dumps(old)}, here {json.dumps(new)}" for field, old, new in differing]
     what = "\n".join(["the store was made with other settings:", *lines])
     raise UserError(
         what, f"{store.url}/{index.HEAD}", "give another STORE, or the settings that this one was made with"
     )
 
 
-def _pending(store: Store, plans: list[Generation], done: frozenset[tuple[str, str]]) -> Iterator[Unit]:
-    """What unfinished retries are about to try already."""
-    for known in plans:
-        if known.kind == "retry":
-            for job in planned_jobs(store, known, done):
-                yield from units(job)
+def _pending(store: Store, plans: list[Generation], done: frozenset[tuple[str, str]]) -> Iterator[FailedUnit]:
+    """The videos and segments that unfinished retries are to try already."""
+    for generation in plans:
+        if generation.kind == "retry":
+            for job in planned_jobs(store, generation, done):
+                yield from retried_units(job)
 
 
-def _failed_videos(store: Store, plans: list[Generation], failing: dict[Unit, Failure]) -> Iterator[tuple[Video, str]]:
-    """(video, kind of its failure), a segment that failed alone as a video of one segment; in the plans' order."""
+def _failed_videos(
+    store: Store, plans: list[Generation], failing: dict[FailedUnit, Failure]
+) -> Iterator[tuple[Video, str]]:
+    """(video, kind of its failure) in the plans' order; a failed segment is a video with that segment alone."""
     by_video: dict[tuple[str, float | None, float | None], list[tuple[int | None, str]]] = {}
     for (uri, start, end, segment), line in failing.items():
         by_video.setdefault((uri, start, end), []).append((segment, line["kind"]))
-    for known in plans if by_video else ():
-        for video in planned_videos(store, known):
+    for generation in plans if by_video else ():
+        for video in planned_videos(store, generation):
             for segment, kind in by_video.pop((printable(video.uri), video.start, video.end), []):
                 yield replace(video, segments=() if segment is None else (segment,)), kind
 
 
 def _retry_jobs(failed: list[tuple[Video, str]], settings: ShardSettings, generation: int) -> Iterator[ShardJob]:
-    """Jobs of the failed videos, train first, as `plan` makes them."""
+    """The jobs that try the failed videos again, train before val, divided as `plan` divides videos."""
     kinds = dict(failed)
     ordered = sorted((video for video, _ in failed), key=lambda video: SPLITS.index(video.split))
     counts = Counter(video.split for video in ordered)

@@ -1,4 +1,4 @@
-"""One shard job → its tar parts, its failure list and its record, which makes it exist."""
+"""Makes one shard job: its tar parts, its failure list and last its record, which makes the shard exist."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sharding.base.scratch import scratch
 from sharding.base.settings import Seconds, Settings, digest
 from sharding.corpora.manifest import Video
 from sharding.format import record
-from sharding.format.failures import Failure, failure, put_failures
+from sharding.format.failures import Failure, failure_line, put_failures
 from sharding.format.index import length_bucket
 from sharding.format.plan import ShardJob
-from sharding.make.tar_parts import Parts
+from sharding.make.tar_parts import TarPartWriter
 from sharding.media.input.bad_video import BadVideo
 from sharding.media.input.source import Source, require_readable
 from sharding.media.isolation import Isolated
-from sharding.media.transcode import SegmentFailure, VideoSettings, Work, transcode_and_tell
+from sharding.media.transcode import SegmentFailure, TranscodeCost, VideoSettings, transcode_with_cost
 from sharding.storage.store import Store, open_store
 
 
@@ -46,7 +46,7 @@ class ShardSettings(VideoSettings):
     )
 
 
-class WorkSettings(Settings):
+class WorkerSettings(Settings):
     """How a worker transcodes a video; changes no sample."""
 
     decoder_threads: int = pydantic.Field(default=1, ge=1, le=16, description="threads that decode a video")
@@ -56,10 +56,10 @@ class WorkSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a job is: counts from its beginning. `failures` by kind, `frames` decoded, `bytes_in` read.
+class ShardProgress:
+    """The progress of a job: counts since it began; `failures` by kind, `frames` decoded, `bytes_in` read.
 
-    `bytes_out` and `done` are known at its end; `already`: another worker had finished it.
+    `bytes_out` and `done` are set at its end; `made_by_another`: the shard is that of another worker.
     """
 
     job: str
@@ -71,7 +71,7 @@ class Progress:
     bytes_out: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     done: bool = False
-    already: bool = False
+    made_by_another: bool = False
 
 
 def make_shard(
@@ -79,37 +79,37 @@ def make_shard(
     root: str,
     store: Store | str,
     settings: ShardSettings,
-    work: WorkSettings | None = None,
-    tell: Callable[[Progress], object] = lambda progress: None,
-) -> Progress:
-    """Transcode the job's videos and put its shard; killed at any moment, it leaves no half shard.
+    worker: WorkerSettings | None = None,
+    on_progress: Callable[[ShardProgress], object] = lambda progress: None,
+) -> ShardProgress:
+    """Transcode the job's videos and put its shard; returns its progress at the end.
 
-    Relative uris lie below `root`. A video that cannot be used, or that crashes or hangs its decoder, becomes a line
-    of the failure list and never ends the shard. `tell` is called after each video. Raises UserError if the store,
-    the local disk or the corpus itself cannot be used.
+    Killed at any moment, it leaves no half shard. Relative uris lie below `root`. A video that cannot be used, or that
+    crashes or hangs its decoder, becomes a line of the failure list and never ends the shard. `on_progress` is called
+    after each video. Raises UserError if the store, the local disk or the corpus itself cannot be used.
     """
     store = open_store(store, ask=False) if isinstance(store, str) else store
-    work = work or WorkSettings()
-    so_far = Progress(job.id, job.split)
+    worker = worker or WorkerSettings()
+    so_far = ShardProgress(job.id, job.split)
     if store.exists(record.record_path(job.split, job.id)):
-        return _already(store, job)
+        return _made_by_another(store, job)
     failures: list[Failure] = []
-    good = 0
+    videos_with_samples = 0
     with (
         scratch("shard") as folder,
-        Parts(folder, job, settings.part_bytes, settings.part_samples, settings.segments is not None) as parts,
+        TarPartWriter(folder, job, settings.part_bytes, settings.part_samples, settings.segments is not None) as parts,
     ):
         for video in job.videos:
-            made = _Video(video)
+            made = _VideoSamples(video)
             try:
-                made.add_to(parts, isolated(work.stall_seconds), root, settings, work.decoder_threads)
+                made.add_to(parts, root, settings, worker)
             except (UserError, MemoryError):
                 raise
             except Exception as error:
                 require_readable(root, video.uri, error)
-                made.failures.append(failure(video, None, _bad(error)))
+                made.failures.append(failure_line(video, None, _bad(error)))
             failures += made.failures
-            good += made.samples > 0
+            videos_with_samples += made.samples > 0
             kinds = Counter(so_far.failures) + Counter(line["kind"] for line in made.failures)
             so_far = replace(
                 so_far,
@@ -119,27 +119,27 @@ def make_shard(
                 bytes_in=so_far.bytes_in + made.bytes_in,
                 failures=dict(kinds),
             )
-            tell(so_far)
-        parts.close()
-        rows, described = parts.verified()
-        if store.exists(record.record_path(job.split, job.id)):  # what another worker found may differ: let it be
-            return _already(store, job)
-        for path, part in zip(parts.paths, described, strict=True):
+            on_progress(so_far)
+        parts.close_part()
+        rows, part_meta = parts.read_back()
+        if store.exists(record.record_path(job.split, job.id)):  # another worker's shard may differ: it stays
+            return _made_by_another(store, job)
+        for path, part in zip(parts.paths, part_meta, strict=True):
             store.put_file(part["path"], path)
     failure_list = put_failures(store, job.split, job.id, failures)
-    meta = record_meta(job, described, rows, good, failures, digest(settings), failure_list)
+    meta = record_meta(job, part_meta, rows, videos_with_samples, failures, digest(settings), failure_list)
     if not record.write_record(store, job.split, job.id, rows, meta):
-        return _already(store, job, {*(part["path"] for part in described), failure_list} - {None})
-    return replace(so_far, bytes_out=sum(part["bytes"] for part in described), done=True)
+        return _made_by_another(store, job, {*(part["path"] for part in part_meta), failure_list} - {None})
+    return replace(so_far, bytes_out=sum(part["bytes"] for part in part_meta), done=True)
 
 
-def _already(store: Store, job: ShardJob, put: Collection[str] = ()) -> Progress:
-    """What the worker whose record is there made of a job; what another has `put` and it does not name is removed."""
+def _made_by_another(store: Store, job: ShardJob, put: Collection[str] = ()) -> ShardProgress:
+    """The progress of the worker whose record exists; deletes the objects `put` here that the record does not name."""
     meta = record.read_meta(store, job.split, job.id)
     theirs = {part["path"] for part in meta["parts"]} | {record.failure_list(job.split, job.id, meta)}
     for path in sorted(set(put) - theirs):
         store.delete(path)
-    return Progress(
+    return ShardProgress(
         job=job.id,
         split=job.split,
         videos=len(job.videos),
@@ -148,12 +148,12 @@ def _already(store: Store, job: ShardJob, put: Collection[str] = ()) -> Progress
         bytes_out=sum(part["bytes"] for part in meta["parts"]),
         failures=meta["failures"],
         done=True,
-        already=True,
+        made_by_another=True,
     )
 
 
-def isolated(stall_seconds: float) -> Isolated:
-    """This process's child for decoding, which lives as long as it does; another where the credentials are others."""
+def decoding_child(stall_seconds: float) -> Isolated:
+    """The child process in which this process decodes videos; a new one where the AWS credentials have changed."""
     return _child(stall_seconds, os.getpid(), environment.aws_variables())
 
 
@@ -171,9 +171,9 @@ def record_meta(
     settings_digest: str,
     failure_list: str | None = None,
 ) -> dict[str, Any]:
-    """A record's metadata: what the index merges without reading the rows. `videos` gave at least one sample.
+    """A record's metadata, which the index merges without reading the rows.
 
-    `failure_list`: path of the list of these failures, None where there are none.
+    `videos`: how many gave at least one sample. `failure_list`: the path of the list of these failures, if any.
     """
     lengths = Counter(length_bucket(row["end"] - row["start"]) for row in rows)
     return {
@@ -202,36 +202,35 @@ def record_meta(
     }
 
 
-class _Video:
-    """What one video gave."""
+class _VideoSamples:
+    """The numbers of samples, frames and bytes that one video gave, and its failures."""
 
     def __init__(self, video: Video) -> None:
         self.video = video
         self.samples = self.frames = self.bytes_in = 0
         self.failures: list[Failure] = []
 
-    def add_to(self, parts: Parts, child: Isolated, root: str, settings: ShardSettings, threads: int) -> None:
-        """Transcode it in the child process, then append all its samples."""
-        source, recipe = (
-            Source(root, self.video.uri),
-            settings,
-        )
+    def add_to(self, parts: TarPartWriter, root: str, settings: ShardSettings, worker: WorkerSettings) -> None:
+        """Transcode the video in the child process, then append all its samples to the tar parts."""
+        child, threads = decoding_child(worker.stall_seconds), worker.decoder_threads
+        source = Source(root, self.video.uri)
         try:
-            found = child.all_of(transcode_and_tell, source, self.video, recipe, threads, folder=parts.folder)
+            items = child.all_of(transcode_with_cost, source, self.video, settings, threads, folder=parts.folder)
         except MemoryError as error:  # the child's, over this video
             raise BadVideo("crashed", "it needs more memory than there is", str(error)) from error
-        for made in found:
-            if isinstance(made, Work):
+        for made in items:
+            if isinstance(made, TranscodeCost):
                 self.frames, self.bytes_in = made.frames, made.bytes_read
             elif isinstance(made, SegmentFailure):
                 bad = BadVideo(made.kind, made.reason, made.detail)
-                self.failures.append(failure(self.video, made.segment, bad))
+                self.failures.append(failure_line(self.video, made.segment, bad))
             else:
-                parts.add(self.video, made)
+                parts.add_sample(self.video, made)
                 self.samples += 1
 
 
 def _bad(error: Exception) -> BadVideo:
+    """The BadVideo by which a video that raised this error is listed."""
     if isinstance(error, BadVideo):
         return error
     if isinstance(error, FileNotFoundError):

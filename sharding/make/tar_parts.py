@@ -1,4 +1,4 @@
-"""A shard's tar parts on the local disk: written sample by sample, closed at a length, read back."""
+"""Writes a shard's tar parts on the local disk, sample by sample, and verifies them by reading them back."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from sharding.media.h264 import TIME_BASE
 
 
 def sample_key(video: Video, segment: int, cut: bool) -> str:
-    """The name of a sample: 20 hex digits, the same in every store.
+    """The key of a sample: 20 hex digits, the same in every store.
 
-    From the uri alone for a whole video; from the stretch listed and the segment's number, too, where there is one or
-    where videos are `cut` into segments.
+    Computed from the uri alone for a whole video; from the listed stretch and the segment's number, too, where the
+    video has a stretch, or where videos are `cut` into segments.
     """
     place = f"\0{video.start}\0{video.end}\0{segment}" if cut or (video.start, video.end) != (None, None) else ""
     return hashlib.sha256((video.uri + place).encode("utf-8", "surrogateescape")).hexdigest()[:20]
 
 
-class Parts:
-    """The tar parts of a shard in a local folder, byte for byte the same for the same videos.
+class TarPartWriter:
+    """Writes the tar parts of a shard into a local folder, byte for byte the same for the same videos.
 
-    Raises UserError if the disk is full.
+    A part is closed once it has `part_bytes` or `part_samples`. Its methods raise UserError if the disk is full.
     """
 
     def __init__(self, folder: Path, job: ShardJob, part_bytes: int, part_samples: int | None, cut: bool) -> None:
@@ -49,31 +49,35 @@ class Parts:
         self.writer: Any = None
         self.samples = 0  # of the part being written
 
-    def add(self, video: Video, clip: Clip) -> None:
-        """Append a sample."""
+    def add_sample(self, video: Video, clip: Clip) -> None:
+        """Append a sample to the open part, or to a new one."""
         key = sample_key(video, clip.segment, self.cut)
         row = _row(video, clip, key, part=len(self.paths) - (self.writer is not None))
         members = {"__key__": key, "mp4": clip.data, "json": _sample_json(video, clip)}
         if clip.flow is not None:
             members["flow.mp4"] = clip.flow.data
-        with self._told():
+        with self._disk_errors_as_user_error():
             if self.writer is None:
                 self._open()
             self.writer.write(members)
         self.rows.append(row)
         self.samples += 1
+        # `tarstream` is webdataset 1's TarFile; its `offset`, which Python does not document, counts the bytes written.
         if self.writer.tarstream.offset >= self.part_bytes or self.samples == self.part_samples:
-            self.close()
+            self.close_part()
 
-    def close(self) -> None:
-        """End the part being written, if any."""
+    def close_part(self) -> None:
+        """Close the part being written, if any."""
         writer, self.writer = self.writer, None
         if writer is not None:
-            with self._told():
+            with self._disk_errors_as_user_error():
                 writer.close()
 
-    def verified(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The record's rows with their offsets, and a description a part, both read back from the tars."""
+    def read_back(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """(the record's rows with their offsets, its metadata of each part), both read back from the tars.
+
+        Raises UserError if a tar does not hold the bytes that were written.
+        """
         described = []
         rows = iter(self.rows)
         for number, path in enumerate(self.paths):
@@ -102,7 +106,7 @@ class Parts:
     def _place(
         self, file: Any, members: dict[str, tuple[int, int]], name: str, row: dict[str, Any], part: int
     ) -> dict[str, int]:
-        """Where a member's bytes lie, which must be those that were written."""
+        """The offset and size of a member, whose bytes must be those that were written."""
         offset, size = members.get(name, (0, 0))
         file.seek(offset)
         if hashlib.sha256(file.read(size)).hexdigest() != row["sha256"] or row.get("part", part) != part:
@@ -110,15 +114,16 @@ class Parts:
             raise UserError(f"{name} did not read back as written", str(self.folder), remedy)
         return {"offset": offset, "size": size}
 
-    def __enter__(self) -> Parts:
+    def __enter__(self) -> TarPartWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(UserError):  # a part still open is abandoned
-            self.close()
+            self.close_part()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _disk_errors_as_user_error(self) -> Iterator[None]:
+        """Raise UserError for an error of the disk, inside the `with`."""
         try:
             yield
         except OSError as error:
@@ -126,7 +131,7 @@ class Parts:
             raise UserError(f"the shard cannot be written: {error.strerror}", str(self.folder), remedy) from error
 
     def _open(self) -> None:
-        from webdataset import TarWriter  # imports torch: seconds that a planner need not spend
+        from webdataset import TarWriter  # here, as it imports torch: seconds that a planner need not spend
 
         path = self.folder / f"{len(self.paths):02d}.tar"
         self.paths.append(path)

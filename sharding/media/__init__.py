@@ -1,1 +1,1 @@
-"""One video, from its bytes to its stored segments: `transcode` is the door."""
+"""One source video, from its bytes to its stored segments; begin with `transcode`."""

@@ -1,4 +1,4 @@
-"""A stored segment: the bytes of its mp4, and all that a reader of it must know."""
+"""Clip: a stored segment, its mp4's bytes and the packet table by which it is read."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from sharding.media.flow import FlowClip
 
 @dataclass(frozen=True)
 class Clip:
-    """A stored video: the bytes of its mp4, and the packet table to read them by.
+    """A stored segment: the bytes of its mp4, and the packet table by which a reader fetches and decodes its packets.
 
-    The table is in decode order; where nothing was copied, packet i is frame i. `offset`, `size`, `key` are inside
-    `data`; `pts` in TIME_BASE; `group_crc32` one a key-frame group, over its packets' bytes in order. `start`, `end`
-    in seconds of the source; `segment`: its number among the video's segments. `codec`: FFmpeg's name of the decoder.
-    `concealed`: how many of the source's frames in it show damage that the decoder concealed (media/concealment.py).
+    The table is in decode order; where nothing was copied, packet i is frame i. `packet_offset` and `packet_size` are
+    in `data`, `packet_pts` in TIME_BASE; `group_crc32`: one a key-frame group, over its packets' bytes in order.
+    `start`, `end`: in seconds of the source; `segment`: its number among the video's segments. `codec`: FFmpeg's name
+    of the decoder. `concealed`: how many of the source's frames in it show damage that the decoder concealed
+    (media/decoding/concealment.py).
     """
 
     data: bytes

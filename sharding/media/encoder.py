@@ -1,4 +1,4 @@
-"""Frames in, one small H.264 mp4 out, and the packet table by which a reader fetches its packets one by one."""
+"""Encodes frames into a stored segment: a small H.264 mp4 and its packet table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from av.video.frame import PictureType, VideoFrame
 
 from sharding.base.settings import Settings
 from sharding.media.clip import Clip
-from sharding.media.decoding.picture import Fitter, luma_of
+from sharding.media.decoding.picture import FrameScaler, luma_of
 from sharding.media.flow import FlowEncoder
 from sharding.media.h264 import TICKS, TIME_BASE, open_h264, packet_table, x264_options
 from sharding.media.input.bad_video import BadVideo
@@ -72,7 +72,7 @@ class EncodeSettings(Settings):
 
     @pydantic.model_serializer(mode="wrap")
     def _as_older_stores_say_it(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a default that older versions had no name for: their stores can be gone on with."""
+        """The settings without a default that older versions lack, so that the digests of their stores match."""
         tree: dict[str, Any] = handler(self)
         if self.maximum_concealed == type(self).model_fields["maximum_concealed"].default:
             tree.pop("maximum_concealed", None)
@@ -88,17 +88,17 @@ class EncodeSettings(Settings):
         if self.copy_packets:
             defaults = {name: field.default for name, field in type(self).model_fields.items()}
             changing = ("short_edge", "size", "fps", "key_frame_every", "crf", "preset")
-            given = [name for name in changing if getattr(self, name) != defaults[name]]
-            if given:
-                raise ValueError(f"copy stores the packets as they are: leave out {', '.join(given)}, or copy")
+            changed = [name for name in changing if getattr(self, name) != defaults[name]]
+            if changed:
+                raise ValueError(f"copy stores the packets as they are: leave out {', '.join(changed)}, or copy")
         return self
 
 
 class Encoder:
-    """Frames in, one Clip out; opened by the first frame, whose shape decides the size.
+    """Encodes frames into one Clip, of a size that the first frame decides.
 
-    `step`: nominal seconds between frames; `aspect`: a source pixel's width over its height; `flow`: what is to have
-    the luma of every stored frame.
+    `step`: nominal seconds between frames; `aspect`: a source pixel's width over its height; `flow`: the encoder that
+    gets the luma of every stored frame.
     """
 
     def __init__(self, settings: EncodeSettings, step: float, aspect: float, flow: FlowEncoder | None = None) -> None:
@@ -106,7 +106,7 @@ class Encoder:
         self.step = step
         self.flow = flow
         self.sink = io.BytesIO()
-        self.fitter = Fitter(settings.short_edge, aspect, settings.size)
+        self.scaler = FrameScaler(settings.short_edge, aspect, settings.size)
         self.rate = Resampler(settings.fps) if settings.fps else None
         self.frames = 0
         self.last_pts = -1
@@ -115,7 +115,7 @@ class Encoder:
         self._clock: float | None = None  # seconds since the first frame
 
     def add(self, frame: VideoFrame, time: float | None) -> None:
-        """The next frame, shown at `time` seconds; None if the source does not say."""
+        """Add the next frame, shown at `time` seconds; None if the source does not say."""
         if self._clock is None:
             self._clock = 0.0
         else:
@@ -124,12 +124,12 @@ class Encoder:
         self._last_time = time
         ticks = round(self._clock * TICKS)
         if self.rate is None:
-            self._store(self.fitter.fit(frame), ticks)
+            self._store(self.scaler.scale(frame), ticks)
         else:
             self._repeat(self.rate.add(frame, ticks))
 
     def finish(self, segment: int, start: float) -> Clip:
-        """Close the mp4 and read its packet table back; `start`: the first frame's time in the source."""
+        """Close the mp4; returns the Clip. `start`: the first frame's time in the source."""
         if self.rate is not None:
             self._repeat(self.rate.finish(round(self.step * TICKS)))
             if self.frames < MINIMUM_FRAMES:
@@ -163,12 +163,12 @@ class Encoder:
         if pictures is None or not pictures[1]:
             return
         assert self.rate is not None
-        small = self.fitter.fit(pictures[0])
+        small = self.scaler.scale(pictures[0])
         for number in pictures[1]:
             self._store(small, self.rate.ticks(number))
 
     def _store(self, picture: VideoFrame, ticks: int) -> None:
-        """Every picture that is stored comes by here, once for each time it is shown."""
+        """Add a picture to those that wait to be encoded, once for each time it is shown."""
         if not self.frames:
             self._open(picture)
         self.last_pts = max(ticks, self.last_pts + 1)
@@ -180,7 +180,7 @@ class Encoder:
             self._encode()
 
     def _encode(self) -> None:
-        """Encode the pictures that wait, all at once: decoder and encoder drive each other out of the caches."""
+        """Encode the waiting pictures together: decoder and encoder drive each other out of the processor's caches."""
         for picture, pts in self._waiting:
             picture.pts = pts
             picture.time_base = TIME_BASE
@@ -208,11 +208,11 @@ class Resampler:
         self._held: tuple[VideoFrame, int, int] | None = None  # frame, its number, its ticks
 
     def ticks(self, number: int) -> int:
-        """When picture `number` is shown, in TIME_BASE."""
+        """The time of picture `number`, in TIME_BASE."""
         return round(number * TICKS / self.fps)
 
     def add(self, frame: VideoFrame, ticks: int) -> tuple[VideoFrame, range] | None:
-        """The frame before this one, and the numbers of the pictures that show it."""
+        """The frame before this one, and the numbers of the pictures that repeat it; None for the first frame."""
         number = self._number(ticks)
         shown = None
         if self._held is not None:
@@ -223,7 +223,7 @@ class Resampler:
         return shown
 
     def finish(self, last_ticks: int) -> tuple[VideoFrame, range] | None:
-        """The last frame, which lasts so long, and the numbers of the pictures that show it."""
+        """The last frame, shown for `last_ticks`, and the numbers of its pictures; None if no frame came."""
         if self._held is None:
             return None
         held, first, ticks = self._held

@@ -1,4 +1,4 @@
-"""Optical flow of a segment: Farneback between stored frames, as a small H.264 beside the segment's own."""
+"""Computes the optical flow of a segment (Farneback between stored frames) and encodes it as a small H.264 mp4."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FlowSettings(Settings):
 
 @dataclass(frozen=True)
 class FlowClip:
-    """The flow of a segment: the bytes of its mp4, and the packet table to read them by (as in `video.Clip`).
+    """The flow of a segment: the bytes of its mp4, and its packet table (as in media.clip.Clip).
 
     Its picture t is the motion from the segment's frame t to frame t + 1, the last one repeats the one before: as
     many as the segment has, at the same times. A picture's luma holds dx above dy, so `height` is twice the frame's;
@@ -75,20 +75,20 @@ class FlowClip:
 
 
 def quantised(flow: NDArray[np.float32], bound: float) -> NDArray[np.uint8]:
-    """Flow in pixels, 2 H W, as a luma picture, 2H W: 128 + flow · 127 / bound, so 1 to 255."""
+    """The luma picture, 2H W, that stores flow in pixels, 2 H W: 128 + flow · 127 / bound, so 1 to 255."""
     steps = np.rint(np.clip(flow, -bound, bound) * np.float32(LARGEST / bound))
     picture: NDArray[np.uint8] = (steps + ZERO).astype(np.uint8).reshape(-1, flow.shape[-1])
     return picture
 
 
 def dequantised(luma: NDArray[np.uint8], bound: float) -> NDArray[np.float32]:
-    """A luma picture of a flow mp4, 2H W, as dx and dy in pixels, 2 H W: the inverse of `quantised`."""
+    """The flow, dx and dy in pixels, 2 H W, in a luma picture of a flow mp4, 2H W: the inverse of `quantised`."""
     steps = luma.astype(np.float32) - ZERO
     return (steps * np.float32(bound / LARGEST)).reshape(2, -1, luma.shape[-1])
 
 
 class FlowEncoder:
-    """Frames in, one mp4 of their flow out: the same bytes for the same frames, on every x86 processor.
+    """Encodes the flow between frames into one mp4: the same bytes for the same frames, on every x86 processor.
 
     Holds few frames, however many come. Raises UserError if OpenCV is not installed.
     """
@@ -107,14 +107,14 @@ class FlowEncoder:
         self.quantisation_error = self.stored_error = 0.0
 
     def add(self, luma: NDArray[np.uint8], pts: int) -> None:
-        """The next stored frame's luma, H W, both even, and its time in TIME_BASE."""
+        """Add the next stored frame: its luma, H W, both even, and its time in TIME_BASE."""
         if self.before is not None:
             self.flow = self._between(self.before, luma)
             self._encode(self.flow, self.pts)
         self.before, self.pts = luma.copy(), pts
 
     def finish(self) -> FlowClip | None:
-        """Close the mp4 and read its packet table back; None if fewer than two frames came."""
+        """Close the mp4; returns the FlowClip, None if fewer than two frames came."""
         if self.flow is None:
             return None
         self._encode(self.flow, self.pts)
@@ -139,8 +139,8 @@ class FlowEncoder:
 
     def _between(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
         with _same_everywhere(self.cv2):
-            found = self.cv2.calcOpticalFlowFarneback(before, after, None, *FARNEBACK.values())
-        return np.ascontiguousarray(np.moveaxis(found, 2, 0))  # H W 2 -> 2 H W
+            flow = self.cv2.calcOpticalFlowFarneback(before, after, None, *FARNEBACK.values())
+        return np.ascontiguousarray(np.moveaxis(flow, 2, 0))  # H W 2 -> 2 H W
 
     def _encode(self, flow: NDArray[np.float32], pts: int) -> None:
         bound = self.settings.bound
@@ -158,7 +158,7 @@ class FlowEncoder:
         self._put(self.stream.encode(picture))
 
     def _put(self, packets: list[Any]) -> None:
-        """Write packets, and decode them as a reader will."""
+        """Write packets, and decode them as a reader will, to measure the stored error."""
         for packet in packets:
             if self.decoder is None:
                 self.decoder = av.CodecContext.create("h264", "r")
@@ -169,8 +169,8 @@ class FlowEncoder:
 
     def _compare(self, pictures: list[VideoFrame]) -> None:
         for picture in pictures:
-            there = dequantised(luma_of(picture), self.settings.bound)
-            self.stored_error += _distance(there, self.undecoded.popleft())
+            stored = dequantised(luma_of(picture), self.settings.bound)
+            self.stored_error += _distance(stored, self.undecoded.popleft())
 
     def _open(self, picture: VideoFrame) -> None:
         rate = Fraction(25)  # only named: pictures have their times
@@ -196,17 +196,17 @@ def _picture(luma: NDArray[np.uint8]) -> VideoFrame:
     return picture
 
 
-def _distance(there: NDArray[np.float32], here: NDArray[np.float32]) -> float:
-    """The sum of absolute differences."""
-    return float(np.abs(there - here).sum(dtype=np.float64))
+def _distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """The sum of the absolute differences of two flows."""
+    return float(np.abs(one - other).sum(dtype=np.float64))
 
 
 @contextlib.contextmanager
 def _same_everywhere(cv2: Any) -> Iterator[None]:
-    """Inside, OpenCV computes the same bits on every processor, in the calling thread.
+    """Have OpenCV compute the same bits on every processor, in the calling thread, inside the `with`.
 
-    It picks its code by the processor, and AVX2's rounds otherwise than SSE's: enough to change a stored value. The
-    plain code is as fast here.
+    A workaround: OpenCV picks its code by the processor, and AVX2's rounds otherwise than SSE's: enough to change a
+    stored value. The plain code is as fast here.
     """
     optimised, threads = cv2.useOptimized(), cv2.getNumThreads()
     try:

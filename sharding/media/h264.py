@@ -1,4 +1,4 @@
-"""H.264 as segments are stored in it: how an mp4 of it is opened, and the table of its packets by which it is read."""
+"""Writes H.264 mp4s whose bytes are the same on every machine, and reads the packet table of an mp4."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TICKS = TIME_BASE.denominator
 
 
 def packet_table(data: bytes) -> dict[str, Any]:
-    """extradata, packet_offset, packet_size, packet_pts, packet_key and group_crc32 of an mp4's bytes."""
+    """The packet table of an mp4's bytes: extradata, packet_offset, _size, _pts, _key and group_crc32."""
     offsets, sizes, times, keys, crcs = [], [], [], [], []
     with av.open(io.BytesIO(data), "r", format="mp4") as container:
         stream = container.streams.video[0]
@@ -68,7 +68,7 @@ def x264_options(key_frame_every: int, preset: str, crf: int, **more: int) -> di
 def open_h264(
     sink: io.BytesIO, picture: VideoFrame, rate: Fraction, key_frame_every: int, options: dict[str, str]
 ) -> tuple[OutputContainer, VideoStream]:
-    """An mp4 with one H.264 stream for pictures like this one, in TIME_BASE; nothing in it depends on the moment."""
+    """A new mp4 in `sink` with one H.264 stream for pictures like this one, in TIME_BASE, without dates or versions."""
     container = av.open(sink, "w", format="mp4", options={"fflags": "+bitexact"})
     stream = container.add_stream("libx264", rate=rate, options=options)
     context = stream.codec_context

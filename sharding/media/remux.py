@@ -1,4 +1,4 @@
-"""A segment's packets as the source has them, in an mp4 of the video stream alone."""
+"""Copies a segment's packets from the source, without encoding them anew, into an mp4 of the video stream alone."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from sharding.media.decoding.reader import Reader
 from sharding.media.encoder import EncodeSettings
 from sharding.media.h264 import TICKS, packet_table
 from sharding.media.input.bad_video import BadVideo
-from sharding.media.input.segments import TOLERANCE, WHOLE, Stretch
-from sharding.media.input.validity import Decoded, judge_concealed
+from sharding.media.input.segments import TOLERANCE, WHOLE_VIDEO, PlannedSegment
+from sharding.media.input.validity import DecodeStats, judge_concealed
 
 COPYABLE = ("h264", "hevc", "av1", "vp9", "mpeg4")
 MOST_REORDERED = 32
-PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(?:Build|b)\d+p")  # what the stream says of its encoder
+PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(?:Build|b)\d+p")  # the user data by which DivX marks such a stream
 MUXER = {"fflags": "+bitexact", "video_track_timescale": str(TICKS)}
 
 
 def require_copyable(reader: Reader) -> None:
-    """Raises BadVideo if the source's codec has no place in an mp4, or nothing says when its pictures are shown."""
+    """Raise BadVideo if packets of the source's codec cannot be in an mp4, or do not say when they are shown."""
     context = reader.stream.codec_context
     name = context.codec.canonical_name
     if name not in COPYABLE:
@@ -45,21 +45,21 @@ def require_copyable(reader: Reader) -> None:
         raise BadVideo("unsupported", f"{what}; shard it without encode.copy", f"{name} in AVI")
 
 
-def copied(reader: Reader, stretch: Stretch, settings: EncodeSettings) -> Clip:
-    """The stretch's packets, from a key frame on.
+def copied_clip(reader: Reader, segment: PlannedSegment, settings: EncodeSettings) -> Clip:
+    """The Clip with a segment's own packets, from a key frame on.
 
-    Begins at the key frame at most `limit` before the planned start, else at the first one after it. Taken in decode
+    Begins at the key frame at most `snap_limit` before the planned start, else at the first one after it. In decode
     order up to the first packet that is shown after the end, so that all that is stored can be decoded. Only the
     first picture is decoded, so of concealed damage only what packets tell is noticed. Raises BadVideo if there is no
     such key frame, if too few packets or too many damaged ones come, or if the pictures are to be turned or mirrored,
     which only the mp4's header says: readers fetch packets by the record.
     """
-    packets, begin = _from_key_frame(reader, stretch)
+    packets, begin = _from_key_frame(reader, segment)
     # What begins late ends where it was planned to end.
-    end = min(stretch.end(begin), stretch.end(stretch.start)) if begin > stretch.start else stretch.end(begin)
+    end = min(segment.end(begin), segment.end(segment.start)) if begin > segment.start else segment.end(begin)
     declared = reader.declared
-    if math.isfinite(stretch.known):
-        declared = declared.of_stretch(begin, max(0.0, min(end, stretch.known) - begin))
+    if math.isfinite(segment.video_seconds):
+        declared = declared.for_segment(begin, max(0.0, min(end, segment.video_seconds) - begin))
     reader.counting = declared
     sink = io.BytesIO()
     try:
@@ -74,55 +74,57 @@ def copied(reader: Reader, stretch: Stretch, settings: EncodeSettings) -> Clip:
     if (orientation := orientation_of(picture)) != UPRIGHT:
         what = "it is to be shown turned or mirrored, which who reads its packets alone is not told"
         raise BadVideo("unsupported", f"{what}; shard it without encode.copy", f"its display matrix: {orientation}")
-    return _clip(sink.getvalue(), reader, stretch.segment, begin, picture, declared.concealed)
+    return _clip(sink.getvalue(), reader, segment.number, begin, picture, declared.concealed)
 
 
-def _from_key_frame(reader: Reader, stretch: Stretch) -> tuple[Iterator[Packet[VideoStream]], float]:
-    packets, key = reader.from_key_frame(stretch.start)
-    if stretch is WHOLE and key is not None and key < -TOLERANCE:
+def _from_key_frame(reader: Reader, segment: PlannedSegment) -> tuple[Iterator[Packet[VideoStream]], float]:
+    """The packets from the segment's key frame on, and its time."""
+    packets, key = reader.from_key_frame(segment.start)
+    if segment is WHOLE_VIDEO and key is not None and key < -TOLERANCE:
         raise _edited(f"its first picture is shown from a key frame on that comes {-key:.3f} s before it")
     timed = False
-    if key is None or key < stretch.start - stretch.limit - TOLERANCE:
+    if key is None or key < segment.start - segment.snap_limit - TOLERANCE:
         for packet in packets:
             time = reader.time(packet)
             timed = timed or time is not None
-            if packet.is_keyframe and time is not None and time > stretch.start:
+            if packet.is_keyframe and time is not None and time > segment.start:
                 packets, key = itertools.chain([packet], packets), time
                 break
         else:
             if not timed:
                 raise BadVideo("unsupported", "its packets carry no times; shard it without encode.copy")
-            raise BadVideo("no_key_frame", f"no key frame comes after {stretch.start:.3f} s, so nothing can be copied")
-    latest = min(stretch.start + stretch.length / 2, stretch.latest)
+            raise BadVideo("no_key_frame", f"no key frame comes after {segment.start:.3f} s, so nothing can be copied")
+    latest = min(segment.start + segment.length / 2, segment.latest_end)
     if math.isfinite(latest) and key > latest:
-        what = f"its next key frame, at {key:.3f} s, is too late for a segment planned at {stretch.start:.3f} s"
+        what = f"its next key frame, at {key:.3f} s, is too late for a segment planned at {segment.start:.3f} s"
         raise BadVideo("no_key_frame", f"{what}; shard it without encode.copy")
     return packets, key
 
 
 def _until(
-    reader: Reader, packets: Iterator[Packet[VideoStream]], begin: float, end: float, decoded: Decoded
+    reader: Reader, packets: Iterator[Packet[VideoStream]], begin: float, end: float, decoded: DecodeStats
 ) -> Iterator[Packet[VideoStream]]:
-    concealment = reader.concealment()
+    """The packets up to the one that is shown at `end`, without damaged ones; counted in `decoded`."""
+    concealment = reader.new_concealment_detector()
     left_out: float | None = None
     zero: float | None = None  # when a packet of pts 0 is shown
     tick = float(reader.stream.time_base or 0)
     for packet in packets:
         time = reader.time(packet) if zero is None or packet.pts is None else zero + packet.pts * tick
-        concealed = concealment.copied(packet)
+        concealed = concealment.is_packet_concealed(packet)
         if packet.is_discard:
             left_out = time
             continue
         if not packet.size or (time is not None and time < begin - TOLERANCE):
             continue  # pictures shown before the key frame need the group before it
         if time is not None and time >= end - TOLERANCE:
-            decoded.passed(time)
+            decoded.observe_past_end(time)
             return
         if left_out is not None:
             raise _edited(f"its pictures after {left_out:.3f} s are decoded from some that are not shown")
         if zero is None and packet.pts is not None:
             zero = begin - packet.pts * tick
-        decoded.took(time, concealed, stored=not concealment.damaged)
+        decoded.count_frame(time, concealed, stored=not concealment.damaged)
         if not concealment.damaged:
             yield packet
 
@@ -133,9 +135,9 @@ def _edited(detail: str) -> BadVideo:
 
 
 def _muxed(
-    sink: io.BytesIO, reader: Reader, packets: Iterator[Packet[VideoStream]], decoded: Decoded
+    sink: io.BytesIO, reader: Reader, packets: Iterator[Packet[VideoStream]], decoded: DecodeStats
 ) -> VideoFrame | None:
-    """Write the mp4; returns the first picture, None if it does not decode."""
+    """Write the packets as an mp4 into `sink`; returns the first picture, None if it does not decode."""
     picture: VideoFrame | None = None
     first: int | None = None
     with av.open(sink, "w", format="mp4", options=MUXER) as container:
@@ -157,9 +159,9 @@ def _muxed(
 
 
 def _require_one_picture_each(reader: Reader, packet: Packet[VideoStream]) -> None:
-    """Raises BadVideo for MPEG-4 as DivX packs it: two pictures in one packet, none in the next.
+    """Raise BadVideo for MPEG-4 as DivX packs it: two pictures in one packet, none in the next.
 
-    Who reads by packets would take one for the other.
+    Readers decode by packets, and would take one picture for the other.
     """
     context = reader.stream.codec_context
     if context.name == "mpeg4" and PACKED.search(bytes(context.extradata or b"") + bytes(packet)):
@@ -168,9 +170,9 @@ def _require_one_picture_each(reader: Reader, packet: Packet[VideoStream]) -> No
 
 
 def _with_decoding_times(packets: Iterator[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
-    """The packets, the first of which may lack a decoding time: a container need not have them.
+    """The packets, with decoding times for the first ones, which may lack them.
 
-    Those that lack one come a duration each before the first that has one.
+    Those that lack one get times a duration apart, before the first packet that has one.
     """
     waiting: list[Packet[VideoStream]] = []
     for packet in packets:

@@ -1,4 +1,4 @@
-"""Items that wait until all have come: a few in memory, many on disk."""
+"""Spool: a queue of pickled items, in memory while they are few bytes, on disk when they are many."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Spool:
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115 - see `items`
 
     def add(self, item: bytes) -> None:
-        """Raises UserError if the disk does not take it."""
+        """Append a pickled item. Raises UserError if the disk does not take it."""
         with self._written():
             self._file.write(len(item).to_bytes(8, "little") + item)
 
     def rewind(self) -> None:
-        """End the writing; UserError as for `add`."""
+        """Go back to the first item, to read. Raises UserError if the disk does not take the last ones."""
         with self._written():
             self._file.seek(0)
 
     def items(self) -> Iterator[Any]:
-        """What was added; once."""
+        """The items, unpickled, in order; only once."""
         with self._file:
             while head := self._file.read(8):
                 yield pickle.loads(self._file.read(int.from_bytes(head, "little")))
@@ -46,6 +46,6 @@ class Spool:
             raise UserError(what, str(self._folder), "free space there, or set TMPDIR to another disk") from error
 
     def close(self) -> None:
-        """Forget all."""
+        """Drop the items."""
         with suppress(OSError):  # what could not be written before cannot be now
             self._file.close()

@@ -1,4 +1,4 @@
-"""One video: open, judge, cut into segments, and store each as a small H.264 mp4, or its packets as they are."""
+"""Transcodes one video: opens it, judges it, cuts it into segments, and encodes (or copies) each into a small mp4."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from sharding.media.decoding.reader import Reader
 from sharding.media.encoder import Encoder, EncodeSettings
 from sharding.media.flow import FlowEncoder, FlowSettings
 from sharding.media.input.bad_video import BadVideo
-from sharding.media.input.segments import WHOLE, SegmentSettings, Stretch, stretches
-from sharding.media.input.source import Source, SourceFile, raise_hidden
-from sharding.media.input.validity import Decoded, judge_bytes, judge_concealed
-from sharding.media.remux import copied, require_copyable
+from sharding.media.input.segments import WHOLE_VIDEO, PlannedSegment, SegmentSettings, planned_segments
+from sharding.media.input.source import Source, SourceFile, raise_read_error
+from sharding.media.input.validity import DecodeStats, judge_bytes, judge_concealed
+from sharding.media.remux import copied_clip, require_copyable
 
 HEAD_BYTES = 4096
 MANY = 8  # segments that are tried one by one, though the first of them failed
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a video cost: frames decoded, bytes read."""
+class TranscodeCost:
+    """The cost of a video: how many frames were decoded, how many bytes read."""
 
     frames: int
     bytes_read: int
@@ -57,7 +57,7 @@ class VideoSettings(Settings):
 
 @dataclass(frozen=True)
 class SegmentFailure:
-    """A segment that gives no sample: as BadVideo, of one segment."""
+    """A segment that gives no sample, with the kind, reason and detail of its BadVideo."""
 
     segment: int
     kind: str
@@ -72,19 +72,19 @@ def transcode(
     threads: int = 1,
     alive: Callable[[int], None] | None = None,
 ) -> Iterator[Clip | SegmentFailure]:
-    """A Clip for each segment of the video, or why there is none; never all frames in memory.
+    """A Clip for each segment of the video, or a SegmentFailure; never all frames in memory.
 
-    Only `video.start` to `video.end` is looked at, and where `video.segments` names some, only those are made.
-    `threads` decode and change no byte; `alive` is called with the number of frames decoded so far. What was read
-    and decoded is counted in `source`.
+    Only `video.start` to `video.end` is read, and where `video.segments` names some, only those are made. `threads`
+    decode and change no byte; `alive` is called with the number of frames decoded so far. Bytes read and frames
+    decoded are counted in `source`.
 
     Raises BadVideo, with a reason a person understands, if it is not a video, is missing or forbidden, or not one
     segment is usable (unless they were named: then each gives its failure); UserError if the store cannot be used;
     OSError if the disk does not answer.
     """
     whole = settings.segments is None and video.start is None and video.end is None
-    waiting = None if alive is None else lambda: alive(source.frames)
-    with source.opened(sequential=whole, waiting=waiting) as file:
+    on_wait = None if alive is None else lambda: alive(source.frames)
+    with source.opened(sequential=whole, on_wait=on_wait) as file:
         head = _head(file)
         judge_bytes(head, file.size)
         with Reader(source, file, head, threads, alive) as reader:
@@ -96,49 +96,49 @@ def transcode(
                 yield from _segments(reader, video, settings)
 
 
-def transcode_and_tell(
+def transcode_with_cost(
     source: Source,
     video: Video,
     settings: VideoSettings,
     threads: int = 1,
     alive: Callable[[int], None] | None = None,
-) -> Iterator[Clip | SegmentFailure | Work]:
-    """As `transcode`, and at the end the work that it was: the source's own counts stay in the process that reads."""
+) -> Iterator[Clip | SegmentFailure | TranscodeCost]:
+    """As `transcode`, with the TranscodeCost at the end; `source`, which counts it, stays in the child process."""
     yield from transcode(source, video, settings, threads, alive)
-    yield Work(source.frames, source.bytes_read)
+    yield TranscodeCost(source.frames, source.bytes_read)
 
 
 def _whole(reader: Reader, settings: VideoSettings) -> Clip:
     """The whole video, without a seek."""
     if settings.encode.copy_packets:
-        return copied(reader, WHOLE, settings.encode)
+        return copied_clip(reader, WHOLE_VIDEO, settings.encode)
     return _encoded(reader, reader.all(reader.declared), reader.declared, settings, 0)
 
 
 def _segments(reader: Reader, video: Video, settings: VideoSettings) -> Iterator[Clip | SegmentFailure]:
-    """The segments one after the other; failures wait until one is good, and are the video's own if none is."""
-    planned = stretches(reader.seconds(), video.start, video.end, settings.segments)
-    known = {stretch.segment for stretch in planned}
+    """The segments one after the other; failures are held until one is good, and are the video's own if none is."""
+    planned = planned_segments(reader.seconds(), video.start, video.end, settings.segments)
+    numbers = {segment.number for segment in planned}
     failures = [
         SegmentFailure(number, "outside", f"there is no segment {number}", f"the video has {len(planned)}")
         for number in video.segments
-        if number not in known
+        if number not in numbers
     ]
     good = bool(video.segments)
-    wanted = [stretch for stretch in planned if not video.segments or stretch.segment in video.segments]
-    ends: float | None = None  # where the video does end, once one has failed
-    for number, stretch in enumerate(wanted):
-        if ends is not None and stretch.start > ends + stretch.limit:
-            what = f"the video ends at {ends:.3f} s, though its header says {stretch.known:.3f} s"
+    wanted = [segment for segment in planned if not video.segments or segment.number in video.segments]
+    ends: float | None = None  # where the video really ends, measured once a segment has failed
+    for number, segment in enumerate(wanted):
+        if ends is not None and segment.start > ends + segment.snap_limit:
+            what = f"the video ends at {ends:.3f} s, though its header says {segment.video_seconds:.3f} s"
             reason = f"it and the {len(wanted) - number - 1} after it are not in the video"
-            failures.append(SegmentFailure(stretch.segment, "outside", reason, what))
+            failures.append(SegmentFailure(segment.number, "outside", reason, what))
             break
         try:
-            clip = _segment(reader, stretch, settings)
+            clip = _segment(reader, segment, settings)
         except BadVideo as error:
             if ends is None and len(wanted) - number > MANY:
                 ends = reader.measured()
-            failures.append(SegmentFailure(stretch.segment, error.kind, error.reason, error.detail))
+            failures.append(SegmentFailure(segment.number, error.kind, error.reason, error.detail))
             if good:
                 yield from failures
                 failures = []
@@ -156,26 +156,26 @@ def _segments(reader: Reader, video: Video, settings: VideoSettings) -> Iterator
         raise BadVideo(first.kind, reason, first.detail)
 
 
-def _segment(reader: Reader, stretch: Stretch, settings: VideoSettings) -> Clip:
+def _segment(reader: Reader, segment: PlannedSegment, settings: VideoSettings) -> Clip:
     if settings.encode.copy_packets:
-        return copied(reader, stretch, settings.encode)
-    begin = reader.seek(stretch.start, stretch.limit)
-    decoded = reader.declared.of_stretch(begin, stretch.expected(begin))
-    frames = reader.until(begin, stretch.end(begin), decoded)
-    return _encoded(reader, frames, decoded, settings, stretch.segment)
+        return copied_clip(reader, segment, settings.encode)
+    begin = reader.seek(segment.start, segment.snap_limit)
+    decoded = reader.declared.for_segment(begin, segment.available_seconds(begin))
+    frames = reader.until(begin, segment.end(begin), decoded)
+    return _encoded(reader, frames, decoded, settings, segment.number)
 
 
 def _encoded(
     reader: Reader,
     frames: Iterator[tuple[VideoFrame, float]],
-    decoded: Decoded,
+    decoded: DecodeStats,
     settings: VideoSettings,
     segment: int,
 ) -> Clip:
-    """The frames as a clip; `decoded` counts what came of them and is judged."""
+    """The Clip that the frames make. Raises BadVideo by `decoded`, which counts them while they are taken."""
     encode = settings.encode
     flow = FlowEncoder(settings.flow, encode.key_frame_every) if settings.flow else None
-    encoder = Encoder(encode, reader.declared.step, reader.aspect, flow)
+    encoder = Encoder(encode, reader.declared.frame_interval, reader.aspect, flow)
     start: float | None = None
     for frame, time in frames:
         start = time if start is None else start
@@ -187,9 +187,9 @@ def _encoded(
 
 
 def _head(file: SourceFile) -> bytes:
-    """The first bytes, or all of a short file."""
+    """The first HEAD_BYTES of the file, or all of a short one."""
     parts: list[bytes] = []
     while (missing := HEAD_BYTES - sum(map(len, parts))) and (data := file.read(missing)):
         parts.append(data)
-    raise_hidden(file)
+    raise_read_error(file)
     return b"".join(parts)

@@ -1,1 +1,1 @@
-"""Pages that people look at: the HTML kit, and fonts for names in any script."""
+"""Fonts for pictures and pages with names in any script."""

@@ -1,4 +1,4 @@
-"""Which installed fonts write a text: for pictures with names in any script, in which nobody is to see boxes."""
+"""Chooses installed fonts for a text in any script, so that pictures show no boxes for missing letters."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from PIL import ImageFont
 
 from sharding.base import environment
 
-SEE = "fonts are looked for in the system's folders and in ~/.local/share/fonts; Noto Sans (CJK) has most scripts"
-LEFT_TO_RIGHT = "\N{LEFT-TO-RIGHT MARK}"  # which is not seen
+INSTALL_HINT = (
+    "fonts are looked for in the system's folders and in ~/.local/share/fonts; Noto Sans (CJK) has most scripts"
+)
+LEFT_TO_RIGHT = "\N{LEFT-TO-RIGHT MARK}"  # an invisible character
 _SYSTEMS = ("/usr/share", "/usr/local/share")
 _MACS = ("/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts")
 _ENDINGS = (".ttf", ".otf", ".ttc", ".otc")
@@ -28,14 +30,14 @@ _SIZE = 24  # pixels, at which a font's glyphs differ
 
 
 @dataclass(frozen=True)
-class Written:
-    """A text as it can be drawn, and each of its characters' fonts: neighbours have the same one where they can."""
+class FontRuns:
+    """A text and the font file of each of its characters; neighbours have the same one where possible."""
 
     text: str
     files: tuple[Path, ...]
 
-    def pieces(self) -> list[tuple[str, Path]]:
-        """The text in pieces of one font each."""
+    def by_font(self) -> list[tuple[str, Path]]:
+        """The text in pieces, each with its font file."""
         return [
             ("".join(character for character, _ in piece), file)
             for file, piece in groupby(zip(self.text, self.files, strict=True), key=lambda pair: pair[1])
@@ -43,25 +45,25 @@ class Written:
 
 
 class Fonts:
-    """The fonts for a set of texts: each file is opened once, and only if a text needs more than the first font."""
+    """The fonts for a set of texts; each file is opened once, and only if a text needs more than the first font."""
 
     def __init__(self, texts: Iterable[str], first: Path | None = None) -> None:
-        """`first`: a font that is taken wherever it does; the others are those installed."""
-        given = {character for text in texts for character in text}
-        self._has: dict[Path, set[str]] = {} if first is None else {first: _glyphs(first, given)}
-        needed = {character for character in given if not _is_unseen(character)}.difference(*self._has.values())
+        """`first`: the font to use wherever it has the characters; the others are those installed."""
+        characters = {character for text in texts for character in text}
+        self._has: dict[Path, set[str]] = {} if first is None else {first: _glyphs(first, characters)}
+        needed = {character for character in characters if not _is_unseen(character)}.difference(*self._has.values())
         for file in installed() if needed else ():
-            found = _glyphs(file, given)
-            if found & needed:
-                self._has[file] = found
-            if found >= needed:
+            glyphs = _glyphs(file, characters)
+            if glyphs & needed:
+                self._has[file] = glyphs
+            if glyphs >= needed:
                 break
         self._first = first
 
-    def written(self, text: str) -> Written | None:
-        """How to draw the text, by as few fonts as will do; None if the fonts lack one of its characters.
+    def runs(self, text: str) -> FontRuns | None:
+        """The text with a font for each character, as few fonts as possible; None if no font has one of them.
 
-        Characters that are not seen (joiners, variation selectors) and that no font of it has are left out.
+        Invisible characters (joiners, variation selectors) that none of its fonts has are left out.
         """
         chosen = [] if self._first is None else [self._first]
         left = {character for character in text if not _is_unseen(character)}
@@ -78,11 +80,11 @@ class Fonts:
             if files:
                 before = kept[-1][1] if kept else None
                 kept.append((character, before if before in files else files[0]))
-        return Written("".join(character for character, _ in kept), tuple(file for _, file in kept))
+        return FontRuns("".join(character for character, _ in kept), tuple(file for _, file in kept))
 
 
 def installed() -> Iterator[Path]:
-    """The files of the fonts of this machine and user, the upright regular ones without serifs first."""
+    """The font files of this machine and user, the upright regular ones without serifs first."""
     roots = [*(f"{folder}/fonts" for folder in (*environment.data_folders(), *_SYSTEMS)), "~/.fonts", *_MACS]
     files = {
         file
@@ -97,22 +99,22 @@ def installed() -> Iterator[Path]:
 
 
 def right_to_left(text: str) -> bool:
-    """Whether a part of the text runs from right to left."""
+    """Whether any part of the text runs from right to left."""
     return any(unicodedata.bidirectional(character) in ("R", "AL") for character in text)
 
 
 def _is_unseen(character: str) -> bool:
-    """Whether nothing is drawn for it: a blank, a joiner, a mark of direction, a variation selector."""
+    """Whether a character is invisible: a blank, a joiner, a mark of direction, a variation selector."""
     selects = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
     return character == " " or selects or unicodedata.category(character) == "Cf"
 
 
 def _glyphs(file: Path, wanted: set[str]) -> set[str]:
-    """Those of the characters that the font draws: not as its sign for a missing one, and, if they are seen, not empty.
+    """Those of the characters that the font has: not drawn as a missing one and, if visible, not empty.
 
-    A font that cannot be read, or has pictures of one size alone (coloured emoji), draws none.
+    None of them for a font that cannot be read, or has pictures of one size only (coloured emoji).
     """
-    found = set()
+    glyphs = set()
     with suppress(OSError, ValueError):
         font = ImageFont.truetype(file, _SIZE, layout_engine=ImageFont.Layout.BASIC)
         missing = font.getmask("\uffff")  # which is no character
@@ -121,5 +123,5 @@ def _glyphs(file: Path, wanted: set[str]) -> set[str]:
                 mask = font.getmask(character)
                 differs = (mask.size, bytes(mask)) != (missing.size, bytes(missing))
                 if differs and (mask.getbbox() is not None or _is_unseen(character)):
-                    found.add(character)
-    return found
+                    glyphs.add(character)
+    return glyphs

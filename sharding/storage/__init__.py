@@ -1,1 +1,1 @@
-"""Object stores: local folders, S3 buckets and any fsspec file system behind one protocol."""
+"""Object stores behind one protocol: local folders, S3 buckets, and any file system of fsspec."""

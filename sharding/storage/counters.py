@@ -1,4 +1,4 @@
-"""What a store was asked for and what came, counted in this process."""
+"""Counters of a store's requests, bytes and retries in this process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LOCK = threading.Lock()
 
 @dataclass
 class Counters:
-    """Plain numbers that only grow; a copy of a store in another process counts from nought.
+    """Numbers that only grow; a copy of a store in another process counts from zero.
 
     `requests`: operations, each try of them counted (of a directory: reads); `bytes`: of objects read, broken answers
     included; `retries`: tries after the first.

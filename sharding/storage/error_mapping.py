@@ -1,4 +1,4 @@
-"""What a remote store's errors mean: worth another try, taken, or the user's to mend."""
+"""Classifies a remote store's errors: worth another try, name already taken, or a UserError."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 from sharding.base.errors import UserError
 from sharding.base.redact import redacted
 
-TAKEN = ("PreconditionFailed", "412", "FileExistsError")
-# Errors of the request by their status, of the way or the moment by what they say.
+ALREADY_EXISTS_CODES = ("PreconditionFailed", "412", "FileExistsError")
+# Codes of S3 and names of botocore's and aiohttp's exceptions after which the same request may succeed.
 _PASSING_CODES = (
     "SlowDown", "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
     "XAmzContentChecksumMismatch", "InternalError", "ServiceUnavailable", "RequestTimeTooSkewed",
@@ -25,22 +25,22 @@ _REFUSED_KINDS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRe
 _OF_THIS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EFBIG)
 
 
-class BrokenAnswer(OSError):
-    """An answer that came, but not whole or not to what was asked: another may be."""
+class BrokenResponse(OSError):
+    """A response that is not whole, or not to what was asked: another try may succeed."""
 
 
-def code_of(error: BaseException) -> str:
+def error_code(error: BaseException) -> str:
     """The S3 error code behind an exception, else its type's name."""
     response = _response(error)
     return type(error).__name__ if response is None else str(response.get("Error", {}).get("Code", ""))
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help: no answer, a broken answer, or a server's 5xx, 409 and 429."""
+    """Whether the same request may succeed later: no response, a broken one, or a server's 5xx, 408, 409 and 429."""
     response = _response(error)
     if response is not None:
         status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
-        return is_passing(status) or code_of(error) in _PASSING_CODES
+        return is_retryable_status(status) or error_code(error) in _PASSING_CODES
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError | IsADirectoryError):
         return False
     if isinstance(error, OSError):
@@ -49,17 +49,17 @@ def is_transient(error: BaseException) -> bool:
     return any(kind.__name__ in _PASSING_KINDS or kind.__module__.startswith("aiohttp") for kind in kinds)
 
 
-def is_passing(status: int) -> bool:
+def is_retryable_status(status: int) -> bool:
     """Whether an HTTP status says that the same request may succeed later."""
     return status >= 500 or status in (408, 409, 429)
 
 
-def raise_translated(error: Exception, where: str, bucket_level: bool = False) -> NoReturn:
-    """Raise `error` as what the store's caller should see, secrets taken out.
+def raise_as_user_error(error: Exception, where: str, bucket_level: bool = False) -> NoReturn:
+    """Raise what the store's caller should see of `error` (UserError, FileNotFoundError, …), without secrets.
 
     Not chained to the original, whose text may hold secrets that a traceback would print.
     """
-    where, code = redacted(where), code_of(error)
+    where, code = redacted(where), error_code(error)
     said = redacted(str(error)) or type(error).__name__
     if isinstance(error, UserError | FileExistsError):
         raise error
@@ -73,17 +73,17 @@ def raise_translated(error: Exception, where: str, bucket_level: bool = False) -
     if is_transient(error):
         remedy = "check the address (AWS_ENDPOINT_URL for S3), the network, and that the service is up"
         raise UserError(f"the store does not answer: {said}", where, remedy) from None
-    if isinstance(error, OSError) or _of_the_client(error) or said.startswith("Invalid endpoint"):  # a ValueError
+    if isinstance(error, OSError) or _is_client_error(error) or said.startswith("Invalid endpoint"):  # a ValueError
         remedy = "check the store's address and settings (AWS_ENDPOINT_URL, region and profile for S3)"
         raise UserError(f"the store cannot be used: {said}", where, remedy) from None
     raise error
 
 
 def _response(error: BaseException) -> dict[str, Any] | None:
-    """The server's parsed answer, which s3fs hides behind an OSError."""
-    found = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
-    return found if isinstance(found, dict) else None
+    """The server's parsed answer: `response` of botocore's ClientError, from which s3fs raises its OSErrors."""
+    response = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
+    return response if isinstance(response, dict) else None
 
 
-def _of_the_client(error: BaseException) -> bool:
+def _is_client_error(error: BaseException) -> bool:
     return any(kind.__module__.startswith(("botocore", "aiobotocore", "aiohttp")) for kind in type(error).__mro__)

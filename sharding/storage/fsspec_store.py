@@ -1,4 +1,4 @@
-"""A store on any fsspec file system: each operation tried until it succeeds or patience ends."""
+"""A store on any fsspec file system: each operation is tried again until it succeeds or its time is up."""
 
 from __future__ import annotations
 
@@ -14,28 +14,34 @@ import tenacity
 from sharding.base.errors import UserError
 from sharding.base.redact import redacted
 from sharding.storage.counters import Counters
-from sharding.storage.error_mapping import TAKEN, BrokenAnswer, code_of, is_transient, raise_translated
+from sharding.storage.error_mapping import (
+    ALREADY_EXISTS_CODES,
+    BrokenResponse,
+    error_code,
+    is_transient,
+    raise_as_user_error,
+)
 from sharding.storage.local import file_to_download, whole
 
 T = TypeVar("T")
 
-PATIENCE = 120.0  # seconds that an operation is tried for
-_SLOWEST = 8.0  # seconds between two tries
-_CHECKS, CHECK_SECONDS = 6, 5.0  # when a store is opened: a wrong address is told in seconds
+RETRY_SECONDS = 120.0  # for which an operation is tried again
+_LONGEST_PAUSE = 8.0  # seconds between two tries
+_CHECKS, CHECK_SECONDS = 6, 5.0  # when a store is opened, so that a wrong address is an error within seconds
 _CHUNK = 16 * 2**20
 
 
 class RemoteStore:
-    """A prefix of an fsspec file system, as far as fsspec's common interface goes."""
+    """A prefix of an fsspec file system, by fsspec's common interface alone."""
 
     remote = True
 
-    def __init__(self, url: str, connect: Callable[[str, str], Any], patience: float = PATIENCE) -> None:
+    def __init__(self, url: str, connect: Callable[[str, str], Any], retry_seconds: float = RETRY_SECONDS) -> None:
         self.url = url.rstrip("/")
         self.scheme, _, self.root = self.url.partition("://")
         if not self.root:
             raise UserError("the store's address names no bucket", redacted(url), "write it as s3://bucket/prefix")
-        self.patience = patience
+        self.retry_seconds = retry_seconds
         self.counters = Counters()
         self._connect = connect
         self._lock = threading.Lock()
@@ -48,12 +54,12 @@ class RemoteStore:
         self.__dict__.update(state, _lock=threading.Lock(), _opened=None)
 
     def check(self) -> None:
-        """One question, tried for seconds only: UserError if the store does not answer it."""
+        """Raise UserError if the store does not answer one request within seconds."""
         quick = tenacity.stop_after_attempt(_CHECKS) | tenacity.stop_after_delay(CHECK_SECONDS)
         try:
             _retrying(quick, slowest=1.0)(self._check)
         except Exception as error:
-            raise_translated(error, self.url, bucket_level=True)
+            raise_as_user_error(error, self.url, bucket_level=True)
 
     def get(self, path: str) -> bytes:
         """The whole object."""
@@ -103,10 +109,10 @@ class RemoteStore:
         def info() -> int:
             fs = self._fs()
             fs.invalidate_cache()
-            found = fs.info(self._full(path))
-            if found["type"] != "file":
+            entry = fs.info(self._full(path))
+            if entry["type"] != "file":
                 raise FileNotFoundError(path)
-            return int(found["size"])
+            return int(entry["size"])
 
         return self._call(path, info)
 
@@ -120,9 +126,9 @@ class RemoteStore:
             try:
                 self._fs().pipe_file(self._full(path), data, mode="create" if create else "overwrite")
             except Exception as error:
-                if not create or code_of(error) not in TAKEN:
+                if not create or error_code(error) not in ALREADY_EXISTS_CODES:
                     raise
-                # A try that was lost on its way back may have written it.
+                # An earlier try whose response was lost may have written it.
                 if tries > 1 and self.get(path) == data:
                     return
                 raise FileExistsError(self._where(path)) from None
@@ -162,7 +168,7 @@ class RemoteStore:
     def _call(self, path: str, action: Callable[[], T]) -> T:
         self.counters.add(requests=1)
         try:
-            return action()  # untold to tenacity, whose bookkeeping costs as much as a small read
+            return action()  # outside tenacity, whose bookkeeping costs as much as a small read
         except Exception as error:
             failed = [error]
 
@@ -172,19 +178,19 @@ class RemoteStore:
             return action()
 
         # Four tries at least: a server that hangs may eat the whole time with one.
-        enough = tenacity.stop_after_delay(self.patience) & tenacity.stop_after_attempt(4)
+        enough = tenacity.stop_after_delay(self.retry_seconds) & tenacity.stop_after_attempt(4)
         try:
-            return _retrying(enough, _SLOWEST, self._again)(replayed)
+            return _retrying(enough, _LONGEST_PAUSE, self._again)(replayed)
         except Exception as error:
-            raise_translated(error, self._where(path))
+            raise_as_user_error(error, self._where(path))
 
     def _again(self, _: tenacity.RetryCallState) -> None:
         self.counters.add(requests=1, retries=1)
 
     def _require_length(self, path: str, length: int) -> None:
-        found = self.size(path)
-        if found != length:
-            raise BrokenAnswer(f"{length} bytes were written, {found} are there")
+        stored = self.size(path)
+        if stored != length:
+            raise BrokenResponse(f"{length} bytes were written, {stored} are there")
 
     def _where(self, path: str) -> str:
         return redacted(f"{self.url}/{path}".rstrip("/"))
@@ -193,7 +199,7 @@ class RemoteStore:
         return f"{self.root}/{path}".rstrip("/")
 
     def _fs(self) -> Any:
-        """This process's file system: connections do not survive a fork."""
+        """The file system of this process, opened anew after a fork, which connections do not survive."""
         with self._lock:
             if self._opened is None or self._opened[0] != os.getpid():
                 if self._opened is not None:
@@ -208,7 +214,7 @@ _INHERITED: list[Any] = []  # a parent's connections: closing them in a forked c
 def _retrying(
     stop: Any, slowest: float, again: Callable[[tenacity.RetryCallState], None] | None = None
 ) -> tenacity.Retrying:
-    """`again` is called before each try but the first."""
+    """A loop over transient errors, with pauses that grow to `slowest` seconds; `again` is called before each retry."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
         stop=stop,

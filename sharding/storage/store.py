@@ -1,4 +1,4 @@
-"""An object store by URL: put atomically or only if absent, get a range, list, retry."""
+"""The protocol of an object store, and `open_store`, which opens one by its URL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sharding.base import environment
 from sharding.base.errors import UserError
 from sharding.base.redact import redacted, require_no_password
 from sharding.storage.counters import Counters
-from sharding.storage.fsspec_store import PATIENCE, RemoteStore
+from sharding.storage.fsspec_store import RETRY_SECONDS, RemoteStore
 from sharding.storage.local import LocalStore
 from sharding.storage.s3 import S3Store
 
@@ -19,9 +19,9 @@ class Store(Protocol):
     """Objects by relative posix path. Picklable; used from many threads; one connection a process.
 
     Every method raises UserError when the store cannot be used (unreachable, refused, full) and
-    FileNotFoundError for a path that is absent. A remote store's method goes on trying for as long as the store
-    was opened with patience for; what it reads or writes is whole, or it raises. `counters` tell what it did in this
-    process. `remote`: an answer takes its time, and many at once take no longer.
+    FileNotFoundError for a path that is absent. A remote store tries each operation again for its `retry_seconds`;
+    what is read or written is whole, or the method raises. `counters`: the requests of this process. `remote`: each
+    request takes a round trip, and many at once take no longer than one.
     """
 
     url: str
@@ -50,7 +50,7 @@ class Store(Protocol):
         """Whether the object is there."""
 
     def size(self, path: str) -> int:
-        """Its bytes."""
+        """The object's size in bytes."""
 
     def put(self, path: str, data: bytes, create: bool = False) -> None:
         """Write whole or not at all; with `create`, FileExistsError if the path is taken."""
@@ -65,19 +65,19 @@ class Store(Protocol):
         """Remove the object, if it is there."""
 
 
-def open_store(url: str | os.PathLike[str], patience: float = PATIENCE, ask: bool = True) -> Store:
+def open_store(url: str | os.PathLike[str], retry_seconds: float = RETRY_SECONDS, ask: bool = True) -> Store:
     """The store at a directory path, `file://` or fsspec URL (`s3://bucket/prefix`).
 
-    A remote store is asked once, so that a wrong address, bucket or secret is a UserError here, in seconds;
-    without `ask` it is not, for an address that worked before. Later each operation is tried for `patience`
-    seconds. A directory need not exist yet: the first put makes it. A URL with a password is a UserError, too.
+    A remote store gets one request, so that a wrong address, bucket or secret is a UserError within seconds; without
+    `ask` it does not, for an address that worked before. Later each operation is tried again for `retry_seconds`.
+    A directory need not exist yet: the first put makes it. Raises UserError for a URL with a password, too.
     """
     text = os.fspath(url)
     require_no_password(text)
     scheme, separator, rest = text.partition("://")
     if not separator or scheme in ("file", "local"):
         return LocalStore(rest if separator else text)
-    store = (S3Store if scheme == "s3" else RemoteStore)(text, _connect, patience)
+    store = (S3Store if scheme == "s3" else RemoteStore)(text, _connect, retry_seconds)
     if ask:
         store.check()
     return store
@@ -105,5 +105,5 @@ def _connect(scheme: str, url: str) -> Any:
             "use a directory or s3://bucket/prefix",
         ) from None
     if scheme == "s3":
-        fs.retries = 1  # the store retries: a second and a third layer only multiply
+        fs.retries = 1  # RemoteStore retries: s3fs' and botocore's own retries would only multiply its tries
     return fs

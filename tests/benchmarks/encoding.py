@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from sharding.media.decoding.picture import Fitter
+from sharding.media.decoding.picture import FrameScaler
 from sharding.media.encoder import Encoder, EncodeSettings
 from sharding.media.h264 import TIME_BASE, packet_table
 from tests.benchmarks.support.tables import table, write_figures
@@ -77,10 +77,10 @@ def variants(quick: bool) -> list[Variant]:
 
 def source_frames(path: Path, settings: EncodeSettings) -> list[av.VideoFrame]:
     """The first frames of a video as they are to be stored, before any encoder."""
-    fitter = Fitter(settings.short_edge, 1.0)
+    fitter = FrameScaler(settings.short_edge, 1.0)
     with av.open(str(path)) as container:
         frames: Iterator[av.VideoFrame] = container.decode(video=0)
-        return [fitter.fit(frame) for _, frame in zip(range(FRAMES), frames, strict=False)]
+        return [fitter.scale(frame) for _, frame in zip(range(FRAMES), frames, strict=False)]
 
 
 def encoded(frames: list[av.VideoFrame], variant: Variant) -> tuple[bytes, float]:

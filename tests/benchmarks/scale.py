@@ -32,7 +32,7 @@ from sharding.format import index, record
 from sharding.format.generations import add_generation, generations, planned_jobs
 from sharding.format.plan import ShardJob, job_id
 from sharding.make.prepare import Prepared
-from sharding.make.shard import ShardSettings, WorkSettings
+from sharding.make.shard import ShardSettings, WorkerSettings
 from sharding.storage.store import open_store
 
 VIDEOS_A_JOB, SEGMENTS, CLASSES = 57, 30, 487
@@ -154,14 +154,14 @@ def driven(url: str, runner: Callable[..., Generator[Any]]) -> str:
     videos = sum(sum(plan.videos.values()) for plan in plans)
     prepared = Prepared(store, plans, frozenset(), videos, ())
     tally, sizes = Tally(videos), []
-    with closing(runner(prepared, ShardSettings(), WorkSettings(), os.cpu_count() or 1, tally)) as results:
+    with closing(runner(prepared, ShardSettings(), WorkerSettings(), os.cpu_count() or 1, tally)) as results:
         for told in results:
             if told is not None:
                 tally.add(told)
                 tally.line()
-                if tally.jobs in (prepared.jobs // 10, prepared.jobs):
+                if tally.jobs in (prepared.planned_count // 10, prepared.planned_count):
                     sizes.append(resident())
-    assert tally.jobs == prepared.jobs and tally.total == 0
+    assert tally.jobs == prepared.planned_count and tally.total == 0
     return f"{tally.jobs:,} jobs; driver {sizes[0]:,.0f} MB after a tenth, {sizes[-1]:,.0f} MB at the end"
 
 

@@ -31,7 +31,7 @@ import imageio_ffmpeg
 
 from sharding.corpora.manifest import Video
 from sharding.format.plan import ShardJob, job_id
-from sharding.make.shard import ShardSettings, WorkSettings, make_shard
+from sharding.make.shard import ShardSettings, WorkerSettings, make_shard
 from sharding.media.h264 import x264_options
 
 FOOTAGE = Path(__file__).parents[1] / "data" / "footage"
@@ -60,7 +60,7 @@ def ours(task: Task, folder: Path, settings: ShardSettings | None = None) -> Non
     for number, video in enumerate(videos):
         job = ShardJob(job_id(0, number), "train", (video,))
         store = folder / "store"
-        made = make_shard(job, "/", str(store), settings or ShardSettings(), WorkSettings())
+        made = make_shard(job, "/", str(store), settings or ShardSettings(), WorkerSettings())
         assert not made.failures and made.samples, made
         shutil.rmtree(store)
 

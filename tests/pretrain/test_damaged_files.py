@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.checkpoints.checkpoint import CheckpointSettings, begin_attempt
+from pretrain.checkpoints.checkpoint import CheckpointSettings
 from pretrain.conversion.import_export import export_run
 from pretrain.engine.autotune.record import read_result
 from pretrain.report.report import write_report
@@ -20,6 +20,9 @@ from pretrain.run_settings import read_settings_file
 from sharding.base.errors import UserError
 from tests.pretrain.conftest import Finished
 from tests.pretrain.report.test_report import write_evaluation
+from tests.support.training.checkpoints import begin_attempt
+
+pytestmark = pytest.mark.slow
 
 EVALUATION = "evaluation/store-val-10-clips-0a1b2c3d"
 NONE = [b"", b"{", b"[1, 2]", b"null", b"7", b'"text"', b"\xff\xfe{", b"[" * 100_000, b'{"format": 99}', b"\0" * 512]

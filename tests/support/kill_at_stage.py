@@ -8,9 +8,9 @@ from pathlib import Path
 # itself, or its parent)
 STAGES = {
     "read": ("sharding.media.input.validity", "judge_bytes", "", 2, "parent"),
-    "transcode": ("sharding.media.decoding.picture", "Fitter.fit", "", 30, "parent"),
-    "decoder": ("sharding.media.decoding.picture", "Fitter.fit", "", 30, "own"),
-    "tar": ("sharding.make.tar_parts", "Parts.add", "", 2, "own"),
+    "transcode": ("sharding.media.decoding.picture", "FrameScaler.scale", "", 30, "parent"),
+    "decoder": ("sharding.media.decoding.picture", "FrameScaler.scale", "", 30, "own"),
+    "tar": ("sharding.make.tar_parts", "TarPartWriter.add_sample", "", 2, "own"),
     "upload": ("sharding.storage.store", "LocalStore.put_file", ".tar", 1, "own"),
     "upload to s3": ("sharding.storage.s3", "S3Store.put_file", ".tar", 1, "own"),
     "before the record": ("sharding.format.record", "write_record", "", 1, "own"),

@@ -9,7 +9,7 @@ from sharding.corpora.manifest import CorpusSettings
 from sharding.format import index
 from sharding.format.record import read_meta
 from sharding.make.prepare import Prepared, prepare, prepare_retry
-from sharding.make.shard import Progress, ShardSettings, make_shard
+from sharding.make.shard import ShardProgress, ShardSettings, make_shard
 from sharding.storage.store import Store
 
 SETTINGS = ShardSettings.model_validate({"videos_per_shard": 4, "encode": {"short_edge": 32, "preset": "ultrafast"}})
@@ -32,10 +32,11 @@ def retry(store: Store, settings: ShardSettings = SETTINGS, root: str | None = N
     return prepared
 
 
-def make(prepared: Prepared, settings: ShardSettings = SETTINGS) -> list[Progress]:
+def make(prepared: Prepared, settings: ShardSettings = SETTINGS) -> list[ShardProgress]:
     """Make the shards that are left to make, and the index."""
     made = [
-        make_shard(pickle.loads(pickle.dumps(job)), root, prepared.store, settings) for job, root in prepared.todo()
+        make_shard(pickle.loads(pickle.dumps(job)), root, prepared.store, settings)
+        for job, root in prepared.remaining_jobs()
     ]
     index.merge(prepared.store)
     return made

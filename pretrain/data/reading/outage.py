@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sharding.base.errors import CannotGoOn, DamagedStore, UserError
+from sharding.base.errors import CommandFailed, DamagedStore, UserError
 from sharding.storage.counters import Counters
 from sharding.storage.store import Store
 
@@ -22,7 +22,7 @@ _TOLD_EVERY, _LOGGED_EVERY = 5.0, 60.0  # seconds: by a worker to the trainer, a
 log = logging.getLogger("reelscale")
 
 
-class NoMoreClips(CannotGoOn):
+class NoMoreClips(CommandFailed):
     """Clips do not come any more, or not soon enough: the run is to stop as it is, and may go on another time."""
 
 

@@ -33,7 +33,7 @@ from pretrain.data.workers.worker import (
 )
 from sharding.base import environment
 from sharding.base.child_process import end_children, exit_code, signal_of, start_connected
-from sharding.base.errors import CannotGoOn
+from sharding.base.errors import CommandFailed
 from sharding.base.parent_death import STOP_SIGNALS
 from sharding.base.settings import Seconds, Settings
 
@@ -61,11 +61,11 @@ class LoaderSettings(Settings):
     )
 
 
-class DecoderDied(CannotGoOn):
+class DecoderDied(CommandFailed):
     """A worker process ended, and with it the batches that it was making."""
 
 
-class DecodersStalled(CannotGoOn):
+class DecodersStalled(CommandFailed):
     """No batch came for so long that none will."""
 
 

@@ -16,9 +16,10 @@ from pretrain.engine.autotune.benchmark import AutotuneListener, is_out_of_memor
 from pretrain.engine.autotune.choose import autotune, device_name, lane_too_large, random_clips
 from pretrain.engine.autotune.isolated import AutotuneTask, NetworkSpec
 from pretrain.engine.autotune.record import AutotuneResult, library_versions
+from pretrain.engine.deepspeed_import import import_deepspeed
 from pretrain.engine.device_lost import is_device_lost
 from pretrain.engine.distributed import World, leave_world, start_world
-from pretrain.engine.engine import Engine, import_deepspeed
+from pretrain.engine.engine import Engine
 from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork, seed_dropout
 from pretrain.models.zoo import build_model
@@ -132,7 +133,7 @@ def _take_steps(model: VideoNetwork, found: AutotuneResult, task: AutotuneTask, 
             seed_dropout(model, [0], world.device)
             engine.backward(engine.forward(clips).square().mean())
             engine.step()
-            engine.settle(bool(engine.verdict[0]))
+            engine.record_verdict(bool(engine.verdict[0]))
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
     except Exception as error:

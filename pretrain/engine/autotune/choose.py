@@ -22,8 +22,8 @@ from pretrain.engine.autotune.record import (
     result_key,
     write_result,
 )
+from pretrain.engine.deepspeed_import import import_deepspeed
 from pretrain.engine.distributed import World
-from pretrain.engine.engine import import_deepspeed
 from pretrain.engine.precision import MicroStep
 from pretrain.models.compute.batchnorm import synchronise
 from pretrain.models.compute.compute_path import COMPUTE_PATHS, ON_CPU, ON_GPU, ComputePath

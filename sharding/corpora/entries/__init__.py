@@ -1,1 +1,1 @@
-"""What one entry of a corpus says: its file, labels, split, and the roots it may lie under."""
+"""What every corpus format shares: rows, labels, splits, and the roots that files lie below."""

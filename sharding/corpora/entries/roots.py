@@ -1,4 +1,4 @@
-"""Where a corpus' files may lie: what is below a root, which listed names stay below one, URLs without secrets."""
+"""The roots of a corpus: files below one, whether a listed name lies below one; names and URLs made safe to show."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ EXTENSIONS = frozenset(
 )
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _WEB = ("http", "https", "ftp", "ftps")
-_KEPT: ContextVar[dict[str, Store] | None] = ContextVar("_KEPT", default=None)
-_LONGEST = 300  # characters of a name that a message shows
+_SHARED: ContextVar[dict[str, Store] | None] = ContextVar("_KEPT", default=None)
+_SHOWN = 300  # characters of a name, at most, in a message
 
 
 def is_video_name(uri: str) -> bool:
-    """Whether a path's name says video: a known extension, no hidden part.
+    """Whether a relative path is named like a video: a known extension, no hidden part.
 
-    An object's key that goes on with "/" or a URL below its root says none: it would be read from another place.
+    A key that goes on with "/" or a URL below its root is not: as a uri it would be read from another place.
     """
     if is_absolute(uri):
         return False
@@ -42,54 +42,54 @@ def is_video_name(uri: str) -> bool:
 
 
 def printable(text: str) -> str:
-    r"""A name with the bytes that are not UTF-8 written as \udcXX: what is stored and shown of a file's name."""
+    r"""A file's name as it is stored and shown: bytes that are not UTF-8 are written as \udcXX."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def tellable(text: str) -> str:
-    """A text that may hold a URL as it can be shown: without user, password, query and fragment, and printable.
+def sanitised(text: str) -> str:
+    """A text that may hold a URL, made safe to show: printable, short, without user, password, query and fragment.
 
     Everything after the first `scheme://` counts as that URL: rather too little is shown than a secret.
     """
-    found = _SCHEME.search(text)
-    if found is None:
-        return printable(text[:_LONGEST])
-    rest, mark, _ = re.split(r"([?#])", text[found.end() :] + "?", maxsplit=1)
+    scheme = _SCHEME.search(text)
+    if scheme is None:
+        return printable(text[:_SHOWN])
+    rest, mark, _ = re.split(r"([?#])", text[scheme.end() :] + "?", maxsplit=1)
     authority = rest.partition("/")[0]
     if "@" in authority or re.fullmatch(r"[^:]*(:\d{1,5})?", authority) is None:
         rest = rest.rpartition("@")[2] if "@" in rest else "…"
-    cut = "?…" if mark in text[found.end() :] else ""
-    return printable(text[: found.end()][:_LONGEST] + rest[:_LONGEST] + cut)
+    cut = "?…" if mark in text[scheme.end() :] else ""
+    return printable(text[: scheme.end()][:_SHOWN] + rest[:_SHOWN] + cut)
 
 
 @contextlib.contextmanager
-def kept_stores() -> Iterator[None]:
-    """Open no store twice inside the `with`: a data set may have a hundred lists in one."""
-    token = _KEPT.set({})
+def shared_stores() -> Iterator[None]:
+    """Open each store once inside the `with`: a data set may have a hundred lists in one."""
+    token = _SHARED.set({})
     try:
         yield
     finally:
-        _KEPT.reset(token)
+        _SHARED.reset(token)
 
 
 def _store(url: str) -> Store:
-    kept = _KEPT.get()
-    if kept is None:
+    stores = _SHARED.get()
+    if stores is None:
         return open_store(url)
-    if url not in kept:
-        kept[url] = open_store(url)
-    return kept[url]
+    if url not in stores:
+        stores[url] = open_store(url)
+    return stores[url]
 
 
-def normal_root(place: str) -> str:
-    """A folder or store prefix as roots are compared and kept: an absolute path, or a URL without its last slash.
+def normalised_root(place: str) -> str:
+    """A folder or store prefix in the form in which roots are compared: an absolute path, or a URL without last slash.
 
     Raises UserError for an address on the web, as nothing is downloaded from there, and for one with a password.
     """
     scheme = place.partition("://")[0].lower() if _SCHEME.match(place) else ""
     if scheme in _WEB:
         remedy = "give the folder, or the prefix of a store like s3://bucket/prefix, that holds the files"
-        raise UserError("videos are not downloaded from the web", tellable(place), remedy)
+        raise UserError("videos are not downloaded from the web", sanitised(place), remedy)
     require_no_password(place)
     root = local_root(place)
     return (
@@ -100,14 +100,14 @@ def normal_root(place: str) -> str:
 
 
 class Roots:
-    """The places that a list may name files of: `base`, from which relative names go, and further ones."""
+    """The folders and prefixes below which listed files may lie: `base`, for relative names, and `others`."""
 
     def __init__(self, base: str, others: Sequence[str] = ()) -> None:
-        self.places = [normal_root(place) for place in (base, *others)]
+        self.places = [normalised_root(place) for place in (base, *others)]
         self._remote = [_SCHEME.match(place) is not None for place in self.places]
 
-    def place(self, name: str) -> tuple[int, str] | None:
-        """(number of the root, path below it) of a listed name; None where it lies below none of them."""
+    def locate(self, name: str) -> tuple[int, str] | None:
+        """(number of the root, path below it) of a listed name; None where it lies below none of the roots."""
         scheme = _SCHEME.match(name)
         if scheme is not None and scheme.group().lower() in ("file://", "local://"):
             name = name[scheme.end() :]
@@ -124,20 +124,20 @@ class Roots:
         return None if name in (".", "..") or name.startswith("../") else (0, name)
 
     def uri(self, number: int, path: str) -> str:
-        """What a file is kept as: relative to the base, absolute where it lies below another root."""
+        """The uri of a file below a root: relative for the base, absolute for the others."""
         return path if number == 0 else f"{self.places[number].rstrip('/')}/{path}"
 
     def is_remote(self, number: int) -> bool:
-        """Whether a root is in a store, so that its files are found by listing it."""
+        """Whether a root is in a remote store."""
         return self._remote[number]
 
     def _below(self, name: str, remote: bool) -> tuple[int, str] | None:
-        for number, (place, there) in enumerate(zip(self.places, self._remote, strict=True)):
+        for number, (place, place_is_remote) in enumerate(zip(self.places, self._remote, strict=True)):
             prefix = place.rstrip("/") + "/"
             spelled = name
             if not name.startswith(prefix):
                 spelled, prefix = nfc(name), nfc(prefix)
-            if there == remote and spelled.startswith(prefix) and len(spelled) > len(prefix):
+            if place_is_remote == remote and spelled.startswith(prefix) and len(spelled) > len(prefix):
                 below = spelled[len(prefix) :]
                 return None if number == 0 and is_absolute(below) else (number, below)  # see is_video_name
         return None
@@ -153,9 +153,9 @@ def files_below(root: str) -> Iterator[tuple[str, int | None]]:
         yield from _store(root).walk()
         return
     if not folder.exists():
-        raise UserError("there is no such folder", tellable(root), "check the path; it must be a folder of videos")
+        raise UserError("there is no such folder", sanitised(root), "check the path; it must be a folder of videos")
     if not folder.is_dir():
-        raise UserError("this is a file, not a folder", tellable(root), "give the folder that holds the videos")
+        raise UserError("this is a file, not a folder", sanitised(root), "give the folder that holds the videos")
     try:
         yield from _walk(folder, "", (folder.resolve(),))
     except OSError as error:
@@ -164,21 +164,21 @@ def files_below(root: str) -> Iterator[tuple[str, int | None]]:
         raise UserError(f"the corpus cannot be read: {error.strerror}", where, remedy) from error
 
 
-def size_of(root: str, path: str) -> int | None:
-    """Bytes of a file below a local root; FileNotFoundError where none is there; None where it may not be looked at."""
+def local_file_size(root: str, path: str) -> int | None:
+    """Bytes of a file below a local root; None where it may not be looked at. Raises FileNotFoundError if absent."""
     try:
-        found = os.stat(f"{root}/{path}")  # noqa: PTH116 - a Path for each of a million files takes half the time
+        status = os.stat(f"{root}/{path}")  # noqa: PTH116 - a Path for each of a million files takes half the time
     except PermissionError:
         return None
     except (OSError, ValueError) as error:  # also a name that is too long, or holds a NUL
         raise FileNotFoundError(path) from error
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise FileNotFoundError(path)
-    return found.st_size
+    return status.st_size
 
 
-def kind_of_place(place: str, what: str = "corpus") -> str:
-    """What a place is, "file" or "folder", as which a prefix in a store counts. Raises UserError if it is not there."""
+def file_or_folder(place: str, what: str = "corpus") -> str:
+    """What a place is: "file" or "folder" (also a prefix in a store). Raises UserError if a local path is absent."""
     path = local_root(place)
     if path is not None:
         try:
@@ -188,9 +188,9 @@ def kind_of_place(place: str, what: str = "corpus") -> str:
                 return "file"
         except OSError as error:
             problem = f"the {what} cannot be read: {error.strerror}"
-            raise UserError(problem, tellable(place), "give this account the right to read it") from error
+            raise UserError(problem, sanitised(place), "give this account the right to read it") from error
         remedy = "check the path; it must be a folder of videos, or a list of them"
-        raise UserError(f"there is no such {what}", tellable(place), remedy)
+        raise UserError(f"there is no such {what}", sanitised(place), remedy)
     parent, _, name = place.rpartition("/")
     if not name or parent.endswith("/"):
         return "folder"
@@ -203,7 +203,7 @@ def kind_of_place(place: str, what: str = "corpus") -> str:
 
 @contextlib.contextmanager
 def local_copy(place: str) -> Iterator[Path]:
-    """A list as a file of this machine: itself, or a copy for as long as it is read.
+    """A local path of a file: itself, or, of one in a store, a copy that is deleted when the `with` ends.
 
     Raises FileNotFoundError if it is not there, UserError if no copy can be made.
     """
@@ -221,7 +221,7 @@ def local_copy(place: str) -> Iterator[Path]:
 
 
 def _walk(folder: Path, prefix: str, above: tuple[Path, ...]) -> Iterator[tuple[str, int]]:
-    """Follows links, as corpora are often linked together, but never into a folder it is inside of."""
+    """(path, bytes) of the files below a folder. Follows links, but never into a folder that it is inside of."""
     with os.scandir(folder) as entries:
         for entry in entries:
             uri = prefix + entry.name
@@ -232,4 +232,4 @@ def _walk(folder: Path, prefix: str, above: tuple[Path, ...]) -> Iterator[tuple[
             elif entry.is_file():
                 yield uri, entry.stat().st_size
             elif entry.is_symlink():
-                yield uri, 0  # a dangling link: it will be told as a video that cannot be read
+                yield uri, 0  # a dangling link: it will be listed as a video that cannot be read

@@ -1,4 +1,4 @@
-"""What a corpus' list says of its videos: rows, refusals, and names as they are kept."""
+"""The entries of a corpus' lists: rows, refusals, and names as bytes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from sharding.corpora.entries.labels import Labels
 
-Ids = Callable[[str], Sequence[str]]  # of a file's path: the id by which lists mean it, and maybe an alias
+IdsOfPath = Callable[[str], Sequence[str]]  # a file's path → the id by which lists name it, and perhaps an alias
 
 
 class Row(NamedTuple):
-    """What a list says of one video. `name`: its path or URL, or the id to look for among the media's files.
+    """One video of a list. `name`: its path or URL, or the id to look for among the media's files.
 
-    `whole`: another id to look for, should there be no file of id `name`; with times, that of the whole video of which
-    they are a stretch. `bytes`: its size where the row comes from a listing of files.
+    `fallback_id`: the id to look for if no file has the id `name`; of a row with times, that of the whole video.
+    `bytes`: the file's size, where the row comes from a listing of files.
     """
 
     name: str
@@ -24,12 +24,12 @@ class Row(NamedTuple):
     start: float | None = None
     end: float | None = None
     line: int = 0
-    whole: str = ""
+    fallback_id: str = ""
     bytes: int | None = None
 
 
 class Refusal(NamedTuple):
-    """What a list holds that is not planned, or planned with a remark."""
+    """An entry of a list that is not planned, or planned with a remark: its name, kind of reason, reason and line."""
 
     name: str
     kind: str
@@ -38,19 +38,19 @@ class Refusal(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Listing:
-    """One list of a corpus: where it is, what its numbers count ("line", "entry", "row"), and its rows."""
+class CorpusList:
+    """One list of a corpus: its place, the unit that its rows are numbered by ("line", "entry", "row"), its rows."""
 
     where: str
     unit: str
     rows: Iterable[Row | Refusal]
 
 
-def encoded(text: str) -> bytes:
-    """A name as it is kept, bytes that are not UTF-8 as they were."""
+def encode_name(text: str) -> bytes:
+    """A file's name as bytes; the inverse of `decode_name`, also for names that are not UTF-8."""
     return text.encode("utf-8", "surrogateescape")
 
 
-def decoded(name: bytes) -> str:
-    """The name that was kept."""
+def decode_name(name: bytes) -> str:
+    """A file's name from its bytes; those that are not UTF-8 become surrogates."""
     return name.decode("utf-8", "surrogateescape")

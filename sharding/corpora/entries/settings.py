@@ -1,4 +1,4 @@
-"""What a user says of a corpus: its kind, where its files are, how its lists are written."""
+"""The settings of a corpus: its kind, where its files are, how its lists are written."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CorpusSettings(Settings):
 
     @pydantic.field_validator("labels_separator")
     @classmethod
-    def _something(cls, value: str | None) -> str | None:
+    def _not_empty(cls, value: str | None) -> str | None:
         if value == "":
             raise ValueError("it is empty; in YAML, and where the shell takes it away, put it in quotes: \"'|'\"")
         return value

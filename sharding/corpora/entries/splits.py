@@ -1,4 +1,4 @@
-"""Which side a video is on: corpora's words for their splits, and the share that validates where they give none."""
+"""The split of a video: the words that corpora use for splits, and the validation share where they give none."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SMALLEST_VIDEO = 1024  # bytes: a smaller file holds no video, so a split must n
 
 
 def uri_fraction(source: bytes) -> float:
-    """A number in [0, 1) from the sha256 of a source video's name: the same on every machine."""
+    """A number in [0, 1) computed from a source video's name by sha256: the same on every machine."""
     return int.from_bytes(hashlib.sha256(source).digest()[:6], "big") / 2**48
 
 
-class Shares:
-    """A share of the source videos for validation, by the hash of each alone, seen one after the other.
+class ValidationShare:
+    """Assigns a share of the source videos to validation, by the hash of each one's name alone.
 
-    Only where that would leave one side without a video of plausible size, the nearest by hash crosses
-    over; of one such video alone, training gets it.
+    Only where that would leave one split without a video of plausible size, the nearest by hash changes sides; if
+    there is only one such video, it is for training.
     """
 
     def __init__(self, validation: float) -> None:
@@ -33,20 +33,20 @@ class Shares:
         self._lowest: tuple[float, bytes] | None = None
         self._highest: tuple[float, bytes] | None = None
 
-    def side(self, source: bytes) -> str:
-        """The split of a source video: "train" or "val"."""
+    def split_of(self, source: bytes) -> str:
+        """The split, "train" or "val", of a source video, before `source_to_move`."""
         return "val" if uri_fraction(source) < self.validation else "train"
 
-    def saw(self, source: bytes, size: int | None) -> None:
-        """Take note of a video that is planned; None: its size in bytes is not known, and taken to be plausible."""
+    def observe(self, source: bytes, size: int | None) -> None:
+        """Note a video that is planned, with its bytes; None where they are not known, which counts as plausible."""
         if size is not None and size < SMALLEST_VIDEO:
             return
-        mine = uri_fraction(source), source
-        self._lowest = min(self._lowest or mine, mine)
-        self._highest = max(self._highest or mine, mine)
+        candidate = uri_fraction(source), source
+        self._lowest = min(self._lowest or candidate, candidate)
+        self._highest = max(self._highest or candidate, candidate)
 
-    def crossing(self) -> tuple[bytes, str] | None:
-        """The source video that must change sides, and where it goes; None where both sides have what they need."""
+    def source_to_move(self) -> tuple[bytes, str] | None:
+        """(source video, new split) of the one that must change sides; None where both splits have a video."""
         if self._lowest is None or self._highest is None or self.validation <= 0:
             return None
         if self._highest[0] < self.validation:

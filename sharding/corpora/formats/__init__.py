@@ -1,1 +1,1 @@
-"""The formats of corpora: tables, JSON, class folders, and the lists of Sports-1M, Kinetics, UCF101 and HMDB51."""
+"""One file a corpus format: tables, class folders, Sports-1M, Kinetics, UCF101 and HMDB51."""

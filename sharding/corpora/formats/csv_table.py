@@ -1,4 +1,4 @@
-"""A CSV's header and lines, one after the other: a quote that is never closed swallows no line but its own."""
+"""Reads a CSV line by line: a quote that is never closed costs its own line alone, not the rest of the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sharding.corpora.formats.list_file import ListFile
 
 
 def csv_table(file: ListFile) -> tuple[list[str], Iterator[tuple[int, list[str] | Refusal]]]:
-    """A CSV's header, and (line, cells) of what follows. Raises UserError for an empty file."""
+    """The header of a CSV, and an iterator of (line number, cells) of the rest. Raises UserError for an empty file."""
     first = file.first_line()
     if not first.strip():
         raise UserError("the list is empty", file.where, "write a header line, then a line a video")
@@ -46,7 +46,7 @@ def _cells_by_line(file: ListFile, separator: str) -> Iterator[tuple[int, list[s
 
 
 def _trimmed(cells: list[str], lines: list[str], separator: str) -> list[str]:
-    """The cells of `lines`, also of such that have blanks before a quoted cell: `a.mp4, "x, y"`."""
+    """The cells of `lines`, read anew where there are blanks before a quoted cell: `a.mp4, "x, y"`."""
     # The first test, which says less, is quick.
     if ' "' not in lines[0] or not any(cell.startswith(" ") and cell.lstrip().startswith('"') for cell in cells):
         return cells
@@ -57,7 +57,7 @@ def _trimmed(cells: list[str], lines: list[str], separator: str) -> list[str]:
 
 
 class _Lines:
-    """A file's lines, of which all but the first that were `taken` can be given back."""
+    """Iterates over a file's lines; `give_back` returns all lines `taken` but the first, to be read again."""
 
     def __init__(self, file: io.TextIOBase) -> None:
         self.taken: list[str] = []

@@ -1,4 +1,4 @@
-"""A folder of class folders → rows: the class from a folder's name, the split from one above it, if there is one."""
+"""Reads a folder of class folders into rows: the class is a folder's name, the split that of one above it, if any."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 from sharding.corpora.entries.rows import Refusal, Row
 from sharding.corpora.entries.splits import SPLITS
-from sharding.corpora.formats.lists import Found
+from sharding.corpora.formats.tables import RowOrRefusal
 
 Files = Callable[[], Iterable[tuple[str, int | None]]]
 
 
-def folder_rows(files: Files, folder: str) -> Iterator[Found]:
-    """Rows of a listing (path, bytes), which is gone through several times, in one of three layouts.
+def folder_rows(files: Files, folder: str) -> Iterator[RowOrRefusal]:
+    """Rows of the files of a folder in one of three layouts; `files` gives (path, bytes), and is called several times.
 
     `{train,val}/class/**/file`, `class/**/file`, or flat files, which are of one class called `folder`. Videos
     beside class folders have no class, and are refused.

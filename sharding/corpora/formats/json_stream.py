@@ -1,4 +1,4 @@
-"""A JSON file that holds one long list, read entry by entry: memory does not grow with it."""
+"""Reads a JSON file that holds one long list, entry by entry: memory does not grow with it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def json_entries(file: ListFile) -> Iterator[tuple[int, str, Any]]:
 
 
 class _Scanner:
-    """Decodes one value after the other from a text of which little is in memory."""
+    """Decodes one JSON value after the other from a text of which little is in memory."""
 
     def __init__(self, file: io.TextIOBase, where: str) -> None:
         self._file = file
@@ -45,12 +45,12 @@ class _Scanner:
         self._number = 0
 
     def fail(self, problem: str) -> None:
-        """Raises UserError."""
+        """Raise UserError with the problem and the entry's number."""
         remedy = "correct the file there, or get it again"
         raise UserError(f"not valid JSON: {problem}", f"{self._where}, entry {self._number + 1}", remedy)
 
     def peek(self) -> str:
-        """The next character that is no space; "" at the end."""
+        """The next character that is not white space, without going past it; "" at the end."""
         while True:
             while self._at < len(self._text):
                 if self._text[self._at] not in _SPACE:
@@ -60,10 +60,10 @@ class _Scanner:
                 return ""
 
     def take(self, expected: str) -> None:
-        """Go past a character that must come."""
-        found = self.peek()
-        if found != expected:
-            self.fail(f"{expected} should come, but {found or 'the end'} does")
+        """Go past the expected character. Raises UserError if another comes."""
+        character = self.peek()
+        if character != expected:
+            self.fail(f"{expected} should come, but {character or 'the end'} does")
         self._at += 1
 
     def value(self) -> Any:
@@ -137,7 +137,7 @@ class _Scanner:
             self.take(",")
 
     def _more(self) -> bool:
-        """Read on; False at the end of the file."""
+        """Read more of the file into memory; False at its end."""
         if self._ended:
             return False
         if len(self._text) > 4 * LONGEST:

@@ -1,4 +1,4 @@
-"""A list of a corpus, or a file of class names, as a text of this machine in the encoding that the user names."""
+"""Opens a list of a corpus, or a file of class names, local or in a store, in the encoding that the user names."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sharding.base.text import SAVE_OR_SAY_ENCODING, opened_text
-from sharding.corpora.entries.roots import local_copy, tellable
+from sharding.corpora.entries.roots import local_copy, sanitised
 
 LONGEST_LINE = 2**20  # characters
 
 
 @dataclass(frozen=True)
 class ListFile:
-    """A list at `path`, of which the user knows as `place`: a path, or an address in a store.
-
-    `encoding`: of its text; None for UTF-8.
-    """
+    """A list as a local file. `place`: the path or address that the user gave; `encoding`: None for UTF-8."""
 
     path: Path
     place: str
@@ -27,17 +24,17 @@ class ListFile:
 
     @property
     def where(self) -> str:
-        """The place as it can be shown."""
-        return tellable(self.place)
+        """The place, for messages."""
+        return sanitised(self.place)
 
     def opened(
         self, newline: str | None = None, strict: bool = True
     ) -> contextlib.AbstractContextManager[io.TextIOBase]:
-        """Its text, as `opened_text` gives it."""
+        """A context manager with its text; raises as `opened_text`."""
         return opened_text(self.path, self.where, "list", self.encoding, newline, strict, SAVE_OR_SAY_ENCODING)
 
     def first_line(self) -> str:
-        """The first line, whatever bytes follow: by it a list is recognised, and read strictly afterwards."""
+        """The first line, decoded leniently: a list is recognised by it, and read strictly afterwards."""
         with self.opened(strict=False) as text:
             line = text.readline(LONGEST_LINE)
         if "\0" in line:
@@ -48,6 +45,6 @@ class ListFile:
 
 @contextlib.contextmanager
 def list_file(place: str, encoding: str | None = None) -> Iterator[ListFile]:
-    """The list at a place, fetched for as long as it is read. Raises as `local_copy`."""
+    """The list at a place, copied from its store until the `with` ends. Raises as `local_copy`."""
     with local_copy(place) as path:
         yield ListFile(path, place, encoding)

@@ -1,1 +1,1 @@
-"""Decoding a source video: frames, their times, sizes and colours, and damage that decoders hide."""
+"""Decodes a source video: packets, frames, their times, sizes and colours, and damage that decoders conceal."""

@@ -1,4 +1,4 @@
-"""Concealed damage: which frames a decoder patched up, or predicted from such, by what it and the container tell."""
+"""Detects concealed damage: frames that a decoder patched up, or predicted from such frames."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
-from sharding.media.decoding.matroska_crc import Clusters
+from sharding.media.decoding.matroska_crc import MatroskaClusters
 
-# Their decoders begin anywhere, on grey; the others show nothing before a key frame.
+# FFmpeg's decoders of these begin at any frame, on grey; the others return nothing before a key frame.
 BEGIN_ANYWHERE = ("mpeg4", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "h263p", "flv1", "wmv1", "wmv2")
 B_IS_NO_REFERENCE = ("mpeg1video", "mpeg2video", *BEGIN_ANYWHERE)
-# Their decoders go on over damaged data without a word; so many zeros in a row are in no sound packet of theirs.
+# FFmpeg's decoders of these go on over damaged data without an error; no intact packet has so many zeros in a row.
 SILENT = ("hevc", "vp8", "vp9", "av1")
-HOLE = bytes(256)
+ZERO_RUN = bytes(256)
 REMEMBERED = 128  # packets whose frames may still come
 
 
-class Concealment:
-    """Counts the frames of a stream, from where its decoding begins, that show concealed damage.
+class ConcealmentDetector:
+    """Finds the frames of a stream, from where its decoding begins, that show concealed damage.
 
     A *sign* of damage is a packet that the demuxer says is damaged (mpeg-ts: packets are missing; any container: the
     file ends inside it), one that the decoder refuses, a frame that the decoder says is damaged (slices concealed,
     references missing), and a beginning without a key frame where the decoder shows that; where decoders are silent,
-    also a packet with a hole (`has_hole`), and all of a Matroska cluster whose checksum is wrong.
+    also a packet with a run of zeros (`has_zero_run`), and all of a Matroska cluster whose checksum is wrong.
     Concealed is the frame of that packet, if it is shown, and every frame decoded after it until a key frame is shown
     (in a stream that is refreshed bit by bit, until its second recovery point). A damaged B frame alone reaches only
     to the next frame that is none, and where B frames are no references, only itself.
@@ -33,7 +33,7 @@ class Concealment:
     Matroska file.
     """
 
-    def __init__(self, codec: str, container: str, threads: int = 1, clusters: Clusters | None = None) -> None:
+    def __init__(self, codec: str, container: str, threads: int = 1, clusters: MatroskaClusters | None = None) -> None:
         self.codec = codec
         self.clusters = clusters
         self.damaged = False  # whether the last packet is itself; in a damaged cluster, nobody knows which are
@@ -48,8 +48,8 @@ class Concealment:
         self._recovering = False  # a recovery point was shown since the first sign
         self._leading: tuple[int, bool] = (0, False)  # of packets copied: the last key frame's pts; signs before it
 
-    def feed(self, packet: Packet[VideoStream]) -> None:
-        """The next packet, before it is decoded."""
+    def feed_packet(self, packet: Packet[VideoStream]) -> None:
+        """Note the next packet, before it is decoded."""
         self._fed += 1
         if packet.pts is not None:
             self._by_pts[packet.pts] = self._fed, packet.is_keyframe
@@ -58,23 +58,23 @@ class Concealment:
         if packet.is_corrupt:
             self._signs.append(self._fed + self._flagged_early)
         silent = self.codec in SILENT
-        self.damaged = self._fed in self._signs or (silent and has_hole(bytes(packet)))
+        self.damaged = self._fed in self._signs or (silent and has_zero_run(bytes(packet)))
         if self.damaged or (silent and self._in_damaged_cluster(packet)):
             self._signs.append(self._fed)
 
-    def refused(self) -> None:
-        """The decoder gave an error."""
+    def decoder_failed(self) -> None:
+        """Note that the decoder gave an error for the last packet."""
         self._signs.append(max(0, self._fed - self._refused_late))
 
-    def shown(self, frame: VideoFrame) -> int:
-        """The next frame in the order shown: how many are concealed of it and, as it alone tells, just before it.
+    def count_concealed(self, frame: VideoFrame) -> int:
+        """By how much the next frame, in the order shown, adds to the number of concealed frames.
 
-        Those are B frames, shown before the damaged frame that they were predicted from.
+        More than one where it shows that B frames before it were predicted from damage, too.
         """
         last = self._fed, frame.key_frame
         number, key = last if frame.pts is None else self._by_pts.pop(frame.pts, last)
         is_b = frame.pict_type == PictureType.B
-        # After an error, all frames that come from libdav1d say that they are key frames.
+        # A workaround: after an error, FFmpeg marks all frames from libdav1d (AV1) as key frames.
         if (frame.key_frame and self.codec != "av1") or (
             key and (frame.key_frame or frame.pict_type == PictureType.I or self._recovering)
         ):
@@ -99,28 +99,28 @@ class Concealment:
             self._b_shown, self._b_sign = [], None
         return before + concealed
 
-    def copied(self, packet: Packet[VideoStream]) -> bool:
-        """The next of the packets that are not decoded: whether its frame is concealed, as far as packets tell."""
+    def is_packet_concealed(self, packet: Packet[VideoStream]) -> bool:
+        """Note the next packet, which is not decoded; returns whether its frame is concealed, by packets alone."""
         if packet.is_keyframe:
             self._leading = packet.pts or 0, self._signed(self._fed)
             self._signs = [sign for sign in self._signs if sign > self._fed]
-        self.feed(packet)
-        if self.codec not in SILENT and has_hole(bytes(packet)):  # of which their decoders would tell
+        self.feed_packet(packet)
+        if self.codec not in SILENT and has_zero_run(bytes(packet)):  # of which their decoders would tell
             self._signs.append(self._fed)
         key_pts, before = self._leading
         return self._signed(self._fed) or (before and packet.pts is not None and packet.pts < key_pts)
 
     def _in_damaged_cluster(self, packet: Packet[VideoStream]) -> bool:
-        return self.clusters is not None and packet.size > 0 and self.clusters.damaged(packet.pos)
+        return self.clusters is not None and packet.size > 0 and self.clusters.is_damaged(packet.pos)
 
     def _signed(self, number: int) -> bool:
         return any(sign <= number for sign in self._signs)
 
 
-def has_hole(data: bytes) -> bool:
-    """Whether a packet's bytes have a run of zeros, not counting those at its end, that no encoder writes.
+def has_zero_run(data: bytes) -> bool:
+    """Whether a packet has a long run of zeros before its end, which no encoder writes.
 
     As they are where a download or a disk lost a block: entropy coding leaves no such run, but some pad.
     """
-    at = data.find(HOLE)
+    at = data.find(ZERO_RUN)
     return at >= 0 and any(data[at:])

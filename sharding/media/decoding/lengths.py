@@ -1,4 +1,4 @@
-"""How long a stream's picture lasts and how many frames it has, as far as a file's header and index say."""
+"""The duration and number of frames of a video stream that a file's header and index declare."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import re
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from sharding.media.input.validity import Decoded
+from sharding.media.input.validity import DecodeStats
 
 COMMON_STEP = 1 / 25  # seconds from frame to frame where no header tells
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)")
 
 
-def declared(container: InputContainer, stream: VideoStream) -> tuple[Decoded, bool]:
-    """What the header says before anything is decoded, and whether it says it of the picture itself.
+def declared_stats(container: InputContainer, stream: VideoStream) -> tuple[DecodeStats, bool]:
+    """Statistics with what the header declares, and whether it declares it of the video stream itself.
 
-    If not, the length is that of the container, which lasts as long as its audio or subtitles.
+    If not, the duration is that of the container, which lasts as long as its audio or subtitles.
     """
     name, tick = container.format.name, float(stream.time_base or 0)
     rate = float(stream.average_rate or stream.guessed_rate or 0)
@@ -36,20 +36,20 @@ def declared(container: InputContainer, stream: VideoStream) -> tuple[Decoded, b
     seconds = min(own, whole) if own and whole else own or whole
     usual = 1 <= rate <= 240
     step = 1 / rate if usual else COMMON_STEP
-    return Decoded(frames or (round(seconds / step) if usual else 0), seconds, step), bool(
+    return DecodeStats(frames or (round(seconds / step) if usual else 0), seconds, step), bool(
         own or len(container.streams) == 1
     )
 
 
-def shown(container: InputContainer, stream: VideoStream) -> int:
-    """How many frames an mp4's index has that no edit leaves out; 0 if that is not known."""
+def shown_frames(container: InputContainer, stream: VideoStream) -> int:
+    """How many frames of an mp4's index no edit list leaves out; 0 if that is not known."""
     if "mov" not in container.format.name or not stream.frames:
         return 0
     return sum(not entry.is_discard for entry in stream.index_entries)
 
 
 def _avi_chunks(stream: VideoStream) -> int:
-    """How many chunks with a picture an AVI's index has; 0 if it has none, or one that ends early."""
+    """How many chunks with a picture an AVI's index has; 0 if there is no index, or it ends early."""
     index = stream.index_entries
     if not len(index) or index[len(index) - 1].timestamp < 0.9 * stream.frames:
         return 0
@@ -57,10 +57,13 @@ def _avi_chunks(stream: VideoStream) -> int:
 
 
 def _matroska(container: InputContainer, stream: VideoStream, begin: float) -> float:
-    """The seconds in a stream's statistics; 0 if it has none. FFmpeg counts them from zero, others from its begin."""
+    """The seconds in a Matroska stream's DURATION tag, from its begin on; 0 if it has none.
+
+    FFmpeg's muxer counts them from zero, others from the stream's begin.
+    """
     for key in ("DURATION", "DURATION-eng"):
-        if found := _CLOCK.fullmatch(stream.metadata.get(key, "").strip()):
-            hours, minutes, seconds = map(float, found.groups())
+        if clock := _CLOCK.fullmatch(stream.metadata.get(key, "").strip()):
+            hours, minutes, seconds = map(float, clock.groups())
             total = 3600 * hours + 60 * minutes + seconds
             return max(0.0, total - begin if container.metadata.get("ENCODER", "").startswith("Lavf") else total)
     return 0.0

@@ -1,4 +1,4 @@
-"""Matroska's checksums: whether a packet lies in a cluster whose bytes are not those that were written."""
+"""Checks Matroska's own checksums: whether a packet lies in a damaged cluster."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LARGEST = 2**26  # bytes of a cluster that is checked
 _BLOCK = 2**20
 
 
-class Clusters:
+class MatroskaClusters:
     """The clusters of a Matroska or WebM file, each read and checked when a packet of it comes.
 
-    FFmpeg reads the same file meanwhile, and does not check. A muxer that writes wrong checksums is not believed: a
-    cluster counts as damaged only if another of the file is sound. Raises what reading the file raises.
+    FFmpeg reads the same file meanwhile, and checks none of them. A muxer may write wrong checksums: a cluster counts
+    as damaged only if another of the file is intact. Raises what reading the file raises.
     """
 
     def __init__(self, file: SourceFile) -> None:
@@ -29,8 +29,8 @@ class Clusters:
         self._sound: bool | None = None  # None: it has no checksum
         self._believed: bool | None = None  # whether checksums are; None: that is not known yet
 
-    def damaged(self, position: int | None) -> bool:
-        """Whether the block at this byte lies in a damaged cluster; False if that cannot be told."""
+    def is_damaged(self, position: int | None) -> bool:
+        """Whether the block at this byte lies in a damaged cluster; False if that is not known."""
         if position is None:
             return False
         if not self._start <= position < self._end:
@@ -42,7 +42,7 @@ class Clusters:
         return self._believed
 
     def _find(self, position: int) -> None:
-        """Go to the cluster that the block is in: the next one, or one that begins just before it."""
+        """Find and check the cluster of the block at this byte: the next one, or one that begins just before it."""
         for start in (self._following(self._end), self._begun_before(position)):
             end = self._ends(start)
             if start < position < end:
@@ -61,7 +61,7 @@ class Clusters:
         return False
 
     def _following(self, position: int) -> int:
-        """Where the first cluster at or behind the end of another element begins; 0 if there is none."""
+        """Where the first cluster at or after `position`, the end of an element, begins; 0 if there is none."""
         for _ in range(_BETWEEN):
             if not position or self._read(position, 4) == _CLUSTER:
                 return position
@@ -74,7 +74,7 @@ class Clusters:
         return first + at if at >= 0 else 0
 
     def _ends(self, position: int) -> int:
-        """Where the element that begins there ends; 0 if it has no length, or is none."""
+        """Where the element that begins at `position` ends; 0 if there is none, or it says no length."""
         head = self._read(position, 12) if position else b""
         if len(head) < 12 or not head[0]:
             return 0
@@ -87,22 +87,22 @@ class Clusters:
         return end if size != (1 << 7 * length) - 1 and end <= self.file.size else 0
 
     def _checked(self, start: int, end: int) -> bool | None:
-        """Whether a cluster's bytes are those that were written; None if it does not say."""
+        """Whether a cluster's bytes match its checksum; None if it has none."""
         head = self._read(start, 18)
         body = 4 + 9 - head[4].bit_length()
         if head[body : body + 2] != _CRC32 or end - start > _LARGEST:
             return None
-        found, position = 0, start + body + 6
+        crc, position = 0, start + body + 6
         while position < end:
             data = self._read(position, min(_BLOCK, end - position))
             if not data:
                 return None
-            found = zlib.crc32(data, found)
+            crc = zlib.crc32(data, crc)
             position += len(data)
-        return found == int.from_bytes(head[body + 2 : body + 6], "little")
+        return crc == int.from_bytes(head[body + 2 : body + 6], "little")
 
     def _read(self, position: int, size: int) -> bytes:
-        """Up to so many bytes from there on, FFmpeg's own place in the file kept."""
+        """Up to `size` bytes from `position` on; FFmpeg's own position in the file is restored."""
         raw = self.file.raw
         before = raw.tell()
         try:

@@ -1,4 +1,4 @@
-"""How a decoded frame is to be turned and mirrored to be shown: its display matrix, read as players read it."""
+"""How a decoded frame must be turned and mirrored to be upright: its display matrix, read as players read it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from av.video.frame import VideoFrame
 
-Filter = tuple[str, str]  # a filter of libavfilter's and its argument
-_NEAR = 1.0  # degrees from a right angle that are taken for it
+Filter = tuple[str, str]  # a filter of libavfilter and its argument
+_NEAR = 1.0  # degrees from a right angle that count as one
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,19 @@ UPRIGHT = Orientation()
 
 
 def orientation_of(frame: VideoFrame, before: Orientation = UPRIGHT) -> Orientation:
-    """What the frame's display matrix says, its container's or its own; without one, as the frame `before` it.
+    """The orientation by the frame's display matrix, the container's or its own; without one, that of `before`.
 
     A stream that carries matrices itself (H.264's and HEVC's SEI) repeats them at key frames only.
     """
     try:
         data: Any = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV 18 reads none where there is one of a type that FFmpeg 8 added (Exif, views)
+    except ValueError:  # a workaround: PyAV 18 knows no types of side data that FFmpeg 8 added (Exif, views)
         return orientation(_turning(frame.rotation)) if frame.rotation else before
     return before if data is None else orientation(struct.unpack("=9i", bytes(data)))
 
 
 def orientation(matrix: tuple[int, ...]) -> Orientation:
-    """What nine numbers of a display matrix say, by the rules of the ffmpeg program (`configure_input_video_filter`).
+    """The orientation by a display matrix' nine numbers, as the ffmpeg program has it (`configure_input_video_filter`).
 
     A right angle, less than a degree off, is a turn, mirrored where the signs say so; at any other angle the picture
     is turned inside its own size.
@@ -66,6 +66,6 @@ def orientation(matrix: tuple[int, ...]) -> Orientation:
 
 
 def _turning(degrees: int) -> tuple[int, ...]:
-    """The matrix that turns counter-clockwise by so many degrees and does not mirror."""
+    """The display matrix that turns counter-clockwise by so many degrees, without mirroring."""
     across, down = (round(2**16 * of(math.radians(degrees))) for of in (math.cos, math.sin))
     return (across, -down, 0, down, across, 0, 0, 0, 2**30)

@@ -1,4 +1,4 @@
-"""A decoded frame of any size, rotation and colour → small upright yuv420p, bt601, limited range."""
+"""Scales decoded frames of any size, rotation and colour to the stored form: small, upright, yuv420p, bt601."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sharding.media.decoding.orientation import UPRIGHT, Filter, Orientation, orientation_of
 
-# H.273's number of a matrix → swscale's. It takes no notice of a number that it does not know.
+# H.273's number of a matrix → swscale's, which ignores a number that it does not know.
 SWSCALE_MATRIX = {
     1: Colorspace.ITU709,
     4: Colorspace.FCC,
@@ -48,8 +48,8 @@ def fitted_size(width: int, height: int, aspect: float, short_edge: int) -> tupl
     return max(2, 2 * round(shown_width * scale / 2)), max(2, 2 * round(shown_height * scale / 2))
 
 
-class Fitter:
-    """Fits every frame of a video to one size: `size` (width, height) as shown, else what its first frame decides.
+class FrameScaler:
+    """Scales every frame of a video to one size: `size` (width, height) as shown, else one chosen by the first frame.
 
     Frames are turned and mirrored as the display matrix of each says. Of a frame that is flagged interlaced only the
     upper field is taken, which leaves no comb and no double contours, costs nothing, and has lines enough for what is
@@ -68,10 +68,10 @@ class Fitter:
         self._recolouring: dict[tuple[Colorspace, int, int], Graph] = {}
         self._full: dict[str, bool] = {}
 
-    def fit(self, frame: VideoFrame) -> VideoFrame:
-        """The frame as it is to be stored (without a time)."""
-        # A stream's own matrices stand at key frames. PyAV ties a frame whose side data is read to itself, and frees it
-        # late: only those are read whose angle says that something changed.
+    def scale(self, frame: VideoFrame) -> VideoFrame:
+        """The frame in the form in which it is stored, without a time."""
+        # A stream's own matrices stand at key frames. A workaround (seen with PyAV 18): reading a frame's side data
+        # makes a reference cycle, which frees the frame late; so it is read only where the angle has changed.
         if self.angle is None or (frame.key_frame and frame.rotation != self.angle):
             self.angle, self.orientation = frame.rotation, orientation_of(frame, self.orientation)
         sideways = self.orientation.sideways
@@ -92,7 +92,7 @@ class Fitter:
         return upright
 
     def _scaled(self, frame: VideoFrame, size: tuple[int, int], matrix: Colorspace, full: ColorRange) -> VideoFrame:
-        """To the stored size, before it is turned, range and matrix.
+        """The frame in the stored size (before it is turned), range and matrix.
 
         From another matrix the small picture is converted: swscale would convert the large frame before it scales
         it, at the price of everything else together, and less exactly.
@@ -113,22 +113,22 @@ class Fitter:
         return small if direct else self._recoloured(small, matrix)
 
     def _recoloured(self, small: VideoFrame, matrix: Colorspace) -> VideoFrame:
-        known = (matrix, small.width, small.height)
-        if known not in self._recolouring:
+        key = (matrix, small.width, small.height)
+        if key not in self._recolouring:
             # Only the matrix is to change: with "fast" the primaries and the transfer are named and not converted.
             same = ":".join(f"{prefix}{what}=bt709" for prefix in ("i", "") for what in ("primaries", "trc"))
             ours = f"ispace={FILTER_MATRIX[matrix]}:space=smpte170m:irange=tv:range=tv"
-            self._recolouring[known] = _graph(small, [("colorspace", f"{ours}:{same}:fast=1")])
-        return _filtered(self._recolouring[known], small)
+            self._recolouring[key] = _graph(small, [("colorspace", f"{ours}:{same}:fast=1")])
+        return _filtered(self._recolouring[key], small)
 
     def _is_full(self, frame: VideoFrame) -> bool:
         if frame.color_range == ColorRange.JPEG:
             return True
         name = frame.format.name
-        known = self._full.get(name)
-        if known is None:
-            known = self._full[name] = is_full_range(name) or frame.format.is_rgb
-        return known
+        full = self._full.get(name)
+        if full is None:
+            full = self._full[name] = is_full_range(name) or frame.format.is_rgb
+        return full
 
     def _turned(self, small: VideoFrame) -> VideoFrame:
         if self.orientation not in self._turning:
@@ -143,10 +143,10 @@ class Fitter:
 
 
 def pad_lines(frame: VideoFrame) -> None:
-    """Continue every line into the unused memory behind it, in place.
+    """Repeat each line's last pixel in the unused memory behind the line, in place.
 
-    x264 reads a little of it where a width is no multiple of 16: left as it is, the same video gives
-    other bytes from run to run.
+    A workaround: x264 reads a little of that memory where a width is no multiple of 16; left as it is, the same video
+    gives other bytes from run to run.
     """
     frame.make_writable()
     for plane in frame.planes:
@@ -163,14 +163,14 @@ def luma_of(picture: VideoFrame) -> NDArray[np.uint8]:
 
 
 def source_matrix(colorspace: int, height: int) -> Colorspace:
-    """The matrix to read a source's YUV by; what is unmarked goes by its height."""
+    """The matrix by which a source's YUV is read; chosen by the height where it is not marked."""
     if colorspace in SWSCALE_MATRIX:
         return SWSCALE_MATRIX[colorspace]
     return Colorspace.ITU709 if height >= HD_HEIGHT else Colorspace.ITU601
 
 
 def is_full_range(pixel_format: str) -> bool:
-    """Whether the format itself says that black is 0 and white 255."""
+    """Whether the pixel format itself means full range: black is 0, white 255."""
     return pixel_format.startswith("yuvj")
 
 
@@ -188,8 +188,8 @@ def _graph(frame: VideoFrame, filters: Sequence[Filter]) -> Graph:
 def _filtered(graph: Graph, frame: VideoFrame) -> VideoFrame:
     graph.push(frame)
     try:
-        found = graph.pull()
+        filtered = graph.pull()
     except NotReady as error:
         raise AssertionError("these filters keep no frame back") from error
-    assert isinstance(found, VideoFrame)
-    return found
+    assert isinstance(filtered, VideoFrame)
+    return filtered

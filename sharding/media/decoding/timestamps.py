@@ -1,4 +1,4 @@
-"""When each frame is shown: timestamps that repeat, lack, stray or begin anew become times that rise evenly. Pure."""
+"""Makes the times of frames rise evenly where timestamps repeat, lack, stray or begin anew; pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 F = TypeVar("F")
+Timed = tuple[F, float | None, bool]  # a frame, its time, and whether it is sure that a later one follows
 
-NEAR = 1.0  # seconds: a time this little later than the one before it follows it
-WINDOW = 16  # frames that are looked at before times that do not rise are settled: as many as a codec reorders
+NEAR = 1.0  # seconds: a time at most this much later than the one before continues it
+WINDOW = 16  # frames that are looked at before times that do not rise are corrected: as many as a codec reorders
 
 
-class DecodingTimes:
-    """When the frames of a stream are shown whose container knows no other times than those for decoding (AVI).
+class DtsOnlyTimes:
+    """The presentation times of a stream whose container has decoding times only (AVI).
 
     A pts is then FFmpeg's guess, and wrong where frames are reordered. But frames come out as evenly as packets go in,
-    only later: by the `delay`, which a stream's first frame tells, that stands for its first packet.
+    only later: by the `delay`, which is known from the stream's first frame, as that belongs to its first packet.
     """
 
     def __init__(self, delay: int | None = None) -> None:
@@ -25,38 +26,38 @@ class DecodingTimes:
         self._first_packet: int | None = None
 
     def packet(self, dts: int | None) -> None:
-        """A packet goes into the decoder."""
+        """Note a packet that goes into the decoder."""
         if self._first_packet is None:
             self._first_packet = dts
 
     def frame(self, dts: int | None) -> int | None:
-        """When a frame is shown that comes out for the packet of that dts; None if nothing says."""
+        """The time stamp of a frame that came out for the packet with this dts; None if the packet has none."""
         if self.delay is None and dts is not None and self._first_packet is not None:
             self.delay = dts - self._first_packet
         return None if dts is None else dts - (self.delay or 0)
 
 
-def evened(frames: Iterable[tuple[F, float | None, bool]], step: float) -> Iterator[tuple[F, float]]:
-    """The frames, in order, with times in seconds that rise; those that do are left as they are.
+def with_rising_times(frames: Iterable[Timed[F]], step: float) -> Iterator[tuple[F, float]]:
+    """The frames, in order, with times in seconds that rise; times that rise already are left as they are.
 
     A frame without a time comes a `step` after the one before it, or before the one after it at the beginning. Times
     that repeat or change places are put in order and spread up to the next one that is later. A single one that strays
     is put between its neighbours. Where times begin anew, as where recordings were put together, those after it follow
     it. A frame that is sure to be followed by a later one goes on at once, if it is later than those before it.
     """
-    coming: Iterator[tuple[F, float | None, bool]] = _begun(iter(frames), step)
+    coming: Iterator[Timed[F]] = _with_first_times(iter(frames), step)
     shift = 0.0  # of times that began anew
     earlier = last = -math.inf  # the latest times of those that went out
     held: list[tuple[F, float]] = []  # frames and their times, before the shift, none of which is later than the first
-    while (found := next(coming, None)) is not None or held:
-        if found is not None:
-            frame, given, sure = found
+    while (entry := next(coming, None)) is not None or held:
+        if entry is not None:
+            frame, stamp, sure = entry
             before = held[-1][1] + shift if held else last
-            time = before + step - shift if given is None else given
-            if given is not None and shift > NEAR and 0 < given - before <= NEAR:
+            time = before + step - shift if stamp is None else stamp
+            if stamp is not None and shift > NEAR and 0 < stamp - before <= NEAR:
                 shift = 0.0  # those that seemed to begin anew were wrong
             if held and time + shift > max(last, held[0][1] + shift):
-                times = settled([each + shift for _, each in held], earlier, last, time + shift, step)
+                times = rising([each + shift for _, each in held], earlier, last, time + shift, step)
                 yield from zip((each for each, _ in held), times, strict=True)
                 earlier, last = [last, *times][-2:]
                 held = []
@@ -68,7 +69,7 @@ def evened(frames: Iterable[tuple[F, float | None, bool]], step: float) -> Itera
             if len(held) < WINDOW:
                 continue
         elif held[0][1] - held[-1][1] <= NEAR:
-            times = settled([each + shift for _, each in held], earlier, last, math.inf, step)
+            times = rising([each + shift for _, each in held], earlier, last, math.inf, step)
             yield from zip((each for each, _ in held), times, strict=True)
             return
         (first, at), rest = held[0], held[1:]
@@ -90,10 +91,10 @@ def evened(frames: Iterable[tuple[F, float | None, bool]], step: float) -> Itera
         coming = itertools.chain([(each, time, False) for each, time in rest], coming)
 
 
-def _begun(frames: Iterator[tuple[F, float | None, bool]], step: float) -> Iterator[tuple[F, float | None, bool]]:
-    """The frames, of which the first ones have times: from zero on if none of so many tells when."""
+def _with_first_times(frames: Iterator[Timed[F]], step: float) -> Iterator[Timed[F]]:
+    """The frames with times for the first ones that lack them: counted back from the first time, else from zero on."""
     untimed: list[F] = []
-    following: tuple[F, float | None, bool] | None = None
+    following: Timed[F] | None = None
     for following in frames:
         if following[1] is not None or len(untimed) == WINDOW:
             break
@@ -106,10 +107,10 @@ def _begun(frames: Iterator[tuple[F, float | None, bool]], step: float) -> Itera
     yield from frames
 
 
-def settled(times: Sequence[float], earlier: float, last: float, until: float, step: float) -> list[float]:
-    """As many times that rise, between `last`, the one after `earlier`, and `until`.
+def rising(times: Sequence[float], earlier: float, last: float, until: float, step: float) -> list[float]:
+    """As many times as given, rising, all after `last` (which came after `earlier`) and before `until`.
 
-    The same ones, put in order, or as far apart as `last` and `earlier` where some repeat, if there is room for it.
+    The same ones, sorted; where some repeat, as far apart as `last` and `earlier`, if there is room for it.
     """
     good = sorted({time for time in times if time > last})
     if len(good) == len(times):

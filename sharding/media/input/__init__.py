@@ -1,1 +1,1 @@
-"""A source video before it is decoded: its bytes, what makes it bad, which stretches become segments."""
+"""A source video before it is decoded: reading its bytes, judging it, planning its segments."""

@@ -1,10 +1,10 @@
-"""The error of a source video that gives no sample: what kind of fault it has, and why, in words."""
+"""BadVideo: the error of a source video that gives no sample; most are raised in validity.py."""
 
 from __future__ import annotations
 
 
 class BadVideo(Exception):
-    """A source video that gives no sample. `kind` is one of few words (for counters), `reason` a sentence."""
+    """Raised for a source video that gives no sample. `kind`: one of few words, for counters; `reason`: a sentence."""
 
     def __init__(self, kind: str, reason: str, detail: str = "") -> None:
         super().__init__(kind, reason, detail)

@@ -1,4 +1,4 @@
-"""A seekable file over an object of a store: fetched by blocks, a bounded number of them kept."""
+"""A seekable file over an object of a store, read by blocks: the last ones cached, the next ones prefetched."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from sharding.storage.store import Store
 T = TypeVar("T")
 
 MEBIBYTE = 2**20
-_BEAT = 0.5  # seconds between two signs of life while the store is waited for
+_WAIT_CALL_SECONDS = 0.5  # between two calls of `on_wait` while the store is waited for
 
 
 class RangedFile:
     """Reads an object of `store` by ranges of `block` bytes; for one reader at a time.
 
-    `ahead`: blocks fetched in the background while the reader goes on from one block to the next; memory is at most
-    `keep` + `ahead` blocks. `counted` is told of the bytes of every range that was fetched; `waiting` is called now and
-    then while the store is waited for, which itself gives up in time. Raises what the store raises.
+    `prefetch_blocks`: how many blocks are fetched in the background while the reader goes on from one block to the
+    next; memory is at most `cached_blocks` + `prefetch_blocks` blocks. `on_read` is called with the bytes of every
+    range that was fetched, `on_wait` twice a second while the store is waited for. Raises what the store raises.
     """
 
     def __init__(
@@ -30,24 +30,25 @@ class RangedFile:
         store: Store,
         path: str,
         block: int = MEBIBYTE,
-        keep: int = 16,
-        ahead: int = 0,
-        counted: Callable[[int], None] | None = None,
-        waiting: Callable[[], None] | None = None,
+        cached_blocks: int = 16,
+        prefetch_blocks: int = 0,
+        on_read: Callable[[int], None] | None = None,
+        on_wait: Callable[[], None] | None = None,
     ) -> None:
         self.store = store
         self.path = path
         self.block = block
-        self.ahead = ahead
-        self.counted = counted
-        self.waiting = waiting
+        self.cached_blocks = cached_blocks
+        self.prefetch_blocks = prefetch_blocks
+        self.on_read = on_read
+        self.on_wait = on_wait
         self.position = 0
-        self._kept: LRU[int, bytes] = LRU(keep)
-        self._coming: dict[int, Future[bytes]] = {}
-        self._pool: ThreadPoolExecutor | None = None
-        self._latest = -1
-        self._counting = threading.Lock()
-        self._asking: ThreadPoolExecutor | None = None
+        self._cache: LRU[int, bytes] = LRU(cached_blocks)
+        self._prefetched: dict[int, Future[bytes]] = {}
+        self._prefetch_pool: ThreadPoolExecutor | None = None
+        self._last_block = -1
+        self._count_lock = threading.Lock()
+        self._wait_pool: ThreadPoolExecutor | None = None
         self.size = self._waited(lambda: store.size(path))
 
     def read(self, size: int = -1) -> bytes:
@@ -61,7 +62,7 @@ class RangedFile:
         return taken
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte; returns its number."""
+        """Set the position, which it returns."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
         if base + offset < 0:
             raise ValueError(f"there is no byte {base + offset}")
@@ -81,51 +82,52 @@ class RangedFile:
         return True
 
     def close(self) -> None:
-        """Forget everything; what is still being fetched is waited for."""
-        for pool in (self._pool, self._asking):
+        """Drop the cache and end the threads, after what they are fetching."""
+        for pool in (self._prefetch_pool, self._wait_pool):
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
-        self._pool = self._asking = None
-        self._coming.clear()
-        self._kept.clear()
+        self._prefetch_pool = self._wait_pool = None
+        self._prefetched.clear()
+        self._cache.clear()
 
     def _block(self, number: int) -> bytes:
-        data = self._kept.get(number)
+        data = self._cache.get(number)
         if data is None:
-            coming = self._coming.pop(number, None)
-            data = self._waited(lambda: self._fetch(number)) if coming is None else self._result(coming)
-            self._kept.put(number, data)
-        if number == self._latest + 1 and self.ahead and number:  # block 0 alone is what every reader begins with
-            self._fetch_ahead(number)
-        self._latest = number
+            fetch = self._prefetched.pop(number, None)
+            data = self._waited(lambda: self._fetch(number)) if fetch is None else self._result(fetch)
+            self._cache.put(number, data)
+        # Not after block 0, which every reader reads first, wherever it goes from there.
+        if number == self._last_block + 1 and self.prefetch_blocks and number:
+            self._prefetch(number)
+        self._last_block = number
         return data
 
     def _waited(self, ask: Callable[[], T]) -> T:
-        if self.waiting is None:
+        if self.on_wait is None:
             return ask()
-        if self._asking is None:
-            self._asking = ThreadPoolExecutor(1, thread_name_prefix="reelscale-range")
-        return self._result(self._asking.submit(ask))
+        if self._wait_pool is None:
+            self._wait_pool = ThreadPoolExecutor(1, thread_name_prefix="reelscale-range")
+        return self._result(self._wait_pool.submit(ask))
 
-    def _result(self, coming: Future[T]) -> T:
-        while self.waiting is not None and not wait([coming], _BEAT).done:
-            self.waiting()
-        return coming.result()
+    def _result(self, fetch: Future[T]) -> T:
+        while self.on_wait is not None and not wait([fetch], _WAIT_CALL_SECONDS).done:
+            self.on_wait()
+        return fetch.result()
 
     def _fetch(self, number: int) -> bytes:
         start = number * self.block
         data = self.store.get_range(self.path, start, min(start + self.block, self.size))
-        if self.counted is not None:
-            with self._counting:
-                self.counted(len(data))
+        if self.on_read is not None:
+            with self._count_lock:
+                self.on_read(len(data))
         return data
 
-    def _fetch_ahead(self, number: int) -> None:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="reelscale-ahead")
-        wanted = range(number + 1, number + 1 + self.ahead)
-        for other in [other for other in self._coming if other not in wanted]:
-            self._coming.pop(other).cancel()  # the reader went elsewhere
+    def _prefetch(self, number: int) -> None:
+        if self._prefetch_pool is None:
+            self._prefetch_pool = ThreadPoolExecutor(1, thread_name_prefix="reelscale-prefetch_blocks")
+        wanted = range(number + 1, number + 1 + self.prefetch_blocks)
+        for other in [other for other in self._prefetched if other not in wanted]:
+            self._prefetched.pop(other).cancel()  # the reader went elsewhere
         for other in wanted:
-            if other * self.block < self.size and other not in self._kept and other not in self._coming:
-                self._coming[other] = self._pool.submit(self._fetch, other)
+            if other * self.block < self.size and other not in self._cache and other not in self._prefetched:
+                self._prefetched[other] = self._prefetch_pool.submit(self._fetch, other)

@@ -1,4 +1,4 @@
-"""Which stretches of a video become segments: pure."""
+"""Plans which stretches of a video become its segments; pure."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ class SegmentSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """A segment as planned, in seconds of the source, `known` of which there are.
+class PlannedSegment:
+    """A planned segment, in seconds of a source that lasts `video_seconds`.
 
-    It begins at `start`, or up to `limit` earlier at a key frame, and lasts `length`, but not beyond `latest`.
+    It begins at `start`, or up to `snap_limit` earlier at a key frame, and lasts `length`, not beyond `latest_end`.
     """
 
-    segment: int
+    number: int
     start: float
-    limit: float
+    snap_limit: float
     length: float
-    latest: float
-    known: float
+    latest_end: float
+    video_seconds: float
 
     def end(self, begin: float) -> float:
-        """Where it ends if it begins at `begin`."""
-        return min(begin + self.length, self.latest)
+        """The time at which it ends if it begins at `begin`."""
+        return min(begin + self.length, self.latest_end)
 
-    def expected(self, begin: float) -> float:
-        """How many seconds the source has for it."""
-        return max(0.0, min(self.end(begin), self.known) - begin)
-
-
-WHOLE = Stretch(0, 0.0, 0.0, math.inf, math.inf, math.inf)
+    def available_seconds(self, begin: float) -> float:
+        """How many seconds of it the source has, if it begins at `begin`."""
+        return max(0.0, min(self.end(begin), self.video_seconds) - begin)
 
 
-def stretches(
+WHOLE_VIDEO = PlannedSegment(0, 0.0, 0.0, math.inf, math.inf, math.inf)
+
+
+def planned_segments(
     seconds: float, start: float | None, end: float | None, settings: SegmentSettings | None
-) -> list[Stretch]:
-    """The segments of [start, end) of a video that lasts so many seconds; one, all of it, without settings.
+) -> list[PlannedSegment]:
+    """The segments of the stretch [start, end) of a video of `seconds`; without settings one, which is all of it.
 
     Raises BadVideo if the video ends before `start`.
     """
@@ -71,11 +71,11 @@ def stretches(
         what = f"its stretch, from {lowest:g} to {latest:g} s, is not in the video"
         raise BadVideo("outside", what, f"the video lasts {seconds:g} s")
     if settings is None:
-        return [Stretch(0, lowest, 0.0, math.inf, latest, seconds)]
+        return [PlannedSegment(0, lowest, 0.0, math.inf, latest, seconds)]
     starts = [lowest + planned for planned in segment_starts(highest - lowest, settings)]
     limits = snap_limits(starts, settings, lowest)
     return [
-        Stretch(number, planned, limit, settings.seconds, latest, seconds)
+        PlannedSegment(number, planned, limit, settings.seconds, latest, seconds)
         for number, (planned, limit) in enumerate(zip(starts, limits, strict=True))
     ]
 
@@ -99,7 +99,7 @@ def segment_starts(duration: float, settings: SegmentSettings) -> list[float]:
 
 
 def snap_limits(starts: list[float], settings: SegmentSettings, lowest: float) -> list[float]:
-    """By how many seconds each segment may begin before its planned start, at a key frame.
+    """How many seconds before its planned start each segment may begin, at a key frame.
 
     At most half a segment or half the way to the start before it, and never so far that it overlaps that one more
     than planned, or begins before `lowest`, where the video's stretch begins. Does not depend on where the others

@@ -1,4 +1,4 @@
-"""Whether a file is a usable video, and if not, why, in words a person understands."""
+"""Judges whether a file is a usable video: where one is called bad (BadVideo), by its bytes and by what decoded."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ STUCK_AFTER = 1000  # errors in a row without a frame: nothing more will come
 
 
 @dataclass
-class Decoded:
-    """What a container declares of its video stream, and what came out of the decoder. Times in seconds."""
+class DecodeStats:
+    """Statistics of decoding a video stream or one segment: what the header declares, what came. Times in seconds."""
 
-    declared: int  # frames; 0: unknown
-    seconds: float  # 0: unknown
-    step: float  # nominal time between frames
+    declared_frames: int  # 0: unknown
+    declared_seconds: float  # 0: unknown
+    frame_interval: float  # nominal time between frames
     frames: int = 0
-    concealed: int = 0  # of the frames, those that show concealed damage; see media/concealment.py
+    concealed: int = 0  # of the frames, those that show concealed damage; see media/decoding/concealment.py
     corrupt: int = 0  # damaged packets that are not copied
     errors: int = 0
     errors_in_row: int = 0
     first_time: float | None = None
     last_time: float | None = None
     last_error: str = ""
-    begin: float | None = None  # of a stretch; None: the whole stream is meant
-    passed_end: bool = False  # something came that is shown after the stretch
-    latest: float | None = None  # time of a frame that came, in the stretch or before it
-    gap: float = 0.0  # from the one before that
+    segment_start: float | None = None  # None: the statistics are of the whole stream
+    passed_end: bool = False  # something came that is shown after the segment's end
+    latest_time: float | None = None  # of the frames that came, in the segment or before it
+    latest_gap: float = 0.0  # from the frame before that one
 
-    def took(self, time: float | None, concealed: int = 0, stored: bool = True) -> None:
-        """Count a frame shown at `time`, or the packet of one that is not decoded.
+    def count_frame(self, time: float | None, concealed: int = 0, stored: bool = True) -> None:
+        """Count a frame shown at `time`, or a packet that is copied without decoding.
 
-        `concealed`: how many frames it adds to those that show concealed damage; it may tell of frames before it.
+        `concealed`: by how many frames the number of those with concealed damage grows; also frames before this one.
         `stored`: False for a damaged packet that is not copied.
         """
         self.errors_in_row = 0
@@ -42,33 +42,35 @@ class Decoded:
         self.frames += stored
         self.concealed = min(self.concealed + concealed, self.frames + self.corrupt)
         if time is not None:
-            self.saw(time)
+            self.observe_time(time)
             self.first_time = time if self.first_time is None else min(self.first_time, time)
             self.last_time = time if self.last_time is None else max(self.last_time, time)
 
-    def saw(self, time: float) -> None:
-        """A frame shown at `time` came, in the stretch or before it."""
-        if self.latest is not None and time > self.latest:
-            self.gap = time - self.latest
-        self.latest = time if self.latest is None else max(self.latest, time)
+    def observe_time(self, time: float) -> None:
+        """Note the time of a frame, in the segment or before it."""
+        if self.latest_time is not None and time > self.latest_time:
+            self.latest_gap = time - self.latest_time
+        self.latest_time = time if self.latest_time is None else max(self.latest_time, time)
 
-    def passed(self, time: float) -> None:
-        """A frame came that is shown after the stretch, at `time`."""
+    def observe_past_end(self, time: float) -> None:
+        """Note the time of a frame that is shown after the segment."""
         self.passed_end = True
-        self.saw(time)
+        self.observe_time(time)
 
-    def lasts(self, seconds: float) -> None:
-        """The stream lasts so long, whatever was declared; of the declared frames, as large a share."""
-        if self.seconds:
-            self.declared = round(self.declared * seconds / self.seconds)
-        self.seconds = seconds
+    def correct_duration(self, seconds: float) -> None:
+        """Replace the declared duration; the declared frames change in proportion."""
+        if self.declared_seconds:
+            self.declared_frames = round(self.declared_frames * seconds / self.declared_seconds)
+        self.declared_seconds = seconds
 
-    def of_stretch(self, begin: float, seconds: float) -> Decoded:
-        """What the header says of so many seconds of the stream."""
-        rate = min(1 / self.step, self.declared / self.seconds) if self.declared and self.seconds else 1 / self.step
-        return Decoded(round(seconds * rate), seconds, self.step, begin=begin)
+    def for_segment(self, begin: float, seconds: float) -> DecodeStats:
+        """New statistics for `seconds` of the stream from `begin` on, with the frames declared for them."""
+        rate = 1 / self.frame_interval
+        if self.declared_frames and self.declared_seconds:
+            rate = min(rate, self.declared_frames / self.declared_seconds)
+        return DecodeStats(round(seconds * rate), seconds, self.frame_interval, segment_start=begin)
 
-    def failed(self, error: Exception) -> None:
+    def count_error(self, error: Exception) -> None:
         """Count an error of the demuxer or decoder."""
         self.errors += 1
         self.errors_in_row += 1
@@ -76,7 +78,7 @@ class Decoded:
 
     @property
     def stuck(self) -> bool:
-        """Whether the stream only gives errors."""
+        """Whether nothing but errors comes any more."""
         return self.errors_in_row >= STUCK_AFTER
 
     @property
@@ -86,36 +88,38 @@ class Decoded:
 
     @property
     def covered(self) -> float:
-        """Share of the declared seconds in which a frame is shown that came; 0 if unknown.
+        """Share of the declared seconds that the decoded frames cover; 0 if unknown.
 
-        Of a stretch, from its begin on: where frames are far apart, the last one before it is shown till the first.
+        Of a segment, from its start on: where frames are far apart, the last one before it is shown till the first.
         """
-        if self.begin is not None:
-            if self.passed_end or self.latest is None or not self.seconds:
+        if self.segment_start is not None:
+            if self.passed_end or self.latest_time is None or not self.declared_seconds:
                 return float(self.passed_end)
-            return (self.latest + max(self.step, self.gap) - self.begin) / self.seconds
-        if self.first_time is None or self.last_time is None or not self.seconds:
+            return (
+                self.latest_time + max(self.frame_interval, self.latest_gap) - self.segment_start
+            ) / self.declared_seconds
+        if self.first_time is None or self.last_time is None or not self.declared_seconds:
             return 0.0
-        return (self.last_time - self.first_time + self.step) / self.seconds
+        return (self.last_time - self.first_time + self.frame_interval) / self.declared_seconds
 
     @property
     def share(self) -> float:
-        """Share of the declared frames that came.
+        """Share of the declared frames that were decoded.
 
-        Where nothing went wrong, of the declared seconds if that is more: headers count frames that are dropped or
-        edited away, and know no single part of a video whose frame rate varies.
+        Where nothing went wrong, `covered` if that is more: headers count frames that are dropped or edited away, and
+        say nothing of a part of a video whose frame rate varies.
         """
-        if self.declared:
-            share = self.frames / self.declared
+        if self.declared_frames:
+            share = self.frames / self.declared_frames
         else:
             share = 1.0 if self.clean else self.frames / (self.frames + self.corrupt + self.errors)
         return max(share, self.covered) if self.clean else share
 
 
 def judge_bytes(head: bytes, size: int) -> None:
-    """Raises BadVideo for a file whose first bytes already say that it is none.
+    """Raise BadVideo for a file whose first bytes cannot begin a video: none, zeros, text.
 
-    Before any demuxer sees it: text may be a playlist, which would make FFmpeg open other addresses.
+    Called before any demuxer sees it: text may be a playlist, which would make FFmpeg open other addresses.
     """
     if size == 0:
         raise BadVideo("empty", "the file is empty")
@@ -126,8 +130,8 @@ def judge_bytes(head: bytes, size: int) -> None:
         raise BadVideo("not_video", "not a video file (its bytes are plain text)", f"it begins {shown!r}")
 
 
-def judge_unopenable(file: SourceFile, head: bytes, error: str) -> BadVideo:
-    """Why a demuxer refused the file."""
+def unopenable_error(file: SourceFile, head: bytes, error: str) -> BadVideo:
+    """The BadVideo for a file that no demuxer opens; `error` is FFmpeg's."""
     if head[4:8] in (b"ftyp", b"mdat", b"moov", b"wide", b"free", b"skip"):
         if b"moov" not in _boxes(file):
             what = "the file is cut off or damaged: its header (moov) is missing"
@@ -138,20 +142,19 @@ def judge_unopenable(file: SourceFile, head: bytes, error: str) -> BadVideo:
     return BadVideo("not_video", "not a video file (no video format known here)", error)
 
 
-def judge_frames(decoded: Decoded, minimum: float) -> None:
-    """Raises BadVideo if too few frames decoded: a smaller share than `minimum`, or fewer than a video has."""
+def judge_frames(decoded: DecodeStats, minimum: float) -> None:
+    """Raise BadVideo if too few frames were decoded: a smaller share than `minimum`, or fewer than MINIMUM_FRAMES."""
     detail = f"{decoded.errors} decoding errors, the last: {decoded.last_error}" if decoded.errors else ""
     if decoded.corrupt:
         detail = f"{decoded.corrupt} damaged packets" + (f"; {detail}" if detail else "")
     if decoded.frames < MINIMUM_FRAMES and decoded.clean:
-        if decoded.begin is not None and decoded.covered >= minimum:
-            end = decoded.begin + decoded.seconds
-            what = (
-                f"{'only 1' if decoded.frames else 'no'} frame is first shown from {decoded.begin:.3f} to {end:.3f} s"
-            )
-            why = f"its frames are {decoded.gap:.3g} s apart there; choose longer segments"
+        if decoded.segment_start is not None and decoded.covered >= minimum:
+            end = decoded.segment_start + decoded.declared_seconds
+            count = "only 1" if decoded.frames else "no"
+            what = f"{count} frame is first shown from {decoded.segment_start:.3f} to {end:.3f} s"
+            why = f"its frames are {decoded.latest_gap:.3g} s apart there; choose longer segments"
             raise BadVideo("too_short", f"{what}, and at least {MINIMUM_FRAMES} are needed: {why}")
-        if decoded.begin is None and decoded.declared <= max(decoded.frames, 1):
+        if decoded.segment_start is None and decoded.declared_frames <= max(decoded.frames, 1):
             if decoded.frames == 0:
                 raise BadVideo("too_short", "the video stream has no frame")
             raise BadVideo("too_short", f"a still image: only 1 frame; at least {MINIMUM_FRAMES} are needed")
@@ -159,7 +162,7 @@ def judge_frames(decoded: Decoded, minimum: float) -> None:
         raise BadVideo("undecodable", "no frame of it decodes", detail)
     share = decoded.share
     if share < minimum or decoded.frames < MINIMUM_FRAMES:
-        declared = decoded.declared or decoded.frames + decoded.corrupt + decoded.errors
+        declared = decoded.declared_frames or decoded.frames + decoded.corrupt + decoded.errors
         what = (
             f"only {decoded.frames} of {declared} declared frames decode "
             f"({100 * decoded.frames / declared:.0f} %); at least {100 * minimum:.0f} % are needed"
@@ -167,8 +170,8 @@ def judge_frames(decoded: Decoded, minimum: float) -> None:
         raise BadVideo("missing_frames", what, detail)
 
 
-def judge_concealed(decoded: Decoded, maximum: float) -> None:
-    """Raises BadVideo if more than a share `maximum` of the frames shows damage that the decoder concealed."""
+def judge_concealed(decoded: DecodeStats, maximum: float) -> None:
+    """Raise BadVideo if more than a share `maximum` of the frames shows damage that the decoder concealed."""
     frames = decoded.frames + decoded.corrupt
     if decoded.concealed <= maximum * frames:
         return
@@ -193,17 +196,17 @@ def _is_text(head: bytes) -> bool:
 
 
 def _boxes(file: SourceFile) -> list[bytes]:
-    """Types of the top-level boxes of an mp4, as far as they follow each other."""
-    found: list[bytes] = []
+    """The types of an mp4's top-level boxes, as far as they follow each other."""
+    types: list[bytes] = []
     position = 0
-    while position + 8 <= file.size and len(found) < 1000:
+    while position + 8 <= file.size and len(types) < 1000:
         file.seek(position)
         header = file.read(16)
         size = int.from_bytes(header[:4], "big")
-        found.append(header[4:8])
+        types.append(header[4:8])
         if size == 1:
             size = int.from_bytes(header[8:16], "big")
         if size < 8:
             break
         position += size
-    return found
+    return types

@@ -26,7 +26,7 @@ from sharding.format import index, record
 from sharding.format.generations import add_generation
 from sharding.format.plan import ShardJob
 from sharding.make.shard import ShardSettings, record_meta
-from sharding.make.tar_parts import Parts
+from sharding.make.tar_parts import TarPartWriter
 from sharding.media.clip import Clip
 from sharding.storage.store import Store, open_store
 from tests.benchmarks.loader import LANE_BATCH, spent
@@ -169,15 +169,15 @@ def enlarged(small: Store, url: str, folder: Path, size: int) -> int:
     videos: list[Video] = []
     labels = len(json.loads(small.get(index.HEAD))["classes"])
     job = ShardJob("g0-000000", "train", ())
-    with Parts(folder, job, settings.part_bytes, None, cut=False) as parts:
+    with TarPartWriter(folder, job, settings.part_bytes, None, cut=False) as parts:
         written = 0
         while written < size:
             videos.append(Video(f"again/{len(videos):06d}.mp4", (len(videos) % labels,), "train"))
             clip = next(clips)
-            parts.add(videos[-1], clip)
+            parts.add_sample(videos[-1], clip)
             written += len(clip.data)
-        parts.close()
-        rows, described = parts.verified()
+        parts.close_part()
+        rows, described = parts.read_back()
         for path, part in zip(parts.paths, described, strict=True):
             large.put_file(part["path"], path)
             path.unlink()

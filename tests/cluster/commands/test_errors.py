@@ -13,6 +13,7 @@ from tests.cluster.conftest import Say
 from tests.support.commands import reelscale, refused, succeeded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
@@ -149,6 +150,7 @@ def test_a_dry_run_tells_the_derived_quantities_and_writes_nothing(say: Say, rec
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_mistake_and_a_dry_run_in_processes_of_their_own(recipe: Path, store: Path, tmp_path: Path) -> None:
     refused(reelscale("pretrain", recipe, f"data.store={store}", "lane=1", folder=tmp_path), "did you mean lanes")
@@ -157,6 +159,7 @@ def test_a_mistake_and_a_dry_run_in_processes_of_their_own(recipe: Path, store: 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_models_are_told_and_wrong_ones_refused(say: Say) -> None:
     asked = ("models", "--name", "r2plus1d", "--depth", "34", "--frames", "32", "--size", "112", "--classes", "400")
     told = json.loads(succeeded(say(*asked, "--json")).stdout)

@@ -35,6 +35,7 @@ def test_json_and_nothing_else(store: Path, say: Say) -> None:
     assert found["network_input"]["own_cpu_ms_per_clip"] > found["planes"]["own_cpu_ms_per_clip"]
 
 
+@pytest.mark.slow
 def test_a_table_for_people(store: Path, say: Say) -> None:
     told = succeeded(say("bench-loader", store, *RUN, "seconds=0.2")).stdout
     assert told.startswith(f"bench-loader {store}\n") and "network input" in told
@@ -75,6 +76,7 @@ def measuring(command: Command) -> int:
     return worker
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_worker_that_dies_is_told(store: Path, tmp_path: Path) -> None:
     with running("bench-loader", store, *RUN, "seconds=300", folder=tmp_path) as command:
@@ -84,6 +86,7 @@ def test_a_worker_that_dies_is_told(store: Path, tmp_path: Path) -> None:
         assert "Traceback" not in command.err
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_ctrl_c_leaves_nothing(store: Path, tmp_path: Path) -> None:
     with running("bench-loader", store, *RUN, "seconds=300", folder=tmp_path) as command:

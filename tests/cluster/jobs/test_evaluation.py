@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from pretrain.checkpoints.checkpoint import Checkpoint, begin_attempt, save_checkpoint
+from pretrain.checkpoints.checkpoint import Checkpoint
 from pretrain.data.sources import open_sources
 from pretrain.models.zoo import build_model
 from pretrain.run_folder import Run
 from pretrain.settings import TrainSettings
 from tests.cluster.conftest import RECIPE, Say
 from tests.support.commands import Command, reelscale, refused, running, succeeded
+from tests.support.training.checkpoints import commit
 from tests.support.training.evaluations import spoil
 
 pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
@@ -35,7 +36,7 @@ def begun(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = open_sources(settings.data)
     Run(run, writes=True).begin(settings, sources.classes, sources.versions, {})
     state = build_model(settings.model, len(sources.classes), 4).state_dict()
-    save_checkpoint(run, begin_attempt(run), Checkpoint(1, state, {}, {}, {"step": 1}), keep=1)
+    commit(run, Checkpoint(1, state, {}, {}, {"step": 1}))
     return run
 
 

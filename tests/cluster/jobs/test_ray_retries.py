@@ -10,16 +10,17 @@ import pytest
 from cluster.launch.ray_ranks import not_again
 from pretrain.checkpoints.attempts import Superseded, newest_attempt
 from pretrain.data.workers.pool import DecoderDied, DecodersStalled
-from sharding.base.errors import CannotGoOn, DamagedStore, InVain, UserError
+from sharding.base.errors import CommandFailed, DamagedStore, NotRetryable, UserError
 from tests.support.commands import checkpoints, running
 
-LOST = CannotGoOn("training failed: another rank is gone")
+LOST = CommandFailed("training failed: another rank is gone")
 
 
 @pytest.mark.parametrize(
-    "failure", [Superseded("replaced"), InVain("went wrong"), UserError("a", "b", "c"), DamagedStore("a", "b", "c")]
+    "failure",
+    [Superseded("replaced"), NotRetryable("went wrong"), UserError("a", "b", "c"), DamagedStore("a", "b", "c")],
 )
-def test_what_another_try_would_meet_again_ends_the_command(failure: UserError | InVain) -> None:
+def test_what_another_try_would_meet_again_ends_the_command(failure: UserError | NotRetryable) -> None:
     """As Ray hands it over, and though the other ranks fail in its wake."""
     crossed = pickle.loads(pickle.dumps(failure))
     found = not_again([LOST, crossed, OSError("the actor died")])
@@ -34,6 +35,7 @@ def test_what_may_go_better_is_tried_again(failure: Exception) -> None:
     assert not_again([]) is None
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
 def test_a_run_that_a_newer_start_has_taken_over_is_left_to_it(

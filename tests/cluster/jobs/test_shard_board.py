@@ -8,7 +8,7 @@ import pytest
 
 from cluster.jobs.sharding import _board, _of, _taken
 from cluster.launch.ray_cluster import ray_cluster
-from sharding.make.shard import Progress
+from sharding.make.shard import ShardProgress
 
 
 @pytest.mark.cluster
@@ -16,17 +16,17 @@ from sharding.make.shard import Progress
 def test_a_board_that_died_begins_anew() -> None:
     with ray_cluster() as ray:
         board = _board(ray)
-        ray.get(board.tell.remote(Progress("g0-000000", "train", videos=1)))
+        ray.get(board.tell.remote(ShardProgress("g0-000000", "train", videos=1)))
         ray.kill(board, no_restart=False)
-        told: list[Progress] = []
+        told: list[ShardProgress] = []
         deadline = time.monotonic() + 200
         while not told and time.monotonic() < deadline:
-            board.tell.remote(Progress("g0-000000", "train", videos=2))
+            board.tell.remote(ShardProgress("g0-000000", "train", videos=2))
             told = _taken(ray, board)
             time.sleep(0.1)
         assert [progress.videos for progress in told] == [2]
 
 
 def test_a_word_that_comes_after_the_end_of_its_job_is_dropped() -> None:
-    told = [Progress("g0-000000", "train", videos=4), Progress("g0-000001", "train", videos=2)]
+    told = [ShardProgress("g0-000000", "train", videos=4), ShardProgress("g0-000001", "train", videos=2)]
     assert _of(told, {"reference": "g0-000001"}.values()) == told[1:]

@@ -99,6 +99,7 @@ def planned_alike(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
     assert [path for path in found if found[path] != expected[path] and path != "plan/g0.json"] == []
 
 
+@pytest.mark.slow
 def test_slow_downs_resets_and_cut_bodies(
     on_s3: tuple[str, str], s3_running: S3Server, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_slow_downs_resets_and_cut_bodies(
     assert content(store) == calm
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_for_twenty_seconds(
     on_s3: tuple[str, str], s3_running: S3Server, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -129,6 +131,7 @@ def test_a_server_that_is_gone_for_twenty_seconds(
     planned_alike(content(store), undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["read", "transcode", "decoder", "tar", "upload", "before the record"])
 def test_a_worker_killed_at_any_stage(stage: str, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
@@ -145,6 +148,7 @@ def test_a_worker_killed_at_any_stage(stage: str, corpus: Path, undisturbed: dic
     assert list(scratch.glob("reelscale-*")) == []
 
 
+@pytest.mark.slow
 def test_a_worker_of_ray_killed_in_mid_video(corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
     environment = striking("transcode", tmp_path / "hook", ROOT)
@@ -154,6 +158,7 @@ def test_a_worker_of_ray_killed_in_mid_video(corpus: Path, undisturbed: dict[str
     assert content(store) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_worker_killed_while_it_uploads_to_s3(
     on_s3: tuple[str, str], s3_running: S3Server, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -164,6 +169,7 @@ def test_a_worker_killed_while_it_uploads_to_s3(
     planned_alike(content(open_store(address)), undisturbed)
 
 
+@pytest.mark.slow
 def test_two_commands_at_once(corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
     arguments = ("shard", corpus, store.url, *EACH)
@@ -188,6 +194,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["scratch", "store"])
 def test_a_full_disk(which: str, corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path, small_disk: Path) -> None:
     (small_disk / "filler").write_bytes(bytes(248 * 1024))
@@ -202,6 +209,7 @@ def test_a_full_disk(which: str, corpus: Path, undisturbed: dict[str, bytes], tm
     assert content(open_store(str(store))) == undisturbed
 
 
+@pytest.mark.slow
 def test_files_that_may_not_grow(corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     """As a full disk, where none can be made."""
     store = tmp_path / "store"

@@ -7,8 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.jobs.stats import Tally, duration
-from sharding.make.shard import Progress
+from cluster.jobs.stats import ShardingStats, duration
+from sharding.make.shard import ShardProgress
 
 
 class Clock:
@@ -20,10 +20,10 @@ class Clock:
         return self.now
 
 
-def job(number: int, videos: int) -> list[Progress]:
+def job(number: int, videos: int) -> list[ShardProgress]:
     """What a worker tells of a job from its beginning to its end; every third video fails."""
     steps = [
-        Progress(
+        ShardProgress(
             f"g0-{number:06d}",
             "train",
             videos=done,
@@ -35,48 +35,48 @@ def job(number: int, videos: int) -> list[Progress]:
         for done in range(1, videos + 1)
     ]
     last = steps[-1]
-    end = Progress(**{**vars_of(last), "done": True, "bytes_out": 7})
+    end = ShardProgress(**{**vars_of(last), "done": True, "bytes_out": 7})
     return [*steps, end]
 
 
-def vars_of(progress: Progress) -> dict:
-    return {name: getattr(progress, name) for name in Progress.__dataclass_fields__}
+def vars_of(progress: ShardProgress) -> dict:
+    return {name: getattr(progress, name) for name in ShardProgress.__dataclass_fields__}
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8)), min_size=1, max_size=6))
 def test_a_job_made_a_second_time_after_a_death_counts_once(jobs: list[tuple[int, int]]) -> None:
     total = sum(videos for videos, _ in jobs)
-    tally = Tally(total)
+    stats = ShardingStats(total)
     for number, (videos, lost_after) in enumerate(jobs):
         told = job(number, videos)
         for progress in [*told[: min(lost_after, videos)], *told]:
-            tally.add(progress)
-    assert (tally.videos, tally.frames, tally.bytes_in) == (total, 100 * total, 10 * total)
-    assert tally.failures == Counter(empty=sum(videos // 3 for videos, _ in jobs)) + Counter()
-    assert tally.jobs == len(jobs) and tally.bytes_out == 7 * len(jobs)
-    assert tally.samples == total - sum(videos // 3 for videos, _ in jobs)
+            stats.add(progress)
+    assert (stats.videos, stats.frames, stats.bytes_in) == (total, 100 * total, 10 * total)
+    assert stats.failures == Counter(empty=sum(videos // 3 for videos, _ in jobs)) + Counter()
+    assert stats.jobs == len(jobs) and stats.bytes_out == 7 * len(jobs)
+    assert stats.samples == total - sum(videos // 3 for videos, _ in jobs)
 
 
 def test_what_another_command_made_is_not_counted() -> None:
-    tally = Tally(10)
-    tally.add(Progress("a", "train", videos=4, done=True, already=True))
-    assert (tally.total, tally.videos) == (6, 0)
+    stats = ShardingStats(10)
+    stats.add(ShardProgress("a", "train", videos=4, done=True, made_by_another=True))
+    assert (stats.total, stats.videos) == (6, 0)
 
 
 def test_rates_time_left_and_stragglers() -> None:
     clock = Clock()
-    tally = Tally(1000, clock)
+    stats = ShardingStats(1000, clock)
     for number in range(5):
-        tally.began(f"g0-{number:06d}")
+        stats.began(f"g0-{number:06d}")
     for number in range(4):
         clock.now += 10
         for progress in job(number, 20):
-            tally.add(progress)
-    assert tally.rates()[:2] == (2.0, 200.0) and tally.seconds_left() == 460.0
-    assert tally.straggler() is None
+            stats.add(progress)
+    assert stats.rates()[:2] == (2.0, 200.0) and stats.seconds_left() == 460.0
+    assert stats.straggler() is None
     clock.now += 200
-    assert tally.straggler() == ("g0-000004", 240.0)
-    assert "g0-000004 has run for 4 min" in tally.line() and "failed 24 (empty 24)" in tally.line()
+    assert stats.straggler() == ("g0-000004", 240.0)
+    assert "g0-000004 has run for 4 min" in stats.line() and "failed 24 (empty 24)" in stats.line()
 
 
 def test_words_for_seconds() -> None:

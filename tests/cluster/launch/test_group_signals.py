@@ -35,6 +35,7 @@ def stopped(command: Command, number: int) -> None:
     assert gone(list(command.descendants())), command.descendants()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_training_saves(number: int, store: Path, recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -17,6 +17,7 @@ TWO = ("launcher=none", "ranks=2", "schedule.epochs=60", "run=run")  # 120 steps
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # whole commands, on a machine that may be busy
 
 
+@pytest.mark.slow
 def test_killed_ranks_and_commands_leave_nothing_and_the_run_goes_on(store: Path, recipe: Path, tmp_path: Path) -> None:
     command = ("pretrain", recipe, f"data.store={store}", *TWO)
     run = tmp_path / "run"
@@ -51,6 +52,7 @@ def test_killed_ranks_and_commands_leave_nothing_and_the_run_goes_on(store: Path
     assert set(train_steps(run)) == set(range(1, 121))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_stops_with_all_saved(store: Path, recipe: Path, tmp_path: Path, asked: int) -> None:
     with running("pretrain", recipe, f"data.store={store}", *TWO, "--json", folder=tmp_path) as command:
@@ -88,6 +90,7 @@ def test_the_ranks_exit_codes_make_the_commands(codes: list[int | None], asked: 
     assert exit_code(codes, asked) == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_ranks_start_is_no_failure(number: int, store: Path, recipe: Path, tmp_path: Path) -> None:
     with running("pretrain", recipe, f"data.store={store}", *TWO, "--json", folder=tmp_path) as command:
@@ -100,6 +103,7 @@ def test_a_signal_while_ranks_start_is_no_failure(number: int, store: Path, reci
     assert (told["outcome"], told["step"], told["steps"], told["validation"]) == ("stopped", 0, 120, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_while_the_command_loads(number: int, store: Path, recipe: Path, tmp_path: Path) -> None:
     with running("pretrain", recipe, f"data.store={store}", *TWO, folder=tmp_path) as command:

@@ -124,6 +124,7 @@ def nothing(held: Held, tell: Tell) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_many_tasks_are_fast_and_none_is_kept() -> None:
     began = time.monotonic()
     assert sum(1 for _ in run_in_processes(nothing, ((Held(),) for _ in range(20_000)), 2)) == 20_000

@@ -18,6 +18,7 @@ from tests.support.commands import ROOT, reelscale, refused, running, shards, su
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # whole commands, on a machine that may be busy
 
 
+@pytest.mark.slow
 def test_a_relative_corpus(pieces: list[Path], ray: dict[str, str], tmp_path: Path) -> None:
     (folder := tmp_path / "corpus" / "calm").mkdir(parents=True)
     for piece in pieces[:2]:
@@ -26,6 +27,7 @@ def test_a_relative_corpus(pieces: list[Path], ray: dict[str, str], tmp_path: Pa
     assert "failures" not in succeeded(made).stdout and "samples                2" in made.stdout
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_task(long_corpus: Path, ray: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "train").write_text("a file is in the way of the first shard")
@@ -34,6 +36,7 @@ def test_a_mistake_in_a_task(long_corpus: Path, ray: dict[str, str], tmp_path: P
     assert "ray::" not in told
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_sharding(long_corpus: Path, ray: dict[str, str], tmp_path: Path) -> None:
     store = tmp_path / "store"
     shard = ("shard", long_corpus, store, "videos_per_shard=1", "workers=1", "launcher=ray")
@@ -45,6 +48,7 @@ def test_ctrl_c_while_sharding(long_corpus: Path, ray: dict[str, str], tmp_path:
     assert 0 < len(shards(store)) < 61
 
 
+@pytest.mark.slow
 def test_ranks_get_all_cores_and_a_mistake_of_theirs_is_not_tried_again(ray: dict[str, str], tmp_path: Path) -> None:
     program = f"""
 import os, pathlib
@@ -72,6 +76,7 @@ except UserError as error:
     assert 1 <= len(list(tmp_path.glob("try-*"))) <= 2
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_ranks_begin(store: Path, recipe: Path, ray: dict[str, str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     train = ("pretrain", recipe, f"data.store={store}", f"run={run}", "launcher=ray", "schedule.epochs=60")

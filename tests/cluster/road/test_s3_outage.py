@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.checkpoints.checkpoint import load_newest
 from sharding.storage.store import open_store
 from tests.support.commands import checkpoints, reelscale, running, succeeded
 from tests.support.s3 import running_s3
+from tests.support.training.checkpoints import load_newest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # whole commands, on a machine that may be busy
 

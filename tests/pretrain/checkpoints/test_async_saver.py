@@ -14,11 +14,10 @@ import pytest
 import torch
 
 from pretrain import metrics
-from pretrain.checkpoints import async_saver as saver
-from pretrain.checkpoints.async_saver import Saver
 from pretrain.checkpoints.attempts import Superseded
-from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, begin_attempt, load_newest, save_checkpoint
+from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, save_checkpoint
 from sharding.base.errors import UserError
+from tests.support.training.checkpoints import begin_attempt, load_newest, started
 from tests.support.training.saving_process import is_whole, made, saving
 
 SETTINGS = CheckpointSettings(keep=2)
@@ -33,9 +32,9 @@ def failures() -> float:
 
 
 def newest(run: Path) -> int:
-    found = load_newest(run)
-    assert found is not None and is_whole(found)
-    return found.step
+    loaded = load_newest(run)
+    assert loaded is not None and is_whole(loaded)
+    return loaded.step
 
 
 class Slow:
@@ -43,7 +42,7 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go, self.begun, self.under_way, self.most = threading.Semaphore(0), threading.Event(), 0, 0
-        monkeypatch.setattr(saver, "save_checkpoint", self)
+        monkeypatch.setattr("pretrain.checkpoints.checkpointer.save_checkpoint", self)
 
     def __call__(self, run: Path, attempt: int, checkpoint: Checkpoint, keep: int) -> Path:
         self.under_way += 1
@@ -56,10 +55,10 @@ class Slow:
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow(monkeypatch)
-    mine = Saver(tmp_path, begin_attempt(tmp_path), SETTINGS)
-    mine.save(made(1, 0.1))  # returns although the write waits
+    checkpointer = started(tmp_path, SETTINGS)
+    checkpointer.save(made(1, 0.1))  # returns although the write waits
     assert slow.begun.wait(60) and not (tmp_path / "checkpoints").exists()
-    second = threading.Thread(target=mine.save, args=(made(2, 0.1),))
+    second = threading.Thread(target=checkpointer.save, args=(made(2, 0.1),))
     second.start()
     second.join(0.2)
     assert second.is_alive()  # one at a time
@@ -67,49 +66,49 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     second.join(60)
     assert not second.is_alive() and newest(tmp_path) == 1
     slow.go.release()
-    mine.finish()
+    checkpointer.finish()
     assert newest(tmp_path) == 2 and slow.most == 1
 
 
 def test_the_last_and_the_best_are_left(tmp_path: Path) -> None:
-    mine = Saver(tmp_path, begin_attempt(tmp_path), SETTINGS)
+    checkpointer = started(tmp_path, SETTINGS)
     for step, clip1 in ((4, 0.3), (8, 0.6), (12, 0.5), (16, 0.4), (20, 0.2)):
         model = {"weight": torch.ones(3)}
-        mine.save(Checkpoint(step, model, {}, {}, {"step": step, "clip1": clip1}))
-    mine.finish()
+        checkpointer.save(Checkpoint(step, model, {}, {}, {"step": step, "clip1": clip1}))
+    checkpointer.finish()
     assert names(tmp_path) == ["step-00000008", "step-00000016", "step-00000020"]
-    mine.finish()
+    checkpointer.finish()
 
 
 def test_an_older_attempt_learns_that_it_is_one(tmp_path: Path) -> None:
-    mine = Saver(tmp_path, begin_attempt(tmp_path), SETTINGS)
-    mine.save(made(1, 0.1))
-    mine.finish()
+    checkpointer = started(tmp_path, SETTINGS)
+    checkpointer.save(made(1, 0.1))
+    checkpointer.finish()
     begin_attempt(tmp_path)
     with pytest.raises(Superseded):
-        mine.save(made(2, 0.1))
+        checkpointer.save(made(2, 0.1))
     assert names(tmp_path) == ["step-00000001"]
 
 
 def test_replaced_while_it_writes_it_learns_it_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow(monkeypatch)
-    mine = Saver(tmp_path, begin_attempt(tmp_path), SETTINGS)
-    mine.save(made(1, 0.1))
+    checkpointer = started(tmp_path, SETTINGS)
+    checkpointer.save(made(1, 0.1))
     begin_attempt(tmp_path)
     slow.go.release()
     for _ in range(2):
         with pytest.raises(Superseded):
-            mine.finish()
+            checkpointer.finish()
     with pytest.raises(Superseded):
-        mine.save(made(2, 0.1))
+        checkpointer.save(made(2, 0.1))
     assert names(tmp_path) == []
 
 
 def test_what_is_no_matter_of_the_disk_is_raised(tmp_path: Path) -> None:
-    mine = Saver(tmp_path, begin_attempt(tmp_path), SETTINGS)
-    mine.save(Checkpoint(1, {}, {}, {}, {"step": 1, "path": tmp_path}))
+    checkpointer = started(tmp_path, SETTINGS)
+    checkpointer.save(Checkpoint(1, {}, {}, {}, {"step": 1, "path": tmp_path}))
     with pytest.raises(TypeError, match="JSON"):
-        mine.finish()
+        checkpointer.finish()
     assert names(tmp_path) == []
 
 
@@ -134,24 +133,24 @@ def test_a_full_disk_does_not_end_training(tmp_path: Path, told: pytest.LogCaptu
     before = failures()
     with small_disk(tmp_path / "disk", 16) as disk:
         run = disk / "run"
-        mine = Saver(run, begin_attempt(run), SETTINGS)
+        checkpointer = started(run, SETTINGS)
         for step in (1, 2):
-            mine.save(made(step, 4))
-        mine.finish()
+            checkpointer.save(made(step, 4))
+        checkpointer.finish()
         ballast = disk / "ballast"
         ballast.write_bytes(bytes(5 * 2**20))
-        mine.save(made(3, 4))
-        mine.save(made(4, 4))  # does not raise
+        checkpointer.save(made(3, 4))
+        checkpointer.save(made(4, 4))  # does not raise
         with pytest.raises(UserError, match=r"step 4 could not be saved: .*No space left") as refused:
-            mine.finish()
+            checkpointer.finish()
         assert str(run) in refused.value.where and "room" in refused.value.remedy
         assert failures() == before + 2
         warnings = {record.getMessage() for record in told.records if record.levelno == logging.WARNING}
         assert len(warnings) == 2 and all("training goes on" in warning for warning in warnings)
         assert names(run) == ["step-00000001", "step-00000002"] and newest(run) == 2  # no leftovers
         ballast.unlink()
-        mine.save(made(5, 4))
-        mine.finish()
+        checkpointer.save(made(5, 4))
+        checkpointer.finish()
         assert newest(run) == 5 and failures() == before + 2
 
 
@@ -159,14 +158,14 @@ def test_a_store_on_a_full_disk_does_not_end_training(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 3) as disk:
         settings = CheckpointSettings(keep=1, store=str(disk / "store"))
         run = tmp_path / "run"
-        mine = Saver(run, begin_attempt(run, settings), settings)
-        mine.save(made(1, 4))  # the weights go in, the momentum does not
+        checkpointer = started(run, settings)
+        checkpointer.save(made(1, 4))  # the weights go in, the momentum does not
         with pytest.raises(UserError, match=r"step 1 could not be kept in the store: .*No space left") as refused:
-            mine.finish()
+            checkpointer.finish()
         assert str(disk) in refused.value.where and str(run / "checkpoints") in refused.value.remedy
         assert newest(run) == 1
-        mine.save(made(2, 2.5))  # there is room once those weights are gone
-        mine.finish()
+        checkpointer.save(made(2, 2.5))  # there is room once those weights are gone
+        checkpointer.finish()
         left = [path for path in (disk / "store" / "run" / "checkpoints").rglob("*") if path.is_file()]
         assert {path.parts[-3:-1] for path in left} == {("step-00000002", "attempt-000001")} and len(left) == 4
 
@@ -190,14 +189,14 @@ def test_killed_at_any_moment_nothing_that_was_saved_is_lost(tmp_path: Path) -> 
             child.process.join(chance.uniform(0, 0.4))
             assert child.process.is_alive()
             child.kill()
-            told = [step for kind, step in child.rest() if kind == "saved"]
-        saved = max([saved, *map(int, told)]) if round_ else newest(tmp_path)
+            reported = [step for kind, step in child.rest() if kind == "saved"]
+        saved = max([saved, *map(int, reported)]) if round_ else newest(tmp_path)
         torn += any((tmp_path / "checkpoints").glob(".writing-*"))
-        found = newest(tmp_path)
-        assert found >= saved
-        saved = found
+        last = newest(tmp_path)
+        assert last >= saved
+        saved = last
     assert saved >= 5 and torn > 0  # it was interrupted at work
-    final = Saver(tmp_path, begin_attempt(tmp_path), SETTINGS)
-    final.save(made(saved + 1, 0.1))
-    final.finish()
+    checkpointer = started(tmp_path, SETTINGS)
+    checkpointer.save(made(saved + 1, 0.1))
+    checkpointer.finish()
     assert names(tmp_path) == [f"step-{saved:08d}", f"step-{saved + 1:08d}"]

@@ -16,17 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.checkpoints.attempts import Superseded, newest_attempt
-from pretrain.checkpoints.checkpoint import (
-    Checkpoint,
-    CheckpointSettings,
-    begin_attempt,
-    load_newest,
-    load_run,
-    load_step,
-    save_checkpoint,
-)
-from pretrain.checkpoints.manifest import Manifest, kept
+from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, save_checkpoint
+from pretrain.checkpoints.checkpointer import Checkpointer
+from pretrain.checkpoints.manifest import Manifest
+from pretrain.checkpoints.retention import kept, to_discard
 from sharding.base.errors import UserError
+from tests.support.training.checkpoints import begin_attempt, commit, load_newest, load_run, load_step
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -45,14 +40,15 @@ def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def assert_is(found: Checkpoint | None, step: int) -> None:
-    assert found is not None
+def assert_is(loaded: Checkpoint | None, step: int) -> None:
+    assert loaded is not None
     expected = checkpoint(step)
-    assert (found.step, found.state) == (step, expected.state)
+    assert (loaded.step, loaded.state) == (step, expected.state)
     for part in ("model", "optimizer", "average"):
-        there, here = getattr(found, part), getattr(expected, part)
-        assert there.keys() == here.keys()
-        assert all(torch.equal(there[name], here[name]) and there[name].dtype == here[name].dtype for name in here)
+        tensors, originals = getattr(loaded, part), getattr(expected, part)
+        assert tensors.keys() == originals.keys()
+        for name, original in originals.items():
+            assert torch.equal(tensors[name], original) and tensors[name].dtype == original.dtype
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -68,6 +64,16 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert {name: entry["bytes"] for name, entry in manifest["files"].items()} == {
         path.name: path.stat().st_size for path in folder.iterdir() if path.name != "manifest.json"
     }
+
+
+def test_weights_come_without_what_the_optimizer_keeps(tmp_path: Path) -> None:
+    folder = commit(tmp_path, checkpoint(40))
+    weights, whole = Checkpointer(tmp_path).load_weights_only(), checkpoint(40)
+    assert weights.step == 40 and weights.optimizer == {} and weights.weights.keys() == whole.weights.keys()
+    assert all(torch.equal(value, whole.weights[name]) for name, value in weights.weights.items())
+    cut(folder)
+    with pytest.raises(UserError, match="undamaged"):
+        Checkpointer(tmp_path).load_weights_only()
 
 
 def test_a_step_is_saved_over_and_parts_may_be_empty(tmp_path: Path) -> None:
@@ -141,11 +147,11 @@ def test_a_disk_that_does_not_answer_is_no_damage(tmp_path: Path, name: str, mon
         newest = save_checkpoint(tmp_path, attempt, checkpoint(step), keep=2)
     failures, pauses, opened = [0], list[float](), Path.open
 
-    def failing(self: Path, *given: Any, **named: Any) -> Any:
+    def failing(self: Path, *arguments: Any, **named: Any) -> Any:
         if self == newest / name and failures[0]:
             failures[0] -= 1
             raise OSError(errno.ESTALE, "Stale file handle")
-        return opened(self, *given, **named)
+        return opened(self, *arguments, **named)
 
     monkeypatch.setattr(Path, "open", failing)
     monkeypatch.setattr(Path, "read_bytes", lambda self: self.open("rb").read())
@@ -159,11 +165,11 @@ def test_a_disk_that_does_not_answer_is_no_damage(tmp_path: Path, name: str, mon
 
 
 def test_the_network_to_use_has_averaged_weights_where_there_are_some() -> None:
-    found = checkpoint(3)
-    assert torch.equal(found.weights["weight"], found.average["weight"]) and found.weights.keys() == found.model.keys()
-    assert torch.equal(found.weights["half"], found.model["half"])
-    plain = Checkpoint(3, found.model, found.optimizer, {}, found.state)
-    assert torch.equal(plain.weights["weight"], found.model["weight"])
+    whole = checkpoint(3)
+    assert torch.equal(whole.weights["weight"], whole.average["weight"]) and whole.weights.keys() == whole.model.keys()
+    assert torch.equal(whole.weights["half"], whole.model["half"])
+    plain = Checkpoint(3, whole.model, whole.optimizer, {}, whole.state)
+    assert torch.equal(plain.weights["weight"], whole.model["weight"])
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
@@ -245,17 +251,27 @@ manifests = st.builds(
 
 
 @given(st.lists(manifests, max_size=12, unique_by=lambda each: (each.step, each.attempt)), manifests, st.integers(1, 4))
-def test_what_is_kept(found: list[Manifest], saved: Manifest, keep: int) -> None:
-    older = [each for each in found if each.attempt <= saved.attempt and each.step != saved.step]
-    there = [*older, saved]
-    left = kept(there, saved, keep)
-    assert saved in left and all(each in there and each.step <= saved.step for each in left)
-    steps = {each.step for each in there if each.step <= saved.step}
+def test_what_is_kept(listed: list[Manifest], saved: Manifest, keep: int) -> None:
+    older = [each for each in listed if each.attempt <= saved.attempt and each.step != saved.step]
+    candidates = [*older, saved]
+    left = kept(candidates, saved, keep)
+    assert saved in left and all(each in candidates and each.step <= saved.step for each in left)
+    steps = {each.step for each in candidates if each.step <= saved.step}
     assert {each.step for each in left} >= set(sorted(steps)[-keep:])
     assert len({each.step for each in left}) == len(left) <= keep + 1
-    newest = {step: max((e for e in there if e.step == step), key=lambda e: e.attempt) for step in steps}
+    newest = {step: max((e for e in candidates if e.step == step), key=lambda e: e.attempt) for step in steps}
     judged = [each.clip1 for each in newest.values() if each.clip1 is not None]
     assert not judged or max(judged) in [each.clip1 for each in left]
+
+
+@given(st.dictionaries(st.integers(), st.none() | manifests, max_size=12), manifests, st.integers(1, 4))
+def test_what_goes(places: dict[int, Manifest | None], saved: Manifest, keep: int) -> None:
+    discarded = to_discard(places, saved, keep)
+    own = [each for each in places.values() if each and each.attempt <= saved.attempt]
+    left = kept(own, saved, keep)
+    for place, manifest in places.items():
+        newer = manifest is not None and manifest.attempt > saved.attempt
+        assert (place not in discarded) == (newer or manifest in left)
 
 
 def test_another_versions_checkpoint_is_not_skipped(tmp_path: Path) -> None:

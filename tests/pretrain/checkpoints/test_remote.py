@@ -16,31 +16,24 @@ import pytest
 import torch
 
 from pretrain.checkpoints import remote
-from pretrain.checkpoints.async_saver import Saver
 from pretrain.checkpoints.attempts import Superseded
-from pretrain.checkpoints.checkpoint import (
-    Checkpoint,
-    CheckpointSettings,
-    begin_attempt,
-    load_newest,
-    load_run,
-    load_step,
-    prepare_folder,
-)
+from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings
+from pretrain.checkpoints.checkpointer import Checkpointer
 from sharding.base.errors import UserError
 from sharding.storage.store import Store, open_store
 from tests.pretrain.conftest import Finished, end, start
 from tests.support.network_faults import fault_proxy
 from tests.support.s3 import S3Server, free_port, running_s3
+from tests.support.training.checkpoints import begin_attempt, load_newest, load_run, load_step, started
 from tests.support.training.saving_process import is_whole, made, saving
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Server]:
-    with running_s3() as found, pytest.MonkeyPatch.context() as patch:
-        for name, value in found.environment.items():
+    with running_s3() as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.environment.items():
             patch.setenv(name, value)
-        yield found
+        yield running
 
 
 @pytest.fixture()
@@ -53,8 +46,8 @@ def settings(url: str) -> CheckpointSettings:
     return CheckpointSettings(keep=2, store=url)
 
 
-def save(run: Path, settings: CheckpointSettings, *steps: int, attempt: int | None = None) -> Saver:
-    saver = Saver(run, attempt or begin_attempt(run, settings), settings)
+def save(run: Path, settings: CheckpointSettings, *steps: int, attempt: int | None = None) -> Checkpointer:
+    saver = started(run, settings, attempt)
     for step in steps:
         saver.save(made(step, 0.1))
     saver.finish()
@@ -79,8 +72,9 @@ def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_an_empty_disk(tmp_path: Path, url: str, settings: CheckpointSettings) -> None:
-    here, there = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    here, moved = tmp_path / "a" / "run", tmp_path / "b" / "run"
     assert load_newest(here, settings) is None
     here.mkdir(parents=True)
     lines = [json.dumps({"event": "train", "step": step}) + "\n" for step in (1, 2, 3, 4)]
@@ -93,12 +87,12 @@ def test_a_run_goes_on_on_an_empty_disk(tmp_path: Path, url: str, settings: Chec
     assert {path.removeprefix(f"{place}/") for path in store.list(place)} == {
         path.name for path in (here / "checkpoints" / "step-00000003").iterdir()
     }
-    assert newest(there, settings) == (3, 1)
-    assert (there / "metrics.jsonl").read_text() == "".join(lines[:3])
-    assert names(there) == ["step-00000003"]
+    assert newest(moved, settings) == (3, 1)
+    assert (moved / "metrics.jsonl").read_text() == "".join(lines[:3])
+    assert names(moved) == ["step-00000003"]
     store.delete(f"{place}/model.safetensors")
-    assert newest(there, settings) == (3, 1)  # it is here now, and is not fetched again
-    assert begin_attempt(there, settings) == 2 and begin_attempt(here, settings) == 3
+    assert newest(moved, settings) == (3, 1)  # it is here now, and is not fetched again
+    assert begin_attempt(moved, settings) == 2 and begin_attempt(here, settings) == 3
 
 
 def begin(run: Path, seed: int) -> None:
@@ -109,9 +103,9 @@ def begin(run: Path, seed: int) -> None:
 
 
 def test_another_run_of_the_same_name_is_refused(tmp_path: Path, settings: CheckpointSettings) -> None:
-    mine, other = tmp_path / "a" / "run", tmp_path / "b" / "run"
-    begin(mine, seed=1)
-    save(mine, settings, 1)
+    first, other = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    begin(first, seed=1)
+    save(first, settings, 1)
     begin(other, seed=2)
     with pytest.raises(UserError, match=r"another run of this name .seed: 1 there, 2 here"):
         begin_attempt(other, settings)
@@ -120,26 +114,26 @@ def test_another_run_of_the_same_name_is_refused(tmp_path: Path, settings: Check
 
 
 def test_an_empty_disk_gets_the_runs_settings_first(tmp_path: Path, settings: CheckpointSettings) -> None:
-    mine, empty = tmp_path / "a" / "run", tmp_path / "b" / "run"
-    prepare_folder(mine, settings)
-    assert not (mine / "settings.json").exists()
-    begin(mine, seed=1)
-    begin_attempt(mine, settings)
-    prepare_folder(empty, settings)
+    first, empty = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    Checkpointer(first, settings).fetch_settings()
+    assert not (first / "settings.json").exists()
+    begin(first, seed=1)
+    begin_attempt(first, settings)
+    Checkpointer(empty, settings).fetch_settings()
     for name in ("settings.json", "classes.json"):
-        assert (empty / name).read_bytes() == (mine / name).read_bytes()
+        assert (empty / name).read_bytes() == (first / name).read_bytes()
     begin(empty, seed=3)
-    prepare_folder(empty, settings)
+    Checkpointer(empty, settings).fetch_settings()
     assert json.loads((empty / "settings.json").read_text())["identity"]["seed"] == 3
 
 
 def test_the_newest_may_be_here_or_there(tmp_path: Path, url: str, settings: CheckpointSettings) -> None:
-    here, there = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    here, moved = tmp_path / "a" / "run", tmp_path / "b" / "run"
     save(here, settings, 1, 2)
     save(here, CheckpointSettings(keep=2), 3)  # attempt 2, in the folder alone
     assert newest(here, settings) == (3, 2)
-    assert newest(there, settings) == (2, 1)
-    save(there, settings, 4, attempt=begin_attempt(there, settings))
+    assert newest(moved, settings) == (2, 1)
+    save(moved, settings, 4, attempt=begin_attempt(moved, settings))
     # The number 2 was free in the store: the higher step of the same attempt is the newer.
     assert newest(here, settings) == (4, 2)
 
@@ -188,6 +182,7 @@ def test_damage_here_is_mended_from_the_store(tmp_path: Path, settings: Checkpoi
     assert names(run) == ["step-00000001", "step-00000002"]
 
 
+@pytest.mark.slow
 def test_an_upload_that_was_killed_is_not_seen(tmp_path: Path, url: str, server: S3Server) -> None:
     run, settings = tmp_path / "run", CheckpointSettings(keep=2, store=url)
     store = open_store(url)
@@ -209,11 +204,12 @@ def test_an_upload_that_was_killed_is_not_seen(tmp_path: Path, url: str, server:
     assert committed(store, "run") == ["step-00000001/attempt-000001", "step-00000003/attempt-000003"]
 
 
+@pytest.mark.slow
 def test_two_attempts_on_two_machines(tmp_path: Path, url: str, settings: CheckpointSettings) -> None:
-    here, there = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    here, moved = tmp_path / "a" / "run", tmp_path / "b" / "run"
     old = save(here, settings, 1)
-    assert newest(there, settings) == (1, 1)
-    new = save(there, settings)
+    assert newest(moved, settings) == (1, 1)
+    new = save(moved, settings)
     old.save(made(2, 0.1))
     with pytest.raises(Superseded, match=r"attempt 1 .* attempt 2"):
         old.finish()
@@ -230,9 +226,9 @@ def test_two_attempts_on_two_machines(tmp_path: Path, url: str, settings: Checkp
 def test_a_late_commit_of_an_older_attempt_is_harmless(
     tmp_path: Path, url: str, settings: CheckpointSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, there = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    here, moved = tmp_path / "a" / "run", tmp_path / "b" / "run"
     old = save(here, settings.model_copy(update={"keep": 1}), 1)
-    save(there, settings, 2)
+    save(moved, settings, 2)
     monkeypatch.setattr(old, "_fence", lambda: None)  # as if it had looked a moment before
     old.save(made(2, 0.1))
     old.save(made(3, 0.1))
@@ -252,23 +248,24 @@ def test_a_step_saved_again_and_the_best(tmp_path: Path, url: str, settings: Che
     assert found is not None and found.state["clip1"] == 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_ranks_without_a_shared_disk_load_the_same_step(tmp_path: Path, settings: CheckpointSettings) -> None:
     run, elsewhere = tmp_path / "a" / "run", tmp_path / "b" / "run"
     save(run, settings, 1, 2)
     store_calls = threading.Barrier(4)
-    found: list[Checkpoint] = []
+    loaded: list[Checkpoint] = []
 
     def rank() -> None:
         store_calls.wait()
-        found.append(load_step(elsewhere, 1, 1, settings))
+        loaded.append(load_step(elsewhere, 1, 1, settings))
 
     ranks = [threading.Thread(target=rank) for _ in range(4)]
     for each in ranks:
         each.start()
     for each in ranks:
         each.join()
-    assert [(each.step, is_whole(each)) for each in found] == [(1, True)] * 4
+    assert [(each.step, is_whole(each)) for each in loaded] == [(1, True)] * 4
     assert names(elsewhere) == ["step-00000001"]
     with pytest.raises(UserError, match="step 7"):
         load_step(elsewhere, 7, 1, settings)
@@ -288,7 +285,7 @@ def test_machines_whose_processes_have_equal_ids_fetch_into_one_folder(
 
     def fetch(_: int) -> tuple[bool, int, int]:
         together.wait()
-        prepare_folder(run, settings)
+        Checkpointer(run, settings).fetch_settings()
         found = load_newest(run, settings)
         assert found is not None
         return is_whole(found), found.step, found.attempt
@@ -315,6 +312,7 @@ def test_a_killed_download_leaves_nothing_for_long(tmp_path: Path, settings: Che
     assert names(run) == [".fetching-78", "step-00000001"]
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_reached_does_not_end_training(
     tmp_path: Path, url: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,25 +356,26 @@ def test_a_directory_is_a_store_too(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_made_is_told_at_the_start(tmp_path: Path) -> None:
     run, settings = tmp_path / "run", CheckpointSettings(store="/proc/nope")
     for _ in range(2):  # first its attempt is claimed, then its settings are kept before that
-        with pytest.raises(UserError, match="checkpoints cannot be kept at /proc/nope/run") as told:
+        with pytest.raises(UserError, match="checkpoints cannot be kept at /proc/nope/run") as refused:
             begin_attempt(run, settings)
-        assert told.value.where == "checkpoint.store"
+        assert refused.value.where == "checkpoint.store"
         begin(run, seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_run_moved_to_an_empty_disk_ends_with_the_same_bits(finished: Finished, tmp_path: Path) -> None:
-    here, there, log = tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "log"
+    here, moved, log = tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "log"
     kept = f"checkpoint.store={tmp_path / 'kept'}"
     here.mkdir(parents=True)
     (here / "stop").touch()
     assert end(start(finished.recipe, here, log, kept, alone=True)) == 75, log.read_text()
-    assert end(start(finished.recipe, there, log, kept, alone=True)) == 0, log.read_text()
+    assert end(start(finished.recipe, moved, log, kept, alone=True)) == 0, log.read_text()
     assert "going on from the checkpoint at step 1 " in log.read_text()
-    assert (there / "metrics.jsonl").read_text().startswith((here / "metrics.jsonl").read_text())
-    expected, found = load_run(finished.folder), load_run(there)
-    assert expected.step == found.step
+    assert (moved / "metrics.jsonl").read_text().startswith((here / "metrics.jsonl").read_text())
+    expected, resumed = load_run(finished.folder), load_run(moved)
+    assert expected.step == resumed.step
     for part in ("model", "optimizer"):
-        mine, its = getattr(found, part), getattr(expected, part)
+        mine, its = getattr(resumed, part), getattr(expected, part)
         assert mine.keys() == its.keys() and all(torch.equal(mine[name], its[name]) for name in its)
-    assert committed(open_store(tmp_path / "kept"), "run")[-1] == f"step-{found.step:08d}/attempt-000002"
+    assert committed(open_store(tmp_path / "kept"), "run")[-1] == f"step-{resumed.step:08d}/attempt-000002"

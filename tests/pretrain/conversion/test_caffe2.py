@@ -249,6 +249,7 @@ def test_old_opcodes_that_hold_more_than_arrays(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "depth"), [("2.5d", 18), ("3d", 34), ("2.5d", 50)])
 def test_a_missing_blob_is_named(tmp_path: Path, kind: str, depth: int) -> None:
     blobs = blobs_of(kind, depth)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pretrain.checkpoints.checkpoint import Checkpoint, begin_attempt, load_run, save_checkpoint
+from pretrain.checkpoints.checkpoint import Checkpoint
 from pretrain.conversion.export_file import Export, is_export, read_export, write_export
 from pretrain.conversion.import_export import export_run, import_run, read_classes
 from pretrain.data.views.views import FLOW_MEAN, FLOW_STD, MEAN, STD, ClipSettings, Normalisation
@@ -25,6 +25,7 @@ from pretrain.settings import DataSettings, TrainSettings
 from pretrain.training.initial_network import start_from
 from sharding.base.errors import UserError
 from tests.pretrain.conftest import CLASSES
+from tests.support.training.checkpoints import commit, load_run
 from tests.support.training.evaluations import score_videos
 from tests.support.training.published_files import i3d_shapes, image_shapes, random_state, video_shapes
 
@@ -40,7 +41,7 @@ def trained(tmp_path: Path) -> Path:
     run = tmp_path / "trained"
     Run(run, writes=True).begin(SETTINGS, CLASSES, ["the-index"], {})
     state = build_model(SETTINGS.model, len(CLASSES), CLIP.frames).state_dict()
-    save_checkpoint(run, begin_attempt(run), Checkpoint(30, state, {}, {}, {"step": 30}), keep=1)
+    commit(run, Checkpoint(30, state, {}, {}, {"step": 30}))
     return run
 
 
@@ -135,6 +136,7 @@ def test_a_run_goes_out_and_comes_in(trained: Path, tmp_path: Path) -> None:
     assert read_run(run).train == []  # a report of it is empty, and no error
 
 
+@pytest.mark.slow
 def test_an_imported_run_is_evaluated_and_fine_tuned(r3d: Path, tmp_path: Path, store: str) -> None:
     run = tmp_path / "runs" / "imported"
     said = import_run(r3d, run, names_file(tmp_path, CLASSES))
@@ -162,6 +164,7 @@ def test_an_imported_run_is_evaluated_and_fine_tuned(r3d: Path, tmp_path: Path, 
         assert torch.equal(model.fc.weight, published["fc.weight"] if kept else fresh)
 
 
+@pytest.mark.slow
 def test_what_the_weights_do_not_tell_is_said(tmp_path: Path) -> None:
     for number, (shapes, inflate, size, note) in enumerate(
         (
@@ -210,6 +213,7 @@ def test_an_r2ds_clips_are_as_long_as_its_first_convolution(tmp_path: Path) -> N
     assert refused.value.remedy == "set data.clip.frames=8"
 
 
+@pytest.mark.slow
 def test_i3ds_flow_is_cut_at_20_pixels(tmp_path: Path) -> None:
     model = build_model(ModelSettings(name="i3d", width=1 / 16, in_channels=2), 6, 8)
     torch.save(model.state_dict(), tmp_path / "flow.pth")

@@ -63,6 +63,7 @@ def test_what_is_no_2d_kernel() -> None:
             inflate(weight, frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "depth"), [("fr2d", 18), ("fr2d", 50), ("r2d", 34)])
 def test_networks_without_zeros_in_time_give_the_2d_networks_logits(
     tmp_path: Path, images: Tensor, name: str, depth: int
@@ -95,6 +96,7 @@ def test_networks_over_time_give_the_2d_activations_in_the_middle(images: Tensor
     assert not torch.allclose(found[:, :, 0], expected, rtol=1e-3, atol=1e-3)  # zeros before the first frame
 
 
+@pytest.mark.slow
 def test_i3d_from_a_2d_inception(tmp_path: Path) -> None:
     state = random_state(i3d_shapes(classes=6, part=8, flat=True))
     torch.save(state, tmp_path / "inception.pth")

@@ -59,6 +59,7 @@ TORCHVISION = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "planes"), [("r3d_18", 16), ("mc3_18", 64), ("r2plus1d_18", 16)])
 def test_torchvisions_networks(tmp_path: Path, network: str, planes: int) -> None:
     kinds, settings, _ = TORCHVISION[network]
@@ -72,6 +73,7 @@ def test_torchvisions_networks(tmp_path: Path, network: str, planes: int) -> Non
         assert_same(built(found)(clips), video_network(doubled(state), clips, 1e-5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [34, 152])
 def test_per_convolution_midplanes(tmp_path: Path, depth: int) -> None:
     """ig65m-pytorch's and VMZ's, at an eighth of the width."""
@@ -101,6 +103,7 @@ def test_torchvisions_names_and_shapes(network: str) -> None:
     assert_whole(video_shapes(kinds), settings, count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "classes", "middle", "count"),
     [
@@ -141,6 +144,7 @@ def test_every_network_of_the_zoo_is_recognised(settings: dict[str, Any]) -> Non
     assert found.frames == (16 if wanted.name in ("r2d", "c3d") else None)
 
 
+@pytest.mark.slow
 def test_i3d_in_pytorch_i3ds_layout(tmp_path: Path) -> None:
     for channels, classes, count in ((3, 400, 12_697_264), (2, 400, 12_675_312), (3, 600, 12_902_264)):
         assert_whole(i3d_shapes(classes, channels), {"name": "i3d", "in_channels": channels}, count)
@@ -330,6 +334,7 @@ def changes_of(shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...] | None]]:
                 yield name, (shape[0] + 1, *shape[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_tensor_that_is_missing_or_misshapen_is_named(network: str) -> None:
     shapes = NETWORKS[network]()
@@ -343,6 +348,7 @@ def test_a_tensor_that_is_missing_or_misshapen_is_named(network: str) -> None:
     assert unnamed == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_one_missing_tensor_is_all_that_is_wrong(network: str) -> None:
     shapes = NETWORKS[network]()

@@ -88,6 +88,7 @@ def wrappings(draw: st.DrawFn, name: str) -> str:
     return ".".join(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())

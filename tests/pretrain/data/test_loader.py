@@ -88,6 +88,7 @@ def test_what_a_step_is(whole: list[list[ClipBatch]]) -> None:
     assert video.shape == (LANE_BATCH, 3, 4, 16, 16) and video.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "prefetch"), [(3, 1), (2, 9)])
 def test_workers_and_depth_change_nothing(
     sources: Sources, whole: list[list[ClipBatch]], workers: int, prefetch: int
@@ -95,6 +96,7 @@ def test_workers_and_depth_change_nothing(
     assert_same(shown(loader(sources, workers, last=8, prefetch=prefetch)), whole)
 
 
+@pytest.mark.slow
 def test_a_lane_of_very_many_clips(sources: Sources) -> None:
     many = 20_000
     clip = SETTINGS.model_copy(update={"frames": 1})
@@ -110,6 +112,7 @@ def test_it_begins_anywhere(sources: Sources, whole: list[list[ClipBatch]]) -> N
     assert shown(loader(sources, last=8), first=8) == []
 
 
+@pytest.mark.slow
 def test_a_position_goes_on_where_it_was_taken(sources: Sources, whole: list[list[ClipBatch]]) -> None:
     with loader(sources, last=8) as made:
         steps = iter(made)
@@ -138,6 +141,7 @@ def test_a_loader_goes_on_after_it_was_left(sources: Sources, whole: list[list[C
         assert_same([[kept(clips) for clips in lanes] for lanes in made], whole[3:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stops", "ranks"), [((3,), (1, 2)), ((1, 4), (2, 1, 2))])
 def test_a_run_goes_on_with_other_ranks(
     sources: Sources, whole: list[list[ClipBatch]], stops: tuple[int, ...], ranks: tuple[int, ...]
@@ -186,6 +190,7 @@ def test_another_pass_is_another_view(sources: Sources) -> None:
     assert sum(len(set(map(str, found))) == len(found) for found in views.values()) > 10
 
 
+@pytest.mark.slow
 def test_it_tells_what_it_did(sources: Sources) -> None:
     with loader(sources, last=4) as made:
         told, batches = made.stats, []
@@ -258,6 +263,7 @@ def test_workers_give_way_to_a_network_on_their_cores(sources: Sources) -> None:
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_told(sources: Sources) -> None:
     before = children()
     with loader(sources, 2) as made:
@@ -313,6 +319,7 @@ def copied(store: str, tmp_path: Path) -> str:
     return str(shutil.copytree(store, tmp_path / "copy"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DAMAGE)
 def test_every_damage_is_noticed_named_and_filled(copied: str, whole: list[list[ClipBatch]], how: str) -> None:
     """Whatever lies before the damage and in other tars is shown as ever; in the other places stand other samples."""
@@ -350,6 +357,7 @@ def _rows(store: str, job: str) -> list[dict[str, object]]:
     return read_record(open_store(store), "train", job).to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost_file", ["record", "part"])
 def test_a_missing_shard_is_filled_too(copied: str, lost_file: str) -> None:
     sources = open_sources(data(copied))
@@ -362,6 +370,7 @@ def test_a_missing_shard_is_filled_too(copied: str, lost_file: str) -> None:
     assert split.jobs[0] in str(next(iter(made.damage_budget.met.values())))
 
 
+@pytest.mark.slow
 def test_a_shard_whose_record_names_other_tars_than_the_index_is_filled_too(copied: str) -> None:
     store = open_store(copied)
     sources = open_sources(data(copied))
@@ -376,6 +385,7 @@ def test_a_shard_whose_record_names_other_tars_than_the_index_is_filled_too(copi
     assert not keys & {row["key"] for row in rows} and made.damage_budget.samples == len(rows)
 
 
+@pytest.mark.slow
 def test_too_much_damage_stops_with_the_list(copied: str) -> None:
     sources = open_sources(data(copied))
     (split,) = sources.splits
@@ -392,6 +402,7 @@ def test_too_much_damage_stops_with_the_list(copied: str) -> None:
     assert all(f"the tar in {tar}: it has 0 bytes" in str(caught.value) for tar in tars)
 
 
+@pytest.mark.slow
 def test_without_leave_no_damage_passes(copied: str) -> None:
     sources = open_sources(data(copied))
     tar = sources.splits[0].sample(4).tar

@@ -104,6 +104,7 @@ class Told(World):
         return json.dumps(self.versions)
 
 
+@pytest.mark.slow
 def test_a_store_that_grew_is_read_as_it_was(pictures: Any, tmp_path: Path) -> None:
     """A run that began with one version of the index goes on with it, though more videos have come."""
     corpus, url = tmp_path / "corpus", str(tmp_path / "store")

@@ -241,7 +241,7 @@ def test_no_cast_of_a_weight_is_kept_from_one_pass_to_the_next() -> None:
     model, _, capture = graphed()
     kept, halves = [], []
     model.layer1.register_forward_pre_hook(lambda *_: kept.append(torch.is_autocast_cache_enabled()))
-    model.layer2.register_forward_pre_hook(lambda _, given: halves.append(given[0].dtype))
+    model.layer2.register_forward_pre_hook(lambda _, inputs: halves.append(inputs[0].dtype))
     with torch.autocast("cpu", torch.bfloat16):
         train(model)
         assert torch.is_autocast_cache_enabled()

@@ -23,13 +23,15 @@ def config(**settings: Any) -> dict[str, Any]:
 
 
 def test_the_settings_in_deepspeeds_words() -> None:
-    found = config(precision="bf16", zero=2)
-    assert found["train_batch_size"] == 4 * 3 * 2
-    assert found["train_micro_batch_size_per_gpu"] == 4
-    assert found["gradient_accumulation_steps"] == 3
-    assert found["gradient_clipping"] == config(clip_gradient=2.0)["gradient_clipping"] == 0  # DeepSpeed's default is 1
-    assert found["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
-    assert found["torch_autocast"] == {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    translated = config(precision="bf16", zero=2)
+    assert translated["train_batch_size"] == 4 * 3 * 2
+    assert translated["train_micro_batch_size_per_gpu"] == 4
+    assert translated["gradient_accumulation_steps"] == 3
+    assert (
+        translated["gradient_clipping"] == config(clip_gradient=2.0)["gradient_clipping"] == 0
+    )  # DeepSpeed's default is 1
+    assert translated["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
+    assert translated["torch_autocast"] == {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     assert config(precision="fp16")["torch_autocast"]["dtype"] == "float16"
     plain = deepspeed_config(EngineSettings(precision="fp32"), 1, 1, 1, 10**9)
     assert not plain["torch_autocast"]["enabled"]
@@ -47,16 +49,16 @@ def test_the_layers_whose_gradients_may_be_summed_in_half_are_the_networks_own_c
 
 def test_deepspeeds_own_settings_are_added() -> None:
     more = {"zero_optimization": {"overlap_comm": True, "stage": 1, "reduce_bucket_size": 5}, "dump_state": True}
-    found = config(zero=1, deepspeed=more)
-    assert found["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 5, "overlap_comm": True}
-    assert found["dump_state"] is True
-    assert {name: value for name, value in found.items() if name not in more} == {
+    merged = config(zero=1, deepspeed=more)
+    assert merged["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 5, "overlap_comm": True}
+    assert merged["dump_state"] is True
+    assert {name: value for name, value in merged.items() if name not in more} == {
         name: value for name, value in config(zero=1).items() if name not in more
     }
 
 
 @pytest.mark.parametrize(
-    ("more", "key", "found", "ours", "remedy"),
+    ("more", "key", "theirs", "ours", "remedy"),
     [
         ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage", "2", "1", "engine.zero"),
         ({"gradient_clipping": 1.0}, "gradient_clipping", "1.0", "", "engine.clip_gradient"),
@@ -80,11 +82,11 @@ def test_deepspeeds_own_settings_are_added() -> None:
         ({"communication_data_type": "fp16"}, "communication_data_type", "fp16", "fp32", "engine.gradients"),
     ],
 )
-def test_a_contradiction_is_refused(more: dict[str, Any], key: str, found: str, ours: str, remedy: str) -> None:
-    with pytest.raises(UserError) as told:
+def test_a_contradiction_is_refused(more: dict[str, Any], key: str, theirs: str, ours: str, remedy: str) -> None:
+    with pytest.raises(UserError) as refused:
         validate(EngineSettings, {"deepspeed": more}, "run.yaml")
-    assert f"engine.deepspeed.{key} is " in told.value.what
-    assert found in told.value.what and ours in told.value.what and f"set {remedy}" in told.value.what
+    assert f"engine.deepspeed.{key} is " in refused.value.what
+    assert theirs in refused.value.what and ours in refused.value.what and f"set {remedy}" in refused.value.what
 
 
 def test_a_section_stays_one() -> None:
@@ -93,7 +95,7 @@ def test_a_section_stays_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "reasons"),
     [
         ({"nonsense_key": 1}, ["nonsense_key is 1", "no such setting of DeepSpeed's", "take it out"]),
         ({"zero_optimisation": {"stage": 1}}, ["did you mean zero_optimization?"]),
@@ -116,10 +118,10 @@ def test_a_section_stays_one() -> None:
         ({"timers": {"throughput": {"enabled": 3}}}, ["timers.throughput.enabled is 3", "valid boolean"]),
     ],
 )
-def test_what_deepspeed_ignores_or_fails_on_is_refused(more: dict[str, Any], told: list[str]) -> None:
+def test_what_deepspeed_ignores_or_fails_on_is_refused(more: dict[str, Any], reasons: list[str]) -> None:
     with pytest.raises(UserError) as refused:
         validate(EngineSettings, {"deepspeed": more}, "run.yaml")
-    assert all(part in refused.value.what for part in [*told, "engine.deepspeed."]), refused.value
+    assert all(part in refused.value.what for part in [*reasons, "engine.deepspeed."]), refused.value
 
 
 def test_all_that_may_be_added_is_read_by_the_installed_deepspeed() -> None:

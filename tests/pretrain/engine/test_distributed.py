@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.engine.distributed import enough_gpus, free_port, leave_world, start_world, world_size_from_environment
-from sharding.base.errors import CannotGoOn, UserError
+from sharding.base.errors import CommandFailed, UserError
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "2", "SLURM_LOCALID": "1"}
 
@@ -57,12 +57,13 @@ def test_a_gpu_a_rank_or_none(gpus: int, ranks: int, enough: bool, caplog: pytes
     assert ("ranks=1 uses them" in caplog.text) is (0 < gpus < ranks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ranks_that_do_not_come_are_told(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     port = str(free_port())
     for name, value in {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
-    with pytest.raises(CannotGoOn, match=rf"2 ranks .* did not meet at 127.0.0.1:{port} within 2 s \(rank {rank}: "):
+    with pytest.raises(CommandFailed, match=rf"2 ranks .* did not meet at 127.0.0.1:{port} within 2 s \(rank {rank}: "):
         start_world(meet_seconds=2)
 
 
@@ -80,6 +81,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_ranks_that_torchrun_starts_again_meet_again(tmp_path: Path) -> None:
     """By the same store, in which the addresses of the ranks before them lie."""
     (tmp_path / "ranks.py").write_text(TWO_STARTS)
@@ -104,6 +106,7 @@ def _share(rank: int, port: int, heard: SimpleQueue[tuple[int, str]]) -> None:
     leave_world()
 
 
+@pytest.mark.slow
 def test_what_rank_0_takes_long_for_is_shared() -> None:
     """Longer than the ranks wait for each other otherwise."""
     spawn = multiprocessing.get_context("spawn")

@@ -35,15 +35,15 @@ def differing(state: dict[str, Any], other: dict[str, Any]) -> list[str]:
     ]
 
 
-def off(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+def off(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
     """The largest error of a tensor by its largest value, or a hundredth of all tensors' where it has none as large.
 
     The gradients of some are zero but for rounding: normalisation after them takes away what they do.
     """
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     little = max(float(value.abs().max()) for value in expected.values()) / 100
     return max(
-        float((found[name] - value).abs().max()) / max(float(value.abs().max()), little)
+        float((actual[name] - value).abs().max()) / max(float(value.abs().max()), little)
         for name, value in expected.items()
     )
 

@@ -10,6 +10,8 @@ import torch
 from tests.pretrain.engine.test_engine import differing
 from tests.support.training.graph_cases import CASES, run_cases
 
+pytestmark = pytest.mark.slow
+
 EAGER = ("zero3", "together", "not-asked-for", "one-fails")
 
 

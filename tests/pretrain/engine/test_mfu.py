@@ -80,6 +80,7 @@ def test_mfu_of_the_papers_network() -> None:
     assert peak.mfu(4000, per_clip, 989.5e12, 4) == pytest.approx(peak.mfu(1000, per_clip, 989.5e12, 1))
 
 
+@pytest.mark.slow
 def test_memory_of_a_process_grows_with_what_it_holds() -> None:
     """Of one of its own: a machine takes pages back from one that has lain idle with many of them."""
     program = """

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.checkpoints.checkpoint import load_run
 from pretrain.data.device.tensors import plane_batch
 from pretrain.data.device.transforms import network_input
 from pretrain.data.reading.decode import decode_frames
@@ -22,11 +21,14 @@ from pretrain.data.views.views import centre_view
 from pretrain.evaluation.evaluate import EvaluateSettings, Subject, open_subject
 from pretrain.evaluation.summary import write_evaluation
 from pretrain.evaluation.video_score import VideoScore
-from sharding.base.errors import CannotGoOn, UserError
+from sharding.base.errors import CommandFailed, UserError
 from sharding.format.record import from_parquet, read_record
 from sharding.storage.store import open_store
 from tests.pretrain.conftest import CLASSES, SHORT, Finished
+from tests.support.training.checkpoints import load_run
 from tests.support.training.evaluations import score_videos
+
+pytestmark = pytest.mark.slow
 
 CLIPS = 4
 
@@ -172,5 +174,5 @@ def test_the_other_split_too(settings: EvaluateSettings, store: str) -> None:
 def test_a_network_of_no_use_gives_no_figures(subject: Subject) -> None:
     """Of scores that are not numbers the first class would be the top one."""
     spoilt = {**subject.weights, "fc.bias": torch.full_like(subject.weights["fc.bias"], torch.nan)}
-    with pytest.raises(CannotGoOn, match="not finite"):
+    with pytest.raises(CommandFailed, match="not finite"):
         list(score_videos(replace(subject, weights=spoilt), [0], 1, 1, 1))

@@ -24,6 +24,8 @@ from sharding.storage.store import open_store
 from tests.pretrain.conftest import CLASSES, Finished, end, start, write_recipe
 from tests.support.training.evaluations import evaluated, named_in, right_by_folder, score_videos, spoil, table_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture()
 def run(finished: Finished, tmp_path: Path) -> Path:

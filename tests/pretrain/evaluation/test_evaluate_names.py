@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pretrain.checkpoints.checkpoint import Checkpoint, begin_attempt, save_checkpoint
+from pretrain.checkpoints.checkpoint import Checkpoint
 from pretrain.data.sources import DataSettings, MixedStore, open_sources
 from pretrain.evaluation.evaluate import EvaluateSettings, open_subject
 from pretrain.evaluation.fusion import FuseSettings
@@ -25,7 +25,10 @@ from sharding.storage.store import open_store
 from tests.demo.corpora import write_video
 from tests.pretrain.conftest import CLASSES, SETTINGS, Finished
 from tests.support.stores import shard
+from tests.support.training.checkpoints import commit
 from tests.support.training.evaluations import evaluated, named_in, named_store, reordered, right_by_folder, table_of
+
+pytestmark = pytest.mark.slow
 
 ORDERS = {
     "three": [["class4"], ["class1", "class5"]],
@@ -125,7 +128,7 @@ def test_any_store_of_a_mixed_run(run: Path, store: str, other_store: str, tmp_p
     mixed = tmp_path / "mixed"
     Run(mixed, writes=True).begin(settings, sources.classes, sources.versions, {})
     state = build_model(settings.model, 8, data.clip.frames).state_dict()
-    save_checkpoint(mixed, begin_attempt(mixed), Checkpoint(3, state, {}, {}, {"step": 3}), keep=1)
+    commit(mixed, Checkpoint(3, state, {}, {}, {"step": 3}))
     summaries = [evaluated(mixed, clips=1), evaluated(mixed, clips=1, store=store)]
     for summary, version in zip(summaries, sources.versions, strict=True):
         assert_counted(summary, mixed)

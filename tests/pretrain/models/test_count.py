@@ -16,6 +16,7 @@ from pretrain.models.network import VideoNetwork
 from pretrain.models.zoo import ModelSettings, build_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "frames"), [(10, 1), (18, 5), (34, 8), (26, 3), (50, 16)])
 def test_macs_are_half_of_torchs_flops(depth: int, frames: int) -> None:
     with torch.device("meta"):
@@ -51,6 +52,7 @@ def kept_bytes(model: VideoNetwork, clip: torch.Tensor) -> int:
 CLIPS = {"c3d": (16, 64)}  # frames and size, of others 8 and 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given", [{"depth": 18}, {"depth": 26}, {"depth": 50, "pool1": True}, {"name": "i3d"}, {"name": "c3d"}], ids=str
 )

@@ -9,6 +9,7 @@ from pretrain.models.zoo import NAMES
 from sharding.base.errors import UserError
 
 
+@pytest.mark.slow
 def test_a_network_is_told_with_its_published_counts() -> None:
     told = describe(NetworkQuery(depth=34, frames=32))
     assert told["parameters"] == 63_697_175 and told["gmacs"] == 152.36
@@ -17,6 +18,7 @@ def test_a_network_is_told_with_its_published_counts() -> None:
     assert describe_networks(["name=r2plus1d", "depth=34", "frames=32"]) == told
 
 
+@pytest.mark.slow
 def test_all_are_told_as_they_are_published() -> None:
     rows = {row["name"]: row for row in describe_networks([])["models"]}
     assert list(rows) == list(NAMES)
@@ -24,6 +26,7 @@ def test_all_are_told_as_they_are_published() -> None:
     assert {row["depth"] for row in rows.values()} == {34, None}
 
 
+@pytest.mark.slow
 def test_all_are_told_with_what_is_given_and_those_that_cannot_say_why() -> None:
     rows = describe_networks(["depth=18", "frames=8", "classes=7"])["models"]
     assert {row["depth"] for row in rows if row["name"] not in ("i3d", "c3d")} == {18}
@@ -32,6 +35,7 @@ def test_all_are_told_with_what_is_given_and_those_that_cannot_say_why() -> None
     assert all(row["classes"] == 7 and row["frames"] == 8 for row in rows if row is not refused)
 
 
+@pytest.mark.slow
 def test_a_setting_of_one_network_refuses_the_others_one_by_one() -> None:
     rows = {row["name"]: row for row in describe_networks(["midplanes=block", "depth=18"])["models"]}
     assert rows["r2plus1d"]["parameters"] == 31_505_325
@@ -64,6 +68,7 @@ def test_wrong_values_are_refused_with_the_allowed_ones(given: str, said: str) -
     assert said in refused.value.what and given.partition("=")[0] in refused.value.what
 
 
+@pytest.mark.slow
 def test_a_network_is_told_for_the_clips_it_is_published_for() -> None:
     """Named alone as in the table of all."""
     alone, table = describe_networks(["name=i3d"]), {row["name"]: row for row in describe_networks([])["models"]}

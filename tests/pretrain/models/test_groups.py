@@ -101,6 +101,7 @@ def test_biases_do_not_decay_and_everything_else_does() -> None:
     assert plain["scale"] == 1.0
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.sampled_from(["stem", "conv2", "conv3", "conv4", "conv5", "head", "stages"]), unique=True), st.data()
 )

@@ -58,6 +58,7 @@ def meta_network(frames: int, size: int = 112, classes: int = 400, **settings: o
         return build_model(ModelSettings.model_validate(settings), classes, frames, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "everything", "conv_fc", "giga"), DEPTH18, ids=[row[0] for row in DEPTH18])
 def test_every_form_has_its_published_counts(
     name: str, everything: tuple[int, int], conv_fc: tuple[float, float], giga: tuple[float, float]
@@ -69,6 +70,7 @@ def test_every_form_has_its_published_counts(
         assert round(macs(model, frames, 112, 112) / 1e9, 2) == giga[index]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("settings", "frames", "size", "classes", "everything", "conv_fc", "giga"), DEEP)
 def test_deep_networks_and_baselines_have_their_published_counts(
     settings: dict[str, object],
@@ -90,6 +92,7 @@ def test_i3ds_backbone_without_its_classifier() -> None:
     assert parameters(model) - parameters(model.get_submodule("logits")) == 12_287_264
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_macs_are_half_of_torchs_flops_for_every_network(name: str) -> None:
     settings = {"name": name} | ({"depth": 10, "pool1": True} if name in FORMS else {})
@@ -200,6 +203,7 @@ def test_i3ds_classifier_is_drawn_as_the_others() -> None:
     assert not model.logits.conv3d.bias.any()
 
 
+@pytest.mark.slow
 def test_the_narrowest_of_every_network_runs() -> None:
     for name in NAMES:
         model = meta_network(16, 64, 3, name=name, width=1 / 64, **({"depth": 10} if name in FORMS else {})).eval()

@@ -123,6 +123,7 @@ class Page(HTMLParser):
         return re.findall(r"<h3>(.*?)</h3>", self.html)
 
 
+@pytest.mark.slow
 def test_page_stands_alone_and_its_pictures_decode(tmp_path: Path) -> None:
     out = tmp_path / "report"
     path = write_report([write_run(tmp_path / "run", CLASSES)], out)
@@ -142,6 +143,7 @@ def test_page_stands_alone_and_its_pictures_decode(tmp_path: Path) -> None:
     assert "@import" not in page.html
 
 
+@pytest.mark.slow
 def test_headline_figures_settings_and_names_are_told(tmp_path: Path) -> None:
     page = Page(write_report([write_run(tmp_path / "run", CLASSES)], tmp_path / "out"))
     for told in ("70.0 %", "98.8 %", "61.3 %", "1,600", "s3://bucket/sports", "000002-0123456789abcdef"):
@@ -152,6 +154,7 @@ def test_headline_figures_settings_and_names_are_told(tmp_path: Path) -> None:
     assert "has not been evaluated" not in page.text
 
 
+@pytest.mark.slow
 def test_names_are_escaped_wherever_they_stand(tmp_path: Path) -> None:
     classes = [f"<script>alert({number})</script>" for number in range(40)]  # enough for the tables of names
     page = Page(write_report([write_run(tmp_path / "<run> & co", classes)], tmp_path / "out"))
@@ -160,6 +163,7 @@ def test_names_are_escaped_wherever_they_stand(tmp_path: Path) -> None:
     assert "&lt;run&gt; &amp; co" in page.html
 
 
+@pytest.mark.slow
 def test_run_without_an_evaluation_says_how_to_make_one(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a run", CLASSES, evaluated=False)
     page = Page(write_report([run], tmp_path / "out"))
@@ -179,6 +183,7 @@ def test_run_without_validation_or_metrics(tmp_path: Path) -> None:
     assert not page.pictures()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1, 487])
 def test_one_class_and_very_many(tmp_path: Path, classes: int) -> None:
     names = [f"sport {number}" for number in range(classes)]
@@ -188,6 +193,7 @@ def test_one_class_and_very_many(tmp_path: Path, classes: int) -> None:
     assert ("hardest classes" in page.text) == (classes == 487)
 
 
+@pytest.mark.slow
 def test_several_runs_share_a_page(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir()
@@ -200,6 +206,7 @@ def test_several_runs_share_a_page(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "02-run-loss.png").exists()
 
 
+@pytest.mark.slow
 def test_a_step_written_twice_counts_as_last_written_and_torn_lines_are_left_out(tmp_path: Path) -> None:
     lines = [
         '{"event": "train", "step": 1, "loss": 3.0}',
@@ -299,6 +306,7 @@ def undrawn(text: Text) -> set[str]:
     return set(text.get_text()) - outlined
 
 
+@pytest.mark.slow
 def test_names_that_no_font_writes_are_numbers_and_the_page_and_the_log_say_so(
     tmp_path: Path, font_folder: Path, texts: list[Text], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -315,6 +323,7 @@ def test_names_that_no_font_writes_are_numbers_and_the_page_and_the_log_say_so(
     assert f"{len(numbers)} classes' names" in warning and "Noto" in warning and warning.isascii()
 
 
+@pytest.mark.slow
 def test_names_are_written_by_installed_fonts_that_have_them(
     tmp_path: Path, font_folder: Path, texts: list[Text], caplog: pytest.LogCaptureFixture
 ) -> None:

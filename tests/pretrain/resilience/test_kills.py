@@ -14,36 +14,36 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretrain.checkpoints.checkpoint import load_newest
-from tests.support.training.forked_ranks import STEPS, Nursery, config, nursery, shown
+from tests.support.training.checkpoints import load_newest
+from tests.support.training.forked_ranks import STEPS, ForkServer, config, fork_server, shown
 
 KILLS = 10
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with nursery(tmp_path_factory.mktemp("nursery") / "log") as found:
-        yield found
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    with fork_server(tmp_path_factory.mktemp("ranks") / "log") as server:
+        yield server
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     folder = run / "checkpoints" / f"step-{STEPS:08d}"
-    found = {}
+    tensors = {}
     for name in ("model", "optimizer"):
-        found.update({f"{name}/{key}": value for key, value in load_file(folder / f"{name}.safetensors").items()})
-    return found
+        tensors.update({f"{name}/{key}": value for key, value in load_file(folder / f"{name}.safetensors").items()})
+    return tensors
 
 
 def losses(run: Path) -> dict[int, float]:
     """By step; what was trained again says the same."""
-    found: dict[int, float] = {}
+    by_step: dict[int, float] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         event = json.loads(line)
         if event["event"] == "train":
-            assert found.setdefault(event["step"], event["loss"]) == event["loss"]
-    return found
+            assert by_step.setdefault(event["step"], event["loss"]) == event["loss"]
+    return by_step
 
 
 def logged(run: Path) -> int:
@@ -53,7 +53,7 @@ def logged(run: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ranks: Nursery, store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(ranks: ForkServer, store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     pids = ranks.start(config(store, run), 2, run.parent / "shown")
     assert ranks.ended(pids) == [0, 0]
@@ -67,7 +67,7 @@ def assert_same(run: Path, undisturbed: Path) -> None:
     assert losses(run) == losses(undisturbed) and len(losses(run)) == STEPS
 
 
-def until(true: Callable[[], bool], ranks: Nursery, pids: list[int]) -> None:
+def until(true: Callable[[], bool], ranks: ForkServer, pids: list[int]) -> None:
     deadline = time.monotonic() + 120
     while not true():
         assert time.monotonic() < deadline and not any(pid in ranks.codes for pid in pids)
@@ -78,7 +78,7 @@ def half_written(run: Path) -> set[str]:
     return {path.name for path in (run / "checkpoints").glob(".writing*")}
 
 
-def test_killed_at_ten_moments(ranks: Nursery, store: str, undisturbed: Path, tmp_path: Path) -> None:
+def test_killed_at_ten_moments(ranks: ForkServer, store: str, undisturbed: Path, tmp_path: Path) -> None:
     chance = random.Random(0)
     run, saving, resumed = tmp_path / "run", 0, set()
     for number in range(KILLS):
@@ -108,7 +108,7 @@ def test_killed_at_ten_moments(ranks: Nursery, store: str, undisturbed: Path, tm
     assert_same(run, undisturbed)
 
 
-def test_on_two_ranks_one_and_two_again(ranks: Nursery, store: str, undisturbed: Path, tmp_path: Path) -> None:
+def test_on_two_ranks_one_and_two_again(ranks: ForkServer, store: str, undisturbed: Path, tmp_path: Path) -> None:
     """Stopped, not killed: what was shown is then shown once. A rank that is alone has the other's cores, too."""
     run = tmp_path / "run"
     stops = [(2, 11, 1), (1, 35, 2), (2, STEPS, 3)]
@@ -123,7 +123,9 @@ def test_on_two_ranks_one_and_two_again(ranks: Nursery, store: str, undisturbed:
     assert_same(run, undisturbed)
 
 
-def test_killed_on_two_ranks_and_resumed_on_one(ranks: Nursery, store: str, undisturbed: Path, tmp_path: Path) -> None:
+def test_killed_on_two_ranks_and_resumed_on_one(
+    ranks: ForkServer, store: str, undisturbed: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     for size, steps in ((2, 9), (1, 30)):
         pids = ranks.start(config(store, run), size)
@@ -134,11 +136,11 @@ def test_killed_on_two_ranks_and_resumed_on_one(ranks: Nursery, store: str, undi
     assert_same(run, undisturbed)
 
 
-def test_statistics_taken_anew_at_the_end(ranks: Nursery, store: str, undisturbed: Path, tmp_path: Path) -> None:
+def test_statistics_taken_anew_at_the_end(ranks: ForkServer, store: str, undisturbed: Path, tmp_path: Path) -> None:
     """The weights are the same, and so is what they would train to; the network that is used is another."""
     run = tmp_path / "run"
     assert ranks.ended(ranks.start(config(store, run) | {"precise_statistics": 3}, 2)) == [0, 0]
-    found, expected = weights(run), weights(undisturbed)
-    other = {name for name in expected if not torch.equal(found[name], expected[name])}
+    resumed, expected = weights(run), weights(undisturbed)
+    other = {name for name in expected if not torch.equal(resumed[name], expected[name])}
     assert other and {name.rpartition(".")[2] for name in other} == {"running_mean", "running_var"}
-    assert all(bool(found[name].isfinite().all()) for name in other)
+    assert all(bool(resumed[name].isfinite().all()) for name in other)

@@ -20,14 +20,14 @@ RANK = """
 import atexit, logging, sys, time
 import torch.distributed as dist
 from pretrain.engine.distributed import leave_world, start_world
-from pretrain.resilience.liveness import Pulse, PulseSettings
+from pretrain.resilience.liveness import LivenessMonitor, LivenessSettings
 logging.basicConfig()
 world = start_world()
-if {told!r} and world.rank == 0:
-    dist.PrefixStore("pulse", dist.distributed_c10d._get_default_store()).set("lost", {told!r})
+if {reported!r} and world.rank == 0:
+    dist.PrefixStore("pulse", dist.distributed_c10d._get_default_store()).set("lost", {reported!r})
 world.barrier()
 atexit.register(time.sleep, {lingers})
-with Pulse(world, PulseSettings(every_seconds=0.1, lost_seconds={lost})):
+with LivenessMonitor(world, LivenessSettings(every_seconds=0.1, lost_seconds={lost})):
     world.barrier()
     print("in", flush=True)
     time.sleep({seconds} if world.rank else {first})
@@ -42,14 +42,16 @@ leave_world()
 
 
 def ranks(
-    size: int, seconds: float, first: float, folder: Path, fails: int = -1, lingers: float = 0, told: str = ""
+    size: int, seconds: float, first: float, folder: Path, fails: int = -1, lingers: float = 0, reported: str = ""
 ) -> list[subprocess.Popen[bytes]]:
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = []
     for rank in range(size):
         environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""}
         with (folder / f"{rank}.log").open("wb") as log:
-            program = RANK.format(seconds=seconds, first=first, fails=fails, lingers=lingers, lost=LOST, told=told)
+            program = RANK.format(
+                seconds=seconds, first=first, fails=fails, lingers=lingers, lost=LOST, reported=reported
+            )
             command = [sys.executable, "-c", program]
             started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
     return started
@@ -66,9 +68,9 @@ def until_in(folder: Path, processes: list[subprocess.Popen[bytes]]) -> None:
 def test_the_others_of_a_killed_rank_end(tmp_path: Path, size: int, victim: int) -> None:
     """All of them at about the same time, however far it is from one to the next, and all name the same rank.
 
-    What the ranks of an older start have told in the same store is not about these.
+    What the ranks of an older start have reported in the same store is not about these.
     """
-    processes = ranks(size, 300, 300, tmp_path, told="1 7 an older start's" if size == 5 else "")
+    processes = ranks(size, 300, 300, tmp_path, reported="1 7 an older start's" if size == 5 else "")
     try:
         until_in(tmp_path, processes)
         os.kill(processes[victim].pid, signal.SIGKILL)
@@ -79,9 +81,9 @@ def test_the_others_of_a_killed_rank_end(tmp_path: Path, size: int, victim: int)
         for process in processes:
             process.kill()
     assert codes == [-signal.SIGKILL if rank == victim else 1 for rank in range(size)]
-    told = [(tmp_path / f"{rank}.log").read_text() for rank in range(size) if rank != victim]
-    named = [re.findall(r"rank (\d+) is gone .*goes on from the last checkpoint", text) for text in told]
-    assert named == [[str(victim)]] * (size - 1), told
+    logs = [(tmp_path / f"{rank}.log").read_text() for rank in range(size) if rank != victim]
+    named = [re.findall(r"rank (\d+) is gone .*goes on from the last checkpoint", text) for text in logs]
+    assert named == [[str(victim)]] * (size - 1), logs
     assert took < 2 * LOST + 1
 
 

@@ -26,13 +26,13 @@ def test_slow_ranks_are_named_the_slowest_first() -> None:
 
 @given(seconds, st.floats(1.01, 5))
 def test_they_are_those_above_the_factor(own: list[float], factor: float) -> None:
-    found = slow_ranks(own, hosts(len(own)), factor)
+    slow_ones = slow_ranks(own, hosts(len(own)), factor)
     median = statistics.median(own)
-    assert {slow.rank for slow in found} == {rank for rank, each in enumerate(own) if each > factor * median}
-    assert all(slow.host == f"host{slow.rank // 8}" for slow in found)
-    assert all(slow.times == pytest.approx(own[slow.rank] / median) for slow in found)
-    assert [slow.times for slow in found] == sorted((slow.times for slow in found), reverse=True)
-    assert 2 * len(found) <= len(own)  # never the half that makes the median
+    assert {slow.rank for slow in slow_ones} == {rank for rank, each in enumerate(own) if each > factor * median}
+    assert all(slow.host == f"host{slow.rank // 8}" for slow in slow_ones)
+    assert all(slow.times == pytest.approx(own[slow.rank] / median) for slow in slow_ones)
+    assert [slow.times for slow in slow_ones] == sorted((slow.times for slow in slow_ones), reverse=True)
+    assert 2 * len(slow_ones) <= len(own)  # never the half that makes the median
 
 
 @given(seconds, st.integers(-8, 8))

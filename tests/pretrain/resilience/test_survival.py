@@ -14,20 +14,20 @@ import pytest
 import torch
 
 from pretrain.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from tests.support.training.forked_ranks import Nursery, config, nursery, shown
+from tests.support.training.forked_ranks import ForkServer, config, fork_server, shown
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("nursery") / "log"
+    return tmp_path_factory.mktemp("ranks") / "log"
 
 
 @pytest.fixture(scope="module")
-def ranks(log: Path) -> Iterator[Nursery]:
-    with nursery(log) as found:
-        yield found
+def ranks(log: Path) -> Iterator[ForkServer]:
+    with fork_server(log) as server:
+        yield server
 
 
 def short(store: str, run: Path, steps: int, **changes: Any) -> dict[str, Any]:
@@ -42,8 +42,8 @@ def checkpoint(run: Path, step: int) -> Checkpoint:
     return load_checkpoint(run / "checkpoints" / f"step-{step:08d}")
 
 
-def tensors(found: Checkpoint) -> dict[str, torch.Tensor]:
-    kinds = {"model": found.model, "optimizer": found.optimizer, "average": found.average}
+def tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    kinds = {"model": checkpoint.model, "optimizer": checkpoint.optimizer, "average": checkpoint.average}
     return {f"{kind}/{name}": value for kind, values in kinds.items() for name, value in values.items()}
 
 
@@ -56,7 +56,7 @@ def changed(run: Path, step: int) -> list[str]:
 
 @pytest.mark.parametrize(("size", "zero"), [(1, 0), (2, 1), (2, 2), (2, 3)])
 def test_a_step_that_is_not_finite_changes_nothing(
-    ranks: Nursery, store: str, tmp_path: Path, size: int, zero: int
+    ranks: ForkServer, store: str, tmp_path: Path, size: int, zero: int
 ) -> None:
     run = tmp_path / "run"
     engine = {"precision": "fp32", "zero": zero, "average": 0.9}
@@ -68,7 +68,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
     assert all(bool(value.isfinite().all()) for value in tensors(checkpoint(run, 5)).values())
 
 
-def test_bad_samples_are_passed_over(ranks: Nursery, store: str, tmp_path: Path) -> None:
+def test_bad_samples_are_passed_over(ranks: ForkServer, store: str, tmp_path: Path) -> None:
     """Three steps in a row: back to the last checkpoint, and on with the samples after them."""
     run = tmp_path / "run"
     settings = short(store, run, 12, health={"skipped_in_a_row": 3})
@@ -83,17 +83,19 @@ def test_bad_samples_are_passed_over(ranks: Nursery, store: str, tmp_path: Path)
     assert "going on from the checkpoint at step 4, with the samples of step 9 on" in (run / "train.log").read_text()
 
 
-def test_training_that_goes_wrong_again_and_again_ends(ranks: Nursery, store: str, tmp_path: Path, log: Path) -> None:
+def test_training_that_goes_wrong_again_and_again_ends(
+    ranks: ForkServer, store: str, tmp_path: Path, log: Path
+) -> None:
     run = tmp_path / "run"
     settings = short(store, run, 30, health={"skipped_in_a_row": 2})
     settings["checkpoint"] = {"every_steps": 4, "keep": 9}
     pids = ranks.start(settings, 1, poisoned=list(range(5, 40)))
     assert ranks.ended(pids) == [1]
-    assert "InVain: training went wrong by step 6, as it did the 3 times before" in log.read_text()
+    assert "NotRetryable: training went wrong by step 6, as it did the 3 times before" in log.read_text()
     assert checkpoint(run, 4).state["passed_over"] == 0
 
 
-def test_the_limit_of_going_back_holds_over_restarts(ranks: Nursery, store: str, tmp_path: Path, log: Path) -> None:
+def test_the_limit_of_going_back_holds_over_restarts(ranks: ForkServer, store: str, tmp_path: Path, log: Path) -> None:
     """Twice, a kill, and once more: the fourth time ends the run, which is given up until its settings change."""
     run = tmp_path / "run"
     settings = short(store, run, 12, health={"skipped_in_a_row": 2})
@@ -107,7 +109,7 @@ def test_the_limit_of_going_back_holds_over_restarts(ranks: Nursery, store: str,
     ranks.ended(first)
 
     assert ranks.ended(ranks.start(settings, 2, tmp_path / "second", poisoned=list(range(40)))) == [1, 1]
-    assert "InVain: training went wrong by step 6, as it did the 3 times before" in log.read_text()
+    assert "NotRetryable: training went wrong by step 6, as it did the 3 times before" in log.read_text()
     assert len(shown(tmp_path / "second")[0]) <= 6  # twice two steps, and one that was sent meanwhile
     assert shown(tmp_path / "first")[0][:2] != shown(tmp_path / "second")[0][:2]
 
@@ -121,7 +123,7 @@ def test_the_limit_of_going_back_holds_over_restarts(ranks: Nursery, store: str,
     assert "schedule.lr is 0.001, was 0.005" in (run / "train.log").read_text()
 
 
-def test_a_run_that_went_back_goes_on_after_a_kill_as_without(ranks: Nursery, store: str, tmp_path: Path) -> None:
+def test_a_run_that_went_back_goes_on_after_a_kill_as_without(ranks: ForkServer, store: str, tmp_path: Path) -> None:
     """To the bit, with the samples after those that it passed over."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for run, hangs in ((whole, (-1, -1)), (killed, (0, 8))):
@@ -141,7 +143,9 @@ def test_a_run_that_went_back_goes_on_after_a_kill_as_without(ranks: Nursery, st
     assert there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in there)
 
 
-def test_training_that_goes_wrong_at_once_begins_with_other_samples(ranks: Nursery, store: str, tmp_path: Path) -> None:
+def test_training_that_goes_wrong_at_once_begins_with_other_samples(
+    ranks: ForkServer, store: str, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     settings = short(store, run, 5, health={"skipped_in_a_row": 2})
     settings["checkpoint"] = {"every_steps": 4, "keep": 9}
@@ -152,7 +156,7 @@ def test_training_that_goes_wrong_at_once_begins_with_other_samples(ranks: Nurse
 
 
 @pytest.mark.parametrize(("zero", "batch_norm"), [(1, "lane"), (3, "lane"), (1, "all")])
-def test_a_slow_rank_is_named(ranks: Nursery, store: str, tmp_path: Path, zero: int, batch_norm: str) -> None:
+def test_a_slow_rank_is_named(ranks: ForkServer, store: str, tmp_path: Path, zero: int, batch_norm: str) -> None:
     """Also where the others wait for it within a forward pass."""
     run = tmp_path / "run"
     settings = short(store, run, 6, engine={"precision": "fp32", "zero": zero}, log_steps=3)
@@ -162,14 +166,14 @@ def test_a_slow_rank_is_named(ranks: Nursery, store: str, tmp_path: Path, zero: 
     assert named and all("rank 1 on " in line for line in named)
 
 
-def test_a_slow_save_is_no_hang(ranks: Nursery, store: str, tmp_path: Path) -> None:
+def test_a_slow_save_is_no_hang(ranks: ForkServer, store: str, tmp_path: Path) -> None:
     """Rank 0 waits for the save before; the others wait with it, by its patience."""
     run = tmp_path / "run"
     settings = short(store, run, 3, watchdog={"stall_seconds": 2})
     assert ranks.ended(ranks.start(settings, 2, save=5.0)) == [0, 0]
 
 
-def test_ranks_that_hang_say_where_and_end(ranks: Nursery, store: str, tmp_path: Path) -> None:
+def test_ranks_that_hang_say_where_and_end(ranks: ForkServer, store: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = short(store, run, 9, watchdog={"stall_seconds": 5})
     pids = ranks.start(settings, 2, hangs=[1, 4])
@@ -184,7 +188,7 @@ def test_ranks_that_hang_say_where_and_end(ranks: Nursery, store: str, tmp_path:
 
 @pytest.mark.parametrize(("lost", "save", "asked"), [("forward", 0.0, False), ("step", 3600.0, True)])
 def test_a_rank_whose_device_is_lost_ends_with_one_message(
-    ranks: Nursery, store: str, tmp_path: Path, log: Path, lost: str, save: float, asked: bool
+    ranks: ForkServer, store: str, tmp_path: Path, log: Path, lost: str, save: float, asked: bool
 ) -> None:
     """Also where what it leaves behind would hang, a save among it, and a signal comes meanwhile."""
     run, before = tmp_path / "run", len(log.read_text())
@@ -203,7 +207,7 @@ def test_a_rank_whose_device_is_lost_ends_with_one_message(
     said = log.read_text()[before:]
     assert said.count("misaligned address") == said.count("goes on from the last checkpoint") == 1
     assert "Traceback" not in said
-    assert "training failed: the device is lost (CUDA error: misaligned address, in nursery.py, line " in said
+    assert "training failed: the device is lost (CUDA error: misaligned address, in forked_ranks.py, line " in said
     if not save:
         assert ranks.ended(ranks.start(settings, 1)) == [0]
         assert checkpoint(run, 9).step == 9

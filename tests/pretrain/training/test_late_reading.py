@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from pretrain.checkpoints.checkpoint import Checkpoint
+from pretrain.checkpoints.manifest import CheckpointId
 from pretrain.engine.distributed import World
-from pretrain.resilience.loss_monitor import LossWatch
+from pretrain.resilience.loss_monitor import LossMonitor
 from pretrain.settings import TrainSettings
 from pretrain.training import trainer
-from pretrain.training.callbacks import Hook
-from pretrain.training.step import OwnTime, Position, StepReport
+from pretrain.training.callbacks import Callback
+from pretrain.training.state import Position, TrainState
+from pretrain.training.step import OwnTime, StepReport
 
 CPU = torch.device("cpu")
 STEPS, CHECKPOINT, VALIDATION = 12, 5, 7
@@ -53,22 +55,22 @@ class Run:
         monkeypatch.setattr(StepReport, "read", reading)
         monkeypatch.setattr(trainer, "network_input", lambda planes, clip, out: planes)
         monkeypatch.setattr(trainer, "seed_dropout", lambda *_: None)
-        monkeypatch.setattr(trainer, "go_back", self.go_back)
 
     def train(self, settings: TrainSettings) -> str:
         clips = [SimpleNamespace(planes=number, targets=torch.eye(2)) for number in range(1, 40)]
         engine = SimpleNamespace(
             model=None, forward_waits=False, was_overflow=False, backward=lambda loss: None, forward=self.forward,
-            step=self.step, verdict=None, set_learning_rate=lambda rate: None, settle=self.settle, input_buffer=None,
+            step=self.step, verdict=None, set_learning_rate=lambda rate: None, input_buffer=None,
+            record_verdict=self.record_verdict, load=self.load,
         )  # fmt: skip
         self.engine = engine
-        session: Any = SimpleNamespace(
-            engine=engine, position=self.position, lanes=range(1), own_time=OwnTime(CPU), hooks=[self.hook()],
-            loader=Loader([[each] for each in clips]), watch=LossWatch(settings.health), saving=self.saving(),
+        state: Any = SimpleNamespace(
+            settings=settings, world=World(0, 1, CPU), engine=engine, position=self.position, lanes=range(1),
+            timers=SimpleNamespace(own=OwnTime(CPU)), loader=Loader([[each] for each in clips]), stop=self.stop,
+            loss_monitor=LossMonitor(settings.health), checkpointer=self.checkpointer(),
             watchdog=SimpleNamespace(patience=lambda seconds: contextlib.nullcontext()),
         )  # fmt: skip
-        stop: Any = self.stop
-        return trainer.run_steps(settings, World(0, 1, CPU), Path("nowhere"), session, stop)
+        return trainer.run_steps(state, [self.callback()])
 
     def forward(self, number: Any) -> torch.Tensor:
         self.shown.append(number)
@@ -80,22 +82,25 @@ class Run:
         self.stop.wanted = self.position.step + 1 == self.stop_in or self.stop.wanted
         self.done.append(f"sent {self.position.step + 1}")
 
-    def settle(self, finite: bool) -> None:
+    def record_verdict(self, finite: bool) -> None:
         self.done.append("sound" if finite else "unsound")
 
-    def saving(self) -> Any:
-        return SimpleNamespace(wait=lambda: self.done.append("saved"))
+    def checkpointer(self) -> Any:
+        """Of a run whose one checkpoint is at step 0."""
+        saved = CheckpointId(attempt=1, step=0)
+        checkpoint = Checkpoint(0, {}, {}, {}, {}, attempt=1)
+        return SimpleNamespace(
+            wait=lambda: self.done.append("saved"), newest=lambda: saved, load=lambda which: checkpoint,
+            write_beside=lambda name, data: None,
+        )  # fmt: skip
 
-    def go_back(self, *_: Any) -> None:
+    def load(self, _: Any) -> None:
         self.done.append(f"back from {self.position.step}")
-        passed = self.position.data_step
-        self.position.step = 0
-        self.position.passed_over = passed
 
-    def hook(self) -> Hook:
+    def callback(self) -> Callback:
         class Noting:
-            def after_step(hook, report: StepReport, last: bool) -> None:
-                self.done.append(f"hooks {report.step}{' last' if last else ''}")
+            def after_step(callback, state: TrainState, report: StepReport) -> None:
+                self.done.append(f"callbacks {report.step}{' last' if report.last else ''}")
 
         return Noting()
 
@@ -124,10 +129,10 @@ def test_a_step_is_read_when_the_next_one_has_been_sent(monkeypatch: pytest.Monk
     for step in range(1, STEPS + 1):
         expected.append(f"sent {step}")
         if step - 1 not in due and step > 1:
-            expected += [f"read {step - 1}", f"hooks {step - 1}"]
+            expected += [f"read {step - 1}", f"callbacks {step - 1}"]
         if step in due:
-            expected += [f"read {step}", f"hooks {step}{' last' if step == STEPS else ''}"]
-    assert steps(run.done, "sent", "read", "hooks") == expected
+            expected += [f"read {step}", f"callbacks {step}{' last' if step == STEPS else ''}"]
+    assert steps(run.done, "sent", "read", "callbacks") == expected
     assert run.done.count("sound") == STEPS and run.shown == list(range(1, STEPS + 1))
 
 
@@ -144,9 +149,9 @@ def test_a_stop_comes_with_the_step_that_was_sent_by_then(
     """What is saved is the state that all ranks have, and every sample shown is part of it."""
     run = Run(monkeypatch, stop_in=asked)
     assert run.train(settings()) == ("stopped" if last < STEPS else "finished")
-    assert run.done[-1] == f"hooks {last} last" and run.position.step == last
+    assert run.done[-1] == f"callbacks {last} last" and run.position.step == last
     assert run.shown == list(range(1, last + 1))
-    assert [each for each in run.done if each.endswith(" last")] == [f"hooks {last} last"]
+    assert [each for each in run.done if each.endswith(" last")] == [f"callbacks {last} last"]
 
 
 def test_a_step_sent_before_training_was_found_unsound_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,8 +159,8 @@ def test_a_step_sent_before_training_was_found_unsound_is_none(monkeypatch: pyte
     run = Run(monkeypatch, unsound=(2, 3))
     assert run.train(settings()) == "finished"
     back = run.done.index("back from 3")
-    assert run.done[back - 6 : back] == ["unsound", "hooks 2", "sent 4", "read 3", "unsound", "saved"]
-    assert "hooks 3" not in run.done[:back] and "read 4" not in run.done[:back]
+    assert run.done[back - 6 : back] == ["unsound", "callbacks 2", "sent 4", "read 3", "unsound", "saved"]
+    assert "callbacks 3" not in run.done[:back] and "read 4" not in run.done[:back]
     assert run.shown == [1, 2, 3, 4, 4, *range(5, STEPS + 4)]
     assert run.position.passed_over == 3
 

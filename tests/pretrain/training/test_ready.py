@@ -48,12 +48,12 @@ def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def test_a_path_that_fails_in_training_is_left_out(finished: Finished, tmp_path: Path) -> None:
-    code, told = train(finished, tmp_path / "run", "once", *MEASURED)
-    assert code == 0, told
-    assert "a step on trial failed: RuntimeError: weights at an odd address\n" in told
-    assert "the compute path planar is left out: it fails in training; next is channels-last" in told
-    assert told.index("a step on trial went well") < told.index("checkpoint")  # the first was not written before
-    assert "step 1 is taken, " in told and "Traceback" not in told
+    code, output = train(finished, tmp_path / "run", "once", *MEASURED)
+    assert code == 0, output
+    assert "a step on trial failed: RuntimeError: weights at an odd address\n" in output
+    assert "the compute path planar is left out: it fails in training; next is channels-last" in output
+    assert output.index("a step on trial went well") < output.index("checkpoint")  # the first was not written before
+    assert "step 1 is taken, " in output and "Traceback" not in output
     kept = json.loads((tmp_path / "run" / "compute_path.json").read_text())
     assert (kept["path"], kept["failed"]) == ("channels-last", ["planar"])
     # It is the run that had this path from its beginning, to the bit.
@@ -64,13 +64,13 @@ def test_a_path_that_fails_in_training_is_left_out(finished: Finished, tmp_path:
 def test_a_lost_device_ends_the_run_and_the_same_command_goes_on(finished: Finished, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    code, told = train(finished, run, "lost", *MEASURED)
-    assert code == 1 and "the same command goes on by another path" in told and "Traceback" not in told, told
+    code, output = train(finished, run, "lost", *MEASURED)
+    assert code == 1 and "the same command goes on by another path" in output and "Traceback" not in output, output
     assert json.loads((run / "compute_path.json").read_text())["failed"] == ["planar"]
     assert not (run / "checkpoints").exists()
     (run / "stop").touch()  # asked to stop before it begins, it takes one step
-    code, told = train(finished, run, "lost", *MEASURED)
-    assert code == 75 and "step 1 is taken" in told and "left out" not in told, told
+    code, output = train(finished, run, "lost", *MEASURED)
+    assert code == 75 and "step 1 is taken" in output and "left out" not in output, output
 
 
 def test_a_path_that_was_asked_for_is_an_error(finished: Finished, tmp_path: Path) -> None:

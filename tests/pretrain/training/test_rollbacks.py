@@ -1,4 +1,4 @@
-"""The count of roll-backs in a run's folder."""
+"""The count of roll-backs beside a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.settings import DataSettings, TrainSettings
-from pretrain.training.rollbacks import Rollback, decoded, keep, kept
+from pretrain.training.rollbacks import Rollback, parse_rollback, rollback_text, write_rollback
 
 
 def test_writers_of_one_process_id_do_not_meet(tmp_path: Path) -> None:
@@ -17,10 +18,10 @@ def test_writers_of_one_process_id_do_not_meet(tmp_path: Path) -> None:
     def write(attempt: int) -> None:
         for _ in range(20):
             together.wait()
-            keep(Rollback(step=5, attempt=attempt, times=1, passed_over=0), tmp_path, settings)
+            write_rollback(Rollback(step=5, attempt=attempt, times=1, passed_over=0), Checkpointer(tmp_path), settings)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(4)))
-    last = decoded(kept(tmp_path, settings.checkpoint), settings)
+    last = parse_rollback(rollback_text(Checkpointer(tmp_path)), settings)
     assert last is not None and last.step == 5
     assert [each.name for each in tmp_path.iterdir()] == ["rollbacks.json"]

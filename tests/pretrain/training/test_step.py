@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from pretrain.engine.distributed import World
-from pretrain.training.step import OwnTime, Position, Repeatable, StepReport, right_clips
+from pretrain.training.batch_stream import Repeatable
+from pretrain.training.state import Position
+from pretrain.training.step import OwnTime, StepReport, right_clips
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -112,12 +114,12 @@ def test_own_seconds_leave_out_what_is_waited_for(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_last_item_comes_again_where_it_is_asked_for() -> None:
-    found, items = [], Repeatable(iter(range(4)))
+    taken, items = [], Repeatable(iter(range(4)))
     for number, item in enumerate(items):
-        found.append(item)
+        taken.append(item)
         if number in (1, 2, 4):
             items.again()
-    assert found == [0, 1, 1, 1, 2, 2, 3]
+    assert taken == [0, 1, 1, 1, 2, 2, 3]
 
 
 def test_a_position_passes_samples_over() -> None:

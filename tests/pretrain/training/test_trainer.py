@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from pretrain.checkpoints.checkpoint import load_run
 from pretrain.data.sources import MixedStore, open_sources
 from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.run_folder import Run, read_settings
@@ -30,6 +29,7 @@ from sharding.format.index import merge
 from sharding.format.record import from_parquet, record_meta, to_parquet, with_meta
 from sharding.storage.store import open_store
 from tests.pretrain.conftest import CLASSES, Finished, end, start, write_recipe
+from tests.support.training.checkpoints import load_run
 
 pytestmark = pytest.mark.cluster
 
@@ -47,9 +47,9 @@ def final(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     return load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors")
 
 
-def wait_for(process: subprocess.Popen[bytes], log: Path, there: Callable[[], bool]) -> None:
+def wait_for(process: subprocess.Popen[bytes], log: Path, is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 200
-    while not there():
+    while not is_so():
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
 
@@ -197,10 +197,10 @@ def test_the_same_classes_keep_the_head(finished: Finished) -> None:
     settings, classes = read_settings(finished.folder)
     source = load_run(finished.folder).model
     others = [*classes[:-1], "another"]
-    for known, kept in ((classes, True), (classes[::-1], True), (classes[2:] + classes[:2], True), (others, False)):
-        model = build_model(settings.model, len(known), 4)
-        start_from(model, settings, finished.folder, known)
-        for number, name in enumerate(known):
+    for names, kept in ((classes, True), (classes[::-1], True), (classes[2:] + classes[:2], True), (others, False)):
+        model = build_model(settings.model, len(names), 4)
+        start_from(model, settings, finished.folder, names)
+        for number, name in enumerate(names):
             if name in classes:
                 theirs = classes.index(name)
                 assert torch.equal(model.fc.weight[number], source["fc.weight"][theirs]) is kept

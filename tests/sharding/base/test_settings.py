@@ -88,7 +88,7 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected_words"),
     [
         ("seed: 1\nname: a\nseed: 2\n", ("the key 'seed' is there twice, first on line 1", "line 3, column 1")),
         ("optimizer:\n  momentum: 1\n  momentum: 1\n", ("the key 'momentum' is there twice", "line 3, column 3")),
@@ -100,11 +100,11 @@ def test_mistakes_in_files(tmp_path: Path) -> None:
         ("{seed: 1}: 2\n", ("YAML", "run.yaml")),
     ],
 )
-def test_files_that_say_two_things_or_none(tmp_path: Path, text: str, told: tuple[str, ...]) -> None:
+def test_files_that_say_two_things_or_none(tmp_path: Path, text: str, expected_words: tuple[str, ...]) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(text)
     said = refusal(file)
-    assert all(part in said for part in told), said
+    assert all(part in said for part in expected_words), said
 
 
 def test_what_a_merge_brings_may_be_given_anew(tmp_path: Path) -> None:

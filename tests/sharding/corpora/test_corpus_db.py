@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from sharding.base.errors import UserError
 from sharding.corpora import corpus_db as gather
-from sharding.corpora.corpus_db import Gather
-from sharding.corpora.entries.labels import LabelBook
-from sharding.corpora.entries.rows import Listing, Row
+from sharding.corpora.corpus_db import CorpusDatabase
+from sharding.corpora.entries.labels import LabelEncoder
+from sharding.corpora.entries.rows import CorpusList, Row
 from sharding.corpora.manifest import CorpusSettings, Manifest, Video, read_manifest
 from sharding.corpora.merge import identity_digest
 from sharding.format.plan import plan
@@ -107,7 +107,7 @@ def test_what_is_planned_is_taken_away(tmp_path: Path) -> None:
     files[4] = ("4.mp4", 3000)
     new = manifest_of(tmp_path, now, files, classes=old.classes)
     assert new.classes == ("jump", "run", "swim")
-    compared = new.without(iter(planned))
+    compared = new.remove_planned(iter(planned))
     assert (compared.same, compared.changed, compared.gone) == (2, 3, 1)
     told = "\n".join(compared.examples)
     assert "1.mp4: split train, planned for val" in told and "4.mp4: 3000 bytes, planned with 2000" in told
@@ -120,7 +120,7 @@ def test_what_is_planned_is_taken_away(tmp_path: Path) -> None:
     assert any("kept 3 videos as they were planned" in note for note in new.notes)
     assert {one["where"].rpartition(", ")[2] for one in new.refusals()} == {"line 3", "line 4", "line 6", "line 9"}
     again = manifest_of(tmp_path, now, files, classes=new.classes)
-    rest = again.without([*planned, *new.videos()])
+    rest = again.remove_planned([*planned, *new.videos()])
     assert list(again.videos()) == [] and (rest.same, rest.changed, rest.gone) == (5, 3, 1)
 
 
@@ -132,7 +132,7 @@ def test_a_new_stretch_goes_where_its_video_is_planned(tmp_path: Path) -> None:
     files = [(f"{n}.mp4", 2000) for n in range(300)]
     lines = [f"{n}.mp4,x,,{s},{s + 1}" for n in range(300) for s in (0, 5)]
     new = manifest_of(tmp_path, lines, files, validation=0.01)
-    compared = new.without(planned)
+    compared = new.remove_planned(planned)
     assert compared.same == 2 and compared.changed == 0
     sides = {v.uri: v.split for v in planned}
     assert {v.uri: v.split for v in new.videos() if v.uri in sides} == sides
@@ -140,7 +140,7 @@ def test_a_new_stretch_goes_where_its_video_is_planned(tmp_path: Path) -> None:
     assert keys == sorted(keys) and len(keys) == 598
     lines = ["0.mp4,x,train,0,1", "0.mp4,x,train,5,6", "1.mp4,x,train,5,6", "2.mp4,x,val,,"]
     given_split = manifest_of(tmp_path, lines, files)
-    given_split.without([Video("0.mp4", (0,), "train", 0.0, 1.0), Video("1.mp4", (0,), "val", 0.0, 1.0)])
+    given_split.remove_planned([Video("0.mp4", (0,), "train", 0.0, 1.0), Video("1.mp4", (0,), "val", 0.0, 1.0)])
     assert [v.uri for v in given_split.videos()] == ["0.mp4", "2.mp4"] and given_split.left_out == {"leak": 1}
 
 
@@ -157,20 +157,20 @@ def test_a_manifest_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = Gather()
+    held = CorpusDatabase()
     held.db.execute("PRAGMA max_page_count=20")
-    book = LabelBook("names", None, "x")
+    book = LabelEncoder("names", None, "x")
     rows_ = (Row(f"{n}.mp4", ("x",), bytes=1) for n in range(10_000))
     with pytest.raises(UserError, match=r"does not fit on the disk(.|\n)*TMPDIR"):
-        held.read(Listing("x", "line", rows_), book, None, listed=True)
+        held.add_list(CorpusList("x", "line", rows_), book, None, from_listing=True)
 
 
 def test_a_label_for_every_video_is_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sharding.corpora.entries.labels.MOST", 100)
-    book = LabelBook("names", None, "x")
+    book = LabelEncoder("names", None, "x")
     with pytest.raises(UserError, match="more than 100 labels"):
         for n in range(102):
-            book.code((f"title {n}",))
+            book.encode((f"title {n}",))
 
 
 def test_the_benchmark_plans_all_that_has_a_file() -> None:
@@ -189,6 +189,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_list(tmp_path: Path) -> None:
     """With a small cache, a list of ten times the lines takes hardly more."""
     held = []

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding.base.errors import UserError
-from sharding.corpora.entries.splits import SMALLEST_VIDEO, Shares
+from sharding.corpora.entries.splits import SMALLEST_VIDEO, ValidationShare
 from sharding.corpora.manifest import CorpusSettings, Manifest, Video, read_manifest
-from sharding.format.plan import ShardJob, plan, shard_size
+from sharding.format.plan import ShardJob, default_shard_size, plan
 from sharding.media.input.source import Source
 
 names = st.lists(st.text("abcdefg/", min_size=1, max_size=12), min_size=1, max_size=60, unique=True)
@@ -216,13 +216,13 @@ def test_an_object_whose_key_looks_like_another_place_is_not_read_from_there(tmp
 
 def splits_of(uris: Iterable[str], validation: float, sizes: dict[str, int] | None = None) -> dict[str, str]:
     """uri → side, as a corpus that gives no split has them."""
-    shares = Shares(validation)
-    found = {}
+    shares = ValidationShare(validation)
+    splits = {}
     for uri in uris:
-        found[uri] = shares.side(uri.encode())
-        shares.saw(uri.encode(), (sizes or {}).get(uri))
-    crossing = shares.crossing()
-    return found | ({crossing[0].decode(): crossing[1]} if crossing else {})
+        splits[uri] = shares.split_of(uri.encode())
+        shares.observe(uri.encode(), (sizes or {}).get(uri))
+    crossing = shares.source_to_move()
+    return splits | ({crossing[0].decode(): crossing[1]} if crossing else {})
 
 
 @settings(deadline=None)
@@ -273,7 +273,7 @@ def test_a_plan_is_made_as_it_is_read_and_names_its_generation() -> None:
 
 
 def test_a_small_corpus_makes_many_shards_and_a_large_one_long_ones() -> None:
-    assert [shard_size(videos) for videos in (0, 1, 60, 64, 65, 4033, 1_100_000)] == [1, 1, 1, 1, 2, 64, 64]
+    assert [default_shard_size(videos) for videos in (0, 1, 60, 64, 65, 4033, 1_100_000)] == [1, 1, 1, 1, 2, 64, 64]
     videos = [Video(f"x/{n}.mp4", (0,), "val" if n % 10 == 0 else "train") for n in range(60)]
     assert [len(job.videos) for job in planned(videos, None)] == [1] * 60
-    assert all(32 <= -(-videos // shard_size(videos)) <= 64 for videos in range(64, 4096))
+    assert all(32 <= -(-videos // default_shard_size(videos)) <= 64 for videos in range(64, 4096))

@@ -66,27 +66,27 @@ print(len(os.listdir("/proc/self/task")) - before)
 def test_a_damaged_record_is_told(made: Store) -> None:
     split, job = record.list_records(made)[0]
     whole = record.read_record(made, split, job)
-    told = 0
+    noticed = 0
     for _ in damaged(Path(made.url) / record.record_path(split, job), every=97):
         try:
             assert record.read_record(made, split, job).equals(whole)  # the byte was part of no value
         except UserError as error:
             assert "a shard's record is damaged" in error.what and error.where.endswith(f"{job}.parquet")
-            told += 1
-    assert told > 50
+            noticed += 1
+    assert noticed > 50
 
 
 def test_a_damaged_end_of_a_record_is_told_without_the_rest(made: Store) -> None:
     split, job = record.list_records(made)[0]
     meta = record.read_meta(made, split, job)
-    told = 0
+    noticed = 0
     for _ in damaged(Path(made.url) / record.record_path(split, job), every=13, last=4000):
         try:
             assert record.read_meta(made, split, job) == meta  # the byte was part of no value of it
         except UserError as error:
             assert "a shard's record is damaged" in error.what and error.where.endswith(f"{job}.parquet")
-            told += 1
-    assert told > 30
+            noticed += 1
+    assert noticed > 30
 
 
 def test_metadata_longer_than_what_is_read_at_first(tmp_path: Path) -> None:
@@ -100,14 +100,14 @@ def test_metadata_longer_than_what_is_read_at_first(tmp_path: Path) -> None:
 def test_a_damaged_index_is_told(made: Store) -> None:
     whole = index.current_index(made)
     path = Path(made.url) / "index" / f"{whole.version}.parquet"
-    told = 0
+    noticed = 0
     for _ in damaged(path, every=17):
         try:
             assert index.current_index(made) == whole
         except UserError as error:
             assert "the store's index is damaged" in error.what and error.where == str(path)
-            told += 1
-    assert told > 50
+            noticed += 1
+    assert noticed > 50
 
 
 def test_columns_of_another_type_are_told(made: Store) -> None:
@@ -146,7 +146,7 @@ def test_a_merge_that_saw_less_does_not_become_the_newest(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(str(tmp_path / "store"))
-    jobs = list(prepare(str(corpus), store, SETTINGS, READING).todo())
+    jobs = list(prepare(str(corpus), store, SETTINGS, READING).remaining_jobs())
     make_shard(*jobs[0], store, SETTINGS)
     real = index.list_records
 
@@ -167,7 +167,7 @@ def test_two_merges_that_take_the_same_number_agree_in_the_end(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(str(tmp_path / "store"))
-    jobs = list(prepare(str(corpus), store, SETTINGS, READING).todo())
+    jobs = list(prepare(str(corpus), store, SETTINGS, READING).remaining_jobs())
     make_shard(*jobs[0], store, SETTINGS)
     real = index.to_parquet
 

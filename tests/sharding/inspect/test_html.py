@@ -20,10 +20,10 @@ from PIL import Image
 
 from sharding.format import index, record
 from sharding.format.index import Index, Part
-from sharding.inspect.contact_sheet import Tile, contact_sheet, drawn, middle_frame, spread
+from sharding.inspect.contact_sheet import Tile, contact_sheet, draw_sheet, middle_frame, spread_over_classes
 from sharding.inspect.html import page
 from sharding.storage.store import Store, open_store
-from tests.sharding.inspect.test_verify import sharded
+from tests.support.damaged_stores import sharded
 from tests.support.stores import part_of
 
 NAMES = ["<script>alert(1)</script>", "say \"cheese\" & 'smile'", "篮球", "calm"]
@@ -68,7 +68,7 @@ def read(text: str) -> Reader:
 
 def summary(**changes: Any) -> dict[str, Any]:
     split = {"samples": 1234567, "videos": 400000, "shards": 7, "bytes": 9.1e12, "frames": 10, "seconds": 7300.0}
-    found: dict[str, Any] = {
+    tree: dict[str, Any] = {
         "store": "s3://bucket/store",
         "index": "000003-abcdef",
         "samples": 1234567,
@@ -91,10 +91,10 @@ def summary(**changes: Any) -> dict[str, Any]:
         "versions": {"av": ["18.1.0", "17.0"]},
         "generations": [{"number": 0, "kind": "corpus", "videos": 400000}],
     }
-    return found | changes
+    return tree | changes
 
 
-PNG = drawn([], [])
+PNG = draw_sheet([], [])
 
 
 def test_the_page_says_it_all() -> None:
@@ -184,14 +184,14 @@ def part(number: int, histogram: dict[int, int], samples: int | None = None) -> 
 @given(st.lists(st.dictionaries(st.integers(0, 9), st.integers(1, 4)), max_size=12), st.integers(1, 40))
 def test_the_sheet_shows_every_class_before_a_second_of_one(histograms: list[dict[int, int]], count: int) -> None:
     parts = [part(number, histogram) for number, histogram in enumerate(histograms)]
-    found = spread(parts, count)
+    chosen = spread_over_classes(parts, count)
     total: Counter[int] = Counter()
     for histogram in histograms:
         total.update(histogram)
-    assert len(found) == min(count, sum(total.values()))
-    shown = Counter(label for _, label in found)
+    assert len(chosen) == min(count, sum(total.values()))
+    shown = Counter(label for _, label in chosen)
     assert all(shown[label] <= total[label] for label in shown if label is not None)
-    assert all(one.label_histogram[label] > 0 for one, label in found if label is not None)
+    assert all(one.label_histogram[label] > 0 for one, label in chosen if label is not None)
     if len(total) <= count:
         least = {label: min(shown[label], total[label]) for label in total}
         assert all(shown[a] - 1 <= least[b] or least[b] == total[b] for a in total for b in total)
@@ -201,8 +201,8 @@ def test_the_sheet_shows_every_class_before_a_second_of_one(histograms: list[dic
 
 def test_the_sheet_takes_from_many_shards() -> None:
     parts = [part(number, {0: 100, 1: 100}) for number in range(30)]
-    assert len({one.path for one, _ in spread(parts, 20)}) == 20
-    assert len(spread([part(0, {}, 3), part(1, {}, 9)], 10)) == 10  # without labels
+    assert len({one.path for one, _ in spread_over_classes(parts, 20)}) == 20
+    assert len(spread_over_classes([part(0, {}, 3), part(1, {}, 9)], 10)) == 10  # without labels
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +282,7 @@ def test_a_damaged_sample_is_an_empty_picture(root: Path, tmp_path: Path) -> Non
 def test_names_of_any_letters(name: str) -> None:
     picture = Image.new("RGB", (64, 48), "#336699")
     tiles = [Tile(picture, (0, 1), "train"), Tile(None, (7,), "val"), Tile(picture, (), "train")]
-    sheet = np.asarray(Image.open(io.BytesIO(drawn(tiles, [name, "other"]).png)).convert("L"))
+    sheet = np.asarray(Image.open(io.BytesIO(draw_sheet(tiles, [name, "other"]).png)).convert("L"))
     assert sheet.shape == (182, 550)
     below = sheet[140:158]
     assert all((below[:, x : x + 170] < 128).any() for x in (10, 190, 370))  # something is written below each

@@ -43,14 +43,14 @@ def test_other_settings_are_refused_with_the_difference(corpus: Path, store: Sto
 
 def test_only_what_is_missing_is_made(corpus: Path, store: Store, tmp_path: Path) -> None:
     prepared = prepare(str(corpus), store, SETTINGS, READING)
-    jobs = list(prepared.todo())
-    assert len(jobs) == prepared.jobs >= 3
+    jobs = list(prepared.remaining_jobs())
+    assert len(jobs) == prepared.planned_count >= 3
     make_shard(*jobs[1], store, SETTINGS)
     with pytest.raises(UserError, match="did not finish"):
         index.current_index(store)
     again = prepare(str(corpus), store, SETTINGS, READING)
-    assert list(again.todo()) == [jobs[0], *jobs[2:]]
-    assert again.remaining == len(jobs) - 1 and again.videos == 8 - len(jobs[1][0].videos)
+    assert list(again.remaining_jobs()) == [jobs[0], *jobs[2:]]
+    assert again.remaining_count == len(jobs) - 1 and again.remaining_videos == 8 - len(jobs[1][0].videos)
     make(again)
     untouched = open_store(str(tmp_path / "untouched"))
     shard(corpus, untouched)
@@ -74,11 +74,11 @@ def test_new_videos_are_a_new_generation_and_the_old_ones_stay(corpus: Path, sto
     assert second.classes == ["calm", "lively", "brisk"] == index.require_head(store)["classes"]
     assert len(uris(store)) == 8 == sum(split.samples for split in second.splits.values())
     assert [plan.number for plan in generations(store)] == [0, 1]
-    assert prepare(str(corpus), store, SETTINGS, READING).remaining == 0
+    assert prepare(str(corpus), store, SETTINGS, READING).remaining_count == 0
 
 
 def test_a_corpus_that_moved_is_the_same(corpus: Path, store: Store, tmp_path: Path) -> None:
-    jobs = list(prepare(str(corpus), store, SETTINGS, READING).todo())
+    jobs = list(prepare(str(corpus), store, SETTINGS, READING).remaining_jobs())
     make_shard(*jobs[0], store, SETTINGS)
     moved = corpus.rename(tmp_path / "elsewhere")
     shard(moved, store)
@@ -92,7 +92,7 @@ def test_a_name_that_two_corpora_share_moves_neither(
     (tmp_path / "other" / "calm").mkdir(parents=True)
     for name in ("piece0", "another"):
         shutil.copyfile(pieces[0], tmp_path / "other" / "calm" / f"{name}.mp4")
-    roots = {(job.id[:2], root) for job, root in shard(tmp_path / "other", store).todo()}
+    roots = {(job.id[:2], root) for job, root in shard(tmp_path / "other", store).remaining_jobs()}
     assert roots == {("g0", str(corpus)), ("g1", str(tmp_path / "other"))}
     assert len(uris(store)) == 7 and summary(store)["failures"] == {"empty": 1, "not_video": 1}
 
@@ -121,7 +121,7 @@ def test_a_retry_makes_new_shards_of_what_failed_alone(corpus: Path, store: Stor
     before = parts(store)
     shutil.copyfile(pieces[0], corpus / "calm" / "empty.mp4")
     prepared = retry(store)
-    assert prepared.remaining >= 1
+    assert prepared.remaining_count >= 1
     assert {video.uri for video in planned_videos(store, generations(store)[1])} == {
         "calm/empty.mp4",
         "lively/note.mp4",
@@ -157,11 +157,13 @@ def test_many_generations_take_no_more_listings(
 def test_a_retry_that_was_stopped_goes_on(corpus: Path, store: Store) -> None:
     shard(corpus, store)
     begun = prepare_retry(store, SETTINGS)
-    jobs = list(begun.todo())
+    jobs = list(begun.remaining_jobs())
     again = prepare_retry(store, SETTINGS)
-    assert list(again.todo()) == jobs and len(generations(store)) == 2
+    assert list(again.remaining_jobs()) == jobs and len(generations(store)) == 2
     assert begun.notes == again.notes == ("2 failed videos or segments are tried again",)
-    assert [job for job, _ in prepare(str(corpus), store, SETTINGS, READING).todo()] == [job for job, _ in jobs]
+    assert [job for job, _ in prepare(str(corpus), store, SETTINGS, READING).remaining_jobs()] == [
+        job for job, _ in jobs
+    ]
 
 
 def test_a_retry_reads_where_the_files_are_now(corpus: Path, store: Store, tmp_path: Path, pieces: list[Path]) -> None:
@@ -191,7 +193,7 @@ def test_a_retry_over_two_corpora_reads_each_where_it_is(
         shutil.copyfile(pieces[1], path)
     prepared = retry(store)
     assert prepared.notes == ("3 failed videos or segments are tried again",)
-    tried = {(root, video.uri) for job, root in prepared.todo() for video in job.videos}
+    tried = {(root, video.uri) for job, root in prepared.remaining_jobs() for video in job.videos}
     mine = {(str(corpus), "calm/empty.mp4"), (str(corpus), "lively/note.mp4")}
     assert tried == mine | {(str(other), "calm/bad.mp4")}
     assert [plan.kind for plan in generations(store)] == ["corpus", "corpus", "retry", "retry"]
@@ -217,7 +219,7 @@ def test_two_retries_at_once_try_each_video_once(
     monkeypatch.setattr(module, "add_generation", late)
     prepared = prepare_retry(store, SETTINGS)
     assert prepared.notes == ("3 failed videos or segments are tried again",)
-    tried = [video.uri for job, _ in prepared.todo() for video in job.videos]
+    tried = [video.uri for job, _ in prepared.remaining_jobs() for video in job.videos]
     assert sorted(tried) == ["calm/bad.mp4", "calm/empty.mp4", "lively/note.mp4"]
     assert [plan.kind for plan in generations(store)] == ["corpus", "corpus", "retry", "retry"]
 
@@ -235,9 +237,11 @@ def test_not_one_good_video(corpus: Path, store: Store, pieces: list[Path]) -> N
 
 def test_two_commands_that_begin_at_once_plan_the_same(corpus: Path, store: Store, tmp_path: Path) -> None:
     first, second = (prepare(str(corpus), store, SETTINGS, READING) for _ in range(2))
-    assert first.plans == second.plans and list(first.todo()) == list(second.todo())
-    made = [make_shard(job, root, store, SETTINGS) for job, root in first.todo()]
-    assert [make_shard(job, root, store, SETTINGS).already for job, root in second.todo()] == [True] * len(made)
+    assert first.plans == second.plans and list(first.remaining_jobs()) == list(second.remaining_jobs())
+    made = [make_shard(job, root, store, SETTINGS) for job, root in first.remaining_jobs()]
+    assert [make_shard(job, root, store, SETTINGS).made_by_another for job, root in second.remaining_jobs()] == [
+        True
+    ] * len(made)
 
 
 def test_a_generation_taken_meanwhile_is_compared_and_the_next_is_taken(
@@ -257,7 +261,7 @@ def test_a_generation_taken_meanwhile_is_compared_and_the_next_is_taken(
     shutil.copyfile(pieces[0], corpus / "calm" / "seen.mp4")
     monkeypatch.setattr(module, "add_generation", late)
     prepared = prepare(str(corpus), store, SETTINGS, READING)
-    assert prepared.remaining == 0 and len(prepared.plans) == 1
+    assert prepared.remaining_count == 0 and len(prepared.plans) == 1
     assert sum(len(job.videos) for job in planned_jobs(store, generations(store)[0])) == 9
 
 

@@ -20,11 +20,11 @@ import webdataset
 from sharding.base.errors import UserError
 from sharding.corpora.manifest import Video
 from sharding.format import index, record
-from sharding.format.failures import read_failures, with_failures
+from sharding.format.failures import read_failures, shards_with_failures
 from sharding.inspect.summary import summary
 from sharding.inspect.verify import verify
 from sharding.make.prepare import prepare
-from sharding.make.shard import Progress, ShardSettings, WorkSettings, make_shard
+from sharding.make.shard import ShardProgress, ShardSettings, WorkerSettings, make_shard
 from sharding.make.tar_parts import sample_key
 from sharding.storage.store import Store, open_store
 from tests.support.stores import READING, SETTINGS, content, make, shard
@@ -42,7 +42,7 @@ def changed(**values: object) -> ShardSettings:
 
 def test_the_store_as_the_format_says(corpus: Path, store: Store) -> None:
     prepared = shard(corpus, store)
-    assert prepared.jobs == prepared.remaining >= 2 and prepared.videos == 8
+    assert prepared.planned_count == prepared.remaining_count >= 2 and prepared.remaining_videos == 8
     current = index.current_index(store)
     assert current.classes == ["calm", "lively"] and current.failures == {"empty": 1, "not_video": 1}
     assert sum(split.samples for split in current.splits.values()) == 6
@@ -92,16 +92,16 @@ def test_two_runs_give_the_same_bytes_and_a_third_does_nothing(corpus: Path, sto
     shard(corpus, other)
     assert content(store) == content(other)
     again = shard(corpus, store)
-    assert not again.remaining and not list(again.todo()) and content(store) == content(other)
-    job, root = next(first.todo())
+    assert not again.remaining_count and not list(again.remaining_jobs()) and content(store) == content(other)
+    job, root = next(first.remaining_jobs())
     result = make_shard(job, root, store, SETTINGS)
-    assert result.already and content(store) == content(other)
+    assert result.made_by_another and content(store) == content(other)
 
 
 def test_what_a_worker_tells(corpus: Path, store: Store) -> None:
-    job, root = next(prepare(str(corpus), store, SETTINGS, READING).todo())
-    told: list[Progress] = []
-    last = make_shard(job, root, store, SETTINGS, tell=told.append)
+    job, root = next(prepare(str(corpus), store, SETTINGS, READING).remaining_jobs())
+    told: list[ShardProgress] = []
+    last = make_shard(job, root, store, SETTINGS, on_progress=told.append)
     assert [progress.videos for progress in told] == list(range(1, len(job.videos) + 1))
     assert last.done and last.videos == len(job.videos) == last.samples + sum(last.failures.values())
     assert last.frames == 20 * last.samples and last.bytes_out == sum(
@@ -111,21 +111,21 @@ def test_what_a_worker_tells(corpus: Path, store: Store) -> None:
 
 
 def test_a_slow_worker_leaves_what_a_faster_one_made(corpus: Path, store: Store) -> None:
-    jobs = list(prepare(str(corpus), store, SETTINGS, READING).todo())
+    jobs = list(prepare(str(corpus), store, SETTINGS, READING).remaining_jobs())
     job, root = next(one for one in jobs if sum("piece" in video.uri for video in one[0].videos) > 1)
     gone = [corpus / video.uri for video in job.videos if "piece" in video.uri][-1]
 
-    def meanwhile(told: Progress) -> None:
-        if told.videos == 1:  # another worker, which for a moment cannot read one of the videos
+    def meanwhile(progress: ShardProgress) -> None:
+        if progress.videos == 1:  # another worker, which for a moment cannot read one of the videos
             hidden = gone.rename(gone.with_suffix(".hidden"))
             assert make_shard(job, root, store, SETTINGS).failures
             hidden.rename(gone)
 
-    last = make_shard(job, root, store, SETTINGS, tell=meanwhile)
-    assert last.already and last.done
+    last = make_shard(job, root, store, SETTINGS, on_progress=meanwhile)
+    assert last.made_by_another and last.done
     found = verify(store, "none")
-    assert found.sound, found.damages
-    lines = read_failures(store, [(job.split, job.id)], with_failures(store))
+    assert found.intact, found.damages
+    lines = read_failures(store, [(job.split, job.id)], shards_with_failures(store))
     assert str(gone.relative_to(corpus)) in {line["uri"] for line in lines}
 
 
@@ -146,7 +146,7 @@ def test_failures_are_told(corpus: Path, store: Store) -> None:
 def test_an_unexpected_error_ends_the_video_not_the_shard(
     corpus: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sharding.make.shard.transcode_and_tell", failing.by_zero)
+    monkeypatch.setattr("sharding.make.shard.transcode_with_cost", failing.by_zero)
     shard(corpus, store)
     found = summary(store)
     assert found["samples"] == 0 and found["failures"] == {"unexpected": 8}
@@ -156,25 +156,26 @@ def test_an_unexpected_error_ends_the_video_not_the_shard(
 def test_a_video_too_large_for_the_memory_is_listed(
     corpus: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sharding.make.shard.transcode_and_tell", failing.too_large)
+    monkeypatch.setattr("sharding.make.shard.transcode_with_cost", failing.too_large)
     shard(corpus, store)
     found = summary(store)
     assert found["failures"] == {"crashed": 8} and "memory" in found["failure_examples"][0]["reason"]
 
 
+@pytest.mark.slow
 def test_videos_that_crash_or_hang_the_decoder_are_listed(
     corpus: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("crash", "hang"):
         shutil.copyfile(corpus / "calm" / "piece0.mp4", corpus / "calm" / f"{name}.mp4")
-    monkeypatch.setattr("sharding.make.shard.transcode_and_tell", failing.poisonous)
-    for job, root in prepare(str(corpus), store, SETTINGS, READING).todo():
-        make_shard(job, root, store, SETTINGS, WorkSettings(stall_seconds=1.0))
+    monkeypatch.setattr("sharding.make.shard.transcode_with_cost", failing.poisonous)
+    for job, root in prepare(str(corpus), store, SETTINGS, READING).remaining_jobs():
+        make_shard(job, root, store, SETTINGS, WorkerSettings(stall_seconds=1.0))
     index.merge(store)
-    found = summary(store)
-    assert found["samples"] == 6
-    assert found["failures"] == {"crashed": 1, "empty": 1, "not_video": 1, "stalled": 1}
-    told = {failure["uri"]: failure for failure in found["failure_examples"]}
+    tree = summary(store)
+    assert tree["samples"] == 6
+    assert tree["failures"] == {"crashed": 1, "empty": 1, "not_video": 1, "stalled": 1}
+    told = {failure["uri"]: failure for failure in tree["failure_examples"]}
     assert told["calm/crash.mp4"]["kind"] == "crashed" and "SIGSEGV" in told["calm/crash.mp4"]["detail"]
     assert told["calm/hang.mp4"]["kind"] == "stalled"
 
@@ -190,7 +191,7 @@ def test_a_full_local_disk_ends_the_job(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(webdataset.TarWriter, method, fail)
-    job, root = next(prepare(str(corpus), store, SETTINGS, READING).todo())
+    job, root = next(prepare(str(corpus), store, SETTINGS, READING).remaining_jobs())
     with pytest.raises(UserError, match="the shard cannot be written: No space left on device") as caught:
         make_shard(job, root, store, SETTINGS)
     assert "TMPDIR" in caught.value.remedy and not record.list_records(store)
@@ -233,6 +234,7 @@ def test_reading_what_is_no_store(tmp_path: Path) -> None:
         index.current_index(open_store(str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_killed_in_mid_shard_it_leaves_no_record_and_the_next_run_ends_it(
     corpus: Path, store: Store, tmp_path: Path
 ) -> None:
@@ -246,8 +248,8 @@ def test_killed_in_mid_shard_it_leaves_no_record_and_the_next_run_ends_it(
         "from tests.support.stores import READING\n"
         f"settings = ShardSettings.model_validate_json({settings.model_dump_json()!r})\n"
         f"prepared = prepare({str(corpus)!r}, open_store({store.url!r}), settings, READING)\n"
-        "def told(progress): print('one', flush=True)\n"
-        "[make_shard(job, root, prepared.store, settings, tell=told) for job, root in prepared.todo()]\n"
+        "for job, root in prepared.remaining_jobs():\n"
+        "    make_shard(job, root, prepared.store, settings, on_progress=lambda _: print('one', flush=True))\n"
     )
     temporary = tmp_path / "tmp"
     temporary.mkdir()
@@ -265,6 +267,7 @@ def test_killed_in_mid_shard_it_leaves_no_record_and_the_next_run_ends_it(
     assert content(store) == content(untouched)
 
 
+@pytest.mark.slow
 def test_the_same_store_on_s3(
     corpus: Path, store: Store, s3: tuple[dict[str, str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +282,6 @@ def test_the_same_store_on_s3(
         open_store(f"s3://{bucket}/corpus").put_file(path.relative_to(corpus).as_posix(), path)
     from_s3 = open_store(f"s3://{bucket}/again-{time.time_ns()}")
     prepared = prepare(f"s3://{bucket}/corpus", from_s3, SETTINGS, READING)
-    assert [progress.already for progress in make(prepared)] == [False] * prepared.jobs
+    assert [progress.made_by_another for progress in make(prepared)] == [False] * prepared.planned_count
     ours = {path: data for path, data in content(store).items() if path.endswith(".tar")}
     assert {path: data for path, data in content(from_s3).items() if path.endswith(".tar")} == ours

@@ -11,12 +11,12 @@ import pytest
 
 from sharding.base.errors import DamagedStore
 from sharding.format import index, record
-from sharding.format.failures import read_failures, with_failures
+from sharding.format.failures import read_failures, shards_with_failures
 from sharding.format.plan import ShardJob
 from sharding.inspect.summary import summary
 from sharding.inspect.verify import verify
 from sharding.make.prepare import prepare
-from sharding.make.shard import Progress, make_shard
+from sharding.make.shard import ShardProgress, make_shard
 from sharding.storage.store import Store, open_store
 from tests.support import stores as making
 from tests.support.stores import READING, shard
@@ -36,10 +36,10 @@ class Meanwhile:
         return getattr(self.store, name)
 
     def exists(self, path: str) -> bool:
-        found = self.store.exists(path)  # then it happens: between a look and what follows it
+        existed = self.store.exists(path)  # then it happens: between a look and what follows it
         self.looks += 1
         self._at(LOOK if self.looks == 2 else "")
-        return found
+        return existed
 
     def put_file(self, path: str, local_path: Path) -> None:
         self.store.put_file(path, local_path)
@@ -70,7 +70,7 @@ def store(
 @pytest.fixture()
 def job(corpus: Path, store: Store) -> tuple[ShardJob, str]:
     """A job with several good videos and a broken one."""
-    jobs = list(prepare(str(corpus), store, SETTINGS, READING).todo())
+    jobs = list(prepare(str(corpus), store, SETTINGS, READING).remaining_jobs())
     return next(one for one in jobs if 1 < len(good_of(one[0])) < len(one[0].videos))
 
 
@@ -101,7 +101,7 @@ def test_who_commits_first_has_the_shard(
 ) -> None:
     of, root = job
     winner, loser = (root, other) if first == "sees all" else (other, root)
-    made: list[Progress] = []
+    made: list[ShardProgress] = []
     whole: dict[str, bytes] = {}
 
     def commits() -> None:
@@ -111,13 +111,15 @@ def test_who_commits_first_has_the_shard(
 
     last = make_shard(of, loser, Meanwhile(store, moment, commits), SETTINGS)
     meta = record.read_meta(store, of.split, of.id)
-    assert not made[0].already and last.already
+    assert not made[0].made_by_another and last.made_by_another
     assert (last.samples, last.failures) == (made[0].samples, made[0].failures) == (meta["samples"], meta["failures"])
     assert held(store, of) == whole  # nothing of the loser's is left
-    assert len(list(read_failures(store, [(of.split, of.id)], with_failures(store)))) == sum(meta["failures"].values())
+    assert len(list(read_failures(store, [(of.split, of.id)], shards_with_failures(store)))) == sum(
+        meta["failures"].values()
+    )
     index.merge(store)
     found = verify(store, "all")
-    assert found.sound and found.orphans == [] and found.samples == meta["samples"], (found.damages, found.orphans)
+    assert found.intact and found.orphans == [] and found.samples == meta["samples"], (found.damages, found.orphans)
 
 
 @pytest.mark.parametrize("moment", [LOOK, UPLOAD, COMMIT])
@@ -126,7 +128,7 @@ def test_workers_who_see_the_same_share_their_files(store: Store, job: tuple[Sha
     last = make_shard(of, root, Meanwhile(store, moment, lambda: make_shard(of, root, store, SETTINGS)), SETTINGS)
     index.merge(store)
     found = verify(store, "all")
-    assert last.already and found.sound and found.orphans == [], (found.damages, found.orphans)
+    assert last.made_by_another and found.intact and found.orphans == [], (found.damages, found.orphans)
 
 
 class Killed(BaseException):
@@ -147,7 +149,7 @@ def test_what_a_killed_worker_left_is_told_and_never_read(store: Store, job: tup
     index.merge(store)
     assert not {part.path for part in index.current_index(store).parts} & set(left)
     found = verify(store, "all")
-    assert found.sound and found.orphans == left
+    assert found.intact and found.orphans == left
     assert summary(store)["failures"] == made.failures
     assert {line["uri"] for line in summary(store)["failure_examples"]} == {
         video.uri for video in of.videos if video.uri not in good_of(of)
@@ -177,14 +179,14 @@ def test_a_store_with_names_of_before_is_read_verified_and_added_to(
     for path in store.list("index/"):
         store.delete(path)
     index.merge(store)
-    found = verify(store, "all")
-    assert found.sound and found.orphans == [] and found.samples == 6, (found.damages, found.orphans)
+    result = verify(store, "all")
+    assert result.intact and result.orphans == [] and result.samples == 6, (result.damages, result.orphans)
     same = ("samples", "failures", "failure_examples", "label_histogram")
     assert {name: summary(store)[name] for name in same} == {name: before[name] for name in same}
     shutil.copyfile(pieces[0], corpus / "calm" / "more.mp4")
     shard(corpus, store)
-    found = verify(store, "all")
-    assert found.sound and found.orphans == [] and found.samples == 7, (found.damages, found.orphans)
+    result = verify(store, "all")
+    assert result.intact and result.orphans == [] and result.samples == 7, (result.damages, result.orphans)
 
 
 @pytest.mark.parametrize("damage", [b"{", b"[]\n", b"\xff\n", b'{"uri": "x"}\n', b""])

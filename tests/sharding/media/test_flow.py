@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sharding.base.errors import UserError
-from sharding.media.decoding.picture import Fitter
+from sharding.media.decoding.picture import FrameScaler
 from sharding.media.flow import FlowClip, FlowEncoder, FlowSettings, dequantised, luma_of, quantised
 
 FOOTAGE = Path(__file__).parents[2] / "data" / "footage"
@@ -26,10 +26,10 @@ STEP = 20 / 127  # px
 
 
 def frames_of(name: str, count: int, short_edge: int = 128) -> list[NDArray[np.uint8]]:
-    fitter = Fitter(short_edge, 1.0)
+    fitter = FrameScaler(short_edge, 1.0)
     with av.open(str(FOOTAGE / name)) as container:
         frames = zip(range(count), container.decode(video=0), strict=False)
-        return [luma_of(fitter.fit(frame)).copy() for _, frame in frames]
+        return [luma_of(fitter.scale(frame)).copy() for _, frame in frames]
 
 
 def encoded(frames: list[NDArray[np.uint8]], settings: FlowSettings | None = None) -> FlowClip:
@@ -144,7 +144,7 @@ def test_the_same_bits_with_any_threads_on_any_processor() -> None:
     import cv2
 
     older = {"OPENCV_CPU_DISABLE": "AVX2,FMA3,AVX", "OPENCV_IPP": "disabled"}
-    there = subprocess.run(
+    elsewhere = subprocess.run(
         [sys.executable, "-c", "import tests.sharding.media.test_flow as t; print(t.motion_digest())"],
         env={**os.environ, **older},
         cwd=Path(__file__).parents[3],
@@ -155,7 +155,7 @@ def test_the_same_bits_with_any_threads_on_any_processor() -> None:
     before = cv2.useOptimized(), cv2.getNumThreads()
     try:
         cv2.setNumThreads(3)
-        assert there.stdout.strip() == motion_digest()
+        assert elsewhere.stdout.strip() == motion_digest()
         assert (cv2.useOptimized(), cv2.getNumThreads()) == (before[0], 3)
     finally:
         cv2.setNumThreads(before[1])

@@ -94,6 +94,7 @@ def test_a_crash_is_tried_once_more(isolated: Isolated, tmp_path: Path) -> None:
     assert list((tmp_path / "spool").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_stall_ends_in_time(tmp_path: Path) -> None:
     with Isolated(1.0) as isolated:
         pid = child(isolated)
@@ -119,16 +120,16 @@ def test_heartbeats_are_few(isolated: Isolated, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("kind", "error", "told"),
+    ("kind", "error", "message"),
     [
         ("bad", BadVideo, "a detail"), ("user", UserError, "remedy: remedy"), ("memory", MemoryError, "much"),
         ("absent", FileNotFoundError, "No such file"), ("reset", ConnectionResetError, "reset by peer"),
         ("end", RuntimeError, "EOFError: the end"), ("value", RuntimeError, "poison.py[\\s\\S]*ValueError: a bug"),
     ],
 )  # fmt: skip
-def test_errors_come_as_they_were(isolated: Isolated, kind: str, error: type[Exception], told: str) -> None:
+def test_errors_come_as_they_were(isolated: Isolated, kind: str, error: type[Exception], message: str) -> None:
     pid = child(isolated)
-    with pytest.raises(error, match=told) as found:
+    with pytest.raises(error, match=message) as found:
         list(isolated.run(poison.fail, kind))
     assert type(found.value) is error
     assert child(isolated) == pid

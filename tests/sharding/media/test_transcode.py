@@ -15,17 +15,17 @@ import pytest
 
 from sharding.corpora.manifest import Video
 from sharding.media.clip import Clip
+from sharding.media.decoding.container import DEMUXERS
 from sharding.media.decoding.picture import fitted_size, pad_lines
-from sharding.media.decoding.reader import DEMUXERS
 from sharding.media.encoder import Encoder, EncodeSettings
 from sharding.media.h264 import TIME_BASE
 from sharding.media.input.bad_video import BadVideo
 from sharding.media.input.source import Source
-from sharding.media.input.validity import Decoded, judge_frames
+from sharding.media.input.validity import DecodeStats, judge_frames
 from sharding.media.transcode import VideoSettings
 from sharding.media.transcode import transcode as transcode_segments
 from tests.sharding.conftest import FOOTAGE, frames_of
-from tests.support.videos.odd_videos import carphone, written
+from tests.support.videos.odd_videos import carphone, write_video
 
 SETTINGS = EncodeSettings(short_edge=64, preset="ultrafast")
 
@@ -123,7 +123,7 @@ def test_full_range_and_turned_sources_are_made_upright_and_limited(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "told"),
+    ("name", "kind", "reason"),
     [
         ("empty", "empty", "the file is empty"),
         ("text", "not_video", "its bytes are plain text"),
@@ -135,8 +135,8 @@ def test_full_range_and_turned_sources_are_made_upright_and_limited(tmp_path: Pa
         ("cut_after_header", "missing_frames", r"only \d+ of 100 declared frames decode \(\d+ %\)"),
     ],
 )
-def test_reasons(broken: dict[str, Path], name: str, kind: str, told: str) -> None:
-    with pytest.raises(BadVideo, match=told) as caught:
+def test_reasons(broken: dict[str, Path], name: str, kind: str, reason: str) -> None:
+    with pytest.raises(BadVideo, match=reason) as caught:
         transcode(broken[name], SETTINGS)
     assert caught.value.kind == kind
 
@@ -174,7 +174,7 @@ def test_the_demuxers_that_may_open_a_file_exist() -> None:
 
 def test_pictures_too_large_for_the_memory(tmp_path: Path) -> None:
     """A few bytes may announce a gigabyte."""
-    path = written(tmp_path / "large.gif", carphone(3), codec="gif", pix_fmt="rgb8")
+    path = write_video(tmp_path / "large.gif", carphone(3), codec="gif", pix_fmt="rgb8")
     data = bytearray(path.read_bytes())
     data[6:10] = struct.pack("<HH", 15000, 15000)
     path.write_bytes(data)
@@ -201,7 +201,9 @@ def test_overwritten_middle_is_noticed(tmp_path: Path) -> None:
 
 
 def test_dropped_frames_are_no_damage() -> None:
-    dropped = Decoded(declared=444, seconds=29.6, step=1 / 15, frames=68, first_time=0.0, last_time=29.5)
+    dropped = DecodeStats(
+        declared_frames=444, declared_seconds=29.6, frame_interval=1 / 15, frames=68, first_time=0.0, last_time=29.5
+    )
     judge_frames(dropped, 0.9)
     dropped.errors = 1
     with pytest.raises(BadVideo, match="68 of 444"):

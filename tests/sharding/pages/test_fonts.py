@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sharding.inspect.contact_sheet import Tile, drawn
+from sharding.inspect.contact_sheet import Tile, draw_sheet
 from sharding.pages import fonts
 from sharding.pages.fonts import Fonts
 from tests.support.fonts import write_font
@@ -33,32 +33,32 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "fonts"
 
 
-def written(found: Fonts, text: str) -> fonts.Written:
-    how = found.written(text)
+def written(installed_fonts: Fonts, text: str) -> fonts.FontRuns:
+    how = installed_fonts.runs(text)
     assert how is not None
     return how
 
 
 def test_a_font_that_has_the_letters_is_found(folder: Path) -> None:
     chinese, more = write_font(folder / "chinese.ttf", RUN), write_font(folder / "deep" / "z.ttf", RUN + HINDI)
-    found = Fonts([RUN, HINDI, KOREAN, "run"], first=None)
-    (piece,) = written(found, RUN).pieces()
+    installed_fonts = Fonts([RUN, HINDI, KOREAN, "run"], first=None)
+    (piece,) = written(installed_fonts, RUN).by_font()
     assert piece in ((RUN, chinese), (RUN, more))
-    assert written(found, HINDI).pieces() == [(HINDI, more)]
-    assert found.written(KOREAN) is None and found.written("run") is None
+    assert written(installed_fonts, HINDI).by_font() == [(HINDI, more)]
+    assert installed_fonts.runs(KOREAN) is None and installed_fonts.runs("run") is None
 
 
 def test_two_fonts_write_what_none_has_whole(folder: Path) -> None:
     one, two = write_font(folder / "one.ttf", f"{RUN}a"), write_font(folder / "two.ttf", f"{HINDI}a")
     text = f"{RUN} a{HINDI}a"
-    assert written(Fonts([text]), text).pieces() == [(f"{RUN} a", one), (f"{HINDI}a", two)]
+    assert written(Fonts([text]), text).by_font() == [(f"{RUN} a", one), (f"{HINDI}a", two)]
 
 
 def test_the_first_font_is_asked_first(folder: Path) -> None:
     first, other = write_font(folder / "first.ttf", "abc" + RUN), write_font(folder / "other.ttf", RUN + LEAP)
     found = Fonts([f"abc {RUN}", LEAP], first)
-    assert written(found, f"abc {RUN}").pieces() == [(f"abc {RUN}", first)]
-    assert written(found, LEAP).pieces() == [(LEAP, other)]
+    assert written(found, f"abc {RUN}").by_font() == [(f"abc {RUN}", first)]
+    assert written(found, LEAP).by_font() == [(LEAP, other)]
 
 
 def test_fonts_that_draw_boxes_or_nothing_are_none(folder: Path) -> None:
@@ -66,7 +66,7 @@ def test_fonts_that_draw_boxes_or_nothing_are_none(folder: Path) -> None:
     write_font(folder / "blank.ttf", RUN, empty=True)
     write_font(folder / "boxes.ttf", RUN, missing=True)
     (folder / "damaged.ttf").write_bytes(b"no font")
-    assert Fonts([RUN]).written(RUN) is None
+    assert Fonts([RUN]).runs(RUN) is None
 
 
 def test_joiners_and_selectors_are_left_out_where_no_font_has_them(folder: Path) -> None:
@@ -91,12 +91,12 @@ def test_what_is_written_has_a_glyph(text: str) -> None:
     own = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     with TTFont(own, lazy=True) as font:
         has = {chr(code) for code in font.getBestCmap()}
-    found = Fonts([text], own).written(text)
+    runs = Fonts([text], own).runs(text)
     seen = [c for c in text if c != " " and unicodedata.category(c) != "Cf" and not 0xFE00 <= ord(c) <= 0xFE0F]
-    if found is None:
+    if runs is None:
         assert any(character not in has or unicodedata.category(character)[0] in "ZC" for character in seen)
     else:
-        assert set(found.text) - {" "} <= has and set(found.files) <= {own}
+        assert set(runs.text) - {" "} <= has and set(runs.files) <= {own}
 
 
 def below(sheet: bytes) -> np.ndarray:
@@ -107,9 +107,9 @@ def below(sheet: bytes) -> np.ndarray:
 @pytest.mark.parametrize("name", [RUN, LEAP, KOREAN, "Привет", "naïve Straße"])
 def test_a_sheet_is_written_with_a_font_that_has_the_letters(folder: Path, name: str) -> None:
     tile = Tile(None, (0,), "train")
-    assert drawn([tile], [name]).legend == {"class 0": name}
+    assert draw_sheet([tile], [name]).legend == {"class 0": name}
     write_font(folder / "font.ttf", "".join(set(name) - {" "}))
-    sheet = drawn([tile], [name])
+    sheet = draw_sheet([tile], [name])
     assert sheet.legend == {}
     squares = 13 * 13 * 0.81 * len(name.replace(" ", ""))  # each fills 0.9 of the size of 13 pixels, twice
     assert below(sheet.png).sum() == pytest.approx(squares, rel=0.25)
@@ -120,12 +120,12 @@ def test_a_name_of_two_scripts_is_written_by_two_fonts_and_cut_to_its_room(folde
     write_font(folder / "two.ttf", HINDI)
     tile = Tile(None, (0,), "train")
     for count in (1, 40):
-        sheet = drawn([tile], [f"{RUN} {HINDI}" * count])
+        sheet = draw_sheet([tile], [f"{RUN} {HINDI}" * count])
         squares = 13 * 13 * 0.81 * min(count * 8, 12)
         assert sheet.legend == {} and below(sheet.png).sum() == pytest.approx(squares, rel=0.25)
 
 
 def test_a_name_that_no_font_has_is_a_number_with_its_name_beside(folder: Path) -> None:
     tiles = [Tile(None, (number,), "train") for number in range(4)]
-    sheet = drawn(tiles, ["run", RUN, "\N{RUNNER}", "caf\u00e9"])
+    sheet = draw_sheet(tiles, ["run", RUN, "\N{RUNNER}", "caf\u00e9"])
     assert sheet.legend == {"class 1": RUN, "class 2": "\N{RUNNER}"}

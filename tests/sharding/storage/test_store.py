@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from sharding.base.errors import UserError
 from sharding.base.redact import require_no_password
-from sharding.corpora.entries.roots import normal_root
+from sharding.corpora.entries.roots import normalised_root
 from sharding.storage.store import Store, open_store
 from tests.support.s3 import free_port
 
@@ -261,7 +261,7 @@ def test_impossible_addresses(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_an_address_with_a_password_is_refused(url: str) -> None:
-    for refuse in (open_store, normal_root):
+    for refuse in (open_store, normalised_root):
         with pytest.raises(UserError, match="holds a password") as caught:
             refuse(url)
         assert "PA55" not in str(caught.value) and "WORD" not in str(caught.value)

@@ -17,8 +17,7 @@ import pytest
 
 from sharding.base.errors import UserError
 from sharding.storage import fsspec_store as remote
-from sharding.storage import http_ranges as wire
-from sharding.storage import presigned
+from sharding.storage import presigned_reader, range_connections
 from sharding.storage.s3 import S3Store
 from sharding.storage.store import open_store
 from tests.support import network_faults as faults
@@ -77,7 +76,7 @@ def test_a_url_is_signed_once_an_object(proxy: Proxy, signed: list[str], monkeyp
         assert store.get_range("object", number, 5000) == DATA[number:5000]
         assert store.get_range("ä other+%/x?y", 1, 5) == b"ther"
     assert signed == ["object", "ä other+%/x?y"] and len(proxy.requests) == 40 and presigned_only(proxy)
-    monkeypatch.setattr(presigned, "_KEPT", 1)
+    monkeypatch.setattr(presigned_reader, "_KEPT", 1)
     store = opened(DATA[:MIB])
     store.put("third", b"3")
     assert store.get_range("third", 0, 1) == b"3" and store.get_range("object", 0, 9) == DATA[:9]
@@ -95,7 +94,7 @@ def test_threads_that_want_one_object_sign_it_once(proxy: Proxy, signed: list[st
 
 
 def test_all_arrives_whatever_breaks(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_SLOWEST", 0.2)
+    monkeypatch.setattr(remote, "_LONGEST_PAUSE", 0.2)
     store = opened()
     proxy.requests.clear()
     proxy.rate = 0.1
@@ -107,11 +106,11 @@ def test_all_arrives_whatever_breaks(proxy: Proxy, monkeypatch: pytest.MonkeyPat
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(read, range(200)))
-    told = (faults.SLOW_DOWN, faults.CUT_ANSWER)
-    assert all(proxy.counts[kind] > 1 for kind in (*told, faults.RESET_BEFORE, faults.RESET_AFTER)), proxy.counts
+    refusals = (faults.SLOW_DOWN, faults.CUT_ANSWER)
+    assert all(proxy.counts[kind] > 1 for kind in (*refusals, faults.RESET_BEFORE, faults.RESET_AFTER)), proxy.counts
     assert presigned_only(proxy)
     # A connection that is reset before an answer may have been closed long ago: that is no retry.
-    assert store.counters.retries >= sum(proxy.counts[kind] for kind in told)
+    assert store.counters.retries >= sum(proxy.counts[kind] for kind in refusals)
 
 
 def test_a_broken_body_goes_on_where_it_broke(proxy: Proxy) -> None:
@@ -158,7 +157,7 @@ def test_a_closed_connection_is_replaced(proxy: Proxy) -> None:
 
 
 def test_a_server_that_hangs(server: S3Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "READ_SECONDS", 0.25)
+    monkeypatch.setattr(range_connections, "READ_SECONDS", 0.25)
     store = opened(b"0123456789")
     with ThreadPoolExecutor(1) as pool, server.stopped():
         read = pool.submit(store.get_range, "object", 2, 5)
@@ -168,6 +167,7 @@ def test_a_server_that_hangs(server: S3Server, proxy: Proxy, monkeypatch: pytest
     assert read.result() == b"234"
 
 
+@pytest.mark.slow
 def test_a_url_that_has_ended_is_signed_anew(proxy: Proxy, signed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sharding.storage.s3.GOOD_SECONDS", 4)  # a busy machine takes one of them to ask
     store = opened(b"0123456789")
@@ -176,7 +176,7 @@ def test_a_url_that_has_ended_is_signed_anew(proxy: Proxy, signed: list[str], mo
     assert store.get_range("object", 2, 5) == b"234"
     assert len(proxy.requests) == 2 and presigned_only(proxy)
     assert signed == ["object", "object"]
-    monkeypatch.setattr(presigned, "_FRESH_SECONDS", 0.0)  # what is signed from here on is soon too old
+    monkeypatch.setattr(presigned_reader, "_FRESH_SECONDS", 0.0)  # what is signed from here on is soon too old
     again: S3Store = pickle.loads(pickle.dumps(store))
     assert [again.get_range("object", 0, 5), again.get_range("object", 1, 2)] == [b"01234", b"1"]
     assert len(signed) == 4 and len(proxy.requests) == 4
@@ -252,6 +252,7 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, 
     return context, certificate
 
 
+@pytest.mark.slow
 def test_over_https(
     server: S3Server, proxy: Proxy, identity: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,8 +262,8 @@ def test_over_https(
         monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
         with pytest.raises(UserError, match="does not answer"):  # a server that nobody vouches for
             open_store("s3://bucket/ranges")
-        untrusting = open_store("s3://bucket/ranges", patience=0, ask=False)
-        monkeypatch.setattr(remote, "_SLOWEST", 0.1)
+        untrusting = open_store("s3://bucket/ranges", retry_seconds=0, ask=False)
+        monkeypatch.setattr(remote, "_LONGEST_PAUSE", 0.1)
         with pytest.raises(UserError, match="does not answer"):
             untrusting.get_range("object", 0, 1)
         monkeypatch.setenv("AWS_CA_BUNDLE", str(identity[1]))

@@ -108,7 +108,7 @@ def run_steps(
     engine = Engine(model, EngineSettings(**case["settings"]), world, lanes, batch, together)
     if start:
         engine.load(EngineState(**start))
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "offsets": {value.data_ptr() % 16 for value in model.parameters()},
         "norm": [],
         "taken": [],
@@ -116,7 +116,7 @@ def run_steps(
         "skipped": [],
         "waits": [],
     }
-    found["states"] = {first: asdict(engine.state())}
+    results["states"] = {first: asdict(engine.state())}
     share = lanes // world.size
     for step in range(first, last):
         engine.set_learning_rate(RATE)
@@ -134,24 +134,24 @@ def run_steps(
                 if step in case.get("losses", []) and world.rank == number == 0:
                     loss = loss + torch.inf  # whose gradients are finite
                 engine.backward(loss)
-                found["taken"].append(engine.step())
-                found["dtypes"].add(str(logits.dtype))
+                results["taken"].append(engine.step())
+                results["dtypes"].add(str(logits.dtype))
         if waits:
-            found["waits"].append(waits.count)
+            results["waits"].append(waits.count)
         finite, norm = engine.verdict.tolist()
-        engine.settle(finite == 1)
-        found["norm"].append(norm)
-        found["skipped"].append(engine.was_skipped)
+        engine.record_verdict(finite == 1)
+        results["norm"].append(norm)
+        results["skipped"].append(engine.was_skipped)
         if step + 1 in [*case.get("kept", []), last]:
-            found["states"][step + 1] = asdict(engine.state())
+            results["states"][step + 1] = asdict(engine.state())
     if case.get("recomputed"):
         batches = [lane_clips(9, lane)[0] for lane in range(LANES)]
-        engine.recompute_statistics(batches[world.rank :: world.size])
-        found["recomputed"] = {name: value.clone() for name, value in model.named_buffers()}
+        engine.predictor.recompute_statistics(batches[world.rank :: world.size])
+        results["recomputed"] = {name: value.clone() for name, value in model.named_buffers()}
     model.eval()
     for averaged in [False, True] if case["settings"].get("average") else [False]:
-        found["averaged" if averaged else "predicted"] = engine.predict(lane_clips(0, 0)[0], averaged)
-    return found
+        results["averaged" if averaged else "predicted"] = engine.predictor.predict(lane_clips(0, 0)[0], averaged)
+    return results
 
 
 class PlainNorm(LaneBatchNorm):
@@ -193,16 +193,16 @@ def run_rank(rank: int, size: int, port: int, folder: Path) -> None:
     os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
     world = start_world(200.0)
     cases = json.loads((folder / "cases.json").read_text())
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, case in cases.items():
         if size in case.get("sizes", [1, 2]):
-            found[name] = run_case(case, world, folder)
+            results[name] = run_case(case, world, folder)
     if size == 2:
-        found["ddp"] = plain_ddp(cases["pair0"]["last"], world)
-    found["hosts"] = world.hosts()
-    found["broadcast"] = world.broadcast(7 + rank)
+        results["ddp"] = plain_ddp(cases["pair0"]["last"], world)
+    results["hosts"] = world.hosts()
+    results["broadcast"] = world.broadcast(7 + rank)
     if rank == 0:
-        torch.save(found, folder / f"{size}.pt")
+        torch.save(results, folder / f"{size}.pt")
     leave_world()
 
 

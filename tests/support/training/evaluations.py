@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.checkpoints.checkpoint import begin_attempt, load_run, save_checkpoint
 from pretrain.data.reading.store_split import open_split
 from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open_subject
 from pretrain.evaluation.summary import other_of, write_evaluation
@@ -23,6 +22,7 @@ from sharding.storage.store import open_store
 from tests.demo.corpora import write_video
 from tests.pretrain.conftest import SETTINGS
 from tests.support.stores import shard
+from tests.support.training.checkpoints import commit, load_run
 
 
 def named_store(root: Path, pictures: NDArray[Any], steps: Sequence[Sequence[str]], videos: int = 1) -> str:
@@ -51,17 +51,17 @@ def reordered(run: Path, to: Path, classes: Sequence[str], rename: dict[str, str
     (to / "settings.json").write_text(json.dumps(settings))
     checkpoint = load_run(run)
     model = {name: value[order] if name.startswith("fc.") else value for name, value in checkpoint.model.items()}
-    save_checkpoint(to, begin_attempt(to), replace(checkpoint, model=model, optimizer={}), keep=1)
+    commit(to, replace(checkpoint, model=model, optimizer={}))
     return to
 
 
 def evaluated(run: Path, **settings: Any) -> dict[str, Any]:
     """The summary of an evaluation of all its videos."""
-    given = EvaluateSettings(run=str(run), **settings)
-    subject = open_subject(given)
-    other = other_of(subject, given)
-    scores = list(score_videos(subject, subject.rows, given.clips, given.batch, workers=1))
-    return write_evaluation(subject, given, scores, other)
+    chosen = EvaluateSettings(run=str(run), **settings)
+    subject = open_subject(chosen)
+    other = other_of(subject, chosen)
+    scores = list(score_videos(subject, subject.rows, chosen.clips, chosen.batch, workers=1))
+    return write_evaluation(subject, chosen, scores, other)
 
 
 def spoil(url: str, numbers: list[int], split: str = "val") -> list[str]:
@@ -88,11 +88,11 @@ def named_in(row: dict[str, Any]) -> str:
 
 def right_by_folder(rows: Sequence[dict[str, Any]], classes: Sequence[str], k: int = 1) -> dict[str, list[bool]]:
     """Of each class that has videos, by their folders' names, whether they are right: the k best scores, by name."""
-    found: dict[str, list[bool]] = {}
+    right: dict[str, list[bool]] = {}
     for row in rows:
         best = [] if row["scores"] is None else [classes[number] for number in np.argsort(row["scores"])[::-1][:k]]
-        found.setdefault(named_in(row), []).append(named_in(row) in best)
-    return found
+        right.setdefault(named_in(row), []).append(named_in(row) in best)
+    return right
 
 
 def score_videos(subject: Subject, rows: list[int], clips: int, batch: int, workers: int) -> Iterator[VideoScore]:

@@ -1,6 +1,6 @@
 """A process that has imported what training needs, and forks ranks of it: they begin in a second instead of ten.
 
-python -m tests.support.training.forked_ranks: a request a line on standard input (see `Nursery.start`), a pid a line
+python -m tests.support.training.forked_ranks: a request a line on standard input (see `ForkServer.start`), a pid a line
 on standard output, and "PID CODE" when it ended.
 """
 
@@ -30,15 +30,15 @@ STEPS = 60
 
 
 @dataclass
-class Nursery:
-    """The test's side: ranks by their pids."""
+class ForkServer:
+    """The test's side of a process that forks ranks: starts them, and has their exit codes by pid."""
 
     process: subprocess.Popen[str]
     codes: dict[int, int] = field(default_factory=dict)
     _pids: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)
 
     def start(
-        self, config: dict[str, Any], ranks: int, shown: Path | None = None, threads: int = 1, **hooks: Any
+        self, config: dict[str, Any], ranks: int, shown: Path | None = None, threads: int = 1, **faults: Any
     ) -> list[int]:
         """Train `config` (a TrainSettings' dump) on so many ranks, each a process: their pids.
 
@@ -46,15 +46,15 @@ class Nursery:
         `shown`: a file to which each rank appends a line a lane and step: the lane, the samples' keys.
         `poisoned`: steps' worth of samples, counted from the start of the ranks, in which the last rank's last lane has
         a pixel that is infinite. `hangs`: (rank, step) of one that then sleeps for ever. `slow`: seconds that the last
-        rank takes longer for a pass; `save`: that a save takes longer.
+        rank takes longer for a micro-step; `save`: that a save takes longer.
         """
         pids, port = [], free_port()
         for rank in range(ranks):
-            given = {"config": config, "rank": rank, "ranks": ranks, "port": port, "shown": shown and str(shown)}
-            given |= {"threads": threads, "poisoned": [], "hangs": [-1, -1], "slow": 0.0, "save": 0.0}
-            given |= {"lost": [-1, -1, ""]} | hooks
+            order = {"config": config, "rank": rank, "ranks": ranks, "port": port, "shown": shown and str(shown)}
+            order |= {"threads": threads, "poisoned": [], "hangs": [-1, -1], "slow": 0.0, "save": 0.0}
+            order |= {"lost": [-1, -1, ""]} | faults
             assert self.process.stdin
-            print(json.dumps(given), file=self.process.stdin, flush=True)
+            print(json.dumps(order), file=self.process.stdin, flush=True)
             pids.append(self._pids.get(timeout=120))
         return pids
 
@@ -66,7 +66,8 @@ class Nursery:
             time.sleep(0.01)
         return [self.codes[pid] for pid in pids]
 
-    def hear(self) -> None:
+    def read_replies(self) -> None:
+        """Read pids and exit codes until the server ends."""
         assert self.process.stdout
         for line in self.process.stdout:
             pid, *code = map(int, line.split())
@@ -102,19 +103,19 @@ def shown(path: Path) -> list[list[Any]]:
 
 
 @contextmanager
-def nursery(log: Path) -> Iterator[Nursery]:
-    """One for the length of the `with`; what its ranks say goes to `log`."""
+def fork_server(log: Path) -> Iterator[ForkServer]:
+    """A fork server for the length of the `with`; what its ranks print goes to `log`."""
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "tests.support.training.forked_ranks"]
     with log.open("w") as errors:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
         )
-    found = Nursery(process)
-    listening = threading.Thread(target=found.hear, daemon=True)
+    server = ForkServer(process)
+    listening = threading.Thread(target=server.read_replies, daemon=True)
     listening.start()
     try:
-        yield found
+        yield server
     finally:
         process.kill()
         process.wait()
@@ -152,11 +153,11 @@ def say(line: str) -> None:
     os.write(1, f"{line}\n".encode())
 
 
-def be_rank(given: dict[str, Any]) -> int:
+def be_rank(order: dict[str, Any]) -> int:
     """A rank's whole life; its exit code."""
     import torch
 
-    from pretrain.checkpoints import async_saver as saver
+    from pretrain.checkpoints import checkpointer
     from pretrain.settings import TrainSettings
     from pretrain.training import trainer
     from pretrain.training.preflight import preflight
@@ -165,43 +166,43 @@ def be_rank(given: dict[str, Any]) -> int:
 
     die_with(os.getppid())
     os.dup2(2, 1)
-    torch.set_num_threads(given["threads"])
-    ranks = str(given["ranks"])
-    os.environ |= {"RANK": str(given["rank"]), "LOCAL_RANK": str(given["rank"]), "WORLD_SIZE": ranks}
-    os.environ |= {"LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(given["port"])}
-    steps, passes, inputs, last = itertools.count(), trainer.passes, trainer.network_input, [False]
-    save = saver.save_checkpoint
+    torch.set_num_threads(order["threads"])
+    ranks = str(order["ranks"])
+    os.environ |= {"RANK": str(order["rank"]), "LOCAL_RANK": str(order["rank"]), "WORLD_SIZE": ranks}
+    os.environ |= {"LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(order["port"])}
+    steps, micro_steps, inputs, last = itertools.count(), trainer.micro_steps, trainer.network_input, [False]
+    save = checkpointer.save_checkpoint
 
     def looked_at(lanes: range, batches: list[Any], together: bool) -> Any:
         step = next(steps)
         for lane, clips in zip(lanes, batches, strict=True):
-            if given["shown"]:
-                with Path(given["shown"]).open("a") as file:
+            if order["shown"]:
+                with Path(order["shown"]).open("a") as file:
                     file.write(json.dumps([lane, clips.keys]) + "\n")
-        if [given["rank"], step] == given["hangs"]:
+        if [order["rank"], step] == order["hangs"]:
             time.sleep(3600)
-        for numbers, clips in passes(lanes, batches, together):
-            last[0] = step in given["poisoned"] and given["rank"] == given["ranks"] - 1 and numbers[-1] == lanes[-1]
+        for numbers, clips in micro_steps(lanes, batches, together):
+            last[0] = step in order["poisoned"] and order["rank"] == order["ranks"] - 1 and numbers[-1] == lanes[-1]
             yield numbers, clips
 
     def spoilt(*arguments: Any, **named: Any) -> Any:
         video = inputs(*arguments, **named)
-        if given["rank"] == given["ranks"] - 1:
-            time.sleep(given["slow"])
+        if order["rank"] == order["ranks"] - 1:
+            time.sleep(order["slow"])
         if last[0]:
             video[0, 0, 0, 0, 0] = math.inf
         return video
 
     def saved(*arguments: Any, **named: Any) -> Any:
-        time.sleep(given["save"])
+        time.sleep(order["save"])
         return save(*arguments, **named)
 
-    trainer.passes, trainer.network_input, saver.save_checkpoint = looked_at, spoilt, saved
-    rank, step, call = given["lost"]
-    if rank == given["rank"]:
+    trainer.micro_steps, trainer.network_input, checkpointer.save_checkpoint = looked_at, spoilt, saved
+    rank, step, call = order["lost"]
+    if rank == order["rank"]:
         lose_device(step, call)
-    settings = TrainSettings.model_validate(given["config"])
-    return STOPPED if trainer.train(preflight(settings, given["ranks"])) == "stopped" else DONE
+    settings = TrainSettings.model_validate(order["config"])
+    return STOPPED if trainer.train(preflight(settings, order["ranks"])) == "stopped" else DONE
 
 
 def lose_device(step: int, call: str) -> None:

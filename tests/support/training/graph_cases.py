@@ -61,11 +61,11 @@ class Passes:
         for _ in range(WARM_UPS):
             torch.rand(1)  # as a kernel that is tried might
             output = function()
-            found: Sequence[Tensor | None] = [None] * len(weights)
+            gradients: Sequence[Tensor | None] = [None] * len(weights)
             if output.requires_grad:
-                found = torch.autograd.grad(output, weights, torch.ones_like(output), allow_unused=True)
+                gradients = torch.autograd.grad(output, weights, torch.ones_like(output), allow_unused=True)
         self.output = output.detach().clone()
-        pairs = zip(found, weights, strict=True)
+        pairs = zip(gradients, weights, strict=True)
         self.gradients = [None if each is None else torch.empty_like(weight) for each, weight in pairs]
         self._live: Tensor | None = None
 
@@ -121,7 +121,7 @@ def run(case: dict[str, Any], world: World, capture: Callable[[VideoNetwork], Ca
     captured = capture(model) if capture else None
     engine = Engine(model, settings, world, lanes, LANE_BATCH, together, rates, captured)
     share = range(world.rank * lanes // world.size, (world.rank + 1) * lanes // world.size)
-    found: dict[str, Any] = {"logits": [], "states": [], "skipped": [], "norms": []}
+    results: dict[str, Any] = {"logits": [], "states": [], "skipped": [], "norms": []}
 
     def step(number: int, broken: bool = False) -> None:
         model.train()
@@ -137,16 +137,16 @@ def run(case: dict[str, Any], world: World, capture: Callable[[VideoNetwork], Ca
             loss = functional.cross_entropy(logits, labels.to(world.device))
             engine.backward(loss * float("inf") if broken else loss)
             engine.step()
-            found["logits"].append(logits.detach().cpu())
+            results["logits"].append(logits.detach().cpu())
         taken, norm = engine.verdict.tolist()
-        engine.settle(taken > 0)
-        found["skipped"].append(engine.was_skipped)
-        found["norms"].append(norm)
-        found["states"].append(asdict(engine.state()))
+        engine.record_verdict(taken > 0)
+        results["skipped"].append(engine.was_skipped)
+        results["norms"].append(norm)
+        results["states"].append(asdict(engine.state()))
 
     def validate() -> None:
         model.eval()
-        found["logits"].append(engine.predict(lane_clips(50, 0)[0][:3].to(world.device)).cpu())
+        results["logits"].append(engine.predictor.predict(lane_clips(50, 0)[0][:3].to(world.device)).cpu())
 
     step(0)
     step(1)
@@ -154,7 +154,7 @@ def run(case: dict[str, Any], world: World, capture: Callable[[VideoNetwork], Ca
     validate()
     step(2)
     step(3, broken=True)
-    engine.recompute_statistics(lane_clips(60 + number, 0)[0].to(world.device) for number in range(2))
+    engine.predictor.recompute_statistics(lane_clips(60 + number, 0)[0].to(world.device) for number in range(2))
     step(4)
     if world.size == 1:
         engine.load(EngineState(**asdict(saved)))  # as after a diverged loss
@@ -162,10 +162,10 @@ def run(case: dict[str, Any], world: World, capture: Callable[[VideoNetwork], Ca
     frozen = next(layer for layer in model.layer4.modules() if isinstance(layer, LaneBatchNorm))
     frozen.frozen = True
     step(6)
-    found["passes"] = len(share) if not together else 1
-    found["replays"] = captured.replays if isinstance(captured, StandIn) else None
-    found["buffer"] = engine.input_buffer is not None
-    return found
+    results["passes"] = len(share) if not together else 1
+    results["replays"] = captured.replays if isinstance(captured, StandIn) else None
+    results["buffer"] = engine.input_buffer is not None
+    return results
 
 
 def _failing(_: VideoNetwork) -> Capture:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoints.async_saver import Saver
-from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, begin_attempt
+from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings
 from sharding.base.errors import UserError
+from tests.support.training.checkpoints import started
 
 
 def made(step: int, megabytes: float) -> Checkpoint:
@@ -34,23 +34,23 @@ def is_whole(checkpoint: Checkpoint) -> bool:
 
 @dataclass(frozen=True)
 class Child:
-    """A process that saves, and what it tells: each step once it is begun and once it is saved, or what failed."""
+    """A process that saves, and what it reports: each step once it is begun and once it is saved, or what failed."""
 
     process: BaseProcess
-    told: Connection
+    reports: Connection
 
     def next(self) -> tuple[str, int | str]:
-        """What it tells next."""
-        assert self.told.poll(120)
-        return self.told.recv()  # type: ignore[no-any-return]
+        """The next of its reports."""
+        assert self.reports.poll(120)
+        return self.reports.recv()  # type: ignore[no-any-return]
 
     def rest(self) -> list[tuple[str, int | str]]:
-        """What it told before it ended."""
-        told = []
+        """What it reported before it ended."""
+        rest = []
         with contextlib.suppress(EOFError):
             while True:
-                told.append(self.next())
-        return told
+                rest.append(self.next())
+        return rest
 
     def kill(self) -> None:
         """End it as `kill -9` does."""
@@ -65,11 +65,11 @@ def saving(
     """A process that saves from the newest step on until it is killed or cannot. limit: bytes a file may have."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # torch is imported once
-    mine, its = context.Pipe(duplex=False)
+    ours, its = context.Pipe(duplex=False)
     process = context.Process(target=_save, args=(its, run, megabytes, store, limit, environment))
     process.start()
     its.close()
-    child = Child(process, mine)
+    child = Child(process, ours)
     try:
         yield child
     finally:
@@ -77,21 +77,21 @@ def saving(
 
 
 def _save(
-    told: Connection, run: Path, megabytes: float, store: str | None, limit: int | None, environment: dict[str, str]
+    reports: Connection, run: Path, megabytes: float, store: str | None, limit: int | None, environment: dict[str, str]
 ) -> None:
     torch.set_num_threads(1)
     os.environ.update(environment)
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     settings = CheckpointSettings(keep=2, store=store)
-    saver = Saver(run, begin_attempt(run, settings), settings)
+    checkpointer = started(run, settings)
     step = max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")), default=0)
     try:
         while True:
             step += 1
-            saver.save(made(step, megabytes))
-            told.send(("begun", step))
-            saver.finish()
-            told.send(("saved", step))
+            checkpointer.save(made(step, megabytes))
+            reports.send(("begun", step))
+            checkpointer.finish()
+            reports.send(("saved", step))
     except UserError as error:
-        told.send(("failed", str(error)))
+        reports.send(("failed", str(error)))

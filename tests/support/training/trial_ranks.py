@@ -50,7 +50,7 @@ def take_step(engine: Engine, step: int) -> None:
         video, labels = lane_clips(step, lane)
         engine.backward(functional.cross_entropy(engine.forward(video + torch.rand(1)), labels))
         engine.step()
-    engine.settle(bool(engine.verdict[0]))
+    engine.record_verdict(bool(engine.verdict[0]))
 
 
 def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
 
 def failures(world: World) -> dict[str, Any]:
     """What becomes of a trial where the last rank's convolutions fail, forward or backward, or are short of memory."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     compute = Convolution.compute
     for name, error in (("forward", RuntimeError("an odd address")), ("memory", torch.OutOfMemoryError("short"))):
 
@@ -94,15 +94,15 @@ def failures(world: World) -> dict[str, Any]:
         Convolution.compute = failing  # type: ignore[method-assign]
         begin = time.monotonic()
         try:
-            found[name] = trial(engine, TRAINING).name
+            results[name] = trial(engine, TRAINING).name
         except UserError as mistake:
-            found[name] = str(mistake)
-        found[f"{name} seconds"] = time.monotonic() - begin
+            results[name] = str(mistake)
+        results[f"{name} seconds"] = time.monotonic() - begin
         Convolution.compute = compute  # type: ignore[method-assign]
     # Another engine takes the place of one that failed.
     engine = fresh(CASES["1"], world)
-    found["afterwards"] = trial(engine, TRAINING).name
-    return found
+    results["afterwards"] = trial(engine, TRAINING).name
+    return results
 
 
 def main() -> None:

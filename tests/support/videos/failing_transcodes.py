@@ -11,7 +11,7 @@ from typing import Any
 from sharding.corpora.manifest import Video
 from sharding.media.input.bad_video import BadVideo
 from sharding.media.input.source import Source
-from sharding.media.transcode import transcode_and_tell
+from sharding.media.transcode import transcode_with_cost
 
 
 def missing_frames(*_: object) -> Iterator[Any]:
@@ -35,8 +35,8 @@ def of_the_machine(number: int, *_: object) -> Iterator[Any]:
 
 
 def poisonous(source: Source, video: Video, settings: Any, threads: int, alive: Callable[[int], None]) -> Iterator[Any]:
-    """As ever, but for videos whose name says what they do to the decoder."""
-    made = transcode_and_tell(source, video, settings, threads, alive)
+    """Transcode as usual, but crash or hang on videos named so."""
+    made = transcode_with_cost(source, video, settings, threads, alive)
     if "crash" in video.uri:
         yield next(made)
         os.kill(os.getpid(), signal.SIGSEGV)

@@ -22,7 +22,7 @@ def carphone(frames: int = 100) -> list[NDArray[np.uint8]]:
         return [frame.to_ndarray(format="rgb24") for _, frame in pairs]
 
 
-def written(
+def write_video(
     path: Path,
     frames: list[Any] | None = None,
     times: int = 1,
@@ -34,16 +34,16 @@ def written(
     prepare: Callable[[Any], None] | None = None,
     change: Callable[[av.VideoFrame], None] | None = None,
 ) -> Path:
-    """The frames (RGB arrays or video frames; 100 of the man in the car by default), `times` over, as a video.
+    """Write the frames (RGB arrays or video frames; 100 of the man in the car by default), `times` over, as a video.
 
     Each round is darker than the one before it. `prepare` changes the stream, `change` every frame.
     """
     pictures = carphone() if frames is None else frames
-    given = {"preset": "ultrafast"} if codec in ("libx264", "libx265") else {}
+    defaults = {"preset": "ultrafast"} if codec in ("libx264", "libx265") else {}
     if codec == "libx265":
-        given["x265-params"] = "log-level=none:pools=1"
+        defaults["x265-params"] = "log-level=none:pools=1"
     with av.open(str(path), "w", options=muxer or {}) as out:
-        stream = out.add_stream(codec, rate=rate, options={**given, **(options or {})})
+        stream = out.add_stream(codec, rate=rate, options={**defaults, **(options or {})})
         first = pictures[0]
         height, width = first.shape[:2] if isinstance(first, np.ndarray) else (first.height, first.width)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
@@ -68,8 +68,8 @@ def written(
     return path
 
 
-def copied(source: Path, path: Path, shift: float = 0.0, muxer: dict[str, str] | None = None) -> Path:
-    """The packets of the video in another container, `shift` seconds later."""
+def remux_video(source: Path, path: Path, shift: float = 0.0, muxer: dict[str, str] | None = None) -> Path:
+    """Copy a video's packets into another container, `shift` seconds later."""
     with av.open(str(source)) as container, av.open(str(path), "w", options=muxer or {}) as out:
         stream = container.streams.video[0]
         target = out.add_stream_from_template(stream, opaque=True)
@@ -83,8 +83,8 @@ def copied(source: Path, path: Path, shift: float = 0.0, muxer: dict[str, str] |
     return path
 
 
-def looped(source: Path, path: Path, times: int) -> Path:
-    """The packets of the video, again and again."""
+def loop_video(source: Path, path: Path, times: int) -> Path:
+    """Write a video's packets again and again into a new one."""
     with av.open(str(path), "w") as out:
         target = None
         by = 0
@@ -103,8 +103,8 @@ def looped(source: Path, path: Path, times: int) -> Path:
     return path
 
 
-def with_sound(source: Path, path: Path, seconds: float, codec: str, muxer: dict[str, str] | None = None) -> Path:
-    """The packets of the video, and silence of so many seconds, in another container."""
+def add_silence(source: Path, path: Path, seconds: float, codec: str, muxer: dict[str, str] | None = None) -> Path:
+    """Copy a video's packets into another container, with so many seconds of silence."""
     with av.open(str(source)) as container, av.open(str(path), "w", options=muxer or {}) as out:
         stream = container.streams.video[0]
         target = out.add_stream_from_template(stream, opaque=True)

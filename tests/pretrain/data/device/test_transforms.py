@@ -159,6 +159,7 @@ def test_reduced_precision_of_products_changes_nothing() -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 def test_another_device_computes_where_the_batch_lies() -> None:
     planes = [random_planes(np.random.default_rng(0), size, "bt709") for size in SIZES[:2]]
     clip = ClipSettings(frames=2, resize=(26, 42), crop=24)

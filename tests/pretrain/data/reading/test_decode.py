@@ -30,7 +30,7 @@ from sharding.make.shard import ShardSettings
 from sharding.media.encoder import EncodeSettings
 from sharding.storage.store import Store, open_store
 from tests.support.stores import make
-from tests.support.videos.odd_videos import written
+from tests.support.videos.odd_videos import write_video
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_packets_that_do_not_decode_are_damage_too(split: Split, monkeypatch: py
 def copied_split(tmp_path: Path, name: str, **made: Any) -> Split:
     """A store of one video's packets as they are."""
     (tmp_path / "corpus" / "class").mkdir(parents=True)
-    written(tmp_path / "corpus" / "class" / name, **made)
+    write_video(tmp_path / "corpus" / "class" / name, **made)
     store = open_store(str(tmp_path / "store"))
     settings = ShardSettings(encode=EncodeSettings(copy=True))
     make(prepare(str(tmp_path / "corpus"), store, settings, CorpusSettings(validation=0)), settings)
@@ -187,6 +187,7 @@ def played(split: Split) -> list[NDArray[np.uint8]]:
         return [frame.to_ndarray(format="yuv420p")[: sample.height] for frame in container.decode(video=0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "codec", "options"),
     [

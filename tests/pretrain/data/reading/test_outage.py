@@ -12,26 +12,26 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.checkpoints.checkpoint import load_newest
 from pretrain.data.reading.outage import OutageLog, PatientStore, StoreGone, StoreWait
 from sharding.base.errors import DamagedStore, UserError
 from sharding.storage.store import open_store
-from tests.support.training.forked_ranks import Nursery, config, nursery
+from tests.support.training.checkpoints import load_newest
+from tests.support.training.forked_ranks import ForkServer, config, fork_server
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 24
 
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("nursery") / "log"
+    return tmp_path_factory.mktemp("ranks") / "log"
 
 
 @pytest.fixture(scope="module")
-def ranks(log: Path) -> Iterator[Nursery]:
-    with nursery(log) as found:
-        yield found
+def ranks(log: Path) -> Iterator[ForkServer]:
+    with fork_server(log) as server:
+        yield server
 
 
 @pytest.fixture()
@@ -80,7 +80,7 @@ def said(run: Path) -> str:
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_directory_that_comes_back(ranks: Nursery, store: str, moved: Path, tmp_path: Path, size: int) -> None:
+def test_a_directory_that_comes_back(ranks: ForkServer, store: str, moved: Path, tmp_path: Path, size: int) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     slow = {"slow": 0.05}
     assert ranks.ended(ranks.start(run_of(moved, whole, 60), size, **slow)) == [0] * size
@@ -95,7 +95,7 @@ def test_a_directory_that_comes_back(ranks: Nursery, store: str, moved: Path, tm
 
 @pytest.mark.parametrize(("size", "zero"), [(1, 1), (2, 0), (2, 3)])
 def test_patience_ends_with_all_saved_and_the_run_goes_on_as_without(
-    ranks: Nursery, moved: Path, tmp_path: Path, size: int, zero: int
+    ranks: ForkServer, moved: Path, tmp_path: Path, size: int, zero: int
 ) -> None:
     whole, run, engine = tmp_path / "whole", tmp_path / "run", {"precision": "fp32", "zero": zero}
     rarely = {"engine": engine, "checkpoint": {"every_steps": 1000}}
@@ -115,7 +115,7 @@ def test_patience_ends_with_all_saved_and_the_run_goes_on_as_without(
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_signal_while_it_is_waited_for(ranks: Nursery, moved: Path, tmp_path: Path, size: int) -> None:
+def test_a_signal_while_it_is_waited_for(ranks: ForkServer, moved: Path, tmp_path: Path, size: int) -> None:
     run = tmp_path / "run"
     pids = ranks.start(run_of(moved, run, 600, checkpoint={"every_steps": 1000}), size, tmp_path / "shown", slow=0.05)
     until(lambda: lines(tmp_path / "shown") > 8)

@@ -116,6 +116,7 @@ def keys_of(data: DataSettings, reading: ReadingSettings, last: int = 6) -> tupl
         return [[key for clips in lanes for key in clips.keys] for lanes in loader], loader
 
 
+@pytest.mark.slow
 def test_workers_share_what_they_fetch(store: str, tmp_path: Path) -> None:
     data = DataSettings.model_validate({"store": store, "clip": CLIP})
     expected, _ = keys_of(data, settings())

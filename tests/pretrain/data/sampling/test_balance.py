@@ -70,6 +70,7 @@ def test_a_pass_gives_each_class_its_share_and_each_sample_of_it_the_same(
     assert all(0 <= row < histograms[shard].get(label, 0) for shard, row, label in found)
 
 
+@pytest.mark.slow
 @given(HISTOGRAMS, st.sampled_from([0.3, 0.5, 1.0]), SEEDS)
 def test_over_the_passes_every_sample_comes_to_its_due(histograms: Histograms, balance: float, seed: int) -> None:
     shards, passes = balanced(histograms, balance), 60
@@ -86,6 +87,7 @@ def test_over_the_passes_every_sample_comes_to_its_due(histograms: Histograms, b
         assert max(abs(row - passes * due[label]) for row in rows) < 2.3
 
 
+@pytest.mark.slow
 @given(HISTOGRAMS, st.integers(1, 9), st.integers(1, 3), st.integers(1, 400), SEEDS)
 def test_an_order_shows_a_balanced_pass(
     histograms: Histograms, lanes: int, batch: int, block_bytes: int, seed: int

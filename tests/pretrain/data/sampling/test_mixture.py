@@ -63,6 +63,7 @@ def test_steps_and_the_shards_they_need(mixed: Mixture, step: int, steps: int) -
     assert pickle.loads(pickle.dumps(mixed)) == mixed
 
 
+@pytest.mark.slow
 def test_stores_are_mixed_evenly_and_each_lane_in_its_own_way() -> None:
     """Of 3 and 1, the 1 comes at any of the four places as often."""
     mixed = mixture([[50], [50]], [6, 2], lanes=4)

@@ -52,6 +52,7 @@ def corpus(order: Order) -> Counter[tuple[int, int]]:
     return Counter((shard, row) for shard, size in enumerate(order.shards.samples.tolist()) for row in range(size))
 
 
+@pytest.mark.slow
 @given(orders())
 def test_every_pass_shows_every_sample_once(order: Order) -> None:
     steps = -(-3 * order.samples // (order.lanes * order.lane_batch)) + 1
@@ -69,6 +70,7 @@ def test_every_pass_shows_every_sample_once(order: Order) -> None:
     assert set(range(ended)) <= set(passes)
 
 
+@pytest.mark.slow
 @given(orders("drop"))
 def test_without_remainders_every_lane_has_the_same_number_of_batches_a_pass(order: Order) -> None:
     batches = order.samples // (order.lanes * order.lane_batch)
@@ -93,6 +95,7 @@ def test_a_pass_without_a_whole_batch_is_refused(lanes: int, batch: int) -> None
     assert len(Order(shards, 0, lanes, batch).lane(0, 0)) == batch
 
 
+@pytest.mark.slow
 @given(orders(), st.data())
 def test_a_run_goes_on_where_it_stopped_on_any_number_of_ranks(order: Order, data: st.DataObject) -> None:
     stops = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
@@ -157,6 +160,7 @@ def chi_squared(landed: list[int], places: int) -> float:
     return float((np.square(np.bincount(landed, minlength=places) - expected) / expected).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shards", "block"), [(1, 10**6), (1, 7), (4, 10**6), (4, 7)])
 def test_a_sample_comes_anywhere_in_a_pass(shards: int, block: int) -> None:
     """Also of a single shard that lanes and blocks share: which lane shows it, and when."""
@@ -173,6 +177,7 @@ def test_a_sample_comes_anywhere_in_a_pass(shards: int, block: int) -> None:
     assert chi_squared(landed, 20) < 43.8  # 19 degrees of freedom, p = 0.001
 
 
+@pytest.mark.slow
 def test_neighbours_are_parted() -> None:
     """Two samples of one shard are with the same lane as often as chance has it."""
     order = Order(ShardSizes(np.array([20]), np.array([20])), 3, 4, 1)

@@ -38,6 +38,7 @@ def model() -> VideoNetwork:
     return build_model(ModelSettings(depth=10, width=0.125), 3, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", get_args(Precision))
 def test_the_fastest_is_taken_and_kept(model: VideoNetwork, precision: Precision, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -56,6 +57,7 @@ def test_the_fastest_is_taken_and_kept(model: VideoNetwork, precision: Precision
     assert not any(buffer.any() for key, buffer in model.named_buffers() if key.endswith("pending"))
 
 
+@pytest.mark.slow
 def test_what_was_kept_is_taken_again_on_the_same_device(model: VideoNetwork, tmp_path: Path) -> None:
     choose_compute_path(tmp_path, model, FP32, ALONE)
     kept = json.loads((tmp_path / "compute_path.json").read_text())
@@ -75,6 +77,7 @@ def test_what_was_kept_is_taken_again_on_the_same_device(model: VideoNetwork, tm
         assert json.loads((tmp_path / "compute_path.json").read_text())["device"] == "cpu"
 
 
+@pytest.mark.slow
 def test_a_path_that_failed_is_not_taken_again(
     model: VideoNetwork, tmp_path: Path, told: pytest.LogCaptureFixture
 ) -> None:
@@ -220,6 +223,7 @@ def test_a_path_that_does_not_run_is_left_out(
             measure(model, clips, "fp32", {"planar": COMPUTE_PATHS["planar"]}, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("wrong", [lambda weight: weight.flip(-1), lambda weight: weight * float("nan")])
 def test_a_path_that_computes_wrongly_is_left_out(
@@ -272,6 +276,7 @@ def test_lanes_normalised_together_are_measured_so(
     assert not any(layer.gather for layer in model.modules() if isinstance(layer, LaneBatchNorm))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [

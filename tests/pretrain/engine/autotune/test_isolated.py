@@ -65,6 +65,7 @@ def measured(plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **more: Any)
     return autotune_in_child(SPEC, TRAINING, CPU, names, module=STANDIN, **more)
 
 
+@pytest.mark.slow
 def test_paths_that_crash_are_left_out(
     pids: Path, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
 ) -> None:
@@ -83,6 +84,7 @@ def test_paths_that_crash_are_left_out(
     assert "path plain: " in told.text  # the child's own line
 
 
+@pytest.mark.slow
 def test_a_path_that_hangs_is_left_out(
     pids: Path, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
 ) -> None:
@@ -95,6 +97,7 @@ def test_a_path_that_hangs_is_left_out(
     assert len(children(pids)) == 4
 
 
+@pytest.mark.slow
 def test_memory_that_is_short_is_told_apart(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = {**dict.fromkeys(ON_CPU, "needs two groups recomputed"), "engine": False}
     found = measured(plan, monkeypatch)
@@ -109,6 +112,7 @@ def test_a_child_that_does_not_start() -> None:
         autotune_in_child(SPEC, TRAINING, CPU, ON_CPU, module="tests.pretrain.there_is_none")
 
 
+@pytest.mark.slow
 def test_a_child_that_dies_for_another_reason_than_a_path(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one does that the kernel ends for want of memory: the caller may measure by itself."""
     with pytest.raises(CannotStart, match=r"ended with SIGKILL.*, at building, twice"):
@@ -116,6 +120,7 @@ def test_a_child_that_dies_for_another_reason_than_a_path(pids: Path, monkeypatc
     assert len(children(pids)) == 2
 
 
+@pytest.mark.slow
 def test_a_child_on_another_device(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PLAN, "{}")
     with pytest.raises(CannotStart, match="it is to compute on cuda:7, and finds cpu"):
@@ -136,6 +141,7 @@ def test_on_a_gpu_the_paths_are_measured_in_time() -> None:
     assert time.monotonic() - begin < SECONDS_ON_GPU
 
 
+@pytest.mark.slow
 def test_the_child_dies_with_its_parent(pids: Path) -> None:
     program = (
         "from tests.pretrain.engine.autotune.test_isolated import *\n"
@@ -157,6 +163,7 @@ def test_the_child_dies_with_its_parent(pids: Path) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_child_that_began_before_its_task_is_taken_once(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PLAN, json.dumps({"engine": False}))
     PRESTARTED.start(STANDIN)
@@ -168,6 +175,7 @@ def test_a_child_that_began_before_its_task_is_taken_once(pids: Path, monkeypatc
     assert len(children(pids)) == 2
 
 
+@pytest.mark.slow
 def test_a_child_that_died_before_its_task_is_told_of(pids: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PLAN, "{}")
     PRESTARTED.start(STANDIN)
@@ -176,6 +184,7 @@ def test_a_child_that_died_before_its_task_is_told_of(pids: Path, monkeypatch: p
         measured({}, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_run_ends_the_child_that_it_does_not_need(
     pids: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -17,6 +17,8 @@ from pretrain.engine.distributed import free_port
 from tests.pretrain.conftest import ROOT
 from tests.support.training.trial_ranks import CASES, ON_TWO, STEPS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:

@@ -68,6 +68,7 @@ def test_frozen_weights_have_no_gradient_and_nothing_is_kept_for_one(model: Vide
         assert not model(torch.randn(2, 3, 4, 16, 16)).requires_grad
 
 
+@pytest.mark.slow
 def test_what_is_recomputed_is_cast_as_it_comes(model: VideoNetwork) -> None:
     expected = passed(model)
     model.use(ComputePath(cast_at_once=True, recomputed=2))

@@ -18,18 +18,18 @@ from sharding.inspect.summary import summary
 from sharding.inspect.verify import verify
 from sharding.make.shard import ShardSettings
 from sharding.media.clip import Clip
-from sharding.media.decoding.concealment import has_hole
+from sharding.media.decoding.concealment import has_zero_run
 from sharding.media.decoding.reader import Reader
 from sharding.media.encoder import EncodeSettings
 from sharding.media.input.bad_video import BadVideo
 from sharding.media.input.segments import SegmentSettings
 from sharding.media.input.source import Source
-from sharding.media.input.validity import Decoded, judge_concealed
+from sharding.media.input.validity import DecodeStats, judge_concealed
 from sharding.media.transcode import SegmentFailure, VideoSettings, transcode
 from sharding.storage.store import open_store
 from tests.sharding.conftest import FOOTAGE
 from tests.support.stores import shard
-from tests.support.videos.odd_videos import written
+from tests.support.videos.odd_videos import write_video
 
 GOP = 24
 FRAMES = 100
@@ -65,12 +65,12 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def made(kind: str) -> Path:
         codec, options = KINDS[kind]
         path = folder / kind
-        return path if path.exists() else written(path, codec=codec, options=options)
+        return path if path.exists() else write_video(path, codec=codec, options=options)
 
     return made
 
 
-def counted(path: Path, threads: int = 1) -> tuple[list[tuple[float, NDArray[np.int16]]], Decoded]:
+def counted(path: Path, threads: int = 1) -> tuple[list[tuple[float, NDArray[np.int16]]], DecodeStats]:
     """The luma of all frames with their times, and what the reader counted."""
     source = Source(str(path.parent), path.name)
     with source.opened(sequential=True) as file, Reader(source, file, file.read(4096), threads) as reader:
@@ -122,11 +122,11 @@ def clip(path: Path, **settings: object) -> Clip:
 
 
 def made(path: Path, encode: EncodeSettings) -> Clip:
-    found = list(
+    clips = list(
         transcode(Source(str(path.parent), path.name), Video(path.name, (0,), "train"), VideoSettings(encode=encode))
     )
-    assert len(found) == 1 and isinstance(found[0], Clip)
-    return found[0]
+    assert len(clips) == 1 and isinstance(clips[0], Clip)
+    return clips[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,6 +136,7 @@ def test_sound_videos_show_none(sound: Callable[[str], Path], kind: str, threads
     assert (len(frames), decoded.concealed, decoded.errors) == (FRAMES, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(FOOTAGE.iterdir()), ids=lambda path: path.name)
 def test_real_videos_show_none(path: Path) -> None:
     assert counted(path)[1].concealed == 0
@@ -189,7 +190,7 @@ def test_a_wrong_checksum_where_no_decoder_tells(sound: Callable[[str], Path], t
     source = Source(str(tmp_path), kind)
     with source.opened(sequential=False) as file, Reader(source, file, file.read(4096)) as reader:
         for start, expected in ((48 / 25, 0), (24 / 25, GOP), (72 / 25, 0)):  # wherever reading begins
-            stretch = reader.declared.of_stretch(start, 24 / 25)
+            stretch = reader.declared.for_segment(start, 24 / 25)
             list(reader.until(reader.seek(start, 0.0), start + 24 / 25, stretch))
             assert (stretch.frames, stretch.concealed) == (24, expected)
 
@@ -209,10 +210,10 @@ def test_wrong_checksums_of_every_cluster_are_the_muxers(sound: Callable[[str], 
 
 
 def test_what_a_hole_is() -> None:
-    assert has_hole(b"\1" + bytes(256) + b"\1") and has_hole(bytes(256) + b"\1")
-    assert not has_hole(b"\1" + bytes(255) + b"\1")
-    assert not has_hole(b"\1" + bytes(4096))  # some pad
-    assert not has_hole(b"")
+    assert has_zero_run(b"\1" + bytes(256) + b"\1") and has_zero_run(bytes(256) + b"\1")
+    assert not has_zero_run(b"\1" + bytes(255) + b"\1")
+    assert not has_zero_run(b"\1" + bytes(4096))  # some pad
+    assert not has_zero_run(b"")
 
 
 def from_the_middle(path: Path, source: Path, first: int) -> Path:
@@ -271,9 +272,9 @@ def test_few_are_counted_and_many_refused(sound: Callable[[str], Path], tmp_path
 
 @pytest.mark.parametrize(("share", "refused"), [(0.019, True), (0.02, False), (1.0, False)])
 def test_the_share(share: float, refused: bool) -> None:
-    decoded = Decoded(declared=100, seconds=4.0, step=0.04)
+    decoded = DecodeStats(declared_frames=100, declared_seconds=4.0, frame_interval=0.04)
     for number in range(100):
-        decoded.took(number * 0.04, int(number >= 98))
+        decoded.count_frame(number * 0.04, int(number >= 98))
     assert (decoded.frames, decoded.concealed) == (100, 2)
     if refused:
         with pytest.raises(BadVideo, match=r"2 of 100 frames show .* \(2.0 %\); at most 1.9 % may"):
@@ -288,11 +289,11 @@ def test_a_segment_answers_for_itself(sound: Callable[[str], Path], tmp_path: Pa
         encode=EncodeSettings(preset="ultrafast", short_edge=64),
         segments=SegmentSettings(seconds=24 / 25, spacing=24 / 25, exact=True),
     )
-    found = list(transcode(Source(str(tmp_path), hurt.name), Video(hurt.name, (0,), "train"), settings))
-    assert [each.segment for each in found] == [0, 1, 2, 3]
-    failed = [each for each in found if isinstance(each, SegmentFailure)]
+    clips = list(transcode(Source(str(tmp_path), hurt.name), Video(hurt.name, (0,), "train"), settings))
+    assert [each.segment for each in clips] == [0, 1, 2, 3]
+    failed = [each for each in clips if isinstance(each, SegmentFailure)]
     assert [(each.segment, each.kind) for each in failed] == [(1, "concealed")]
-    assert all(each.concealed == 0 for each in found if isinstance(each, Clip))
+    assert all(each.concealed == 0 for each in clips if isinstance(each, Clip))
 
 
 def test_copied_packets(sound: Callable[[str], Path], tmp_path: Path) -> None:
@@ -324,10 +325,10 @@ def test_a_store_says_what_is_concealed(sound: Callable[[str], Path], tmp_path: 
     rows = [row for one in record.list_records(store) for row in record.read_record(store, *one).to_pylist()]
     concealed = counted(few)[1].concealed
     assert {row["uri"]: row["concealed"] for row in rows} == {"a/sound.mp4": 0, "a/few.mp4": concealed}
-    found = summary(store)
-    assert found["concealed"] == {"frames": concealed, "samples": 1, "unknown": 0}
-    assert found["failures"] == {"concealed": 1} and found["settings"]["encode"]["maximum_concealed"] == 0.1
-    (line,) = found["failure_examples"]
+    tree = summary(store)
+    assert tree["concealed"] == {"frames": concealed, "samples": 1, "unknown": 0}
+    assert tree["failures"] == {"concealed": 1} and tree["settings"]["encode"]["maximum_concealed"] == 0.1
+    (line,) = tree["failure_examples"]
     assert line["uri"] == "a/many.mp4"
     assert line["reason"].startswith(
         f"{counted(many)[1].concealed} of 100 frames show damage that the decoder concealed"

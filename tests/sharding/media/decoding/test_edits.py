@@ -18,7 +18,7 @@ from sharding.media.input.segments import SegmentSettings
 from sharding.media.input.source import Source
 from sharding.media.transcode import VideoSettings, transcode
 from tests.sharding.conftest import frames_of
-from tests.support.videos.odd_videos import carphone, written
+from tests.support.videos.odd_videos import carphone, write_video
 
 COPY = EncodeSettings(copy=True)
 ENCODE = EncodeSettings(short_edge=144, preset="ultrafast", crf=4)
@@ -42,7 +42,7 @@ def numbers(clip: Clip, source: list[np.ndarray]) -> list[int]:
 @pytest.fixture(scope="module")
 def reordered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[np.ndarray]]:
     """100 frames of 25 a second, a key frame every 20, some of the others reordered; and their luma."""
-    path = written(tmp_path_factory.mktemp("reordered") / "source.mp4", options=REORDERED)
+    path = write_video(tmp_path_factory.mktemp("reordered") / "source.mp4", options=REORDERED)
     with av.open(str(path)) as container:
         return path, [frame.to_ndarray(format="yuv420p")[:144] for frame in container.decode(video=0)]
 
@@ -118,7 +118,7 @@ def test_several_edits(reordered: tuple[Path, list[np.ndarray]], tmp_path: Path)
 
 def test_reordered_pictures_in_avi(reordered: tuple[Path, list[np.ndarray]], tmp_path: Path) -> None:
     """Whose packets have no times for showing."""
-    path = written(tmp_path / "reordered.avi", options=REORDERED)
+    path = write_video(tmp_path / "reordered.avi", options=REORDERED)
     (clip,) = clips(path)
     assert numbers(clip, reordered[1]) == list(range(100)) and clip.start == 0
     assert np.allclose(np.diff(clip.packet_pts), 3600, atol=1)
@@ -161,7 +161,7 @@ def packed(path: Path, source: Path) -> Path:
 @pytest.mark.parametrize("name", ["packed.avi", "packed.mp4"])
 def test_a_packed_bitstream(tmp_path: Path, name: str) -> None:
     options = {"g": "20", "bf": "1", "b_strategy": "0", "sc_threshold": "1000000000", "qmin": "2", "qmax": "3"}
-    source = written(tmp_path / "source.avi", carphone(100), codec="mpeg4", options=options)
+    source = write_video(tmp_path / "source.avi", carphone(100), codec="mpeg4", options=options)
     path = packed(tmp_path / name, source)
     with av.open(str(source)) as container:
         frames = [frame.to_ndarray(format="yuv420p")[:144] for frame in container.decode(video=0)]
@@ -183,7 +183,7 @@ def test_doubled_times(tmp_path: Path) -> None:
         step = round(Fraction(1, 25) / packet.time_base)
         packet.pts = packet.dts = packet.pts // (2 * step) * 2 * step
 
-    source = written(tmp_path / "source.mp4", carphone(60), options={"bf": "0", "g": "20"})
+    source = write_video(tmp_path / "source.mp4", carphone(60), options={"bf": "0", "g": "20"})
     for name in ("doubled.mkv", "doubled.ts"):
         with av.open(str(source)) as container, av.open(str(tmp_path / name), "w") as out:
             stream = container.streams.video[0]

@@ -16,7 +16,7 @@ from sharding.media.input.bad_video import BadVideo
 from sharding.media.input.segments import SegmentSettings
 from sharding.media.input.source import Source
 from sharding.media.transcode import SegmentFailure, VideoSettings, transcode
-from tests.support.videos.odd_videos import carphone, with_sound, written
+from tests.support.videos.odd_videos import add_silence, carphone, write_video
 
 ENCODE = EncodeSettings(short_edge=64, preset="ultrafast")
 PLAIN = {"g": "12", "sc_threshold": "0", "bf": "0"}
@@ -38,10 +38,10 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """2.4 s of a man in a car, by codec."""
     folder, pictures = tmp_path_factory.mktemp("short"), carphone(60)
     return {
-        "h264": written(folder / "h264.mp4", pictures, options={"g": "12", "sc_threshold": "0", "bf": "2"}),
-        "vp8": written(folder / "vp8.webm", pictures, codec="libvpx", options={"g": "12", "cpu-used": "16"}),
-        "wmv2": written(folder / "wmv2.asf", pictures, codec="wmv2", options={"g": "12"}),
-        "mpeg4": written(folder / "mpeg4.avi", pictures, codec="mpeg4", options={"g": "12"}),
+        "h264": write_video(folder / "h264.mp4", pictures, options={"g": "12", "sc_threshold": "0", "bf": "2"}),
+        "vp8": write_video(folder / "vp8.webm", pictures, codec="libvpx", options={"g": "12", "cpu-used": "16"}),
+        "wmv2": write_video(folder / "wmv2.asf", pictures, codec="wmv2", options={"g": "12"}),
+        "mpeg4": write_video(folder / "mpeg4.avi", pictures, codec="mpeg4", options={"g": "12"}),
     }
 
 
@@ -69,7 +69,7 @@ CONTAINERS = [
 def test_sound_that_goes_on_makes_no_video_longer(
     tmp_path: Path, short: dict[str, Path], name: str, codec: str, sound: str
 ) -> None:
-    path = with_sound(short[codec], tmp_path / name, 8.0, sound)
+    path = add_silence(short[codec], tmp_path / name, 8.0, sound)
     if name.startswith("untold"):
         untold(path)
     (whole,) = clips(path)
@@ -82,8 +82,8 @@ def test_sound_that_goes_on_makes_no_video_longer(
 @pytest.mark.parametrize("name", ["cut.mkv", "untold.mkv", "cut.flv"])
 def test_a_file_that_is_cut_off_is_still_noticed(tmp_path: Path, name: str) -> None:
     """Its streams end before its header says, all of them."""
-    long = written(tmp_path / "long.mp4", times=2, options={"g": "12"})
-    path = with_sound(long, tmp_path / name, 8.0, "aac")
+    long = write_video(tmp_path / "long.mp4", times=2, options={"g": "12"})
+    path = add_silence(long, tmp_path / name, 8.0, "aac")
     if name.startswith("untold"):
         untold(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -93,7 +93,7 @@ def test_a_file_that_is_cut_off_is_still_noticed(tmp_path: Path, name: str) -> N
 
 def test_a_last_picture_that_stays(tmp_path: Path) -> None:
     """As a recording of a screen ends: its last frame lasts for half of it."""
-    source = written(tmp_path / "source.mp4", carphone(50), options=PLAIN)
+    source = write_video(tmp_path / "source.mp4", carphone(50), options=PLAIN)
     path = tmp_path / "stays.mkv"
     with av.open(str(source)) as container, av.open(str(path), "w") as out:
         stream = container.streams.video[0]
@@ -114,7 +114,7 @@ def null_chunks(path: Path, every: int) -> Path:
         assert frame.pts is not None
         frame.pts *= every
 
-    return written(path, carphone(60), codec="mpeg4", rate=25 * every, options={"g": "12"}, change=apart)
+    return write_video(path, carphone(60), codec="mpeg4", rate=25 * every, options={"g": "12"}, change=apart)
 
 
 @pytest.mark.parametrize("every", [2, 24])
@@ -144,7 +144,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
         frame.pts = times[frame.pts]
 
     folder = tmp_path_factory.mktemp("slow")
-    return written(folder / "slow.mp4", carphone(len(times)), options=PLAIN, change=late)
+    return write_video(folder / "slow.mp4", carphone(len(times)), options=PLAIN, change=late)
 
 
 def test_a_stretch_where_frames_are_far_apart(slow: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_stretch_where_frames_are_far_apart(slow: Path) -> None:
 
 
 def test_a_stretch_in_which_no_two_frames_begin(tmp_path: Path) -> None:
-    path = written(tmp_path / "still.mp4", carphone(12), rate=1, options=PLAIN)
+    path = write_video(tmp_path / "still.mp4", carphone(12), rate=1, options=PLAIN)
     between = Video(path.name, (0,), "train", 10.1, 10.9)
     with pytest.raises(BadVideo, match=r"no frame is first shown from .* its frames are 1 s apart there") as caught:
         list(transcode(Source(str(tmp_path), path.name), between, VideoSettings(encode=ENCODE)))
@@ -167,9 +167,9 @@ def test_a_stretch_in_which_no_two_frames_begin(tmp_path: Path) -> None:
 
 
 def test_a_stretch_that_is_not_there_is_no_slow_part(tmp_path: Path) -> None:
-    path = written(tmp_path / "sound.mp4", times=2, options=PLAIN, muxer={"movflags": "+faststart"})
+    path = write_video(tmp_path / "sound.mp4", times=2, options=PLAIN, muxer={"movflags": "+faststart"})
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    found = made(path, SegmentSettings(seconds=1, spacing=1.5))
-    told = [each for each in found if isinstance(each, SegmentFailure)]
+    clips = made(path, SegmentSettings(seconds=1, spacing=1.5))
+    told = [each for each in clips if isinstance(each, SegmentFailure)]
     assert told and {failure.kind for failure in told} <= {"missing_frames", "undecodable", "outside"}
-    assert list(itertools.dropwhile(lambda each: isinstance(each, Clip), found)) == told
+    assert list(itertools.dropwhile(lambda each: isinstance(each, Clip), clips)) == told

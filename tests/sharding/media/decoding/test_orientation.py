@@ -22,7 +22,7 @@ from sharding.media.input.bad_video import BadVideo
 from sharding.media.input.source import Source
 from sharding.media.transcode import VideoSettings, transcode
 from tests.sharding.conftest import frames_of
-from tests.support.videos.odd_videos import written
+from tests.support.videos.odd_videos import write_video
 
 ONE = 1 << 16
 LAST = 1 << 30
@@ -62,8 +62,8 @@ def made(path: Path, settings: VideoSettings) -> Clip:
     return found
 
 
-def rgb(found: Clip) -> NDArray[np.uint8]:
-    with av.open(io.BytesIO(found.data)) as container:
+def rgb(stored: Clip) -> NDArray[np.uint8]:
+    with av.open(io.BytesIO(stored.data)) as container:
         frame = next(container.decode(video=0))
         return frame.to_ndarray(format="rgb24", src_colorspace=5, src_color_range=1, interpolation=16)
 
@@ -79,7 +79,7 @@ def corners(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
 def test_turned_and_mirrored_videos_are_stored_as_they_are_shown(
     tmp_path: Path, numbers: tuple[int, int, int, int], name: str
 ) -> None:
-    path = written(
+    path = write_video(
         tmp_path / name,
         [quarters(144, 176)] * 3,
         options={"qp": "4"},
@@ -87,16 +87,16 @@ def test_turned_and_mirrored_videos_are_stored_as_they_are_shown(
     )
     expected = shown(quarters(144, 176), *numbers)
     for encode in (EncodeSettings(short_edge=64, crf=6), EncodeSettings(size=(96, 64), crf=6)):
-        found = made(path, VideoSettings(encode=encode))
+        stored = made(path, VideoSettings(encode=encode))
         size = (expected.shape[1], expected.shape[0])
-        assert (found.width, found.height) == (encode.size or {(176, 144): (78, 64), (144, 176): (64, 78)}[size])
-        assert np.abs(corners(rgb(found)) - corners(expected)).max() <= 10
+        assert (stored.width, stored.height) == (encode.size or {(176, 144): (78, 64), (144, 176): (64, 78)}[size])
+        assert np.abs(corners(rgb(stored)) - corners(expected)).max() <= 10
 
 
 @pytest.mark.parametrize("numbers", EIGHT)
 def test_only_upright_videos_are_copied(tmp_path: Path, numbers: tuple[int, int, int, int]) -> None:
     """A reader of single packets is told of no display matrix."""
-    path = written(
+    path = write_video(
         tmp_path / "turned.mp4",
         [quarters(144, 176)] * 3,
         prepare=lambda stream: stream.set_display_matrix(matrix(*numbers)),
@@ -116,7 +116,7 @@ def test_flow_is_that_of_the_pictures_as_they_are_shown(tmp_path: Path) -> None:
     frames = [np.repeat(noise[:, 60 - 2 * t : 156 - 2 * t, None], 3, 2) for t in range(5)]
 
     def sideways(numbers: tuple[int, int, int, int]) -> float:
-        path = written(
+        path = write_video(
             tmp_path / "moving.mp4",
             [np.ascontiguousarray(frame) for frame in frames],
             options={"qp": "4"},
@@ -134,8 +134,8 @@ def test_flow_is_that_of_the_pictures_as_they_are_shown(tmp_path: Path) -> None:
 def test_a_matrix_that_changes_midway(tmp_path: Path) -> None:
     """As where another camera goes on: its matrix stands at key frames, and holds till another comes."""
     pictures, plain = [quarters(144, 176)] * 4, {"qp": "4"}
-    first = written(tmp_path / "first.h264", pictures, options=plain).read_bytes()
-    path = written(tmp_path / "second.mp4", pictures, options=plain)
+    first = write_video(tmp_path / "first.h264", pictures, options=plain).read_bytes()
+    path = write_video(tmp_path / "second.mp4", pictures, options=plain)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         turning = av.bitstream.BitStreamFilterContext(MIRRORING, stream)

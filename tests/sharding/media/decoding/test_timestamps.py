@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as trying
 from hypothesis import strategies as st
 
-from sharding.media.decoding.timestamps import DecodingTimes, evened
+from sharding.media.decoding.timestamps import DtsOnlyTimes, with_rising_times
 
 STEP = 0.04
 TIMES = st.one_of(st.none(), st.floats(-1e5, 1e5), st.integers(-5, 30).map(float))
@@ -19,13 +19,13 @@ TIMES = st.one_of(st.none(), st.floats(-1e5, 1e5), st.integers(-5, 30).map(float
 
 def made_even(*times: float | None) -> list[float]:
     """The times in steps; the same whether those that are sure to rise wait for the next or not."""
-    given = [None if t is None else t * STEP for t in times]
-    sure = [a is None or b is None or a < b for a, b in zip(given, [*given, None][1:], strict=True)]
-    found = list(evened(zip(range(len(times)), given, sure, strict=True), STEP))
-    assert [number for number, _ in found] == list(range(len(times)))
-    waiting = list(evened(zip(range(len(times)), given, [False] * len(times), strict=True), STEP))
-    assert [time for _, time in waiting] == pytest.approx([time for _, time in found])
-    return [round(time / STEP, 6) for _, time in found]
+    stamps = [None if t is None else t * STEP for t in times]
+    sure = [a is None or b is None or a < b for a, b in zip(stamps, [*stamps, None][1:], strict=True)]
+    timed = list(with_rising_times(zip(range(len(times)), stamps, sure, strict=True), STEP))
+    assert [number for number, _ in timed] == list(range(len(times)))
+    waiting = list(with_rising_times(zip(range(len(times)), stamps, [False] * len(times), strict=True), STEP))
+    assert [time for _, time in waiting] == pytest.approx([time for _, time in timed])
+    return [round(time / STEP, 6) for _, time in timed]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_times_that_all_are_the_same() -> None:
 @trying(deadline=None)
 @given(frames=st.lists(st.tuples(st.integers(), TIMES, st.booleans()), max_size=60))
 def test_whatever_is_given_rises_and_no_frame_is_lost(frames: list[tuple[int, float | None, bool]]) -> None:
-    found = list(evened(frames, STEP))
+    found = list(with_rising_times(frames, STEP))
     assert [number for number, _ in found] == [number for number, *_ in frames]
     assert all(b >= a for (_, a), (_, b) in itertools.pairwise(found))
 
@@ -94,7 +94,7 @@ def test_whatever_is_given_rises_and_no_frame_is_lost(frames: list[tuple[int, fl
 @given(gaps=st.lists(st.floats(1e-3, 100), max_size=60), sure=st.booleans())
 def test_times_that_rise_are_left_alone(gaps: list[float], sure: bool) -> None:
     times = list(np.cumsum(gaps))
-    assert [time for _, time in evened(((0, time, sure) for time in times), STEP)] == times
+    assert [time for _, time in with_rising_times(((0, time, sure) for time in times), STEP)] == times
 
 
 def test_a_frame_that_is_sure_to_be_followed_by_a_later_one_does_not_wait() -> None:
@@ -105,12 +105,12 @@ def test_a_frame_that_is_sure_to_be_followed_by_a_later_one_does_not_wait() -> N
             went_in.append(number)
             yield number, number * STEP, number != 2
 
-    assert [len(went_in) for _ in evened(frames(), STEP)] == [1, 2, 4, 4, 5]
+    assert [len(went_in) for _ in with_rising_times(frames(), STEP)] == [1, 2, 4, 4, 5]
 
 
 def test_a_container_of_decoding_times_alone() -> None:
-    stamps = DecodingTimes()
+    stamps = DtsOnlyTimes()
     for dts in (100, 101, 102):
         stamps.packet(dts)
     assert [stamps.frame(dts) for dts in (102, 103, 104, None)] == [100, 101, 102, None]
-    assert DecodingTimes(stamps.delay).frame(205) == 203  # after a seek, whatever came first
+    assert DtsOnlyTimes(stamps.delay).frame(205) == 203  # after a seek, whatever came first

@@ -26,7 +26,7 @@ from sharding.media.transcode import VideoSettings, transcode
 from sharding.storage.local import LocalStore
 from sharding.storage.store import open_store
 from tests.sharding.conftest import FOOTAGE
-from tests.support.videos.odd_videos import looped
+from tests.support.videos.odd_videos import loop_video
 
 ENCODE = EncodeSettings(short_edge=64, preset="ultrafast")
 DATA = bytes(range(251)) * 40
@@ -78,9 +78,9 @@ def test_it_reads_as_a_file_does(folder: Path, steps: list[tuple[str, int]], blo
         else:
             assert ours.seek(number, io.SEEK_CUR) == theirs.seek(number, io.SEEK_CUR)
         assert ours.tell() == theirs.tell()
-        assert len(ours._kept) <= keep and len(ours._coming) <= ahead
+        assert len(ours._cache) <= keep and len(ours._prefetched) <= ahead
     ours.close()
-    assert not ours._kept and not ours._coming
+    assert not ours._cache and not ours._prefetched
 
 
 def test_no_block_is_fetched_twice_in_a_row_of_reads(folder: Path) -> None:
@@ -108,7 +108,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two minutes, 18 MB, in a folder whose name ends in a class."""
     folder = tmp_path_factory.mktemp("corpus") / "class"
     folder.mkdir()
-    return looped(FOOTAGE / "carphone.mp4", folder / "long.mp4", 30)
+    return loop_video(FOOTAGE / "carphone.mp4", folder / "long.mp4", 30)
 
 
 @pytest.fixture(scope="module")
@@ -128,20 +128,20 @@ def bucket(remote: tuple[dict[str, str], str], monkeypatch: pytest.MonkeyPatch) 
     return remote[1]
 
 
-def clips(source: Source, **given: Any) -> list[Clip]:
-    found = list(transcode(source, Video(source.uri, (0,), "train"), VideoSettings(encode=ENCODE, **given)))
+def clips(source: Source, **settings: Any) -> list[Clip]:
+    found = list(transcode(source, Video(source.uri, (0,), "train"), VideoSettings(encode=ENCODE, **settings)))
     assert all(isinstance(clip, Clip) for clip in found)
     return found  # type: ignore[return-value]
 
 
 def test_segments_of_an_object_are_those_of_the_file_and_little_is_fetched(bucket: str, long: Path) -> None:
     segments = SegmentSettings(seconds=2, per_video=3)
-    here, there = Source(str(long.parents[1]), "class/long.mp4"), Source(bucket, "class/long.mp4")
-    ours, theirs = clips(here, segments=segments), clips(there, segments=segments)
+    local, remote = Source(str(long.parents[1]), "class/long.mp4"), Source(bucket, "class/long.mp4")
+    ours, theirs = clips(local, segments=segments), clips(remote, segments=segments)
     assert [clip.data for clip in ours] == [clip.data for clip in theirs]
     size = long.stat().st_size
-    assert here.frames == there.frames < 3 * (60 + 125)
-    assert there.bytes_read < 0.45 * size and here.bytes_read < 0.15 * size
+    assert local.frames == remote.frames < 3 * (60 + 125)
+    assert remote.bytes_read < 0.45 * size and local.bytes_read < 0.15 * size
 
 
 def test_a_whole_object_is_the_file(bucket: str, pieces: list[Path]) -> None:
@@ -169,6 +169,7 @@ def test_a_store_that_fails_while_a_video_is_read_is_no_bad_video(
         clips(Source(bucket, "class/long.mp4"), segments=segments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("segments", [None, SegmentSettings(seconds=2, per_video=2)])
 def test_a_store_that_is_waited_for_is_no_stall(
     monkeypatch: pytest.MonkeyPatch, bucket: str, long: Path, segments: SegmentSettings | None

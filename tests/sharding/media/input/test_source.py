@@ -93,7 +93,7 @@ def test_what_ffmpeg_takes_for_a_cut_file_is_read_again_without_it(
     corpus: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (corpus / "calm" / "lost.mp4").symlink_to(UNREADABLE)
-    monkeypatch.setattr("sharding.make.shard.transcode_and_tell", failing.missing_frames)
+    monkeypatch.setattr("sharding.make.shard.transcode_with_cost", failing.missing_frames)
     with pytest.raises(UserError, match="Input/output error"):
         shard(corpus, store)
 
@@ -102,7 +102,7 @@ def test_what_ffmpeg_takes_for_a_cut_file_is_read_again_without_it(
 def test_an_error_of_the_machine_is_no_failure_though_it_passed(
     corpus: Path, store: Store, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    monkeypatch.setattr("sharding.make.shard.transcode_and_tell", functools.partial(failing.of_the_machine, number))
+    monkeypatch.setattr("sharding.make.shard.transcode_with_cost", functools.partial(failing.of_the_machine, number))
     with pytest.raises(UserError, match=os.strerror(number)):
         shard(corpus, store)
     assert record.list_records(store) == []
@@ -128,4 +128,4 @@ def test_names_that_are_not_utf8(corpus: Path, store: Store) -> None:
     assert r"\udce9t\udce9" in shown["classes"] and any(r"note\udce9.txt" in note for note in prepared.notes)
     for text in (*prepared.notes, json.dumps(shown, ensure_ascii=False)):
         text.encode("utf-8")
-    assert not prepare(str(corpus), store, SETTINGS, READING).remaining
+    assert not prepare(str(corpus), store, SETTINGS, READING).remaining_count

@@ -1,58 +1,20 @@
-"""Tables of videos: CSV, JSON and Parquet, what they may say and what is refused, local and in a store."""
+"""Tables of videos: CSV, JSON and Parquet, what they may say and what is refused."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import os
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pyarrow import parquet
 
 from sharding.base.errors import UserError
-from sharding.corpora.entries.roots import Roots, local_copy, tellable
-from sharding.corpora.entries.rows import Refusal
-from sharding.corpora.formats import json_stream as jsonlist
-from sharding.corpora.formats import list_file, lists
-from sharding.corpora.formats.json_stream import json_entries
-from sharding.corpora.formats.list_file import ListFile
-from sharding.corpora.manifest import CorpusSettings, Manifest, read_manifest
-from sharding.storage.store import open_store
-
-
-def make(root: Path, *paths: str) -> Path:
-    for path in paths:
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(bytes(2000))
-    return root
-
-
-def write(path: Path, text: str) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    return str(path)
-
-
-def read(corpus: str | Path, **values: Any) -> Manifest:
-    return read_manifest(str(corpus), CorpusSettings(**{"validation": 0.0, **values}))
-
-
-def found(manifest: Manifest) -> dict[str, Any]:
-    """uri → class names of every video."""
-    return {v.uri: [manifest.classes[n] for n in v.labels] for v in manifest.videos()}
-
-
-def refused(manifest: Manifest) -> set[tuple[str, str, str]]:
-    """(name, kind, line as it is told) of what is left out."""
-    told = list(manifest.refusals())
-    assert sum(manifest.left_out.values()) == len(told)
-    return {(one["uri"], one["kind"], one["where"].rpartition(", ")[2]) for one in told}
+from sharding.corpora.formats import list_file
+from sharding.corpora.manifest import CorpusSettings, read_manifest
+from tests.support.corpora import labels_by_uri, make, read, refused, write
 
 
 def test_a_csv_with_every_column(tmp_path: Path) -> None:
@@ -77,7 +39,7 @@ def test_columns_have_several_names_and_separators(tmp_path: Path, header: str) 
     make(tmp_path, "a.mp4", "b.mp4")
     separator = next(letter for letter in "\t;," if letter in header)
     text = f"{header}\r\na.mp4{separator}x\r\n\r\nb.mp4{separator}y\r\n"
-    assert found(read(write(tmp_path / "list.csv", text))) == {"a.mp4": ["x"], "b.mp4": ["y"]}
+    assert labels_by_uri(read(write(tmp_path / "list.csv", text))) == {"a.mp4": ["x"], "b.mp4": ["y"]}
 
 
 def test_a_csv_without_a_header_is_refused(tmp_path: Path) -> None:
@@ -116,7 +78,7 @@ def test_every_row_that_is_not_planned_is_told(tmp_path: Path) -> None:
     ]
     corpus = write(tmp_path / "list.csv", "\n".join(lines) + "\n")
     manifest = read(corpus, media=str(tmp_path / "media"), roots=(str(tmp_path / "other"),))
-    assert found(manifest) == {"0.mp4": ["jump", "run"], "6.mp4": ["run"], f"{tmp_path}/other/x.mp4": ["jump"]}
+    assert labels_by_uri(manifest) == {"0.mp4": ["jump", "run"], "6.mp4": ["run"], f"{tmp_path}/other/x.mp4": ["jump"]}
     assert manifest.root == str(tmp_path / "media")
     assert refused(manifest) == {
         ("1.mp4", "unlabelled", "line 3"),
@@ -187,7 +149,7 @@ def test_classes_that_are_there_keep_their_indices(tmp_path: Path) -> None:
     corpus = write(tmp_path / "list.csv", "uri,label\na.mp4,ant\nb.mp4,zebra\nc.mp4,cow\n")
     manifest = read_manifest(corpus, CorpusSettings(), classes=("zebra", "dog"))
     assert manifest.classes == ("zebra", "dog", "ant", "cow")
-    assert found(manifest) == {"a.mp4": ["ant"], "b.mp4": ["zebra"], "c.mp4": ["cow"]}
+    assert labels_by_uri(manifest) == {"a.mp4": ["ant"], "b.mp4": ["zebra"], "c.mp4": ["cow"]}
 
 
 @pytest.mark.parametrize("name", ["list.jsonl", "list.json", "list.jsonl.gz", "list.parquet"])
@@ -244,17 +206,17 @@ def test_lines_that_are_no_json_are_counted_and_the_rest_is_read(tmp_path: Path)
         '{"uri": "a\\u0000.mp4", "label": "x"}',
     ]
     manifest = read(write(tmp_path / "list.jsonl", "\n".join([*bad, '{"uri": "a.mp4", "label": "x"}'])))
-    assert found(manifest) == {"a.mp4": ["x"]} and manifest.left_out == {"malformed": 7, "missing": 1}
+    assert labels_by_uri(manifest) == {"a.mp4": ["x"]} and manifest.left_out == {"malformed": 7, "missing": 1}
 
 
 def test_lines_without_end_and_quotes_without_end_do_not_fill_memory(tmp_path: Path) -> None:
     make(tmp_path, "a.mp4", "b.mp4")
     text = 'uri,label\na.mp4,x\n"' + "y" * 300_000 + "\nb.mp4,z\n"
     manifest = read(write(tmp_path / "list.csv", text))
-    assert found(manifest)["a.mp4"] == ["x"] and manifest.left_out["malformed"] >= 1
+    assert labels_by_uri(manifest)["a.mp4"] == ["x"] and manifest.left_out["malformed"] >= 1
     lines = '{"uri": "a.mp4", "label": "x"}\n' + "z" * 3 * list_file.LONGEST_LINE + '\n{"uri": "b.mp4", "label": "y"}\n'
     manifest = read(write(tmp_path / "list.jsonl", lines))
-    assert found(manifest) == {"a.mp4": ["x"], "b.mp4": ["y"]}
+    assert labels_by_uri(manifest) == {"a.mp4": ["x"], "b.mp4": ["y"]}
     assert [one["where"].rpartition(", ")[2] for one in manifest.refusals()] == ["line 2"]
 
 
@@ -264,7 +226,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(b"uri,label\ncaf\xe9.mp4,x\na.mp4,caf\xe9\n")
     with pytest.raises(UserError, match=r"not UTF-8(.|\n)*list.csv, line 2(.|\n)*encoding="):
         read(tmp_path / "list.csv")
-    assert found(read(tmp_path / "list.csv", encoding="latin-1")) == {strange: ["x"], "a.mp4": ["café"]}
+    assert labels_by_uri(read(tmp_path / "list.csv", encoding="latin-1")) == {strange: ["x"], "a.mp4": ["café"]}
 
 
 def test_a_damaged_gzip(tmp_path: Path) -> None:
@@ -299,107 +261,6 @@ def test_stretches_of_one_video_are_on_one_side(tmp_path: Path) -> None:
     assert manifest.counts["train"] and manifest.counts["val"]
 
 
-def test_a_list_and_its_videos_in_a_store(
-    s3: tuple[dict[str, str], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for name, value in s3[0].items():
-        monkeypatch.setenv(name, value)
-    url = f"s3://{s3[1]}/lists"
-    store = open_store(url)
-    for path in ("videos/a.mp4", "videos/b", "more/c.mp4", "elsewhere/d.mp4"):
-        store.put(path, bytes(2000))
-    names = ["a.mp4", f"{url}/videos/b", f"{url}/more/c.mp4", f"{url}/elsewhere/d.mp4", "../elsewhere/d.mp4", "e.mp4"]
-    names += [f"{url}/videos/../elsewhere/d.mp4", f"{url}/videosmore.mp4", f"{url}/videos/a.mp4", "/videos/a.mp4"]
-    text = "uri,label\n" + "".join(f"{name},x\n" for name in names)
-    store.put("list.csv.gz", gzip.compress(text.encode()))
-    places = {"media": f"{url}/videos/", "roots": (f"{url}/more",)}
-    manifest = read(f"{url}/list.csv.gz", **places)
-    assert set(found(manifest)) == {"a.mp4", "b", f"{url}/more/c.mp4"} and manifest.root == f"{url}/videos"
-    assert manifest.left_out == {"outside_roots": 5, "missing": 1, "duplicate": 1}
-    local = read(write(tmp_path / "list.csv", text), **places)
-    assert list(local.videos()) == list(manifest.videos())
-    near = read(f"{url}/list.csv.gz")
-    assert set(found(near)) == {"videos/a.mp4", "videos/b", "more/c.mp4", "elsewhere/d.mp4"}
-    with pytest.raises(UserError, match="no video in the corpus"):
-        read(f"{url}/nothing.csv")
-
-
-def test_urls_without_their_secrets() -> None:
-    assert tellable("s3://key:secret@bucket/a@b.mp4?X-Amz-Signature=1#f") == "s3://b.mp4?…"  # rather too little
-    assert tellable("s3://bucket/a@b.mp4") == "s3://bucket/a@b.mp4"
-    assert tellable("http://host:8080/a b.mp4?token=x y") == "http://host:8080/a b.mp4?…"
-    assert "secret" not in tellable("see https://u:se/secret@host/x") and tellable("a/b?c.mp4") == "a/b?c.mp4"
-    assert tellable(os.fsdecode(b"\xff.mp4")) == "\\udcff.mp4" and len(tellable("x" * 9999)) == 300
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.sampled_from(["..", ".", "a", "b", "", "media"]), max_size=8), st.sampled_from(["", "/", "/top/media/"])
-)
-def test_no_name_leaves_its_root(parts: list[str], before: str) -> None:
-    name = before + "/".join(parts)
-    place = Roots("/top/media").place(name)
-    if place is not None:
-        real = os.path.normpath(Path("/top/media") / place[1])
-        assert real.startswith("/top/media/") and place[1] == os.path.relpath(real, "/top/media")
-        assert real == os.path.normpath(Path("/top/media") / name)
-    remote = Roots("s3://bucket/media").place(name)
-    assert remote is None or (".." not in remote[1].split("/") and not name.startswith("/"))
-
-
-entries = st.lists(
-    st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=9) | st.none(), max_size=3), max_size=9
-)
-
-
-@settings(deadline=None)
-@given(entries, st.sampled_from([None, 1]), st.integers(1, 12))
-def test_json_is_read_the_same_whole_or_in_pieces(values: list[Any], indent: int | None, chunk: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonlist, "CHUNK", chunk)
-        path = Path(folder) / "list.json"
-        path.write_text(json.dumps(values, indent=indent))
-        assert [entry for _, _, entry in json_entries(ListFile(path, "x"))] == values
-        path.write_text("\n".join(json.dumps(value, indent=indent) for value in values))
-        assert [entry for _, _, entry in json_entries(ListFile(path, "x"))] == values
-        named = {str(n): {"v": value} for n, value in enumerate(values)}
-        path.write_text(json.dumps(named, indent=indent))
-        assert {key: entry for _, key, entry in json_entries(ListFile(path, "x"))} == (named or {"": {}})
-        two = {"train": [{"v": value} for value in values], "test": [{"w": 1}]}
-        path.write_text(json.dumps(two, indent=indent))
-        expected = [("train", {"v": value}) for value in values] + [("test", {"w": 1})]
-        if values:
-            assert [(key, entry) for _, key, entry in json_entries(ListFile(path, "x"))] == expected
-
-
-def test_json_that_breaks_off_says_where(tmp_path: Path) -> None:
-    path = tmp_path / "list.json"
-    for text, match in (
-        ('[{"uri": "a"}, {"uri"', "entry 2"),
-        ("[1 2]", "entry 2"),
-        ("uri", "entry 1"),
-        ("[1", "entry 2"),
-    ):
-        path.write_text(text)
-        with pytest.raises(UserError, match=match):
-            list(json_entries(ListFile(path, str(path))))
-
-
-@pytest.mark.parametrize(
-    "rest", ["b.mp4,run\nc.mp4,run\n", '"b.mp4",run\nc.mp4,run\n', "b.mp4,run\nc.mp4,run\n" * 9000]
-)
-def test_a_quote_that_is_never_closed_swallows_no_other_line(tmp_path: Path, rest: str) -> None:
-    text = 'uri,label,note\n"a.mp4,run\n' + rest + 'd.mp4,run,"two\nlines"\ne.mp4,run\n'
-    (tmp_path / "list.csv").write_text(text)
-    found = list(lists.csv_rows(ListFile(tmp_path / "list.csv", "list.csv")))
-    refused = [row for row in found if isinstance(row, Refusal)]
-    assert [(row.name.strip(), row.kind, row.line) for row in refused] == [('"a.mp4,run', "malformed", 2)]
-    rows = [(row.name, row.line) for row in found if not isinstance(row, Refusal)]
-    after = 3 + rest.count("\n")
-    assert rows[:2] == [("b.mp4", 3), ("c.mp4", 4)] and rows[-2:] == [("d.mp4", after), ("e.mp4", after + 2)]
-    assert len(rows) == rest.count("\n") + 2
-
-
 def test_values_that_the_readers_choke_on_are_told(tmp_path: Path) -> None:
     name = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xff\xfe")])
     text = pa.array(["a"])
@@ -409,17 +270,3 @@ def test_values_that_the_readers_choke_on_are_told(tmp_path: Path) -> None:
     for file in ("bytes.parquet", "twice.parquet", "digits.json"):
         with pytest.raises(UserError, match=file):
             read_manifest(str(tmp_path / file), CorpusSettings())
-
-
-def test_a_list_in_a_store_is_read_from_a_copy_that_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_store(f"memory://{tmp_path.name}").put("list.csv", b"uri,label\n")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    place = f"memory://{tmp_path.name}/list.csv"
-    with local_copy(place) as copy:
-        assert copy.read_bytes() == b"uri,label\n" and tmp_path in copy.parents
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(FileNotFoundError), local_copy(f"memory://{tmp_path.name}/none.csv"):
-        pass
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="no temporary folder can be made"), local_copy(place):
-        pass

@@ -1,4 +1,4 @@
-"""An object of a store, read forward once: ranges out of it on the way, and the digest of the whole at the end."""
+"""Reads an object of a store once, from beginning to end, and computes its sha256 on the way."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from sharding.storage.store import Store
 BLOCK = 8 * 2**20  # bytes fetched at a time
 
 
-class Forward:
-    """An object read forward in blocks, each once, all of it hashed on the way."""
+class SequentialReader:
+    """Reads ranges of an object in ascending order; each block is fetched and hashed once."""
 
     def __init__(self, store: Store, path: str) -> None:
         self.store, self.path = store, path
@@ -20,7 +20,7 @@ class Forward:
         self.base = 0  # where the buffer begins
 
     def read(self, start: int, end: int) -> bytes:
-        """Bytes [start, end), fewer at the object's end; what lies before `start` is forgotten."""
+        """Bytes [start, end), fewer at the object's end; bytes before `start` can no longer be read."""
         assert start >= self.base
         end = min(end, self.size)
         while self.base + len(self.buffer) < end:
@@ -33,7 +33,7 @@ class Forward:
         return bytes(self.buffer[: max(end - start, 0)])
 
     def digest(self) -> str:
-        """sha256 (hex) of the whole object, to whose end it reads."""
+        """sha256 (hex) of the whole object; reads to its end."""
         self.read(self.size, self.size)
         return self.hash.hexdigest()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sharding.base.errors import UserError
-from sharding.corpora.formats.datasets import ids_of_file, video_id
+from sharding.corpora.formats.video_ids import ids_of_file, video_id
 from sharding.corpora.manifest import CorpusSettings, Manifest, read_manifest
 from sharding.storage.store import open_store
 
@@ -35,7 +35,7 @@ def read(corpus: str | Path, **settings: Any) -> Manifest:
     return read_manifest(str(corpus), CorpusSettings(**{"validation": 0.0, **settings}))
 
 
-def found(manifest: Manifest) -> dict[str, Any]:
+def labels_by_uri(manifest: Manifest) -> dict[str, Any]:
     """uri → labels, split of every video."""
     return {v.uri: (v.labels, v.split) for v in manifest.videos()}
 
@@ -72,7 +72,7 @@ PLANNED = {
 def test_sports1m(sports: Path) -> None:
     manifest = read(sports / "sports", media=str(sports / "media"))
     assert manifest.kind == "sports1m" and manifest.classes == ("archery", "biathlon", "cycling")
-    assert found(manifest) == PLANNED and manifest.root == str(sports / "media")
+    assert labels_by_uri(manifest) == PLANNED and manifest.root == str(sports / "media")
     assert {v.bytes for v in manifest.videos()} == {2000}
     assert manifest.left_out == {"ambiguous": 1, "label_out_of_range": 2, "missing": 1}
     assert refused(manifest) == [
@@ -89,10 +89,10 @@ def test_sports1m_zipped_and_as_one_list(sports: Path) -> None:
     for name in ("train_partition.txt", "test_partition.txt"):
         (original / f"{name}.gz").write_bytes(gzip.compress((original / name).read_bytes()))
     both = read(sports / "sports", media=str(sports / "media"))
-    assert found(both) == PLANNED and not both.left_out.get("duplicate")  # not read twice
+    assert labels_by_uri(both) == PLANNED and not both.left_out.get("duplicate")  # not read twice
     for name in ("train_partition.txt", "test_partition.txt"):
         (original / name).unlink()
-    assert found(read(original, media=str(sports / "media"))) == PLANNED
+    assert labels_by_uri(read(original, media=str(sports / "media"))) == PLANNED
     train = read(original / "train_partition.txt.gz", media=str(sports / "media"), validation=0.5)
     assert train.counts == {"train": 2, "val": 0} and train.classes == ("archery", "biathlon", "cycling")
     write(sports / "mine.txt", f"{WATCH}AAAAAAAAAA1 0", f"{WATCH}CCCCCCCCC_3 4")
@@ -110,7 +110,7 @@ def test_sports1m_lines_that_are_none(sports: Path) -> None:
     ]
     corpus = write(sports / "train_partition.txt", *lines)
     manifest = read(corpus, media=str(sports / "media"))
-    assert manifest.left_out == {"malformed": 3, "unlabelled": 1} and len(found(manifest)) == 1
+    assert manifest.left_out == {"malformed": 3, "unlabelled": 1} and len(labels_by_uri(manifest)) == 1
     with pytest.raises(UserError, match=r"no video beside it(.|\n)*media="):
         read(sports / "sports")
 
@@ -135,7 +135,7 @@ def test_sports1m_json(sports: Path, form: str) -> None:
     lines = [json.dumps(entry) for entry in entries] if form == "lines" else [json.dumps(value, indent=1)]
     manifest = read(write(sports / "sports" / "sports1m.json", *lines), media=str(sports / "media"))
     assert manifest.kind == "sports1m" and manifest.classes == ("archery", "biathlon", "cycling")
-    assert found(manifest) == {
+    assert labels_by_uri(manifest) == {
         "a/AAAAAAAAAA1.mp4": ((0,), "train"),
         "b/deep/BBBBBBBBB-2.webm": ((1, 2), "train"),
         "CCCCCCCCC_3.MKV": ((2,), "val"),
@@ -149,7 +149,7 @@ def test_a_cross_validation_that_leaks(sports: Path) -> None:
     write(folder / "sports3_test.txt", f"{WATCH}BBBBBBBBB-2 2", f"{WATCH}CCCCCCCCC_3 2", f"{WATCH}CCCCCCCCC_3 0")
     write(folder / "sports4_test.txt", f"{WATCH}AAAAAAAAAA1 0")
     manifest = read(folder, media=str(sports / "media"), fold=3)
-    assert found(manifest) == {
+    assert labels_by_uri(manifest) == {
         "a/AAAAAAAAAA1.mp4": ((0,), "train"),
         "b/deep/BBBBBBBBB-2.webm": ((1,), "train"),
         "CCCCCCCCC_3.MKV": ((0, 2), "val"),
@@ -169,7 +169,7 @@ def test_sports1m_in_a_store(sports: Path, s3: tuple[dict[str, str], str], monke
     for path in sorted(sports.rglob("*.*")):
         store.put_file(path.relative_to(sports).as_posix(), path)
     manifest = read(f"{url}/sports", media=f"{url}/media")
-    assert found(manifest) == PLANNED and manifest.classes == ("archery", "biathlon", "cycling")
+    assert labels_by_uri(manifest) == PLANNED and manifest.classes == ("archery", "biathlon", "cycling")
     assert manifest.root == f"{url}/media"
     assert refused(manifest) == refused(read(sports / "sports", media=str(sports / "media")))
     alone = read(f"{url}/sports/original/test_partition.txt", media=str(sports / "media"))
@@ -232,9 +232,9 @@ def test_ucf101(tmp_path: Path, flat: bool) -> None:
         assert manifest.kind == "ucf101" and manifest.classes == ("HandstandPushups", "Archery")
         inside = "UCF-101/" if corpus == tmp_path else ""
         expected = dict(zip(files, [((1,), "train"), ((0,), "train"), ((1,), "val")], strict=True))
-        assert found(manifest) == {f"{inside}{name}.avi": value for name, value in expected.items()}
+        assert labels_by_uri(manifest) == {f"{inside}{name}.avi": value for name, value in expected.items()}
         assert manifest.left_out == {"duplicate": 1, "missing": 1}
-    assert found(read(lists, fold=2)) == {f"{files[2]}.avi": ((1,), "train"), f"{files[0]}.avi": ((1,), "val")}
+    assert labels_by_uri(read(lists, fold=2)) == {f"{files[2]}.avi": ((1,), "train"), f"{files[0]}.avi": ((1,), "val")}
     with pytest.raises(UserError, match="no list of ucf101"):
         read(lists, fold=3, kind="ucf101")
 
@@ -256,7 +256,7 @@ def test_hmdb51(tmp_path: Path) -> None:
     write(lists / "run_test_split2.txt", "r1.avi 1 ")
     manifest = read(lists)
     assert manifest.kind == "hmdb51" and manifest.classes == ("run", "wave")
-    assert found(manifest) == {
+    assert labels_by_uri(manifest) == {
         "wave/w1.avi": ((1,), "train"),
         "run/r1.avi": ((0,), "val"),
         "run/both.avi": ((0,), "train"),
@@ -274,7 +274,7 @@ def test_files_by_the_old_names_of_youtube_dl(tmp_path: Path) -> None:
     )  # fmt: skip
     listed = [f"{WATCH}{one} {n},{n + 1}" for n, one in enumerate([*ids, "HHHHHHHHHH8", "a-clip-GGGGGGGGGG7"])]
     manifest = read(write(tmp_path / "train_partition.txt", *listed[:-1]), media=media)
-    assert found(manifest) == {
+    assert labels_by_uri(manifest) == {
         **{f"{name}.mp4": ((n, n + 1), "train") for n, name in enumerate(names)},
         "EEEEEEEEEE5.mp4": ((4, 5), "train"),
         "Two-FFFFFFFFFF6.mkv": ((5, 6), "train"),
@@ -285,7 +285,7 @@ def test_files_by_the_old_names_of_youtube_dl(tmp_path: Path) -> None:
     stretches = {(v.uri, v.start, v.end) for v in read(kinetics, media=media).videos()}
     assert stretches == {(f"{names[1]}.mp4", 1.0, 11.0), (f"{names[2]}.mp4", 3.0, 13.0)}
     by_name = write(tmp_path / "sports1m.json", json.dumps([{"id": "a-clip-GGGGGGGGGG7", "label487": [0]}]))
-    assert set(found(read(by_name, media=media, kind="sports1m"))) == {"a-clip-GGGGGGGGGG7.mp4"}
+    assert set(labels_by_uri(read(by_name, media=media, kind="sports1m"))) == {"a-clip-GGGGGGGGGG7.mp4"}
 
 
 @pytest.mark.parametrize("in_list", ["HandStandPushups", "HandstandPushups"])
@@ -300,7 +300,7 @@ def test_ucf101_names_whose_class_is_written_otherwise(tmp_path: Path, in_list: 
         write(lists / "classInd.txt", classes)
         manifest = read(lists)
         assert manifest.classes == (classes[2:],) and manifest.left_out == {"missing": 1}
-        assert found(manifest) == {
+        assert labels_by_uri(manifest) == {
             f"{folder}v_{on_disk}_g01_c01.avi": ((0,), "train"),
             f"{folder}v_{on_disk}_g02_c01.avi": ((0,), "val"),
         }

@@ -1,4 +1,4 @@
-"""A sample's members against its row: what is not as it was written."""
+"""Checks one sample against its row of the record: the row itself, its JSON, its mp4 (sha256, packets, decoding)."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _IN_JSON = ("labels", "uri", "segment", "start", "end", "fps", "frames", "width"
 
 
 def row_faults(row: dict[str, Any], classes: int | None) -> Iterator[str]:
-    """What of a record's row does not agree with itself or the class list."""
+    """What in a record's row contradicts itself or the class list."""
     if not re.fullmatch(r"[0-9a-f]{20}", row["key"]):
         yield "its key is not 20 hex digits"
     wrong = [label for label in row["labels"] if classes is not None and not 0 <= label < classes]
     if wrong:
         yield f"labels outside the class list: {wrong}"
-    for told, part in (("", row), ("flow ", row["flow"])):
+    for kind, part in (("", row), ("flow ", row["flow"])):
         if part is not None and any(len(part[name]) != part["frames"] for name, _ in PACKETS[1:5]):
-            yield f"its {told}packet table has not one packet a frame"
+            yield f"its {kind}packet table has not one packet a frame"
 
 
 def json_faults(data: bytes, row: dict[str, Any]) -> Iterator[str]:
-    """What of a sample's JSON is not what its row says."""
+    """What in a sample's JSON differs from its row."""
     try:
         tree = dict(json.loads(data))
     except (ValueError, TypeError, RecursionError):
@@ -44,7 +44,7 @@ def json_faults(data: bytes, row: dict[str, Any]) -> Iterator[str]:
 
 
 def video_faults(data: bytes, record: dict[str, Any], decode: bool) -> Iterator[str]:
-    """What of an mp4 is not what its row (or its flow's) says."""
+    """What in an mp4 differs from its row, or from the row's "flow"; `decode`: decode all of its frames, too."""
     if len(data) < record["size"]:
         yield f"is cut off: {len(data)} of {record['size']} bytes are there"
         return

@@ -1,4 +1,4 @@
-"""Tables of videos (CSV, JSON lines, Parquet) → rows: a column each for uri, labels, split, start and end."""
+"""Reads tables of videos (CSV, JSON, Parquet) into rows: columns for uri, labels, split, start and end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from sharding.base.errors import UserError
 from sharding.corpora.entries.labels import Labels, class_name
-from sharding.corpora.entries.roots import tellable
+from sharding.corpora.entries.roots import sanitised
 from sharding.corpora.entries.rows import Refusal, Row
 from sharding.corpora.entries.splits import SPLITS
 from sharding.corpora.formats.csv_table import csv_table
@@ -24,17 +24,17 @@ COLUMNS = {
     "start": ("start", "time_start"),
     "end": ("end", "time_end"),
 }
-Found = Row | Refusal
+RowOrRefusal = Row | Refusal
 
 
 class Malformed(ValueError):
-    """A value that cannot be read, in words."""
+    """Raised for a value of a list that cannot be read; its text says why."""
 
 
 class LabelCells:
-    """What a table's label column means: a text is one label, or several with `separator` between them.
+    """Reads the cells of a table's label column: a text is one label, or several with `separator` between them.
 
-    `names`: the classes that are known, which are never cut apart.
+    `names`: the classes where they are listed, which are never cut apart.
     """
 
     def __init__(self, separator: str | None = None, names: Collection[str] = ()) -> None:
@@ -64,10 +64,10 @@ class LabelCells:
         return self.of_text(value) if isinstance(value, str) else labels_of_value(value)
 
 
-def csv_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) -> Iterator[Found]:
+def csv_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) -> Iterator[RowOrRefusal]:
     """Rows of a CSV with a header line; separated by commas, tabs or semicolons.
 
-    `split`: of rows where the list has no such column. Raises UserError for a list without a header.
+    `split`: that of rows which give none. Raises UserError for a list without the columns uri and labels.
     """
     header, lines = csv_table(file)
     column = columns(header, file.where)
@@ -80,7 +80,9 @@ def csv_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) 
             yield table_row(value, cell_labels, split, line)
 
 
-def json_rows(entries: Iterable[tuple[int, Any]], split: str = "", labels: LabelCells | None = None) -> Iterator[Found]:
+def json_rows(
+    entries: Iterable[tuple[int, Any]], split: str = "", labels: LabelCells | None = None
+) -> Iterator[RowOrRefusal]:
     """Rows of JSON objects, each with its line or number."""
     value_labels = (labels or LabelCells()).of_value
     for line, entry in entries:
@@ -92,7 +94,7 @@ def json_rows(entries: Iterable[tuple[int, Any]], split: str = "", labels: Label
             yield table_row(_by_name(entry), value_labels, split, line)
 
 
-def parquet_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) -> Iterator[Found]:
+def parquet_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) -> Iterator[RowOrRefusal]:
     """Rows of a Parquet file, a row group's columns at a time."""
     import pyarrow
     from pyarrow import parquet
@@ -117,7 +119,7 @@ def parquet_rows(file: ListFile, split: str = "", labels: LabelCells | None = No
 
 
 def json_lines(file: ListFile) -> Iterator[tuple[int, Any]]:
-    """(line, object) of a file with a JSON object a line; a line that is none is a Refusal."""
+    """(line number, object) of a file with one JSON object a line; a Refusal for a line that is not JSON."""
     for line, text in text_lines(file):
         if isinstance(text, Refusal):
             yield line, text
@@ -129,38 +131,38 @@ def json_lines(file: ListFile) -> Iterator[tuple[int, Any]]:
 
 
 def columns(header: Sequence[str], where: str) -> dict[str, int]:
-    """Column number by our word for it. Raises UserError if there is none for the uri, or none for the labels."""
+    """The number of each column by the keys of COLUMNS. Raises UserError without a column for the uri or the labels."""
     names = {str(name).strip().lower(): at for at, name in reversed(list(enumerate(header)))}
-    found = {
+    numbers = {
         word: next(names[name] for name in allowed if name in names)
         for word, allowed in COLUMNS.items()
         if any(name in names for name in allowed)
     }
     for word in ("uri", "labels"):
-        if word not in found:
-            columns_here = ", ".join(tellable(str(name)) for name in header[:8])
+        if word not in numbers:
+            columns_here = ", ".join(sanitised(str(name)) for name in header[:8])
             wanted = f"{word} ({' or '.join(COLUMNS[word])})"
             what = f"the list has no column for {wanted}; its first line holds: {columns_here}"
             raise UserError(what, where, "write the columns' names as the first line, e.g. uri,label,split")
-    return found
+    return numbers
 
 
-def table_row(value: dict[str, Any], labels: Callable[[Any], Labels], split: str, line: int) -> Found:
-    """A row from what a table says under our words."""
+def table_row(value: dict[str, Any], labels: Callable[[Any], Labels], split: str, line: int) -> RowOrRefusal:
+    """The Row of one line's values by the keys of COLUMNS; a Refusal if one of them cannot be read."""
     name = value.get("uri")
     try:
         name = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
         if not isinstance(name, str) or not name.strip():
             raise Malformed("it has no uri")
-        found = labels(value.get("labels"))
+        row_labels = labels(value.get("labels"))
         start, end = seconds(value.get("start")), seconds(value.get("end"))
-        return Row(name, found, split_word(value.get("split"), split), start, end, line)
+        return Row(name, row_labels, split_word(value.get("split"), split), start, end, line)
     except Malformed as error:
         return Refusal(shown(name), "malformed", str(error), line)
 
 
 def labels_of_value(value: Any) -> Labels:
-    """The labels that a JSON or Parquet value holds: a name, an index, or a list of these."""
+    """The labels in a JSON or Parquet value: a name, an index, or a list of these. Raises Malformed for others."""
     if value is None:
         return ()
     if isinstance(value, bytes):
@@ -182,7 +184,7 @@ def labels_of_value(value: Any) -> Labels:
 
 
 def split_word(value: Any, otherwise: str = "") -> str:
-    """The split that a cell names: "train", "val" or "test"; `otherwise` where none is given."""
+    """The split that a corpus' word means: "train", "val", "test"; `otherwise` for no word. Raises Malformed."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return otherwise
     word = str(value).strip().lower()
@@ -194,7 +196,7 @@ def split_word(value: Any, otherwise: str = "") -> str:
 
 
 def seconds(value: Any) -> float | None:
-    """A time; None where none is given."""
+    """A time in seconds; None for an empty value. Raises Malformed for one that is no number."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     try:
@@ -208,12 +210,12 @@ def seconds(value: Any) -> float | None:
 
 
 def shown(value: Any) -> str:
-    """A value as a message may show it: short, and without secrets."""
-    return tellable(value if isinstance(value, str) else repr(value)[:300])
+    """A value as text for a message: short, and without secrets."""
+    return sanitised(value if isinstance(value, str) else repr(value)[:300])
 
 
 def text_lines(file: ListFile, strict: bool = True) -> Iterator[tuple[int, str | Refusal]]:
-    """(number, text) of each line that is not empty; a Refusal for one that no list has."""
+    """(line number, text) of each line that is not empty; a Refusal for a line that is far too long."""
     with file.opened(strict=strict) as opened:
         read = functools.partial(opened.readline, LONGEST_LINE)
         for number in itertools.count(1):
@@ -231,7 +233,7 @@ def text_lines(file: ListFile, strict: bool = True) -> Iterator[tuple[int, str |
 
 
 def _by_name(entry: dict[str, Any]) -> dict[str, Any]:
-    """An object's values under our words for them."""
+    """The values of a JSON object by the keys of COLUMNS."""
     names = {key.strip().lower(): value for key, value in entry.items()}
     return {
         word: next(names[name] for name in allowed if name in names)

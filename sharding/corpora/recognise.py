@@ -1,4 +1,4 @@
-"""What kind of corpus a path or address is, by its lists' names and first lines."""
+"""Recognises what kind of corpus a path or address is, by its lists' names and first lines."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 
 from sharding.base.errors import UserError
 from sharding.base.text import WrongEncoding
-from sharding.corpora.entries.roots import tellable
+from sharding.corpora.entries.roots import sanitised
 from sharding.corpora.entries.settings import CorpusSettings
 from sharding.corpora.entries.splits import SPLITS
 from sharding.corpora.formats.csv_table import csv_table
-from sharding.corpora.formats.datasets import is_kinetics_header
-from sharding.corpora.formats.known_lists import HMDB, Kind, Shape, plain_name, shape_of_lists, split_of_name
+from sharding.corpora.formats.kinetics import is_kinetics_header
 from sharding.corpora.formats.list_file import list_file
-from sharding.corpora.formats.lists import columns, json_lines, parquet_rows, text_lines
+from sharding.corpora.formats.listed_corpus import HMDB, Kind, ListedCorpus, listed_corpus, plain_name, split_of_name
+from sharding.corpora.formats.tables import columns, json_lines, parquet_rows, text_lines
 
 _ENDS: dict[str, Kind] = {
     ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
@@ -34,7 +34,7 @@ MOST_LISTS = 1000
 
 
 def is_list_name(path: str) -> bool:
-    """Whether a file of a corpus' folder may be one of its lists: not too deep, not hidden, of a name like theirs."""
+    """Whether a file in a corpus' folder may be one of its lists, by its name: not too deep, not hidden."""
     name = path.rpartition("/")[2].lower()
     if path.count("/") > 1 or name.startswith(".") or path.startswith("."):
         return False
@@ -44,25 +44,25 @@ def is_list_name(path: str) -> bool:
     return _end(name) != "" and ("/" not in path or split_of_name(name) != "")
 
 
-def shape_of_file(place: str, settings: CorpusSettings) -> Shape:
-    """A corpus that is one list. Raises UserError if it is of no known kind."""
+def recognise_list(place: str, settings: CorpusSettings) -> ListedCorpus:
+    """The corpus that a single list file makes. Raises UserError if it is of no known kind."""
     folder, _, name = place.rpartition("/")
     kind = settings.kind
     try:
-        found = _kind_of_file(place, name.lower(), settings.encoding) if kind == "auto" else kind
+        recognised = _kind_of_file(place, name.lower(), settings.encoding) if kind == "auto" else kind
     except FileNotFoundError:
-        raise UserError("there is no such list", tellable(place), "check the path") from None
-    if found in ("folder", "ucf101", "hmdb51", None):
+        raise UserError("there is no such list", sanitised(place), "check the path") from None
+    if recognised in ("folder", "ucf101", "hmdb51", None):
         wanted = "" if kind == "auto" else f", but {kind} was asked for"
         remedy = f"give the folder that holds the videos or their lists{wanted}. Known are: {LOOKED_FOR}"
-        raise UserError("the corpus is a file, not a folder, and no list that is known", tellable(place), remedy)
-    return shape_of_lists(found, folder, [place], settings)
+        raise UserError("the corpus is a file, not a folder, and no list that is known", sanitised(place), remedy)
+    return listed_corpus(recognised, folder, [place], settings)
 
 
-def shape_of_folder(root: str, names: Sequence[str], settings: CorpusSettings) -> Shape | None:
-    """A corpus that is a folder, by the names in it that are like lists' names; None if it holds no list to go by.
+def recognise_folder(root: str, names: Sequence[str], settings: CorpusSettings) -> ListedCorpus | None:
+    """The corpus that the lists in a folder make, by the `names` in it that may be lists; None if it holds none.
 
-    Raises UserError if `kind` was asked for and its lists are not there.
+    Raises UserError if `settings.kind` was asked for and its lists are not there.
     """
     kind, fold, encoding = settings.kind, settings.fold, settings.encoding
     lists: dict[str, Callable[[], list[str]]] = {
@@ -76,16 +76,16 @@ def shape_of_folder(root: str, names: Sequence[str], settings: CorpusSettings) -
         "jsonl": lambda: _tables(root, names, "jsonl", settings),
         "parquet": lambda: _tables(root, names, "parquet", settings),
     }
-    for candidate, find in lists.items():
+    for candidate, names_of_lists in lists.items():
         if kind not in ("auto", candidate):
             continue
-        found = sorted(find())
-        if found:
-            return shape_of_lists(candidate, root, [f"{root}/{name}" for name in found], settings)  # type: ignore[arg-type]
+        chosen = sorted(names_of_lists())
+        if chosen:
+            return listed_corpus(candidate, root, [f"{root}/{name}" for name in chosen], settings)  # type: ignore[arg-type]
         if kind == candidate:
             what = f"there is no list of {kind} in this folder (fold {fold})"
             raise UserError(
-                what, tellable(root), f"give the folder that holds it, or another fold. Known are: {LOOKED_FOR}"
+                what, sanitised(root), f"give the folder that holds it, or another fold. Known are: {LOOKED_FOR}"
             )
     return None
 
@@ -104,13 +104,13 @@ def _kind_of_file(place: str, name: str, encoding: str | None) -> Kind | None:
 
 
 def _end(name: str) -> str:
-    """The table format that a file's name says; "" for none."""
+    """The table format that a file's ending names: "csv", "jsonl", "parquet"; "" for none."""
     name = plain_name(name)
     return next((kind for end, kind in _ENDS.items() if name.endswith(end)), "")
 
 
 def _beginning(place: str, encoding: str | None) -> str:
-    """The first characters of a list's first lines."""
+    """The first 2,000 characters of each of a list's first 20 lines."""
     with list_file(place, encoding) as file:
         lines = zip(text_lines(file, strict=False), range(20), strict=False)
         return "\n".join(text[:2000] for (_, text), _ in lines if isinstance(text, str))
@@ -125,20 +125,18 @@ def _is_kinetics(place: str, encoding: str | None) -> bool:
 
 
 def _sports1m(names: Sequence[str], fold: int) -> list[str]:
-    """Sports-1M's own partition, its JSON, or a fold of its cross-validation: the first that is there."""
+    """The lists of Sports-1M's own partition, of its JSON, or of a cross-validation fold: the first that is there."""
     for pattern in (_PARTITION, _JSON, _FOLDS):
-        found = [
+        matching = [
             name
             for name in names
             if (match := pattern.fullmatch(_base(name))) is not None
             and (pattern is not _FOLDS or int(match.group(1)) == fold)
         ]
-        plain = {name.lower() for name in found}
-        found = [
-            name for name in found if name.lower().removesuffix(".gz") == name.lower() or name.lower()[:-3] not in plain
-        ]
-        if found:
-            return found
+        lower = {name.lower() for name in matching}
+        unique = [name for name in matching if not name.lower().endswith(".gz") or name.lower()[:-3] not in lower]
+        if unique:
+            return unique
     return []
 
 
@@ -149,21 +147,21 @@ def _of_fold(names: Sequence[str], pattern: re.Pattern[str], fold: int) -> list[
 
 
 def _tables(root: str, names: Sequence[str], kind: str, settings: CorpusSettings) -> list[str]:
-    """Lists at the folder's top: all of the format, or those that are called train, val, test and have the columns."""
-    found = [name for name in names if "/" not in name and _end(name) == kind]
+    """The tables at the folder's top: all of the format if it was asked for, else those named train, val, test."""
+    tables = [name for name in names if "/" not in name and _end(name) == kind]
     if settings.kind != "auto":
-        return found
-    found = [name for name in found if stem_of_list(name) in SPLITS]
-    return found if found and all(_has_columns(f"{root}/{name}", kind, settings.encoding) for name in found) else []
+        return tables
+    splits = [name for name in tables if list_stem(name) in SPLITS]
+    return splits if splits and all(_has_columns(f"{root}/{name}", kind, settings.encoding) for name in splits) else []
 
 
-def stem_of_list(name: str) -> str:
-    """A list's name in lower case without what says its format."""
+def list_stem(name: str) -> str:
+    """A list's name in lower case, without its ending."""
     return plain_name(name).rpartition(".")[0]
 
 
 def _has_columns(place: str, kind: str, encoding: str | None) -> bool:
-    """Whether a list has columns of ours. Raises WrongEncoding where that cannot be seen."""
+    """Whether a list has the columns uri and labels. Raises WrongEncoding where that cannot be seen."""
     try:
         with list_file(place, encoding) as file:
             if kind == "csv":
