@@ -90,7 +90,7 @@ def run_retry(url: str, config: str | None, overrides: list[str]) -> dict[str, A
 
 
 def _writable(store: Store) -> Store:
-    """The store, tried if it is a directory; of another, the first that is put into it tells."""
+    """The store; raises UserError for a directory that cannot be written to. A remote one refuses its first write."""
     if not store.remote:
         require_writable(Path(store.url), store.url)
     return store

@@ -21,7 +21,7 @@ def readable(quantities: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_models(rows: list[dict[str, Any]]) -> None:
-    """A line a network, or why it is refused."""
+    """Print what each network costs, or why it is refused, one a line."""
     columns = ("name", "depth", "frames", "size", "classes", "parameters", "conv+fc", "GMACs", "activations")
     print("  ".join(f"{column:>11}" for column in columns))
     for row in rows:
@@ -35,7 +35,7 @@ def print_models(rows: list[dict[str, Any]]) -> None:
 
 
 def print_store(store: dict[str, Any]) -> None:
-    """A store's summary (sharding.inspect.summary), with at most 50 failures one by one."""
+    """Print a store's summary (sharding.inspect.summary), with at most 50 failures one by one."""
     from sharding.inspect.summary import concealed_words, length_words
 
     rows: dict[str, Any] = {"samples": f"{store['samples']:,}", "classes": len(store["classes"])}
@@ -67,7 +67,7 @@ def print_store(store: dict[str, Any]) -> None:
 
 
 def print_verification(report: dict[str, Any]) -> None:
-    """What `shards verify` read, every damage and every orphan."""
+    """Print what `shards verify` read, every damage and every orphan."""
     rows = {name: f"{report[name]:,}" for name in ("shards", "samples", "decoded", "bytes")}
     print_table(report["store"], rows | {"damaged": len(report["damages"]), "orphans": len(report["orphans"])})
     for damage in report["damages"]:
@@ -77,7 +77,7 @@ def print_verification(report: dict[str, Any]) -> None:
 
 
 def print_network(title: str, network: dict[str, Any], as_json: bool) -> None:
-    """A network that was exported or imported, with the settings that fit it."""
+    """Print a network that was exported or imported, with the settings that fit it."""
     if as_json:
         print_json(network)
         return
@@ -98,7 +98,7 @@ def print_network(title: str, network: dict[str, Any], as_json: bool) -> None:
 
 
 def print_table(title: str, rows: dict[str, Any]) -> None:
-    """A title, and a line a row."""
+    """Print a title, and a line for each row."""
     print(visible(title))
     for name, value in rows.items():
         print(f"  {visible(name):<22} {visible(value)}")
@@ -106,7 +106,7 @@ def print_table(title: str, rows: dict[str, Any]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """The one thing on standard output where JSON was asked for."""
+    """Print a value as JSON; with --json a command prints nothing else on standard output."""
     print(json.dumps(value, indent=1).replace("\x7f", "\\u007f"))  # the one control that JSON leaves as it is
 
 

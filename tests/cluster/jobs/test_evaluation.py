@@ -50,7 +50,7 @@ def whole(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 
 
 def summary(text: str) -> dict[str, Any]:
-    """Without what is the run's folder."""
+    """The summary without the entries that name the run's folder."""
     return {name: value for name, value in json.loads(text).items() if name not in ("weights", "folder")}
 
 

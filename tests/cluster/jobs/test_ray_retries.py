@@ -1,4 +1,4 @@
-"""What Ray's ranks are started again after, and what ends the command at once."""
+"""Errors after which ranks are restarted on Ray, and errors that end the command at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOST = CommandFailed("training failed: another rank is gone")
     [Superseded("replaced"), NotRetryable("went wrong"), UserError("a", "b", "c"), DamagedStore("a", "b", "c")],
 )
 def test_what_another_try_would_meet_again_ends_the_command(failure: UserError | NotRetryable) -> None:
-    """As Ray hands it over, and though the other ranks fail in its wake."""
+    """Also wrapped by Ray, and though the other ranks fail after it."""
     crossed = pickle.loads(pickle.dumps(failure))
     found = not_again([LOST, crossed, OSError("the actor died")])
     assert found is crossed and str(found) == str(failure)

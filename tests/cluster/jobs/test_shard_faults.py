@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # whole commands, 
 
 @pytest.fixture(scope="module")
 def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The content of the store that a command makes which nothing disturbs."""
+    """The files of a store made by a command that nothing disturbs."""
     folder = tmp_path_factory.mktemp("undisturbed")
     succeeded(reelscale("shard", corpus, folder / "store", *EACH, folder=folder))
     return content(open_store(str(folder / "store")))
@@ -44,7 +44,7 @@ def content(store: Store) -> dict[str, bytes]:
 
 @contextmanager
 def read_all_the_while(store: Store, expected: dict[str, bytes]) -> Iterator[None]:
-    """Someone reads the store inside the `with`: whatever they see must be what it is to be in the end."""
+    """Inside the `with` a thread reads the store; whatever it sees must equal the final store's files."""
     over = threading.Event()
 
     def read() -> tuple[int, list[str]]:
@@ -93,10 +93,10 @@ def on_s3(s3_running: S3Server, corpus: Path, monkeypatch: pytest.MonkeyPatch) -
     yield held.url, f"s3://{s3_running.bucket}/store-{time.time_ns()}"
 
 
-def planned_alike(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
-    """Equal but for the place where the corpus lies, which the plan's small head names."""
-    assert found.keys() == expected.keys()
-    assert [path for path in found if found[path] != expected[path] and path != "plan/g0.json"] == []
+def planned_alike(files: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """Assert that two stores are equal but for the corpus' path in the plan's small head."""
+    assert files.keys() == expected.keys()
+    assert [path for path in files if files[path] != expected[path] and path != "plan/g0.json"] == []
 
 
 @pytest.mark.slow
@@ -211,7 +211,7 @@ def test_a_full_disk(which: str, corpus: Path, undisturbed: dict[str, bytes], tm
 
 @pytest.mark.slow
 def test_files_that_may_not_grow(corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    """As a full disk, where none can be made."""
+    """A stand-in for a full disk, where none can be mounted."""
     store = tmp_path / "store"
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limit[1]))
@@ -240,14 +240,14 @@ cluster.shutdown()
 def test_a_node_that_dies(tmp_path: Path) -> None:
     """Two nodes of one core; the shard that the dead one was making is made by the other."""
     environment = {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
-    mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | environment
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | environment
     nodes = subprocess.Popen(
         [sys.executable, "-c", _CLUSTER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        env=mine,
+        env=variables,
         start_new_session=True,
     )
     assert nodes.stdin is not None and nodes.stdout is not None

@@ -1,4 +1,4 @@
-"""What workers tell is summed once, whatever is made twice, and stragglers are seen."""
+"""Statistics of sharding: no progress is counted twice, even of a job made twice, and stragglers are named."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sharding.make.shard import ShardProgress
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that a test advances."""
 
     now = 0.0
 
@@ -21,7 +21,7 @@ class Clock:
 
 
 def job(number: int, videos: int) -> list[ShardProgress]:
-    """What a worker tells of a job from its beginning to its end; every third video fails."""
+    """The reports of a job from its beginning to its end; every third video fails."""
     steps = [
         ShardProgress(
             f"g0-{number:06d}",

@@ -84,7 +84,7 @@ def test_fine_tuning_and_evaluation(store: Path, recipe: Path, tmp_path: Path) -
 
 
 def at_work(command: Command) -> bool:
-    """Whether a worker of Ray's does what the command asked of it."""
+    """Whether a Ray worker runs a task of the command."""
     titles = [words[0] for words in command.descendants().values() if words]
     return any(title.startswith("ray::") and not title.endswith(("Agent", "IDLE")) for title in titles)
 

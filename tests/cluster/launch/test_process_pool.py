@@ -1,4 +1,4 @@
-"""Worker processes without Ray: what they tell, how they die and how they leave."""
+"""Worker processes without Ray: their progress, their deaths and their clean-up."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_tasks_are_read_as_they_are_needed() -> None:
 
 
 class Held:
-    """An argument of which we know how many there are."""
+    """An argument whose living instances are counted."""
 
     now = most = 0
 

@@ -1,4 +1,4 @@
-"""A signal ends what it breaks as an interruption, whatever error that makes of it."""
+"""An error that a signal causes in a library ends the command as an interruption."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cluster.launch.signals import Interrupted, errors_as_interrupted, interrupt
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_an_error_that_comes_of_a_signal_is_the_interruption(number: int) -> None:
-    """Also where it is looked at, within."""
+    """Also where the code inside asks for it."""
     with interruptible():
-        with pytest.raises(Interrupted) as told, errors_as_interrupted():
+        with pytest.raises(Interrupted) as interruption, errors_as_interrupted():
             try:
                 os.kill(os.getpid(), number)
                 signal.pause()
             except Interrupted:
                 raise RuntimeError("the library that was broken into") from None
-        assert isinstance(told.value.__cause__, RuntimeError)
+        assert isinstance(interruption.value.__cause__, RuntimeError)
 
 
 def test_an_error_without_a_signal_stays_what_it_is() -> None:

@@ -1,4 +1,4 @@
-"""A process that ends once all is said."""
+"""`end_process`: a process ends once its output is written."""
 
 from __future__ import annotations
 
