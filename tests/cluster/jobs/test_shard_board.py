@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cluster.jobs.sharding import _board, _of, _taken
+from cluster.jobs.sharding import _board, _new_progress, _of_running_jobs
 from cluster.launch.ray_cluster import ray_cluster
 from sharding.make.shard import ShardProgress
 
@@ -22,11 +22,11 @@ def test_a_board_that_died_begins_anew() -> None:
         deadline = time.monotonic() + 200
         while not told and time.monotonic() < deadline:
             board.tell.remote(ShardProgress("g0-000000", "train", videos=2))
-            told = _taken(ray, board)
+            told = _new_progress(ray, board)
             time.sleep(0.1)
         assert [progress.videos for progress in told] == [2]
 
 
 def test_a_word_that_comes_after_the_end_of_its_job_is_dropped() -> None:
     told = [ShardProgress("g0-000000", "train", videos=4), ShardProgress("g0-000001", "train", videos=2)]
-    assert _of(told, {"reference": "g0-000001"}.values()) == told[1:]
+    assert _of_running_jobs(told, {"reference": "g0-000001"}.values()) == told[1:]
