@@ -18,16 +18,20 @@ _MIXUP = 0x6D6978  # tells mixup's draws from others of the same lane
 
 
 class LossSettings(Settings):
-    """The training loss; validation is told by plain softmax cross entropy."""
+    """The training loss; validation always has plain softmax cross entropy."""
 
     kind: Annotated[
         Literal["softmax", "sigmoid"],
-        Field(description="softmax: classes exclude each other, several labels share their weight; "
-              "sigmoid: each class is a question of its own"),
-    ] = "softmax"  # fmt: skip
-    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="this share of a target goes to all classes")] = 0.0
+        Field(
+            description="softmax: classes exclude each other, several labels share their weight; "
+            "sigmoid: each class is decided by itself"
+        ),
+    ] = "softmax"
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="share from 0 to 1 of a target that is spread over all classes")
+    ] = 0.0
     mixup: Annotated[
-        float, Field(ge=0, le=32, description="alpha of the blending of each clip with another; 0 for none")
+        float, Field(ge=0, le=32, description="alpha of mixup, which blends each clip with another; 0: no mixup")
     ] = 0.0
 
 

@@ -9,21 +9,25 @@ from sharding.base.settings import Settings
 
 
 class ScheduleSettings(Settings):
-    """An epoch is a number of clips (the R(2+1)D paper's is 1,000,000), not a walk through the corpus."""
+    """The learning rate over a run. An epoch is a number of clips, not a walk through the corpus."""
 
     lr: Annotated[
-        float, Field(gt=0, le=10**6, description="base learning rate per lane, scaled by the number of lanes")
+        float, Field(gt=0, le=10**6, description="base learning rate of one lane; multiplied by the number of lanes")
     ] = 0.01
-    epoch_clips: Annotated[int, Field(ge=1, le=10**12, description="clips an epoch")] = 1_000_000
-    epochs: Annotated[float, Field(gt=0, le=10**6, description="epochs in all")] = 45
+    epoch_clips: Annotated[
+        int, Field(ge=1, le=10**12, description="clips in an epoch (1,000,000 in the R(2+1)D paper)")
+    ] = 1_000_000
+    epochs: Annotated[float, Field(gt=0, le=10**6, description="epochs of the whole run")] = 45
     warmup_epochs: Annotated[float, Field(ge=0, le=10**6, description="epochs of linear warm-up")] = 10
-    decay: Annotated[Literal["steps", "cosine", "constant"], Field(description="after the warm-up")] = "steps"
+    decay: Annotated[
+        Literal["steps", "cosine", "constant"], Field(description="how the rate goes on after the warm-up")
+    ] = "steps"
     step_epochs: Annotated[float, Field(gt=0, le=10**6, description="decay=steps: epochs between two drops")] = 10
     gamma: Annotated[float, Field(gt=0, le=1, description="decay=steps: factor of a drop")] = 0.1
     rates: dict[str, Annotated[float, Field(ge=0, le=10**6)]] = Field(
         default_factory=dict,
         description="factors on the rate by part of the network: stem, conv2 to conv5 (stages for all of them), head; "
-        "0 freezes a part, 1 where none is given",
+        "0 freezes a part; parts that are not named have 1",
     )
 
     def total_samples(self) -> int:

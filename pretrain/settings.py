@@ -23,10 +23,10 @@ PATIENCE = 7200.0  # seconds that a validation or a save may take
 
 
 class ValidationSettings(Settings):
-    """The look at unseen videos during training: one centre clip of each."""
+    """The validation during training: one centre clip of each video."""
 
-    every_steps: Annotated[int, Field(ge=1, description="steps between two validations")] = 5000
-    videos: Annotated[int, Field(ge=1, description="at most so many videos, spread over the split")] = 5000
+    every_steps: Annotated[int, Field(ge=1, description="optimizer steps between two validations")] = 5000
+    videos: Annotated[int, Field(ge=1, description="videos of a validation at most, spread over the split")] = 5000
 
 
 class InitSettings(Settings):
@@ -38,33 +38,46 @@ class InitSettings(Settings):
 class TrainSettings(Settings):
     """One training run, pretraining or fine-tuning."""
 
-    run: Annotated[str | None, Field(description="the run's folder; runs/<recipe>-<store's name> unless given")] = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    lanes: Annotated[int, Field(ge=1, le=2**16, description="virtual ranks; a multiple of the ranks")] = 8
-    lane_batch: Annotated[int, Field(ge=1, le=2**16, description="clips a lane a step (the paper's clips per GPU)")] = (
-        32
-    )
-    log_steps: Annotated[int, Field(ge=1, description="steps between two log lines")] = 20
-    data: DataSettings
-    model: ModelSettings = ModelSettings()
-    init: InitSettings | None = None
-    schedule: ScheduleSettings = ScheduleSettings()
-    loss: LossSettings = LossSettings()
-    engine: EngineSettings = EngineSettings()
+    run: Annotated[
+        str | None, Field(description="the run's folder; null: runs/RECIPE-STORE, after the recipe's and store's names")
+    ] = None
+    seed: Annotated[
+        int, Field(ge=0, description="seed of the weights, the order of samples and all else that is random")
+    ] = 0
+    lanes: Annotated[
+        int, Field(ge=1, le=2**16, description="virtual ranks, which decide the numbers; a multiple of the ranks")
+    ] = 8
+    lane_batch: Annotated[
+        int, Field(ge=1, le=2**16, description="clips of a lane in a step (the paper's clips per GPU)")
+    ] = 32
+    log_steps: Annotated[int, Field(ge=1, description="optimizer steps between two log lines")] = 20
+    data: Annotated[DataSettings, Field(description="stores that are read, and how clips are made of their samples")]
+    model: Annotated[ModelSettings, Field(description="the network that is trained")] = ModelSettings()
+    init: Annotated[InitSettings | None, Field(description="the run to start from; null: new weights")] = None
+    schedule: Annotated[ScheduleSettings, Field(description="the learning rate over the run")] = ScheduleSettings()
+    loss: Annotated[LossSettings, Field(description="the training loss")] = LossSettings()
+    engine: Annotated[EngineSettings, Field(description="how a step is computed")] = EngineSettings()
     precise_statistics: Annotated[
         int,
-        Field(ge=0, description="steps' worth of clips of which the running statistics of batch normalisation are "
-              "taken anew at the end, with the weights as they are then; 0: the moving ones stay"),
-    ] = 0  # fmt: skip
+        Field(
+            ge=0,
+            description="steps' worth of clips from which batch normalisation's statistics are taken anew at the end, "
+            "with the final weights; 0: the moving ones stay",
+        ),
+    ] = 0
     deterministic: Annotated[
         bool | None,
-        Field(description="the same bits in every run of these settings and ranks; unless given, on a CPU only"),
+        Field(description="whether every run of these settings and ranks has the same bits; null: on a CPU only"),
     ] = None
-    health: HealthSettings = HealthSettings()
-    watchdog: WatchdogSettings = WatchdogSettings()
-    pulse: LivenessSettings = LivenessSettings()
-    validation: ValidationSettings = ValidationSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
+    health: Annotated[HealthSettings, Field(description="losses that count as unsound")] = HealthSettings()
+    watchdog: Annotated[WatchdogSettings, Field(description="when a run counts as hung")] = WatchdogSettings()
+    pulse: Annotated[LivenessSettings, Field(description="when a rank counts as lost")] = LivenessSettings()
+    validation: Annotated[ValidationSettings, Field(description="the validation during training")] = (
+        ValidationSettings()
+    )
+    checkpoint: Annotated[CheckpointSettings, Field(description="when checkpoints are saved, and which are kept")] = (
+        CheckpointSettings()
+    )
 
     @property
     def batch(self) -> int:

@@ -26,19 +26,20 @@ _TRIES = 3  # of rows whose worker dies
 
 
 class EvaluationLaunchSettings(Settings):
-    """By whom videos are scored, and how many at a time."""
+    """How the scoring of videos is spread over processes."""
 
     launcher: Launcher = "auto"
     workers: Annotated[
-        int, Field(ge=0, le=2**16, description="Ray tasks at a time; 0: as many as the cluster has room for")
+        int,
+        Field(ge=0, le=2**16, description="Ray tasks that score at a time; 0: as many as the cluster has room for"),
     ] = 0
 
 
 class EvaluationJob(Settings):
     """An evaluation, and how it is run."""
 
-    evaluation: Annotated[EvaluateSettings, Inline()]
-    launch: Annotated[EvaluationLaunchSettings, Inline()]
+    evaluation: Annotated[EvaluateSettings, Inline(), Field(description="which network is scored on which videos")]
+    launch: Annotated[EvaluationLaunchSettings, Inline(), Field(description="how the scoring is spread out")]
 
 
 def run_evaluation(job: EvaluationJob) -> dict[str, Any]:

@@ -24,15 +24,17 @@ from sharding.base.settings import Seconds, Settings, load_settings
 
 
 class LoaderBench(Settings):
-    """What is read, and how much of it. The names are a recipe's, so that a recipe's settings can be tried here."""
+    """What is read, and for how long. A recipe's data, seed and lanes have the same names here and can be tried."""
 
-    data: DataSettings
-    seed: Annotated[int, Field(ge=0)] = 0
-    lanes: Annotated[int, Field(ge=1, le=2**16, description="batches a step")] = 1
-    lane_batch: Annotated[int, Field(ge=1, le=2**16, description="clips a batch")] = 8
-    seconds: Annotated[Seconds, Field(description="how long each of the two outputs is measured")] = 10.0
+    data: Annotated[DataSettings, Field(description="stores that are read, and how clips are made of their samples")]
+    seed: Annotated[int, Field(ge=0, description="seed of the order of samples and of the random crops")] = 0
+    lanes: Annotated[int, Field(ge=1, le=2**16, description="batches made in a step")] = 1
+    lane_batch: Annotated[int, Field(ge=1, le=2**16, description="clips in a batch")] = 8
+    seconds: Annotated[
+        Seconds, Field(description="seconds for which each of the two outputs, planes and network input, is measured")
+    ] = 10.0
     clips: Annotated[
-        int | None, Field(ge=1, description="measure each of the two with so many clips, at least, instead of seconds")
+        int | None, Field(ge=1, description="at least so many clips of each output are measured, instead of seconds")
     ] = None
 
 

@@ -35,7 +35,7 @@ _LOOK_SECONDS = 1.0
 
 
 class ShardLaunchSettings(Settings):
-    """By whom shards are made, and how many at a time."""
+    """How the making of shards is spread over processes."""
 
     launcher: Launcher = "auto"
     workers: Annotated[int, Field(ge=0, le=2**16, description="shards made at a time; 0: one a core")] = 0
@@ -44,21 +44,25 @@ class ShardLaunchSettings(Settings):
 class ShardingJob(Settings):
     """A corpus to be sharded, and how that is run."""
 
-    shards: Annotated[ShardSettings, Inline()]
-    corpus: Annotated[CorpusSettings, Inline()]
-    work: Annotated[WorkerSettings, Inline()]
-    launch: Annotated[ShardLaunchSettings, Inline()]
-    monitor: MonitorSettings = MonitorSettings()
+    shards: Annotated[ShardSettings, Inline(), Field(description="what the shards hold, the same for a whole store")]
+    corpus: Annotated[CorpusSettings, Inline(), Field(description="how the corpus is read")]
+    work: Annotated[WorkerSettings, Inline(), Field(description="how a worker transcodes a video")]
+    launch: Annotated[ShardLaunchSettings, Inline(), Field(description="how the work is spread over processes")]
+    monitor: Annotated[MonitorSettings, Field(description="where metrics are served while shards are made")] = (
+        MonitorSettings()
+    )
 
 
 class RetryJob(Settings):
-    """What failed of a store is to be tried again, and how that is run."""
+    """Failed videos of a store to be tried again, and how that is run."""
 
-    work: Annotated[WorkerSettings, Inline()]
-    launch: Annotated[ShardLaunchSettings, Inline()]
-    monitor: MonitorSettings = MonitorSettings()
+    work: Annotated[WorkerSettings, Inline(), Field(description="how a worker transcodes a video")]
+    launch: Annotated[ShardLaunchSettings, Inline(), Field(description="how the work is spread over processes")]
+    monitor: Annotated[MonitorSettings, Field(description="where metrics are served while shards are made")] = (
+        MonitorSettings()
+    )
     media: Annotated[
-        str | None, Field(description="folder or URL where the corpus' files are now, if not where they were")
+        str | None, Field(description="folder or URL that holds the corpus' files now, where they have been moved")
     ] = None
 
 

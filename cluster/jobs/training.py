@@ -29,16 +29,18 @@ class LaunchSettings(Settings):
     """How the processes of a training run are started."""
 
     launcher: Launcher = "auto"
-    ranks: Annotated[int, Field(ge=1, le=2**16, description="processes; each runs lanes/ranks lanes")] = 1
-    retries: Annotated[int, Field(ge=0, le=1000, description="launcher=ray: restarts after the death of a worker")] = 3
+    ranks: Annotated[int, Field(ge=1, le=2**16, description="training processes; each runs lanes / ranks lanes")] = 1
+    retries: Annotated[
+        int, Field(ge=0, le=1000, description="restarts after the death of a worker, where Ray starts the ranks")
+    ] = 3
 
 
 class TrainingJob(Settings):
     """A training run, and how it is started on a machine or a cluster."""
 
-    train: Annotated[TrainSettings, Inline()]
-    launch: Annotated[LaunchSettings, Inline()]
-    monitor: MonitorSettings = MonitorSettings()
+    train: Annotated[TrainSettings, Inline(), Field(description="the training run itself")]
+    launch: Annotated[LaunchSettings, Inline(), Field(description="how its processes are started")]
+    monitor: Annotated[MonitorSettings, Field(description="where rank 0 serves its metrics")] = MonitorSettings()
 
 
 def load_job(config: str, overrides: Sequence[str], needs_init: bool) -> TrainingJob:

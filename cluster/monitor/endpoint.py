@@ -16,10 +16,10 @@ log = logging.getLogger("reelscale")
 
 
 class MonitorSettings(Settings):
-    """Where rank 0 serves its metrics."""
+    """Where a process serves its metrics."""
 
-    address: Annotated[str, Field(description="address to bind; 0.0.0.0 to let others scrape")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535, description="0: a free port")] = 0
+    address: Annotated[str, Field(description="address to bind; 0.0.0.0 to let other machines scrape")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="TCP port; 0: any free one")] = 0
 
 
 class _Quiet(WSGIRequestHandler):

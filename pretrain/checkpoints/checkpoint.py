@@ -19,13 +19,18 @@ from sharding.base.settings import Settings
 
 
 class CheckpointSettings(Settings):
-    """When to save and what to keep."""
+    """When checkpoints are saved, and which are kept."""
 
-    every_steps: Annotated[int, Field(ge=1, description="steps between two checkpoints")] = 1000
-    keep: Annotated[int, Field(ge=1, description="newest checkpoints kept, and the best by clip@1 besides")] = 2
+    every_steps: Annotated[int, Field(ge=1, description="optimizer steps between two checkpoints")] = 1000
+    keep: Annotated[
+        int, Field(ge=1, description="newest checkpoints that are kept; the best by clip@1 is kept besides")
+    ] = 2
     store: Annotated[
         str | None,
-        Field(description="directory or URL where they are kept, too, under the run's name: it goes on on any machine"),
+        Field(
+            description="directory or URL to copy checkpoints to, below the run's name, so that any machine can "
+            "continue the run; null: none are copied"
+        ),
     ] = None
 
 

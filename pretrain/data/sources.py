@@ -21,11 +21,11 @@ from sharding.base.settings import Seconds, Settings
 from sharding.format.index import index_path
 from sharding.storage.store import Store, open_store
 
-Weight = Annotated[int, Field(ge=1, description="so many samples of this store for every `weight` of the others")]
+Weight = Annotated[int, Field(ge=1, description="samples of this store for every `weight` samples of each other store")]
 
 
 class MixedStore(Settings):
-    """Another store to read, and how often: by design, the samples of a small one repeat."""
+    """Another store to read, and how often; the samples of a small one repeat within a pass."""
 
     store: Annotated[str, Field(description="directory or URL that `reelscale shard` wrote")]
     weight: Weight = 1
@@ -39,15 +39,17 @@ class DataSettings(Settings):
     mix: Annotated[
         tuple[MixedStore, ...], Field(description="other stores to mix in; classes of one name are one class")
     ] = ()
-    order: OrderSettings = OrderSettings()
-    clip: ClipSettings = ClipSettings()
-    loader: LoaderSettings = LoaderSettings()
-    reading: ReadingSettings = ReadingSettings()
+    order: Annotated[OrderSettings, Field(description="how samples are shuffled")] = OrderSettings()
+    clip: Annotated[ClipSettings, Field(description="what a clip is, in frames and pixels")] = ClipSettings()
+    loader: Annotated[LoaderSettings, Field(description="processes that decode clips")] = LoaderSettings()
+    reading: Annotated[ReadingSettings, Field(description="how bytes are read from a store")] = ReadingSettings()
     patience_seconds: Annotated[
         Seconds,
-        Field(description="a store that is gone while a run reads it is waited for so long; then all is saved, and the "
-              "run ends with exit code 75"),
-    ] = 900.0  # fmt: skip
+        Field(
+            description="seconds that a run waits for a store that stops answering; then it saves and ends with exit "
+            "code 75"
+        ),
+    ] = 900.0
 
 
 @dataclass(frozen=True)

@@ -135,49 +135,69 @@ class EngineSettings(Settings):
 
     precision: Annotated[
         Precision,
-        Field(description="bf16, fp16: torch_autocast, fp32 weights and BN; fp16 with dynamic loss scaling"),
+        Field(
+            description="number format of a step: bf16 and fp16 by torch's autocast, with fp32 weights and batch "
+            "normalisation; fp16 with dynamic loss scaling"
+        ),
     ] = "bf16"
     gradients: Annotated[
-        Literal["fp32", "bf16"], Field(description="what gradients are summed over ranks in; bf16 needs precision=bf16")
+        Literal["fp32", "bf16"],
+        Field(description="number format in which gradients are summed over ranks; bf16 needs precision=bf16"),
     ] = "fp32"
     zero: Annotated[
         Literal[0, 1, 2, 3],
-        Field(description="ZeRO stage: what ranks share out: 1 optimizer state, 2 and gradients, 3 and weights"),
+        Field(
+            description="ZeRO stage: 0: nothing is partitioned over ranks; 1: the optimizer's state; 2: gradients, "
+            "too; 3: weights, too"
+        ),
     ] = 1
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: Annotated[float, Field(ge=0, lt=1, description="of sgd")] = 0.9
-    nesterov: Annotated[bool, Field(description="of sgd")] = True
+    optimizer: Annotated[Literal["sgd", "adamw"], Field(description="rule by which weights are changed")] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1, description="optimizer=sgd: momentum")] = 0.9
+    nesterov: Annotated[bool, Field(description="optimizer=sgd: whether the momentum is Nesterov's")] = True
     betas: Annotated[
         tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]],
-        Field(description="of adamw"),
+        Field(description="optimizer=adamw: decay rates of the first and the second moment"),
     ] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0, description="of adamw")] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0, description="on convolution, BN-scale and classifier weights")] = 1e-4
-    clip_gradient: Annotated[float, Field(ge=0, description="largest gradient norm; 0 for none")] = 0.0
+    eps: Annotated[float, Field(gt=0, description="optimizer=adamw: added to the denominator")] = 1e-8
+    weight_decay: Annotated[
+        float,
+        Field(ge=0, description="weight decay of convolutions, scales of batch normalisation, and the classifier"),
+    ] = 1e-4
+    clip_gradient: Annotated[
+        float, Field(ge=0, description="norm to which a larger gradient is scaled down; 0: gradients are not clipped")
+    ] = 0.0
     average: Annotated[
         float | None,
-        Field(gt=0, lt=1, description="decay a step of a moving average of the weights, e.g. 0.9999; null: none"),
+        Field(
+            gt=0,
+            lt=1,
+            description="decay a step of a moving average of the weights, e.g. 0.9999; null: no average is kept",
+        ),
     ] = None
     compute_path: Annotated[
         Literal["auto", "plain", "channels-last", "planar", "rows"],
-        Field(description="how the network computes, the same function; auto: the fastest, measured as a run begins"),
+        Field(
+            description="how the network computes, all paths the same function; auto: the fastest, measured as a run "
+            "begins"
+        ),
     ] = "auto"
     recomputed: Annotated[
         Literal["auto", 0, 1, 2, 3, 4, 5],
         Field(
-            description="the first groups of layers to compute twice, which saves memory; "
-            "auto: none, or where compute_path is auto as many as the clips need to fit"
+            description="how many of the first groups of layers are computed twice, which saves memory; "
+            "auto: none, or with compute_path=auto as many as the clips need to fit"
         ),
     ] = "auto"
     cuda_graph: Annotated[
         bool,
         Field(
-            description="send a GPU the network's passes as one CUDA graph, not kernel by kernel; "
+            description="launch the network's passes on a GPU as one CUDA graph, not kernel by kernel; "
             "it keeps the memory of a pass for itself"
         ),
     ] = True
     deepspeed: dict[str, Any] = Field(
-        default_factory=dict, description="more of DeepSpeed's own configuration; what is set above is not set here"
+        default_factory=dict,
+        description="more of DeepSpeed's configuration, without what the other settings of the engine decide",
     )
 
     @property

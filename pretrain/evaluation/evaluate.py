@@ -41,21 +41,31 @@ class EvaluateSettings(Settings):
     """Which network on which videos, and how many clips of each."""
 
     run: Annotated[str, Field(description="the run's folder; its newest checkpoint is evaluated")]
-    store: Annotated[str | None, Field(description="the store; the run's own unless given")] = None
-    split: Annotated[str, Field(description="which split of it")] = "val"
+    store: Annotated[str | None, Field(description="directory or URL of the store; null: the run's own")] = None
+    split: Annotated[str, Field(description="split of the store whose videos are scored")] = "val"
     index: Annotated[
         str | None,
-        Field(description="which version of the store's index, or `newest`; unless given, the one that the run began "
-              "with where the store is one of the run's, else the newest"),
-    ] = None  # fmt: skip
-    clips: Annotated[int, Field(ge=1, le=10**4, description="uniform clips a video (10; 100 on Sports-1M)")] = 10
+        Field(
+            description="version of the store's index, or `newest`; null: the one that the run began with where the "
+            "store is one of the run's, else the newest"
+        ),
+    ] = None
+    clips: Annotated[
+        int, Field(ge=1, le=10**4, description="clips of each video, spread evenly over it (100 on Sports-1M)")
+    ] = 10
     batch: Annotated[int, Field(ge=1, le=2**16, description="clips scored at once")] = 32
     damaged: Annotated[
         float,
-        Field(ge=0, le=1, description="share of the videos that may be damaged, or a single one if it is not 0, before "
-              "the evaluation fails; each is named and counts as wrong"),
-    ] = 0.01  # fmt: skip
-    fuse: Annotated[FuseSettings | None, Field(description="two-stream: add another run's scores")] = None
+        Field(
+            ge=0,
+            le=1,
+            description="share from 0 to 1 of the videos that may be damaged, or a single one if it is not 0, before "
+            "the evaluation fails; each is named and counts as wrong",
+        ),
+    ] = 0.01
+    fuse: Annotated[
+        FuseSettings | None, Field(description="another run whose scores are added (two streams); null: none")
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,15 @@ from sharding.base.settings import Settings
 
 
 class FuseSettings(Settings):
-    """With which other network's evaluation, and how. The defaults are I3D's; VMZ has scores and a weight of 0.6."""
+    """The fusion with another network's evaluation. The defaults are I3D's; VMZ has scores and a weight of 0.6."""
 
     run: Annotated[str, Field(description="the other run's folder, evaluated on the same videos")]
-    of: Annotated[Literal["logits", "scores"], Field(description="what is added: logits, or softmax scores")] = "logits"
-    weight: Annotated[float, Field(ge=0, le=1, description="of this run's; the other's is the rest")] = 0.5
+    of: Annotated[
+        Literal["logits", "scores"], Field(description="what is added: logits, or scores after the softmax")
+    ] = "logits"
+    weight: Annotated[
+        float, Field(ge=0, le=1, description="weight from 0 to 1 of the evaluated run; the other run has the rest")
+    ] = 0.5
 
 
 @dataclass(frozen=True)

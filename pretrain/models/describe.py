@@ -20,11 +20,11 @@ _USUAL = {"i3d": {"frames": 64, "size": 224}}  # what a network is published for
 class NetworkQuery(ModelSettings):
     """A network, the clips it is fed and the classes it tells apart."""
 
-    frames: Annotated[int, Field(ge=1, le=MOST_FRAMES, strict=True, description="frames a clip")] = 16
+    frames: Annotated[int, Field(ge=1, le=MOST_FRAMES, strict=True, description="frames in a clip")] = 16
     size: Annotated[
         int, Field(ge=1, le=LARGEST_CROP, strict=True, description="height and width of a clip, in pixels")
     ] = 112
-    classes: Annotated[int, Field(ge=1, le=10**6, strict=True)] = 400
+    classes: Annotated[int, Field(ge=1, le=10**6, strict=True, description="number of classes")] = 400
 
 
 def describe(query: NetworkQuery) -> dict[str, Any]:

@@ -22,28 +22,35 @@ RESNET_ONLY = ("depth", "pool1", "midplanes")
 
 
 class ModelSettings(Settings):
-    """Which network: its name, depth, width factor, and what its variants differ in."""
+    """Which network: its name, its size, and what its variants differ in."""
 
-    name: Name = "r2plus1d"
+    name: Annotated[Name, Field(description="the network's name")] = "r2plus1d"
     depth: Annotated[
         Literal[10, 16, 18, 26, 34, 50, 101, 152] | None,
-        Field(description="of the ResNets: 34 unless given; i3d and c3d have none"),
+        Field(description="layers of a ResNet; null: 34; i3d and c3d have no depth to set"),
     ] = None
-    width: Annotated[float, Field(ge=1 / 64, le=8, description="factor on all planes")] = 1.0
-    dropout: Annotated[float, Field(ge=0, lt=1, description="before the classifier")] = 0.0
-    in_channels: Annotated[int, Field(ge=1, le=1024, description="3 for RGB, 2 for optical flow")] = 3
-    pool1: Annotated[bool, Field(description="a ResNet's max pooling after its stem")] = False
+    width: Annotated[float, Field(ge=1 / 64, le=8, description="factor on the channels of every layer")] = 1.0
+    dropout: Annotated[
+        float, Field(ge=0, lt=1, description="share from 0 to 1 of the features dropped before the classifier")
+    ] = 0.0
+    in_channels: Annotated[
+        int, Field(ge=1, le=1024, description="channels of the input: 3 for RGB, 2 for optical flow")
+    ] = 3
+    pool1: Annotated[bool, Field(description="whether a ResNet has max pooling after its stem")] = False
     midplanes: Annotated[
         Literal["conv", "block"],
-        Field(description="r2plus1d's: conv as in the paper; block as in torchvision, which is another network"),
+        Field(
+            description="channels between r2plus1d's two convolutions: conv as in the paper; block as in torchvision"
+        ),
     ] = "conv"
-    eps: Annotated[float, Field(gt=0, le=1, description="batch normalisation's; torchvision's weights have 1e-5")] = (
-        1e-3
-    )
+    eps: Annotated[
+        float,
+        Field(gt=0, le=1, description="added to the variance in batch normalisation; torchvision's weights have 1e-5"),
+    ] = 1e-3
 
     batch_norm: Annotated[
         Literal["lane", "all"],
-        Field(description="statistics of each lane's clips, or of all lanes' together, whatever the ranks"),
+        Field(description="clips normalised together: those of a lane, or of all lanes, whatever the ranks"),
     ] = "lane"
 
     @model_validator(mode="before")

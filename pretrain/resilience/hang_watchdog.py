@@ -30,7 +30,7 @@ _REPORT_SECONDS = 30.0  # for writing and logging, which may hang on the disk th
 class WatchdogSettings(Settings):
     """When a run counts as hung."""
 
-    stall_seconds: Annotated[Seconds, Field(description="without a step, after which a run is ended")] = 1800
+    stall_seconds: Annotated[Seconds, Field(description="seconds without a step after which a run is ended")] = 1800
 
 
 class Watchdog:

@@ -25,10 +25,12 @@ _LOST = "lost"  # the key of the first rank whose heartbeat stayed out
 
 
 class LivenessSettings(Settings):
-    """When a rank is given up."""
+    """When a rank counts as lost."""
 
-    every_seconds: Annotated[Seconds, Field(description="between two signs of life of a rank")] = 5.0
-    lost_seconds: Annotated[Seconds, Field(description="without one, after which the others end")] = 35.0
+    every_seconds: Annotated[Seconds, Field(description="seconds between two signs of life of a rank")] = 5.0
+    lost_seconds: Annotated[
+        Seconds, Field(description="seconds without a sign of life of a rank after which the others end")
+    ] = 35.0
 
 
 class LivenessMonitor:

@@ -19,18 +19,26 @@ _LEAST = 0.01  # of the median: a smaller σ is none
 
 
 class HealthSettings(Settings):
-    """What counts as unsound, and what is done about it."""
+    """Which losses count as unsound, and what is done about them."""
 
     spike_sigmas: Annotated[
         float | None,
-        Field(gt=0, description="a loss so many σ above the median of the last ones is a spike; null: none is"),
+        Field(
+            gt=0,
+            description="standard deviations above the median of the last losses from which a loss is a spike; "
+            "null: no loss is",
+        ),
     ] = 6.0
-    spike_window: Annotated[int, Field(ge=4, le=10**6, description="how many losses are looked back on")] = 200
+    spike_window: Annotated[
+        int, Field(ge=4, le=10**6, description="last losses, one a step, with which a loss is compared")
+    ] = 200
     on_spike: Annotated[
         Literal["warn", "rollback"],
-        Field(description="warn: go on; rollback: to the newest checkpoint, and past the clips since"),
+        Field(description="warn: log it and go on; rollback: return to the newest checkpoint and skip the clips since"),
     ] = "warn"
-    skipped_in_a_row: Annotated[int, Field(ge=1, description="steps left out in a row after which to roll back")] = 10
+    skipped_in_a_row: Annotated[
+        int, Field(ge=1, description="steps in a row without a finite gradient or loss after which to roll back")
+    ] = 10
 
 
 class LossMonitor:

@@ -31,25 +31,28 @@ from sharding.storage.store import Store, open_store
 
 
 class ShardSettings(VideoSettings):
-    """The settings that decide a store's content. A tar part is closed once it has `part_bytes` or `part_samples`.
+    """What a store's samples and shards are. A tar part is closed once it reaches one of its two limits."""
 
-    `videos_per_shard`: None for `plan.default_shard_size` of each split: 1 up to 64 videos, 64 from 4,033 on.
-    """
-
-    videos_per_shard: int | None = pydantic.Field(default=None, ge=1)
-    part_bytes: int = pydantic.Field(default=256 * 10**6, ge=1)
-    part_samples: int | None = pydantic.Field(default=None, ge=1)
+    videos_per_shard: int | None = pydantic.Field(
+        default=None,
+        ge=1,
+        description="source videos in a shard; null: by the size of the split, from 1 (up to 64 videos) to 64",
+    )
+    part_bytes: int = pydantic.Field(
+        default=256 * 10**6, ge=1, description="size in bytes from which a tar part is closed"
+    )
+    part_samples: int | None = pydantic.Field(
+        default=None, ge=1, description="samples after which a tar part is closed; null: any number"
+    )
 
 
 class WorkerSettings(Settings):
-    """The settings of a worker that change no sample.
+    """How a worker transcodes a video; changes no sample."""
 
-    `stall_seconds`: a video of which no frame comes for so long is given up and listed as stalled; a store that is gone
-    is waited for, for two minutes.
-    """
-
-    decoder_threads: int = pydantic.Field(default=1, ge=1, le=16)
-    stall_seconds: Seconds = 300.0
+    decoder_threads: int = pydantic.Field(default=1, ge=1, le=16, description="threads that decode a video")
+    stall_seconds: Seconds = pydantic.Field(
+        default=300.0, description="seconds without a frame after which a video is given up and listed as stalled"
+    )
 
 
 @dataclass(frozen=True)

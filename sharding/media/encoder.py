@@ -26,25 +26,49 @@ LONGEST_GAP = 600.0  # seconds between two frames; more is a damaged timestamp
 class EncodeSettings(Settings):
     """How a source video is judged and stored.
 
-    `short_edge`: the shorter side at most, in square pixels; or `size`: (width, height) as shown, the aspect ratio
-    ignored. `fps`: frames are dropped or repeated to this rate; None for the source's own times. `crf` and `preset`
-    are x264's. `minimum_decoded`: share of the declared frames that must decode; `maximum_concealed`: share of the
-    frames that may show damage which the decoder concealed. `copy`: the source's packets are stored untouched. The
-    defaults keep a structural similarity of 0.97 to the resized source on every video of tests/benchmarks/encoding.py;
-    slower presets save few bytes and decode no faster.
+    The defaults keep a structural similarity of 0.97 to the resized source on every video of
+    tests/benchmarks/encoding.py; slower presets save few bytes and decode no faster.
     """
 
     model_config = pydantic.ConfigDict(populate_by_name=True, serialize_by_alias=True)  # of "copy", a method's name
 
-    short_edge: int = pydantic.Field(default=SHORT_EDGE, ge=16, le=1080, multiple_of=2)
-    size: tuple[int, int] | None = None
-    fps: float | None = pydantic.Field(default=None, ge=1.0, le=240.0)
-    key_frame_every: int = pydantic.Field(default=KEY_FRAME_EVERY, ge=1, le=600)
-    crf: int = pydantic.Field(default=18, ge=1, le=51)
-    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"] = "veryfast"
-    minimum_decoded: float = pydantic.Field(default=0.9, ge=0.0, le=1.0)
-    maximum_concealed: float = pydantic.Field(default=0.02, ge=0.0, le=1.0)
-    copy_packets: bool = pydantic.Field(default=False, alias="copy")
+    short_edge: int = pydantic.Field(
+        default=SHORT_EDGE,
+        ge=16,
+        le=1080,
+        multiple_of=2,
+        description="longest that the shorter side may be, in square pixels; the aspect ratio is kept",
+    )
+    size: tuple[int, int] | None = pydantic.Field(
+        default=None, description="width and height as shown, in pixels, the aspect ratio ignored; replaces short_edge"
+    )
+    fps: float | None = pydantic.Field(
+        default=None,
+        ge=1.0,
+        le=240.0,
+        description="frames a second, reached by dropping or repeating frames; null: the source's own times",
+    )
+    key_frame_every: int = pydantic.Field(
+        default=KEY_FRAME_EVERY, ge=1, le=600, description="frames from one key frame to the next"
+    )
+    crf: int = pydantic.Field(
+        default=18, ge=1, le=51, description="x264's constant rate factor: lower is better and larger"
+    )
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"] = (
+        pydantic.Field(default="veryfast", description="x264's preset: how much time the encoder takes")
+    )
+    minimum_decoded: float = pydantic.Field(
+        default=0.9, ge=0.0, le=1.0, description="share from 0 to 1 of the declared frames that must decode"
+    )
+    maximum_concealed: float = pydantic.Field(
+        default=0.02,
+        ge=0.0,
+        le=1.0,
+        description="share from 0 to 1 of the frames that may show damage which the decoder concealed",
+    )
+    copy_packets: bool = pydantic.Field(
+        default=False, alias="copy", description="store the source's packets untouched, without encoding them again"
+    )
 
     @pydantic.model_serializer(mode="wrap")
     def _as_older_stores_say_it(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -29,14 +29,22 @@ FARNEBACK = {"pyr_scale": 0.5, "levels": 3, "winsize": 15, "iterations": 3, "pol
 class FlowSettings(Settings):
     """How optical flow is computed and stored.
 
-    `bound`: larger motion, in pixels of the stored frame from one frame to the next, is cut to it; a step of the
-    stored values is bound / 127. `crf` is x264's; the default is the largest with which the error of what is stored
-    stays below twice that of the steps alone on every video of tests/benchmarks/flow.py.
+    The default of `crf` is the largest with which the error of what is stored stays below twice that of the steps
+    alone, bound / 127 pixels, on every video of tests/benchmarks/flow.py.
     """
 
-    method: Literal["farneback"] = "farneback"
-    bound: float = pydantic.Field(default=20.0, gt=0.0, le=1000.0)
-    crf: int = pydantic.Field(default=11, ge=1, le=51)
+    method: Literal["farneback"] = pydantic.Field(
+        default="farneback", description="algorithm that computes the optical flow"
+    )
+    bound: float = pydantic.Field(
+        default=20.0,
+        gt=0.0,
+        le=1000.0,
+        description="pixels of the stored frame, from one frame to the next, to which larger motion is cut",
+    )
+    crf: int = pydantic.Field(
+        default=11, ge=1, le=51, description="x264's constant rate factor: lower is better and larger"
+    )
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,17 @@ class TranscodeCost:
 
 
 class VideoSettings(Settings):
-    """How a video is stored: `segments` of it, or the whole (None), each encoded by `encode`, with its `flow`."""
+    """What is stored of a video."""
 
-    encode: EncodeSettings = pydantic.Field(default_factory=EncodeSettings)
-    segments: SegmentSettings | None = None
-    flow: FlowSettings | None = None
+    encode: EncodeSettings = pydantic.Field(
+        default_factory=EncodeSettings, description="how its frames are judged and encoded"
+    )
+    segments: SegmentSettings | None = pydantic.Field(
+        default=None, description="segments that are cut out of it; null: the whole video is one sample"
+    )
+    flow: FlowSettings | None = pydantic.Field(
+        default=None, description="optical flow to store beside the pictures; null: none"
+    )
 
     @pydantic.model_validator(mode="after")
     def _possible(self) -> Self:

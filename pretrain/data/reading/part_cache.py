@@ -27,10 +27,12 @@ _CHUNK = 8 * 2**20  # of a download, in memory
 
 
 class PartCacheSettings(Settings):
-    """Where whole parts are kept between reads, and how much of them."""
+    """A cache of whole tar parts on a local disk."""
 
-    folder: Annotated[Path | None, Field(description="a folder on a local disk; none: nothing is kept")] = None
-    bytes: Annotated[int, Field(ge=0, description="the most that the folder holds")] = 200 * 10**9
+    folder: Annotated[
+        Path | None, Field(description="folder of the cache, on a local disk; null: no parts are cached")
+    ] = None
+    bytes: Annotated[int, Field(ge=0, description="largest size of the cache, in bytes")] = 200 * 10**9
 
 
 class DamagedPart(Exception):

@@ -32,13 +32,15 @@ _WANTED = 1024  # shards that are not asked for again
 
 
 class ReadingSettings(PartCacheSettings):
-    """Ranges of packets, or whole parts through a folder of this host."""
+    """How bytes are read from a store: packets of single clips, or whole tar parts through a cache."""
 
     mode: Annotated[
         Literal["auto", "ranges", "parts"],
-        Field(description="ranges: a clip's packets alone; parts: whole tars, ahead, kept in `folder`; auto: where a "
-              "folder is given, parts if they all fit there or a clip needs most of a sample"),
-    ] = "auto"  # fmt: skip
+        Field(
+            description="ranges: only the packets of each clip; parts: whole tar parts, read ahead into the cache; "
+            "auto: parts where there is a cache and it holds all of them or a clip needs most of a sample"
+        ),
+    ] = "auto"
 
 
 def uses_whole_parts(settings: ReadingSettings, split: Split, clip: ClipSettings) -> bool:

@@ -35,19 +35,28 @@ class OrderSettings(Settings):
 
     block_bytes: Annotated[
         int,
-        Field(ge=1, description="a lane shuffles the samples of so many bytes of shards among each other, and needs "
-              "no more shards than these at a time: larger mixes better, smaller reads less ahead"),
-    ] = 256 * 2**20  # fmt: skip
+        Field(
+            ge=1,
+            description="bytes of shards whose samples a lane shuffles among each other, the most it needs at a time: "
+            "larger mixes better, smaller reads less ahead",
+        ),
+    ] = 256 * 2**20
     remainder: Annotated[
         Remainder,
-        Field(description="carry: a pass's last samples open the next batch, and every sample is shown in every pass; "
-              "drop: a pass ends with the last whole batch, and leaves other samples out each time"),
-    ] = "carry"  # fmt: skip
+        Field(
+            description="carry: a pass's last samples open the next batch, and every sample is shown in every pass; "
+            "drop: a pass ends with the last whole batch, and leaves other samples out each time"
+        ),
+    ] = "carry"
     balance: Annotated[
         float,
-        Field(ge=0, le=1, description="0: every sample once a pass; 1: every class equally often, so that samples of "
-              "rare classes repeat and some of frequent ones are left out; between: the exponent of 1/frequency"),
-    ] = 0.0  # fmt: skip
+        Field(
+            ge=0,
+            le=1,
+            description="exponent of 1/frequency by which classes are drawn; 0: every sample once a pass; 1: every "
+            "class equally often, so that rare samples repeat and some frequent ones are left out",
+        ),
+    ] = 0.0
 
 
 class Draw(NamedTuple):

@@ -23,10 +23,15 @@ Edge = Annotated[int, Field(ge=8, le=LARGEST_EDGE)]
 
 
 class Normalisation(Settings):
-    """What a network was trained on: (x - mean) / std, a value a channel; x is RGB / 255, or flow in pixels."""
+    """A network's input is (x - mean) / std in each channel; x is RGB / 255, or flow in pixels."""
 
-    mean: Annotated[tuple[float, ...], Field(min_length=2, max_length=3)] = MEAN
-    std: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=3)] = STD
+    mean: Annotated[
+        tuple[float, ...], Field(min_length=2, max_length=3, description="mean of each channel, taken off the input")
+    ] = MEAN
+    std: Annotated[
+        tuple[Positive, ...],
+        Field(min_length=2, max_length=3, description="standard deviation of each channel, which divides the input"),
+    ] = STD
 
     @model_validator(mode="after")
     def _as_many(self) -> Self:
@@ -44,31 +49,40 @@ class ClipSettings(Settings):
     """What one clip is, in frames and pixels."""
 
     input: Annotated[
-        Literal["rgb", "flow"], Field(description="pictures, or the optical flow that `shard` stored beside them")
+        Literal["rgb", "flow"],
+        Field(description="rgb: pictures; flow: the optical flow that `reelscale shard` stored beside them"),
     ] = "rgb"
-    frames: Annotated[int, Field(ge=1, le=MOST_FRAMES, description="frames a clip")] = 16
-    stride: Annotated[int, Field(ge=1, le=10**6, description="stored frames from one to the next")] = 1
+    frames: Annotated[int, Field(ge=1, le=MOST_FRAMES, description="frames in a clip")] = 16
+    stride: Annotated[int, Field(ge=1, le=10**6, description="stored frames from one frame of a clip to the next")] = 1
     fps: Annotated[
-        float | None, Field(gt=0, le=1000, description="frames a second, instead of a stride, whatever the video's own")
+        float | None,
+        Field(gt=0, le=1000, description="frames a second of a clip, whatever the video's own rate; replaces stride"),
     ] = None
     short_edge: Annotated[
         tuple[Edge, Edge] | None,
         Field(
-            description="lowest and highest short edge before the crop, the aspect ratio kept, instead of resize: any "
-            "of them in training, the lowest in testing"
+            description="lowest and highest short edge before the crop, in pixels, the aspect ratio kept; replaces "
+            "resize; a random one in training, the lowest in testing"
         ),
     ] = None
     resize: Annotated[
         tuple[Edge, Edge] | None,
-        Field(description="height, width before the crop; the aspect ratio is not kept (R(2+1)D's 128 x 171)"),
+        Field(description="height and width before the crop, in pixels; the aspect ratio is not kept"),
     ] = RESIZE
     crop: Annotated[
-        int, Field(ge=8, le=LARGEST_CROP, description="side of the square crop: random in training, centre in testing")
+        int,
+        Field(
+            ge=8,
+            le=LARGEST_CROP,
+            description="side of the square crop, in pixels: a random crop in training, the centre in testing",
+        ),
     ] = 112
     flip: Annotated[
-        bool, Field(description="mirror half of the training clips; off where left and right are classes")
+        bool, Field(description="mirror half of the training clips; turn it off where left and right are classes")
     ] = True
-    normalisation: Normalisation = Normalisation()
+    normalisation: Annotated[Normalisation, Field(description="mean and deviation of the network's input")] = (
+        Normalisation()
+    )
 
     @property
     def channels(self) -> int:

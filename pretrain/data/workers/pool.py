@@ -43,19 +43,22 @@ _START_SECONDS = 120.0  # that nothing may come for as they start
 
 
 class LoaderSettings(Settings):
-    """Who makes clips, how far ahead, and what they may meet."""
+    """The processes that make clips: how many, how far ahead, and when they give up."""
 
     workers: Annotated[
         int | None,
-        Field(ge=1, le=1024, description="processes a rank that decode; unless given, this rank's share of the cores"),
+        Field(ge=1, le=1024, description="decoding processes of each rank; null: as many as its share of the cores"),
     ] = None
     prefetch: Annotated[
-        int, Field(ge=1, le=1024, description="steps made ahead of the one being trained, at least")
+        int, Field(ge=1, le=1024, description="steps, at least, whose clips are made ahead of the current one")
     ] = 1
     damaged: Annotated[
-        float, Field(ge=0, le=1, description="share of the samples that may be damaged before the run stops")
+        float,
+        Field(ge=0, le=1, description="share from 0 to 1 of the samples that may be damaged before the run stops"),
     ] = 0.001
-    stall_seconds: Annotated[Seconds, Field(description="a run whose workers make nothing for so long ends")] = 600
+    stall_seconds: Annotated[Seconds, Field(description="seconds without a clip from any worker that end the run")] = (
+        600
+    )
 
 
 class DecoderDied(CommandFailed):

@@ -13,14 +13,34 @@ from sharding.base.text import known_encoding
 class CorpusSettings(Settings):
     """What a corpus is and where its files are."""
 
-    kind: Literal["auto", "folder", "csv", "jsonl", "parquet", "sports1m", "kinetics", "ucf101", "hmdb51"] = "auto"
-    media: str | None = None  # the folder or prefix that holds the videos; None: the list's own
-    labels: str | None = None  # a file of class names, one a line, line 1 being class 0
-    labels_separator: str | None = None  # between the labels of a table's cell; None: a cell is one label
-    encoding: Annotated[str, pydantic.AfterValidator(known_encoding)] | None = None  # of lists and class files
-    fold: int = pydantic.Field(1, ge=0, le=9)  # of UCF101, HMDB51 (1 to 3), Sports-1M's cross-validation (0 to 9)
-    roots: tuple[str, ...] = ()  # further folders or prefixes that a list may name files of
-    validation: float = pydantic.Field(0.1, ge=0, lt=1)  # share of the source videos, where the corpus gives no split
+    kind: Literal["auto", "folder", "csv", "jsonl", "parquet", "sports1m", "kinetics", "ucf101", "hmdb51"] = (
+        pydantic.Field(default="auto", description="format of the corpus; auto: detected from its files")
+    )
+    media: str | None = pydantic.Field(
+        default=None, description="folder or URL that the listed videos lie below; null: the list's own folder"
+    )
+    labels: str | None = pydantic.Field(
+        default=None, description="file of class names, one a line; line 1 is class 0; null: none"
+    )
+    labels_separator: str | None = pydantic.Field(
+        default=None, description="text between the labels of a table's cell; null: a cell is one label"
+    )
+    encoding: Annotated[str, pydantic.AfterValidator(known_encoding)] | None = pydantic.Field(
+        default=None,
+        description="text encoding of lists and class files, e.g. cp1252; null: UTF-8, or what a byte-order mark says",
+    )
+    fold: int = pydantic.Field(
+        1, ge=0, le=9, description="fold of the cross-validation: 1 to 3 of UCF101 and HMDB51, 0 to 9 of Sports-1M"
+    )
+    roots: tuple[str, ...] = pydantic.Field(
+        default=(), description="further folders or URLs that the listed videos may lie below"
+    )
+    validation: float = pydantic.Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share from 0 to 1 of the source videos for the split val, where the corpus has no splits",
+    )
 
     @pydantic.field_validator("labels_separator")
     @classmethod

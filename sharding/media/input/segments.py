@@ -14,17 +14,21 @@ TOLERANCE = 1e-3  # seconds: containers round times to a millisecond
 
 
 class SegmentSettings(Settings):
-    """Segments of `seconds` each.
+    """How a video is cut into segments."""
 
-    `per_video`: at most so many; None for as many as fit. `spacing`: seconds from one start to the next; None to
-    spread `per_video` segments evenly over the video, or to lay them back to back. `exact`: start at the planned
-    time instead of the source's key frame before it, at the price of decoding from that key frame on.
-    """
-
-    seconds: float = pydantic.Field(gt=0.0, le=3600.0)
-    per_video: int | None = pydantic.Field(default=None, ge=1)
-    spacing: float | None = pydantic.Field(default=None, gt=0.0)
-    exact: bool = False
+    seconds: float = pydantic.Field(gt=0.0, le=3600.0, description="length of a segment, in seconds")
+    per_video: int | None = pydantic.Field(
+        default=None, ge=1, description="segments of a video at most; null: as many as fit"
+    )
+    spacing: float | None = pydantic.Field(
+        default=None,
+        gt=0.0,
+        description="seconds from one start to the next; null: spread evenly, or back to back without per_video",
+    )
+    exact: bool = pydantic.Field(
+        default=False,
+        description="start at the planned time, not at the source's key frame before it; costs decoding from there on",
+    )
 
 
 @dataclass(frozen=True)
