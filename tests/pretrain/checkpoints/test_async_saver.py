@@ -17,8 +17,8 @@ from pretrain import metrics
 from pretrain.checkpoints.attempts import Superseded
 from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, save_checkpoint
 from sharding.base.errors import UserError
-from tests.support.training.checkpoints import begin_attempt, load_newest, started
-from tests.support.training.saving_process import is_whole, made, saving
+from tests.support.training.checkpoints import begin_attempt, is_whole, load_newest, made, started
+from tests.support.training.saving_process import saving
 
 SETTINGS = CheckpointSettings(keep=2)
 
