@@ -15,7 +15,7 @@ from cluster.launch.signals import raise_if_interrupted
 from cluster.terminal.progress import progress
 from pretrain.data.workers.pool import DecoderDied, LoaderSettings, decoder_count
 from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open_subject
-from pretrain.evaluation.summary import folder_of, other_of, pieces_of, require_sound, write_evaluation
+from pretrain.evaluation.summary import folder_of, other_of, partial_scores_of, require_sound, write_evaluation
 from pretrain.evaluation.video_score import VideoScore
 from sharding.base.errors import CannotGoOn
 
@@ -48,7 +48,7 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
     other = other_of(subject, job)
     for note in subject.notes:
         print(note, file=sys.stderr)
-    with pieces_of(subject, job) as pieces:
+    with partial_scores_of(subject, job) as pieces:
         found = pieces.read()
         todo = [row for row in subject.rows if row not in found]
         if found:

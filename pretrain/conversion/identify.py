@@ -57,7 +57,7 @@ def recognise(shapes: Shapes, where: str, maker: Maker = "pytorch") -> Recognise
     Most of the tensors decide, so that one which is missing or misshapen is left for `check_weights` to name.
     Raises UserError for other names, and for depths and forms that are not in the zoo.
     """
-    looked = _Looked(shapes, where)
+    looked = _NamedShapes(shapes, where)
     if any(map(_RESNETS.fullmatch, shapes)):
         return _resnet(looked, maker)
     if any(f"{unit}.{part}" in looked.under for unit in _I3DS for part in ("conv3d", "bn")):
@@ -74,7 +74,7 @@ def recognise(shapes: Shapes, where: str, maker: Maker = "pytorch") -> Recognise
     )
 
 
-class _Looked:
+class _NamedShapes:
     """Shapes that say what is missing when it is asked for. `under`: those below each prefix of a name."""
 
     def __init__(self, shapes: Shapes, where: str) -> None:
@@ -152,7 +152,7 @@ def _width(found: Sequence[tuple[int, int]]) -> float | None:
     return next(width for width in (*powers, *decimals, *fitting) if agreeing(width) == best)
 
 
-def _resnet(looked: _Looked, maker: Maker) -> Recognised:
+def _resnet(looked: _NamedShapes, maker: Maker) -> Recognised:
     blocks = Counter(found[1] for found in map(_RESNETS.fullmatch, looked.shapes) if found)
     bottlenecks = 2 * sum(f"{block}.conv3" in looked.under for block in blocks) > len(blocks)
     depth = _depth(looked, blocks, bottlenecks)
@@ -178,7 +178,7 @@ def _stage(block: str) -> int:
     return int(block.partition(".")[0].removeprefix("layer")) - 1
 
 
-def _depth(looked: _Looked, blocks: Mapping[str, int], bottlenecks: bool) -> int:
+def _depth(looked: _NamedShapes, blocks: Mapping[str, int], bottlenecks: bool) -> int:
     """By all blocks, else by those that have most of a block's tensors."""
     expansion = _expansion(looked, blocks) if bottlenecks else None
     for fewest in (1, max(blocks.values()) // 2):
@@ -194,14 +194,14 @@ def _depth(looked: _Looked, blocks: Mapping[str, int], bottlenecks: bool) -> int
     )
 
 
-def _expansion(looked: _Looked, blocks: Mapping[str, int]) -> int | None:
+def _expansion(looked: _NamedShapes, blocks: Mapping[str, int]) -> int | None:
     """That of most bottlenecks."""
     pairs = [(looked.outputs(f"{block}.conv3.1"), looked.outputs(f"{block}.conv1.1")) for block in blocks]
     ratios = Counter(wide // narrow for wide, narrow in pairs if wide and narrow)
     return ratios.most_common(1)[0][0] if ratios else None
 
 
-def _votes(looked: _Looked, blocks: Mapping[str, int], bottlenecks: bool) -> list[Counter[Kind]]:
+def _votes(looked: _NamedShapes, blocks: Mapping[str, int], bottlenecks: bool) -> list[Counter[Kind]]:
     """How many convolutions of each stage are of which kind."""
     votes: list[Counter[Kind]] = [Counter() for _ in range(4)]
     for block in blocks:
@@ -211,7 +211,7 @@ def _votes(looked: _Looked, blocks: Mapping[str, int], bottlenecks: bool) -> lis
     return votes
 
 
-def _kind(looked: _Looked, convolution: str) -> Kind | None:
+def _kind(looked: _NamedShapes, convolution: str) -> Kind | None:
     if any(f"{convolution}.{part}" in looked.under for part in (0, 1, 3)):
         return "(2+1)d"
     kernel = looked.kernel(f"{convolution}.weight")
@@ -219,7 +219,7 @@ def _kind(looked: _Looked, convolution: str) -> Kind | None:
     return kinds.get(kernel[2]) if kernel else None
 
 
-def _form(looked: _Looked, votes: list[Counter[Kind]]) -> tuple[str, int | None]:
+def _form(looked: _NamedShapes, votes: list[Counter[Kind]]) -> tuple[str, int | None]:
     """The form's name, and the clip's frames where the stem folds them.
 
     The form that most convolutions are of; where the stages are (2+1)D, the stem is whatever its tensors say.
@@ -238,7 +238,7 @@ def _form(looked: _Looked, votes: list[Counter[Kind]]) -> tuple[str, int | None]
     return name, frames if form.stem == stem == "folded" else None
 
 
-def _stem(looked: _Looked) -> tuple[StemKind | None, int | None]:
+def _stem(looked: _NamedShapes) -> tuple[StemKind | None, int | None]:
     """The stem's kind, None where no tensor tells, and the frames that its first convolution spans."""
     kernel = looked.kernel("stem.0.weight")
     if "stem.3" in looked.under or "stem.4" in looked.under:
@@ -249,7 +249,7 @@ def _stem(looked: _Looked) -> tuple[StemKind | None, int | None]:
     return kinds.get(kernel[2], "folded"), kernel[2]
 
 
-def _midplanes(looked: _Looked, width: float, expansion: int) -> Literal["conv", "block"]:
+def _midplanes(looked: _NamedShapes, width: float, expansion: int) -> Literal["conv", "block"]:
     """Who has counted them: seen where a block's second convolution has other inputs than the block."""
     stages = [round(64 * 2**stage * width) for stage in range(4)]
     block = conv = 0
@@ -262,7 +262,7 @@ def _midplanes(looked: _Looked, width: float, expansion: int) -> Literal["conv",
     return "block" if block > conv else "conv"
 
 
-def _c3d(looked: _Looked) -> Recognised:
+def _c3d(looked: _NamedShapes) -> Recognised:
     width, size = looked.width(_C3DS), 112
     if "fc6.weight" in looked.shapes:
         inputs, planes = looked.shape("fc6.weight", 2)[1], round(512 * width)

@@ -75,7 +75,7 @@ def import_run(
     require_writable(run, str(run))
     if frames is not None and frames < 1:
         raise UserError(f"a clip of {frames} frames is none", "frames", "give at least 1 frame")
-    export, notes = _exported(file, frames) if is_export(file) and not inflate else _found(file, inflate, frames)
+    export, notes = _exported(file, frames) if is_export(file) and not inflate else _published(file, inflate, frames)
     names = read_classes(classes, len(export.classes)) if classes else export.classes
     model = meta_network(export.model, len(names), export.clip.frames, export.clip.crop)
     check_weights(model, export.state, "keep", str(file))
@@ -108,7 +108,7 @@ def read_classes(file: Path, count: int) -> list[str]:
     return names
 
 
-def clip_of(found: Published) -> ClipSettings:
+def clip_settings_of(found: Published) -> ClipSettings:
     """The clip that the authors of these weights fed them and its normalisation, where the weights do not tell.
 
     64 frames of 224² pixels for I3D, 16 of 224² for an inflated ImageNet ResNet, 16 of 112² for the others; optical
@@ -130,7 +130,7 @@ def clip_of(found: Published) -> ClipSettings:
     return ClipSettings.model_validate(given)
 
 
-def _found(file: Path, inflate: str | None, frames: int | None) -> tuple[Export, list[str]]:
+def _published(file: Path, inflate: str | None, frames: int | None) -> tuple[Export, list[str]]:
     """What a file of anyone's is, and what its user should know."""
     found = read_published(file, inflate, frames)
     provenance = {
@@ -141,7 +141,7 @@ def _found(file: Path, inflate: str | None, frames: int | None) -> tuple[Export,
     }
     digits = max(3, len(str(found.classes - 1)))
     classes = [f"class-{number:0{digits}d}" for number in range(found.classes)]
-    clip = clip_of(found)
+    clip = clip_settings_of(found)
     notes = found.notes + _notes(found.settings)
     if found.frames is None:
         notes.append(f"the weights do not tell the clips' length; {clip.frames} frames are assumed (--frames)")

@@ -21,7 +21,7 @@ class DamageBudget:
 
     def __init__(self, where: str, samples: float, rate: float | None) -> None:
         self.where, self.rate = where, rate
-        self.allowed = 0 if rate is None else allowed(samples, rate)
+        self.allowed = 0 if rate is None else allowed_damage(samples, rate)
         self.met: dict[tuple[str, str], DamagedData] = {}
 
     @property
@@ -39,15 +39,15 @@ class DamageBudget:
                 log.warning("damaged: %s%s", damaged, f"; {instead}" if damaged.samples else "")
         if self.rate is not None and self.samples > self.allowed:
             what = f"{self.samples} samples are damaged; data.loader.damaged={self.rate:g} allows {self.allowed}"
-            raise too_much(what, [str(damaged) for damaged in self.met.values()], self.where, "data.loader.damaged")
+            raise damage_error(what, [str(damaged) for damaged in self.met.values()], self.where, "data.loader.damaged")
 
 
-def allowed(samples: float, rate: float) -> int:
+def allowed_damage(samples: float, rate: float) -> int:
     """How many of the samples may be damaged: the share `rate`, or a single one if `rate` > 0."""
     return max(int(samples * rate), 1 if rate else 0)
 
 
-def too_much(what: str, listed: Sequence[str], where: str, setting: str) -> UserError:
+def damage_error(what: str, listed: Sequence[str], where: str, setting: str) -> UserError:
     """The error that says `what` is too much, with the list of what is damaged; `setting` allows more."""
     more = [f"and {len(listed) - _LISTED} more"] if len(listed) > _LISTED else []
     remedy = f"find out with `reelscale shards verify STORE`, shard these anew, or raise {setting}"

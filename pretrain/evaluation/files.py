@@ -75,7 +75,7 @@ class Summary(pydantic.BaseModel):
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class FinishedEvaluation:
     """A finished evaluation: its summary, and of each video its key, its labels, which are numbers of `classes`, and
     its scores or logits [classes]. A damaged video has no scores, one whose record is damaged no key either.
     """
@@ -88,7 +88,7 @@ class Evaluated:
     scores: list[Scores | None]
 
 
-def read_evaluated(folder: Path, of: str) -> Evaluated:
+def read_evaluation(folder: Path, of: str) -> FinishedEvaluation:
     """What `write_files` wrote there; `of`: scores or logits. Raises UserError if it is damaged."""
     try:
         data = (folder / SUMMARY).read_bytes()
@@ -96,13 +96,15 @@ def read_evaluated(folder: Path, of: str) -> Evaluated:
         table = from_parquet((folder / VIDEOS).read_bytes(), ["key", "labels", of])
         classes = [str(name) for name in record_meta(table.schema)["classes"]]
         keys, labels = (table[name].to_pylist() for name in ("key", "labels"))
-        return Evaluated(folder, summary.model_dump(exclude_unset=True), classes, keys, labels, _rows_of(table[of]))
+        return FinishedEvaluation(
+            folder, summary.model_dump(exclude_unset=True), classes, keys, labels, _rows_of(table[of])
+        )
     except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
         what = f"the evaluation cannot be read ({type(error).__name__}: {error})"
         raise UserError(what, str(folder), _AGAIN) from error
 
 
-class Pieces:
+class PartialScores:
     """Scores of an evaluation that is under way, written as they come: what an earlier call left is taken up.
 
     Only of the same identity; damaged videos are tried again. A context manager, which writes what is left as it ends,

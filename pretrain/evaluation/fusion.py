@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pretrain.data.reading.store_split import Sample
-from pretrain.evaluation.files import Evaluated, evaluations_of, read_evaluated
+from pretrain.evaluation.files import FinishedEvaluation, evaluations_of, read_evaluation
 from pretrain.evaluation.video_score import Scores
 from pretrain.models.weights import first_names
 from sharding.base.errors import UserError
@@ -26,14 +26,14 @@ class FuseSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Other:
+class OtherEvaluation:
     """Another run's evaluation: each video's scores by its key, in the order of this run's classes; None of damaged."""
 
     folder: Path
     scores: Mapping[str, Scores | None]
 
 
-def fused(own: Scores | None, other: Scores | None, weight: float) -> Scores | None:
+def fuse_scores(own: Scores | None, other: Scores | None, weight: float) -> Scores | None:
     """weight · own + (1 - weight) · other, of the same classes; None where there is one of them alone.
 
     Source: I3D, section 3.4; VMZ's fusion script.
@@ -41,9 +41,9 @@ def fused(own: Scores | None, other: Scores | None, weight: float) -> Scores | N
     return None if own is None or other is None else weight * own + (1 - weight) * other
 
 
-def open_other(
+def open_other_evaluation(
     settings: FuseSettings, samples: Sequence[Sample | None], classes: Sequence[str], index: str, clips: int
-) -> Other:
+) -> OtherEvaluation:
     """The other run's evaluation of these videos: their keys are the same in every store.
 
     samples: the videos, labelled by `classes`; None where a record is damaged. Of several evaluations the one of the
@@ -54,7 +54,7 @@ def open_other(
     remedy = f"evaluate it first on the same videos: reelscale evaluate CONFIG run={settings.run} clips={clips}"
     if not folders:
         raise UserError("there is no evaluation to fuse", settings.run, remedy)
-    found = [read_evaluated(folder, settings.of) for folder in folders]
+    found = [read_evaluation(folder, settings.of) for folder in folders]
     keys = {sample.key for sample in samples if sample}
     fitting = [each for each in found if _holds(each, keys, len(samples))]
     if not fitting:
@@ -70,15 +70,17 @@ def open_other(
     _require_labels(chosen, settings.run, samples, classes)
     order = [chosen.classes.index(name) for name in classes]
     rows = zip(chosen.keys, chosen.scores, strict=True)
-    return Other(chosen.folder, {key: None if row is None else row[order] for key, row in rows if key is not None})
+    return OtherEvaluation(
+        chosen.folder, {key: None if row is None else row[order] for key, row in rows if key is not None}
+    )
 
 
-def _holds(found: Evaluated, keys: set[str], videos: int) -> bool:
+def _holds(found: FinishedEvaluation, keys: set[str], videos: int) -> bool:
     """Whether it is of these videos, as far as damaged records tell."""
     return len(found.keys) == videos and len(keys.difference(found.keys)) <= found.keys.count(None)
 
 
-def _require_names(found: Evaluated, run: str, classes: Sequence[str]) -> None:
+def _require_names(found: FinishedEvaluation, run: str, classes: Sequence[str]) -> None:
     missing = [name for name in classes if name not in set(found.classes)]
     strange = [name for name in found.classes if name not in set(classes)]
     if missing or strange:
@@ -91,7 +93,9 @@ def _require_names(found: Evaluated, run: str, classes: Sequence[str]) -> None:
         raise UserError(what, run, "fuse runs that learned the same classes; their order does not matter")
 
 
-def _require_labels(found: Evaluated, run: str, samples: Sequence[Sample | None], classes: Sequence[str]) -> None:
+def _require_labels(
+    found: FinishedEvaluation, run: str, samples: Sequence[Sample | None], classes: Sequence[str]
+) -> None:
     theirs = {key: {found.classes[label] for label in of} for key, of in zip(found.keys, found.labels, strict=True)}
     for sample in samples:
         if sample and theirs.get(sample.key, ours := {classes[label] for label in sample.labels}) != ours:

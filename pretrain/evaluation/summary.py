@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.data.damage_budget import allowed, too_much
+from pretrain.data.damage_budget import allowed_damage, damage_error
 from pretrain.data.device.tensors import plane_batch
 from pretrain.data.device.transforms import pictures
 from pretrain.data.reading.decode import decode_frames
@@ -20,8 +20,8 @@ from pretrain.data.reading.store_split import DamagedData, Sample
 from pretrain.data.views.frames import evaluation_starts
 from pretrain.data.views.views import centre_view
 from pretrain.evaluation.evaluate import EvaluateSettings, Subject
-from pretrain.evaluation.files import FORMAT, Pieces, evaluation_folder, write_files
-from pretrain.evaluation.fusion import Other, fused, open_other
+from pretrain.evaluation.files import FORMAT, PartialScores, evaluation_folder, write_files
+from pretrain.evaluation.fusion import OtherEvaluation, fuse_scores, open_other_evaluation
 from pretrain.evaluation.video_score import VideoScore, best_rank
 
 _THUMBS = 48
@@ -34,7 +34,7 @@ def folder_of(subject: Subject, settings: EvaluateSettings) -> Path:
     return evaluation_folder(subject.run, split.store.url, split.index.version, split.name, settings.clips)
 
 
-def pieces_of(subject: Subject, settings: EvaluateSettings) -> Pieces:
+def partial_scores_of(subject: Subject, settings: EvaluateSettings) -> PartialScores:
     """The scores that are there already, and to which more come."""
     identity = {
         "weights": _weights_digest(subject.weights),
@@ -42,19 +42,19 @@ def pieces_of(subject: Subject, settings: EvaluateSettings) -> Pieces:
         "split": subject.split.name,
         "clips": settings.clips,
     }
-    return Pieces(folder_of(subject, settings), identity)
+    return PartialScores(folder_of(subject, settings), identity)
 
 
-def other_of(subject: Subject, settings: EvaluateSettings) -> Other | None:
+def other_of(subject: Subject, settings: EvaluateSettings) -> OtherEvaluation | None:
     """What is to be fused, if something is. Raises UserError where it cannot be: before anything is scored."""
     if settings.fuse is None:
         return None
     samples = samples_of(subject, subject.rows)
-    return open_other(settings.fuse, samples, subject.classes, subject.split.index.version, settings.clips)
+    return open_other_evaluation(settings.fuse, samples, subject.classes, subject.split.index.version, settings.clips)
 
 
 def write_evaluation(
-    subject: Subject, settings: EvaluateSettings, found: Sequence[VideoScore], other: Other | None = None
+    subject: Subject, settings: EvaluateSettings, found: Sequence[VideoScore], other: OtherEvaluation | None = None
 ) -> dict[str, Any]:
     """Write the evaluation's files (summary.json, videos.parquet, clips.npz) and return the summary.
 
@@ -65,7 +65,7 @@ def write_evaluation(
     labels = [sample.labels if sample else () for sample in samples]
     ranks = [best_rank(score.scores, of) for score, of in zip(found, labels, strict=True)]
     clips, right = sum(score.clips for score in found), sum(score.clips_right for score in found)
-    figures = right_shares(subject.classes, labels, ranks)
+    figures = accuracies(subject.classes, labels, ranks)
     if all(score.clips == 1 for score in found):
         assert right == sum(rank < 1 for rank in ranks), "clips and videos were not judged by the same classes"
     folder = folder_of(subject, settings)
@@ -90,17 +90,17 @@ def write_evaluation(
     if other is not None and settings.fuse is not None:
         own = [score.logits if settings.fuse.of == "logits" else score.scores for score in found]
         theirs = [other.scores.get(sample.key) if sample else None for sample in samples]
-        sums = [fused(*rows, settings.fuse.weight) for rows in zip(own, theirs, strict=True)]
+        sums = [fuse_scores(*rows, settings.fuse.weight) for rows in zip(own, theirs, strict=True)]
         summary["fused"] = {
             **settings.fuse.model_dump(mode="json"),
             "folder": str(other.folder),
-            **right_shares(subject.classes, labels, [best_rank(*each) for each in zip(sums, labels, strict=True)]),
+            **accuracies(subject.classes, labels, [best_rank(*each) for each in zip(sums, labels, strict=True)]),
         }
     write_files(folder, summary, found, samples, _thumbs(subject, found, samples))
     return summary
 
 
-def right_shares(classes: Sequence[str], labels: Sequence[Sequence[int]], ranks: Sequence[float]) -> dict[str, Any]:
+def accuracies(classes: Sequence[str], labels: Sequence[Sequence[int]], ranks: Sequence[float]) -> dict[str, Any]:
     """video1, video5 and, for each class, its videos and their video1, of the ranks of the videos' best labels."""
     by_class: list[list[float]] = [[] for _ in classes]
     for rank, of in zip(ranks, labels, strict=True):
@@ -116,10 +116,10 @@ def right_shares(classes: Sequence[str], labels: Sequence[Sequence[int]], ranks:
 def require_sound(found: Sequence[VideoScore], subject: Subject, share: float) -> None:
     """Raises UserError, with the list, where more than the share of the subject's videos is damaged."""
     damaged = [score.damaged for score in found if score.damaged is not None]
-    most = allowed(len(subject.rows), share)
+    most = allowed_damage(len(subject.rows), share)
     if len(damaged) > most:
         what = f"damaged videos: {len(damaged)} of {len(subject.rows)}; damaged={share:g} allows {most}"
-        raise too_much(what, list(dict.fromkeys(damaged)), subject.split.store.url, "damaged")
+        raise damage_error(what, list(dict.fromkeys(damaged)), subject.split.store.url, "damaged")
 
 
 def _below(ranks: Sequence[float], k: int) -> float:

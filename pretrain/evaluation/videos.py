@@ -16,7 +16,7 @@ NEWEST = "newest"
 
 
 @dataclass(frozen=True)
-class Videos:
+class EvaluatedVideos:
     """A split whose labels are a run's class numbers, the rows that are evaluated, and what to tell about them.
 
     `left_out`: how many other videos the split has, those of classes that the run does not know.
@@ -30,7 +30,7 @@ class Videos:
 
 def evaluated_videos(
     store: Store, name: str, index: str | None, known: Sequence[str], classes: Sequence[str]
-) -> Videos:
+) -> EvaluatedVideos:
     """The videos of the split `name` that have one of a run's `classes`, by the classes' names.
 
     index: a version of the store's index, or "newest"; where none is given, the one of `known`, which the run began
@@ -54,13 +54,13 @@ def evaluated_videos(
     split.renumber_labels(classes)
     met = sorted(number for number in strange if held[number])
     if not met:
-        return Videos(split, list(range(len(split))), 0, notes)
+        return EvaluatedVideos(split, list(range(len(split))), 0, notes)
     rows = [row for row in range(len(split)) if _is_known(split, row)]
     left_out = len(split) - len(rows)
     names = first_names([split.index.classes[number] for number in met])
     counted = f"{left_out:,} of {len(split):,} videos are left out" if left_out else "no video is left out for it"
     told = f"the run does not know {len(met)} of the store's classes, {counted}: {names}"
-    return Videos(split, rows, left_out, [*notes, told])
+    return EvaluatedVideos(split, rows, left_out, [*notes, told])
 
 
 def _opened(store: Store, name: str, index: str | None, known: Sequence[str]) -> tuple[Split, list[str]]:

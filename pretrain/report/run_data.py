@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pydantic
 
-from pretrain.evaluation.files import THUMBS, evaluations_of, read_evaluated
+from pretrain.evaluation.files import THUMBS, evaluations_of, read_evaluation
 from pretrain.run_settings import read_settings_file
 from sharding.base.errors import UserError
 
@@ -120,7 +120,7 @@ def confused_pairs(counts: np.ndarray, limit: int) -> list[tuple[int, int, int]]
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
-    found = read_evaluated(folder, "scores")
+    found = read_evaluation(folder, "scores")
     try:
         clips = _read_clips(folder / THUMBS)
     except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:

@@ -13,9 +13,9 @@ import pytest
 
 from pretrain.data.reading.store_split import open_split
 from pretrain.evaluation.evaluate import EvaluateSettings, Subject, open_subject
-from pretrain.evaluation.files import Pieces
+from pretrain.evaluation.files import PartialScores
 from pretrain.evaluation.fusion import FuseSettings
-from pretrain.evaluation.summary import pieces_of, require_sound, write_evaluation
+from pretrain.evaluation.summary import partial_scores_of, require_sound, write_evaluation
 from pretrain.evaluation.video_score import VideoScore
 from pretrain.report.report import write_report
 from sharding.base.errors import UserError
@@ -118,21 +118,21 @@ def assert_same(one: dict[int, VideoScore], other: list[VideoScore]) -> None:
 def test_scores_are_taken_up_where_they_belong(
     subject: Subject, settings: EvaluateSettings, scored: list[VideoScore]
 ) -> None:
-    with pieces_of(subject, settings) as pieces:
+    with partial_scores_of(subject, settings) as pieces:
         pieces.add(scored[:2])
-    with pytest.raises(ZeroDivisionError), pieces_of(subject, settings) as pieces:
+    with pytest.raises(ZeroDivisionError), partial_scores_of(subject, settings) as pieces:
         pieces.add([*scored[2:5], VideoScore(5, None, None, 4, 0, "sample x: torn")])
         1 / 0  # noqa: B018 # as anything that ends it
-    pieces = pieces_of(subject, settings)
+    pieces = partial_scores_of(subject, settings)
     assert_same(pieces.read(), scored[:5])  # a damaged one is tried again
     train = open_subject(settings.model_copy(update={"split": "train"}))
     for other, clips in ((subject, 3), (train, 4)):
-        moved = pieces_of(other, settings.model_copy(update={"clips": clips}))
+        moved = partial_scores_of(other, settings.model_copy(update={"clips": clips}))
         shutil.copytree(pieces.folder, moved.folder)
         assert moved.read() == {}
         moved.clear()
     subject.weights["fc.bias"][0] += 1e-6
-    assert pieces_of(subject, settings).read() == {}
+    assert partial_scores_of(subject, settings).read() == {}
     subject.weights["fc.bias"][0] -= 1e-6
     folder = pieces.folder
     first, second = sorted(folder.iterdir())
@@ -151,7 +151,7 @@ def test_a_disk_that_takes_no_scores_is_told_once(
     tmp_path: Path, scored: list[VideoScore], told: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    with Pieces(tmp_path / "file", {}) as pieces:
+    with PartialScores(tmp_path / "file", {}) as pieces:
         for score in scored:
             pieces.add([score])
             pieces.flush()

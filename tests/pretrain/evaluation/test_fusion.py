@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from pretrain.data.reading.store_split import Sample
-from pretrain.evaluation.fusion import FuseSettings, Other, fused, open_other
+from pretrain.evaluation.fusion import FuseSettings, OtherEvaluation, fuse_scores, open_other_evaluation
 from pretrain.evaluation.video_score import best_rank
 from sharding.base.errors import UserError
 from sharding.format.record import to_parquet, with_meta
@@ -58,13 +58,13 @@ def evaluation(
     return run
 
 
-def opened(run: Path, clips: int = 10, index: str = "000001-1") -> Other:
-    return open_other(FuseSettings(run=str(run)), SAMPLES, NAMES, index, clips)
+def opened(run: Path, clips: int = 10, index: str = "000001-1") -> OtherEvaluation:
+    return open_other_evaluation(FuseSettings(run=str(run)), SAMPLES, NAMES, index, clips)
 
 
-def right(other: Other, weight: float) -> float:
+def right(other: OtherEvaluation, weight: float) -> float:
     sums = [
-        fused(np.asarray(own, np.float32), other.scores[sample.key], weight)
+        fuse_scores(np.asarray(own, np.float32), other.scores[sample.key], weight)
         for own, sample in zip(OWN, SAMPLES, strict=True)
     ]
     ranks = [best_rank(row, sample.labels) for row, sample in zip(sums, SAMPLES, strict=True)]
@@ -121,11 +121,11 @@ def test_what_cannot_be_fused(tmp_path: Path) -> None:
 def test_a_damaged_video_is_wrong_in_both(tmp_path: Path) -> None:
     run = evaluation(tmp_path / "run", [OTHER[0], None, *OTHER[2:]], "pqrs")
     assert right(opened(run), 0.5) == 0.5
-    assert fused(None, np.ones(3, np.float32), 0.5) is None
+    assert fuse_scores(None, np.ones(3, np.float32), 0.5) is None
 
 
 def test_the_sum_is_weighted_and_ranks_count_the_best_label() -> None:
     own, other = np.asarray(OWN, np.float32), np.asarray(OTHER, np.float32)
-    assert fused(own, other, 0.6) == pytest.approx(0.6 * own + 0.4 * other)
+    assert fuse_scores(own, other, 0.6) == pytest.approx(0.6 * own + 0.4 * other)
     assert [best_rank(np.asarray([0.1, 0.7, 0.2]), labels) for labels in ([1], [2], [0], [0, 2])] == [0, 1, 2, 1]
     assert best_rank(None, [1]) == best_rank(np.ones(3, np.float32), []) == np.inf
