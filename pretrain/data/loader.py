@@ -14,7 +14,8 @@ import torch
 from pretrain import metrics
 from pretrain.data.damage_budget import DamageBudget
 from pretrain.data.device.tensors import DeviceCopier, DeviceCopy, FlowBatch, PlaneBatch, joined, made_batch
-from pretrain.data.reading.whole_parts import ReadingSettings, part_prefetcher
+from pretrain.data.reading.part_prefetcher import part_prefetcher
+from pretrain.data.reading.reading_mode import ReadingSettings
 from pretrain.data.sampling.mixture import Mixture
 from pretrain.data.sampling.order import Draw, Order
 from pretrain.data.sources import Sources

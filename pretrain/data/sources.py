@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import Field
 
 from pretrain.data.reading.outage import STORE_RETRY_SECONDS, PatientStore
+from pretrain.data.reading.reading_mode import ReadingSettings
 from pretrain.data.reading.store_split import Split, open_split
-from pretrain.data.reading.whole_parts import ReadingSettings
 from pretrain.data.sampling.balance import Balance
 from pretrain.data.sampling.mixture import Mixture
 from pretrain.data.sampling.order import Order, OrderSettings, Shards, ShardSizes

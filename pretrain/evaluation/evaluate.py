@@ -17,8 +17,8 @@ from pretrain.conversion.published import meta_network
 from pretrain.data.device.tensors import made_batch
 from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import evaluation_clips
+from pretrain.data.reading.reading_mode import ReadingSettings
 from pretrain.data.reading.store_split import DamagedData, Split
-from pretrain.data.reading.whole_parts import ReadingSettings
 from pretrain.data.views.frames import evaluation_starts
 from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.batches import Batch

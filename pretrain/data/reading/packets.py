@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
+from pretrain.data.reading.part_reader import CachedPartReader
 from pretrain.data.reading.prefetch import ByteRange
 from pretrain.data.reading.store_split import DamagedData, PacketTable, RangeReader
-from pretrain.data.reading.whole_parts import CachedPartReader
 from sharding.base.errors import DamagedStore
 
 _GAP = 2**16  # bytes that are read sooner than asked for apart

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from pretrain.data.reading.decode import Window, decode_flow_into, decode_into, plane_matrix
 from pretrain.data.reading.packets import byte_ranges
+from pretrain.data.reading.part_reader import CachedPartReader
 from pretrain.data.reading.prefetch import ByteRange, PrefetchingReader
 from pretrain.data.reading.store_split import DamagedData, Sample, Split
-from pretrain.data.reading.whole_parts import CachedPartReader
 from pretrain.data.sampling.order import Draw, mix, sample_randoms
 from pretrain.data.views.frames import evaluation_starts, is_looped, train_start
 from pretrain.data.views.resample import source_window

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from pretrain.data.reading.outage import PatientStore, StoreGone
 from pretrain.data.reading.part_cache import PartCache
+from pretrain.data.reading.part_reader import CachedPartReader
 from pretrain.data.reading.prefetch import PrefetchingReader
+from pretrain.data.reading.reading_mode import ReadingSettings, uses_whole_parts
 from pretrain.data.reading.store_split import Split
-from pretrain.data.reading.whole_parts import CachedPartReader, ReadingSettings, uses_whole_parts
 from pretrain.data.sampling.order import Draw
 from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.batches import Batch, BatchMaker
