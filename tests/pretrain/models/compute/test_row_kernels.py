@@ -328,7 +328,7 @@ import json, re, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from pretrain.models.compute import row_kernels
+from pretrain.models.compute import row_kernels, row_launch
 
 KINDS = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32"}
 FLOATS = {"statistics", "sums", "folded", "slopes", "weight", "bias", "pending", "of_bias", "of_weight", "both"}
@@ -345,7 +345,7 @@ LAUNCHED = {
 found = {}
 for name, cases in LAUNCHED.items():
     kernel = getattr(row_kernels, name)
-    shape = row_kernels._SHAPES.get(name[1:])
+    shape = row_launch.SHAPES.get(name[1:])
     free = {each.name for each in kernel.params if each.do_not_specialize_on_alignment}
     found[name] = {"free": sorted(free), "wide": []}
     for number, constants in enumerate(cases):
