@@ -103,7 +103,7 @@ def order_of(sources: Sources, data: DataSettings, seed: int, lanes: int, lane_b
 
 
 def describe_order(order: Order | Mixture, sources: Sources) -> list[str]:
-    """What an order does besides showing every sample once a pass, for the log."""
+    """Lines for the log that say what an order does besides showing every sample once a pass."""
     orders = order.orders if isinstance(order, Mixture) else (order,)
     lines = [
         each.shards.describe(split.index.classes)

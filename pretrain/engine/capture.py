@@ -1,4 +1,4 @@
-"""Two CUDA graphs, of a forward pass and of its backward pass: captured once, replayed on the same memory."""
+"""Captures a forward and its backward pass as two CUDA graphs, and replays them on the same memory."""
 
 from __future__ import annotations
 

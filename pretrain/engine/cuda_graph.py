@@ -1,4 +1,4 @@
-"""A network's passes in training by a CUDA graph: when it is captured, when replayed, and when thrown away."""
+"""Micro-steps by a CUDA graph: when it is captured, when it is replayed, and when it is thrown away."""
 
 from __future__ import annotations
 

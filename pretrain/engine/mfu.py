@@ -1,4 +1,4 @@
-"""What a device could compute at most, and how much of that training uses: model FLOPs utilisation, MFU."""
+"""Model FLOPs utilisation, MFU: the peak FLOP/s of a device, and which share of it training uses."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def peak_flops(device: torch.device, half: bool) -> float | None:
     """
     if device.type == "cpu":
         return None
-    known = listed_peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    if known is None:
+    peak = listed_peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if peak is None:
         return product_flops(device, half)
     if half:
-        return known.half
-    return known.tf32 if torch.backends.cudnn.allow_tf32 else known.fp32
+        return peak.half
+    return peak.tf32 if torch.backends.cudnn.allow_tf32 else peak.fp32
 
 
 def listed_peak(name: str) -> Peak | None:

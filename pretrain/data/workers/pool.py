@@ -1,4 +1,4 @@
-"""Worker processes, seen from the trainer's: jobs go to whichever is free, batches come back by their tickets."""
+"""The pool of worker processes as the trainer uses it: requests go to whichever is free, batches come by ticket."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _CHILD = (
 
 
 class LoaderSettings(Settings):
-    """Who makes clips, how far ahead, and what they may meet."""
+    """How many processes make clips, how many steps they prefetch, and how much damage they may meet."""
 
     workers: Annotated[
         int | None,
@@ -79,7 +79,7 @@ class _Worker:
 
 
 def decoder_count(settings: LoaderSettings) -> int:
-    """Processes that this rank decodes with: its share of the cores that this machine's ranks may use."""
+    """How many worker processes this rank decodes with: its share of the cores that this machine's ranks may use."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return settings.workers or max(1, min(len(os.sched_getaffinity(0)) // ranks_here, _MOST_WORKERS))
 
@@ -224,20 +224,20 @@ class WorkerPool:
 
 
 def _started(jobs: socket.socket) -> _Worker:
-    here, there = socket.socketpair()
-    program = _CHILD.format(path=[*sys.path], jobs=jobs.fileno(), pipe=there.fileno(), parent=os.getpid())
+    ours, theirs = socket.socketpair()
+    program = _CHILD.format(path=[*sys.path], jobs=jobs.fileno(), pipe=theirs.fileno(), parent=os.getpid())
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited: see `serve`
     try:
         process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.DEVNULL,
-            pass_fds=[jobs.fileno(), there.fileno()],
+            pass_fds=[jobs.fileno(), theirs.fileno()],
             env={name: value for name, value in os.environ.items() if name not in _OF_A_RANK},
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        there.close()
-    return _Worker(process, Connection(here.detach()), {})
+        theirs.close()
+    return _Worker(process, Connection(ours.detach()), {})
 
 
 def _death(process: subprocess.Popen[bytes]) -> str:

@@ -1,4 +1,4 @@
-"""A process that makes batches: jobs in, planes out through memory that it shares with the trainer's process."""
+"""A worker process that makes batches: requests in, planes out through memory shared with the trainer's process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _LAST = 19  # of what the system's scheduler knows as niceness
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """All that a worker is told as it starts: what it trains on and how it reads it, and what it evaluates on.
+    """What a worker is given as it starts: the splits of which it makes batches, for both uses, and how it reads.
 
     `yields_cpu`: the network computes on the same cores. Its threads wait for each other, so that a worker that takes a
     core from one of them stops all; it has them while the network leaves them free, or waits for clips.
@@ -72,7 +72,7 @@ class EvaluationBatchRequest:
 
 @dataclass(frozen=True)
 class BatchReady:
-    """A job's answer: its batch without the arrays, which lie in memory `buffer`, laid out by `shape` and `flow`."""
+    """The answer: a batch without the arrays, that lie in memory `buffer`, laid out by `shape` and `flow`."""
 
     ticket: int
     buffer: int
@@ -92,7 +92,7 @@ class NewSharedMemory:
 
 @dataclass(frozen=True)
 class RequestFailed:
-    """A job that could not be done, and why."""
+    """A request that could not be done, and why."""
 
     error: Exception
 
@@ -148,7 +148,7 @@ class SharedMemory:
 
 
 def serve(jobs_handle: int, pipe_handle: int, parent: int) -> None:
-    """Do the jobs that come until there are no more to come, or `parent` is gone."""
+    """Answer requests until no more come, or `parent` is gone: a worker process' main function."""
     die_with(parent)
     # A terminal's Ctrl-C and a scheduler's signals reach this process, too: the trainer decides, and this one ends with
     # it. All were blocked when this process started.
@@ -199,7 +199,7 @@ def _next(jobs: socket.socket) -> TrainingBatchRequest | EvaluationBatchRequest 
 
 
 def _choose_sources(work: WorkerSetup) -> None:
-    """Read ahead what is far away, and whole parts where that is cheaper."""
+    """Have remote splits prefetch ranges, and read from cached whole parts where that is cheaper."""
     for split in (*work.splits, *([work.unseen] if work.unseen else [])):
         if split.store.remote:
             split.source = PrefetchingReader(split.store)

@@ -1,4 +1,4 @@
-"""What a network's compute paths take on the device it is on: seconds, and whether each computes what it should."""
+"""Times a network's compute paths on its device, and checks that each computes what it should."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ERROR = 0.02  # relative, of the logits: as much as any sound compute path may 
 
 
 class AutotuneListener:
-    """Told of what is measured, as it comes: to whom that is not kept in memory alone. This one keeps nothing."""
+    """Receives what is measured, as it comes. This one ignores it; a child process sends it to its parent."""
 
     def begins(self, what: str, compute_path: str | None = None) -> None:
         """What is under way from now on, and by which compute path, if it is one's."""
@@ -52,7 +52,7 @@ def measure(
     deadline: float | None = None,
     graph: bool = False,
 ) -> dict[str, float]:
-    """Seconds of a training pass over `clips`, N C T H W, by each compute path: the best of `repeats`.
+    """Seconds of a micro-step over `clips`, N C T H W, by each compute path: the best of `repeats`.
 
     `held`: bytes that training holds there, see `MicroStep`. `listener` is told each compute path's as it comes. After
     `deadline`, a time of `time.perf_counter`, no further compute path is begun once one is timed. `graph`: what is

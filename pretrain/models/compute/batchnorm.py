@@ -1,4 +1,4 @@
-"""Batch normalisation by lane: a lane's own statistics, and one move of the running ones a training step."""
+"""Batch normalisation by lane: each lane's own statistics, and one update of the running ones a training step."""
 
 from __future__ import annotations
 

@@ -42,12 +42,12 @@ def statistics(rows: Tensor, weight: Tensor, bias: Tensor, eps: float, pending: 
     """
     count, channels = rows.shape
     sums = _folded(_partial_moments(rows))
-    found = torch.empty(4, channels, device=rows.device)
+    result = torch.empty(4, channels, device=rows.device)
     _statistics[(-(-channels // _CHANNELS),)](
-        sums, rows, weight, bias, found, found if pending is None else pending, count, sums.shape[1], channels,
+        sums, rows, weight, bias, result, result if pending is None else pending, count, sums.shape[1], channels,
         len(weight), eps, PENDING=pending is not None, TILE=64, CHANNELS=_CHANNELS, num_warps=4,
     )  # fmt: skip
-    return found
+    return result
 
 
 def apply(rows: Tensor, statistics: Tensor, added: Tensor | None, relu: bool) -> Tensor:
@@ -93,13 +93,13 @@ def inner(gradient: Tensor, rows: Tensor, statistics: Tensor, slopes: Tensor, co
     gradient: M C, still to pass the `relu`, by the sign of the normalised rows. slopes: the gradients of bias and
     weight, float32 [2, C], summed over `count` rows.
     """
-    found = torch.empty_like(rows)
+    result = torch.empty_like(rows)
     how = _launch(rows, "inner")
     _inner[(how.columns, how.groups)](
-        gradient, rows, statistics, slopes, found, 1.0 / count, rows.numel(), rows.shape[1], how.columns, how.rows,
+        gradient, rows, statistics, slopes, result, 1.0 / count, rows.numel(), rows.shape[1], how.columns, how.rows,
         RELU=relu, UNROLLED=how.unrolled, BLOCK=how.block, num_warps=how.warps,
     )  # fmt: skip
-    return found
+    return result
 
 
 def _launch(rows: Tensor, kernel: str) -> Launch:
