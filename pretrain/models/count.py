@@ -59,6 +59,8 @@ def activation_bytes(model: VideoNetwork, frames: int, size: int, half: bool = F
     """
     network = copy.deepcopy(model).to("meta", torch.bfloat16 if half else torch.float32).train()
     network.use(COMPUTE_PATHS["channels-last"])
+    # `_cdata`, private in torch 2.x, is the address of the storage object: on the meta device no data pointer tells two
+    # storages apart.
     counted = {value.untyped_storage()._cdata for value in network.state_dict().values()}
     kept: list[UntypedStorage] = []
 

@@ -1,4 +1,7 @@
-"""Casts the weights of all convolutions to half precision by one call, where autocast makes one call a layer."""
+"""Casts the weights of all convolutions to half precision by one call, where autocast makes one call a layer.
+
+That call is `torch._foreach_copy_`, private in torch 2.x: its optimizers copy many tensors by it, too.
+"""
 
 from __future__ import annotations
 
