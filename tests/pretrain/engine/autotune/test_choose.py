@@ -140,7 +140,7 @@ def test_layers_are_planar_where_that_is_faster(model: VideoNetwork, monkeypatch
 
     def faster(kind: ConvolutionKind, device: torch.device, precision: str, repeats: int) -> bool:
         layer = kind.layer
-        asked.append((layer.kernel_size, layer.stride, kind.channels, tuple(kind.given.shape), kind.first))
+        asked.append((layer.kernel_size, layer.stride, kind.channels, tuple(kind.input.shape), kind.first))
         return layer.kernel_size == (3, 1, 1)
 
     monkeypatch.setattr(planar_module, "_faster_planar", faster)
