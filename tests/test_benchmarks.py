@@ -289,7 +289,7 @@ def test_every_contender_of_training_tells_its_windows(
         assert [window.clips for window in windows] == [2, 2], each
         assert all(window.seconds > 0 for window in windows) and not each.failed
         assert 0 < each.first_lines[0] < 200
-    assert all(0 <= each.told("data_wait_ratio") <= 1 for each in (found[0], found[3]))
+    assert all(0 <= each.logged("data_wait_ratio") <= 1 for each in (found[0], found[3]))
 
 
 def test_a_contender_that_fails_says_why(tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ class DamagedCheckpoint(Exception):
 
 
 def checkpoints_of(run: Path) -> Path:
-    """Where a run's checkpoints are."""
+    """The folder of a run's checkpoints."""
     return run / "checkpoints"
 
 
 def writing(run: Path, attempt: int, step: int) -> Path:
-    """Where an attempt writes a checkpoint before it has its name."""
+    """The folder that an attempt writes a checkpoint in before it has its name."""
     return checkpoints_of(run) / f"{_WRITING}{attempt:06d}-{step:08d}"
 
 
@@ -76,7 +76,7 @@ def require_sound(folder: Path, which: CheckpointId) -> None:
 
 
 def _patiently(read: Callable[[], T], folder: Path) -> T:
-    """What `read` gives. That it does not just now, as a mount comes and goes, is no damage.
+    """What `read` returns, tried for some seconds: a mount that comes and goes is no damage.
 
     Raises FileNotFoundError, or UserError for another error that stays.
     """

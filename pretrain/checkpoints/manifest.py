@@ -34,7 +34,7 @@ class FileSum:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Which start of the run saved which step, with clip@1 where it was validated just then. files: by name."""
+    """What a checkpoint consists of: its step, the start that saved it, clip@1 if it was validated, files by name."""
 
     step: int
     attempt: int
@@ -47,7 +47,7 @@ class Manifest:
         return CheckpointId(self.attempt, self.step)
 
     def encoded(self) -> bytes:
-        """Its JSON."""
+        """The manifest's JSON, as it is written."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1).encode()
 
 

@@ -31,7 +31,7 @@ class Remote:
         self.where = redacted(f"{self._store.url}/{self._run}")
 
     def attempts(self) -> list[str]:
-        """The numbers that were claimed."""
+        """The names of the attempt numbers that were claimed."""
         prefix = f"{self._run}/attempts/"
         return [path.removeprefix(prefix) for path in self._store.list(prefix)]
 
@@ -41,14 +41,14 @@ class Remote:
             self._store.put(f"{self._run}/attempts/{attempt:06d}", b"", create=True)
 
     def get(self, name: str) -> bytes | None:
-        """What is beside the checkpoints under a name, if it is there."""
+        """The content of a file beside the checkpoints, or None."""
         try:
             return self._store.get(f"{self._run}/{name}")
         except FileNotFoundError:
             return None
 
     def put(self, name: str, data: bytes) -> None:
-        """Put something beside the checkpoints."""
+        """Put a file beside the checkpoints."""
         with self._writing():
             self._store.put(f"{self._run}/{name}", data)
 

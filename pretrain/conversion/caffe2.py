@@ -92,22 +92,22 @@ class _ResnetNames:
         self.places = self._places()
 
     def __call__(self, blob: str) -> str | None:
-        if found := _STEM.fullmatch(blob):
-            middle, norm, what = found.groups()
+        if matched := _STEM.fullmatch(blob):
+            middle, norm, what = matched.groups()
             first = 3 if not middle and self._any("conv1_middle_") else 0
             return _joined("stem", first + 1 if norm else first, norm, what)
-        if found := _COMPONENT.fullmatch(blob):
-            block, layer, number, middle, what = found.groups()
+        if matched := _COMPONENT.fullmatch(blob):
+            block, layer, number, middle, what = matched.groups()
             place = self._place(block)
             return place and self._convolution(
                 f"{place}.conv{number}", f"comp_{block}_{{}}_{number}_middle_", layer == "spatbn", middle, what
             )
-        if found := _SHORTCUT.fullmatch(blob):
-            block, norm, what = found.groups()
+        if matched := _SHORTCUT.fullmatch(blob):
+            block, norm, what = matched.groups()
             place = self._place(block)
             return place and _joined(f"{place}.downsample", 1 if norm else 0, norm, what)
-        if found := _CLASSIFIER.fullmatch(blob):
-            return f"fc.{_SIMPLE[found[2]]}"
+        if matched := _CLASSIFIER.fullmatch(blob):
+            return f"fc.{_SIMPLE[matched[2]]}"
         return None
 
     def _any(self, *prefixes: str) -> bool:
@@ -148,16 +148,16 @@ class _C3dNames:
     """The names of C3D's blobs."""
 
     def __call__(self, blob: str) -> str | None:
-        if found := _C3D.fullmatch(blob):
-            group, letter, norm, what = found.groups()
+        if matched := _C3D.fullmatch(blob):
+            group, letter, norm, what = matched.groups()
             first = 0 if letter == "a" else 2
             if norm:
                 return _joined(group, first + 1, norm, what)
             return f"{group}.{first}.{_SIMPLE[what]}" if what in _SIMPLE else None
-        if found := _C3D_FC.fullmatch(blob):
-            return f"{found[1]}.{_SIMPLE[found[2]]}"
-        if found := _CLASSIFIER.fullmatch(blob):
-            return f"fc8.{_SIMPLE[found[2]]}"
+        if matched := _C3D_FC.fullmatch(blob):
+            return f"{matched[1]}.{_SIMPLE[matched[2]]}"
+        if matched := _CLASSIFIER.fullmatch(blob):
+            return f"fc8.{_SIMPLE[matched[2]]}"
         return None
 
 

@@ -1,4 +1,4 @@
-"""What kind of file of weights a file is, by what it holds."""
+"""Tells which kind of weights file a file is, by its content."""
 
 from __future__ import annotations
 
@@ -41,11 +41,13 @@ def kind_of(path: Path) -> Kind:
         return "torch"
     if int.from_bytes(start[:8], "little") < _LONGEST and start[8:10] == b'{"':
         return "safetensors"
-    known = next((kind for mark, kind in _OTHERS.items() if start.lstrip().startswith(mark)), None)
+    other_kind = next((kind for mark, kind in _OTHERS.items() if start.lstrip().startswith(mark)), None)
     if start[257:262] == b"ustar":
-        known = "a tar of files; unpack it"
-    if known or not start:
+        other_kind = "a tar of files; unpack it"
+    if other_kind or not start:
         raise UserError(
-            f"the file is {known or 'empty'}", str(path), "give what torch.save or safetensors wrote, or VMZ's .pkl"
+            f"the file is {other_kind or 'empty'}",
+            str(path),
+            "give what torch.save or safetensors wrote, or VMZ's .pkl",
         )
     return "pickle"

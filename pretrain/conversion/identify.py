@@ -1,4 +1,4 @@
-"""Which network a state dict is of: from its tensors' names and shapes to the network's settings."""
+"""Identifies the network of a state dict: from its tensors' names and shapes to the network's settings."""
 
 from __future__ import annotations
 
@@ -86,13 +86,13 @@ class _NamedShapes:
                 self.under[".".join(parts[:length])].append(shape)
 
     def shape(self, name: str, axes: int | None = None) -> tuple[int, ...]:
-        found = self.shapes.get(name)
-        if found is None:
+        shape = self.shapes.get(name)
+        if shape is None:
             raise self.unknown(f"the tensor {name} is missing")
-        if not found or 0 in found or len(found) != (axes or len(found)):
+        if not shape or 0 in shape or len(shape) != (axes or len(shape)):
             wanted = f"{axes} axes are" if axes else "more is"
-            raise self.unknown(f"the tensor {name} has the shape {found}, and {wanted} expected")
-        return found
+            raise self.unknown(f"the tensor {name} has the shape {shape}, and {wanted} expected")
+        return shape
 
     def classes(self, classifier: str, axes: int | None = None) -> int:
         """Those of the classifier's weight, or of its bias where the weight is missing."""
@@ -116,12 +116,12 @@ class _NamedShapes:
 
     def width(self, bases: Mapping[str, int]) -> float:
         """The width, from the planes under each prefix and those it has at width 1."""
-        found = [(base, planes) for prefix, base in bases.items() if (planes := self.outputs(prefix))]
-        if not found:
+        planes_by_base = [(base, planes) for prefix, base in bases.items() if (planes := self.outputs(prefix))]
+        if not planes_by_base:
             raise self.unknown(f"no tensor tells the width: all under {', '.join(list(bases)[:4])}, … are missing")
-        if width := _width(found):
+        if width := _width(planes_by_base):
             return width
-        base, planes = found[-1]
+        base, planes = planes_by_base[-1]
         raise self.unknown(f"the planes are those of width {planes / base:.3g}, and the zoo's are 1/64 to 8")
 
     def unknown(self, what: str) -> UserError:
@@ -131,7 +131,7 @@ class _NamedShapes:
         return validate(ModelSettings, tree, self.where)
 
 
-def _width(found: Sequence[tuple[int, int]]) -> float | None:
+def _width(planes_at_one: Sequence[tuple[int, int]]) -> float | None:
     """The width of the zoo at which most of the planes at width 1 become those found beside them.
 
     Of all such widths a power of two, else one of the fewest decimals.
@@ -139,9 +139,13 @@ def _width(found: Sequence[tuple[int, int]]) -> float | None:
     least, most = _WIDTHS
 
     def agreeing(width: float) -> int:
-        return sum(max(1, round(base * width)) == planes for base, planes in found) if least <= width <= most else 0
+        return (
+            sum(max(1, round(base * width)) == planes for base, planes in planes_at_one)
+            if least <= width <= most
+            else 0
+        )
 
-    edges = sorted({*_WIDTHS, *((planes + side) / base for base, planes in found for side in (-0.5, 0.5))})
+    edges = sorted({*_WIDTHS, *((planes + side) / base for base, planes in planes_at_one for side in (-0.5, 0.5))})
     points = [*edges, *((low + high) / 2 for low, high in pairwise(edges))]
     best = max(map(agreeing, points))
     if not best:
@@ -255,10 +259,10 @@ def _midplanes(looked: _NamedShapes, width: float, expansion: int) -> Literal["c
     block = conv = 0
     for stage, (before, planes) in enumerate(pairwise(stages), start=2):
         second = f"layer{stage}.0.conv2.0"
-        found = [shape[:1] for part in (0, 1) for shape in looked.under.get(f"{second}.{part}", ())]
+        middles = [shape[:1] for part in (0, 1) for shape in looked.under.get(f"{second}.{part}", ())]
         per_block, per_conv = midplanes(before * expansion, planes), midplanes(planes, planes)
         if per_block != per_conv:
-            block, conv = block + found.count((per_block,)), conv + found.count((per_conv,))
+            block, conv = block + middles.count((per_block,)), conv + middles.count((per_conv,))
     return "block" if block > conv else "conv"
 
 

@@ -1,4 +1,4 @@
-"""Networks out of a run's folder and into one: `reelscale export` and `reelscale import`."""
+"""`reelscale export` and `reelscale import`: a run's network to one file, and a file of weights to a run."""
 
 from __future__ import annotations
 
@@ -107,46 +107,46 @@ def read_classes(file: Path, count: int) -> list[str]:
     return names
 
 
-def clip_settings_of(found: Published) -> ClipSettings:
+def clip_settings_of(weights: Published) -> ClipSettings:
     """The clip that the authors of these weights fed them and its normalisation, where the weights do not tell.
 
     64 frames of 224² pixels for I3D, 16 of 224² for an inflated ImageNet ResNet, 16 of 112² for the others; optical
     flow where the network takes two channels. How many frames a ResNet was trained on (8 and 32 are common) no weight
     tells.
     """
-    flow = found.settings.in_channels == 2
-    given: dict[str, Any] = {"input": "flow"} if flow else {}
-    if found.settings.name == "i3d":
+    flow = weights.settings.in_channels == 2
+    settings: dict[str, Any] = {"input": "flow"} if flow else {}
+    if weights.settings.name == "i3d":
         seen = _I3D_FLOW if flow else _HALF
-        given |= {"frames": found.frames or 64, "resize": (256, 340), "crop": 224, "normalisation": seen}
-    elif found.flat:
-        given |= {"frames": found.frames or 16, "resize": (256, 340), "crop": 224}
-        given |= {} if flow else {"normalisation": _IMAGENET}
+        settings |= {"frames": weights.frames or 64, "resize": (256, 340), "crop": 224, "normalisation": seen}
+    elif weights.flat:
+        settings |= {"frames": weights.frames or 16, "resize": (256, 340), "crop": 224}
+        settings |= {} if flow else {"normalisation": _IMAGENET}
     else:
-        size = found.size or 112
+        size = weights.size or 112
         resize = (round(size * 128 / 112), round(size * 171 / 112))
-        given |= {"frames": found.frames or 16, "resize": resize, "crop": size}
-    return ClipSettings.model_validate(given)
+        settings |= {"frames": weights.frames or 16, "resize": resize, "crop": size}
+    return ClipSettings.model_validate(settings)
 
 
 def _published(file: Path, inflate: str | None, frames: int | None) -> tuple[Export, list[str]]:
-    """What a file of anyone's is, and what its user should know."""
-    found = read_published(file, inflate, frames)
+    """A file of published weights as an export, and notes for its user."""
+    weights = read_published(file, inflate, frames)
     provenance = {
         "file": file.name,
         "sha256": sha256_of(file),
-        "inflated": found.flat,
-        "set_aside": found.set_aside,
+        "inflated": weights.flat,
+        "set_aside": weights.set_aside,
     }
-    digits = max(3, len(str(found.classes - 1)))
-    classes = [f"class-{number:0{digits}d}" for number in range(found.classes)]
-    clip = clip_settings_of(found)
-    notes = found.notes + _notes(found.settings)
-    if found.frames is None:
+    digits = max(3, len(str(weights.classes - 1)))
+    classes = [f"class-{number:0{digits}d}" for number in range(weights.classes)]
+    clip = clip_settings_of(weights)
+    notes = weights.notes + _notes(weights.settings)
+    if weights.frames is None:
         notes.append(f"the weights do not tell the clips' length; {clip.frames} frames are assumed (--frames)")
-    if found.set_aside:
-        notes.append(f"set aside: {first_names(found.set_aside)}")
-    return Export(found.settings, classes, clip, provenance, found.state), notes
+    if weights.set_aside:
+        notes.append(f"set aside: {first_names(weights.set_aside)}")
+    return Export(weights.settings, classes, clip, provenance, weights.state), notes
 
 
 def _exported(file: Path, frames: int | None) -> tuple[Export, list[str]]:

@@ -1,4 +1,4 @@
-"""Published weights: a file of anyone's to a network of the zoo and its state dict."""
+"""Reads published weights of any supported format as a network of the zoo and its state dict."""
 
 from __future__ import annotations
 
@@ -70,26 +70,28 @@ def read_published(path: Path, inflate: str | None = None, frames: int | None = 
     file = _read(path)
     state = file.state
     if is_flat(state):
-        found, state = _inflated(state, inflate, frames, str(path))
+        network, state = _inflated(state, inflate, frames, str(path))
         flat = True
     else:
         if inflate:
             raise UserError(
                 "the weights are not a 2D network's, and need no inflation", str(path), "leave --inflate out"
             )
-        found, flat = recognise(_shapes(state), str(path), "caffe2" if file.blobs else "pytorch"), False
-    if found.settings.name == "r2d" and frames not in (None, found.frames):
+        network, flat = recognise(_shapes(state), str(path), "caffe2" if file.blobs else "pytorch"), False
+    if network.settings.name == "r2d" and frames not in (None, network.frames):
         raise UserError(
-            f"this R2D takes clips of {found.frames} frames, and no others", str(path), "leave --frames out"
+            f"this R2D takes clips of {network.frames} frames, and no others", str(path), "leave --frames out"
         )
-    found = replace(found, frames=frames or found.frames)
-    _check(found, state, file.blobs, str(path))
-    return Published(found.settings, found.classes, state, found.frames, found.size, file.set_aside, flat, file.notes)
+    network = replace(network, frames=frames or network.frames)
+    _check(network, state, file.blobs, str(path))
+    return Published(
+        network.settings, network.classes, state, network.frames, network.size, file.set_aside, flat, file.notes
+    )
 
 
-def _check(found: Recognised, state: Mapping[str, Tensor], blobs: Mapping[str, tuple[int, ...]], where: str) -> None:
+def _check(network: Recognised, state: Mapping[str, Tensor], blobs: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Raises UserError unless the tensors are the network's, naming those missing as the file would."""
-    model = meta_network(found.settings, found.classes, found.frames, found.size)
+    model = meta_network(network.settings, network.classes, network.frames, network.size)
     try:
         check_weights(model, state, "keep", where, "give a file that is whole, of one of the zoo's networks")
     except UserError as error:
@@ -106,18 +108,18 @@ def _inflated(
     """The video network that a 2D network becomes. torchvision's 2D ResNets have pool1, and 1e-5 for BN's eps."""
     ours = named_as_ours(state)
     flat = {name: (*shape[:2], 1, *shape[2:]) if len(shape) == 4 else shape for name, shape in _shapes(ours).items()}
-    found = recognise(flat, where)  # a ResNet whose kernels all span one frame: fr2d
-    resnet = found.settings.name != "i3d"
+    network = recognise(flat, where)  # a ResNet whose kernels all span one frame: fr2d
+    resnet = network.settings.name != "i3d"
     choices = tuple(name for name in INFLATABLE if (name != "i3d") == resnet)
     target = into if into or resnet else "i3d"
     if target not in (*choices, "r2plus1d"):
         asked = f"cannot become {target}" if target else "must become a video network"
         raise UserError(f"a 2D network's weights {asked}", where, f"give --inflate one of {', '.join(choices)}")
     if resnet:
-        tree = found.settings.model_dump() | {"name": target, "pool1": True, "eps": 1e-5}
+        tree = network.settings.model_dump() | {"name": target, "pool1": True, "eps": 1e-5}
         length = (frames or _CLIP) if target == "r2d" else None
-        found = Recognised(validate(ModelSettings, tree, where), found.classes, length)
-    return found, inflated(state, meta_network(found.settings, found.classes, found.frames))
+        network = Recognised(validate(ModelSettings, tree, where), network.classes, length)
+    return network, inflated(state, meta_network(network.settings, network.classes, network.frames))
 
 
 def meta_network(
@@ -207,10 +209,10 @@ def _is_pickle(path: Path) -> bool:
 
 def _network_of(tree: Any, where: str) -> _File:
     """The network's tensors in what a trainer saved, by torchvision's names where it is mmaction2's; and the rest."""
-    found = unwrapped(tree, where)
-    state = from_mmaction2(found.state, where) if is_mmaction2s(found.state) else found.state
+    network = unwrapped(tree, where)
+    state = from_mmaction2(network.state, where) if is_mmaction2s(network.state) else network.state
     _refuse({name: _fault(name, value) for name, value in state.items()}, where)
-    return _File({k: v.detach().clone().contiguous() for k, v in state.items()}, found.set_aside, found.notes)
+    return _File({k: v.detach().clone().contiguous() for k, v in state.items()}, network.set_aside, network.notes)
 
 
 def _fault(name: str, value: Tensor) -> str | None:

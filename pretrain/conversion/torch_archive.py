@@ -92,6 +92,7 @@ class _OfType(_Standin):
 
 
 _MAKERS: tuple[type, ...] = (_Strided, _Inner)
+# The private functions that torch.save names in its pickles (torch 1.6 to 2.x); none of them is called here.
 _ADMITTED: dict[str, Any] = {
     "collections.OrderedDict": _Ordered,
     "torch._utils._rebuild_tensor": _Strided,

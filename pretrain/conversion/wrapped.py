@@ -1,4 +1,4 @@
-"""The network in what a trainer saved: its tensors, without the names and dictionaries that were put around them."""
+"""Unwraps the network in what a trainer saved: its tensors, without the names and dictionaries around them."""
 
 from __future__ import annotations
 
@@ -134,15 +134,15 @@ def _places(tree: Any, where: str) -> Iterator[_Place]:
 
 def _dictionaries(tree: Any) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
     """Every dictionary of the tree once, and the keys that lead there; not those of optimizers."""
-    found: list[tuple[tuple[str, ...], Any]] = [((), tree)]
+    dictionaries: list[tuple[tuple[str, ...], Any]] = [((), tree)]
     seen = set()  # a pickle's dictionaries may hold each other
-    for keys, values in found:
+    for keys, values in dictionaries:
         if isinstance(values, dict) and id(values) not in seen:
             seen.add(id(values))
             yield keys, values
             inner = ((key, value) for key, value in values.items() if isinstance(key, str) and isinstance(value, dict))
             if len(keys) < _DEEPEST:
-                found += [((*keys, key), value) for key, value in inner if not _OPTIMIZER.search(key)]
+                dictionaries += [((*keys, key), value) for key, value in inner if not _OPTIMIZER.search(key)]
 
 
 def _of_copy(name: str, place: _Place, copies: tuple[str, ...]) -> bool:
@@ -225,10 +225,10 @@ def _is_beside(name: str, value: Tensor) -> bool:
 
 def _unknown(tree: Any, where: str) -> Unwrapped:
     """Tensors whose names tell no network, for `recognise` to refuse; those of the largest dictionary."""
-    found = [
+    dictionaries = [
         (keys, {str(k): v for k, v in values.items() if isinstance(v, Tensor)}) for keys, values in _dictionaries(tree)
     ]
-    keys, tensors = max(found, key=lambda item: len(item[1]), default=((), {}))
+    keys, tensors = max(dictionaries, key=lambda item: len(item[1]), default=((), {}))
     if not tensors:
         raise _no_tensors(tree if isinstance(tree, dict) else {"": tree}, where)
     flat = [name for name in tensors if name.endswith("flat_param")]
@@ -242,10 +242,10 @@ def _unknown(tree: Any, where: str) -> Unwrapped:
     return Unwrapped({_cleaned(name): value for name, value in tensors.items()}, _beside(tree, keys))
 
 
-def _no_tensors(found: Mapping[str, Any], where: str) -> UserError:
+def _no_tensors(values: Mapping[str, Any], where: str) -> UserError:
     """What stands where tensors should, by its classes where it is of foreign ones."""
-    classes = sorted({value.named for value in found.values() if isinstance(value, Foreign)})
-    if not found:
+    classes = sorted({value.named for value in values.values() if isinstance(value, Foreign)})
+    if not values:
         return UserError("it holds no tensors by name", where, ALONE)
     if any("distributed" in name for name in classes):
         remedy = (
@@ -255,6 +255,6 @@ def _no_tensors(found: Mapping[str, Any], where: str) -> UserError:
     else:
         remedy = f"in a place where you trust it, load it and {ALONE}" if classes else ALONE
     kinds = f", but {first_names(classes)}; nothing of it was run" if classes else ""
-    names = [name for name in found if name]
+    names = [name for name in values if name]
     what = f"these are no tensors: {first_names(names)}" if names else "it holds no tensors by name"
     return UserError(what + kinds, where, remedy)

@@ -1,4 +1,4 @@
-"""What damaged samples a run may meet: each told once, and above a rate the run stops with their list."""
+"""Counts the damaged samples that a rank meets, logs each once, and stops the run above the share allowed."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ _LISTED = 50
 
 
 class DamageBudget:
-    """Damaged samples and shards met so far, each counted once.
+    """Counts the damaged samples and shards met so far, each once, against the number that is allowed.
 
     samples: those of all that this rank will meet; `rate` of them may be damaged, or a single one if `rate` > 0. In
     their places stand other samples. Without a rate any number may be, and they are left out.
@@ -29,10 +29,10 @@ class DamageBudget:
         """How many samples were lost."""
         return sum(damaged.samples for damaged in self.met.values())
 
-    def add(self, found: Iterable[DamagedData]) -> None:
+    def add(self, damages: Iterable[DamagedData]) -> None:
         """Count and log what was not met before. Raises UserError, with the list, when it is too much."""
         instead = "left out of the validation" if self.rate is None else "other samples take their place"
-        for damaged in found:
+        for damaged in damages:
             if (damaged.tar, damaged.name) not in self.met:
                 self.met[damaged.tar, damaged.name] = damaged
                 metrics.DAMAGED_SAMPLES.inc(damaged.samples)

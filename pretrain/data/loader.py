@@ -1,4 +1,4 @@
-"""Clips for the trainer: batches made ahead of the step by worker processes, moved to the device as they come."""
+"""The data loader: batches of clips for the trainer, prefetched by worker processes and copied to the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from pretrain import metrics
 from pretrain.data.damage_budget import DamageBudget
 from pretrain.data.device.tensors import DeviceCopier, DeviceCopy, FlowBatch, PlaneBatch, joined, made_batch
-from pretrain.data.reading.whole_parts import ReadingSettings, part_prefetcher
+from pretrain.data.reading.part_prefetcher import part_prefetcher
+from pretrain.data.reading.reading_mode import ReadingSettings
 from pretrain.data.sampling.mixture import Mixture
 from pretrain.data.sampling.order import Draw, Order
 from pretrain.data.sources import Sources
@@ -38,19 +39,19 @@ class ClipBatch:
     keys: list[str]
 
     def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> ClipBatch:
-        """The same clips with other tensors."""
+        """The same clips with `change` applied to each tensor."""
         return ClipBatch(self.planes.map_tensors(change), change(self.targets), self.keys)
 
     @classmethod
     def joined(cls, batches: Sequence[ClipBatch]) -> ClipBatch:
-        """Several batches as one."""
+        """Several batches concatenated to one."""
         planes, targets = joined([batch.planes for batch in batches]), torch.cat([batch.targets for batch in batches])
         return cls(planes, targets, [key for batch in batches for key in batch.keys])
 
 
 @dataclass
 class LoaderStats:
-    """What a loader did so far, in sums over its workers; `wait_seconds` is the trainer's own."""
+    """Counts of a loader so far, summed over its workers; `wait_seconds` is how long the trainer waited."""
 
     clips: int = 0
     wait_seconds: float = 0.0
@@ -62,7 +63,7 @@ class LoaderStats:
 
 @dataclass(frozen=True)
 class _Sent:
-    """A batch and its way to the device."""
+    """A batch as a worker made it, and its copy to the device."""
 
     batch: Batch
     clips: DeviceCopy[ClipBatch]
@@ -128,7 +129,10 @@ class Loader:
             self._part_prefetcher.close()
 
     def set_stop_check(self, is_stopping: Callable[[], bool], on_store_wait: Callable[[], object]) -> None:
-        """`stopping`: whether the run is asked to stop; `waits` is called now and then while a store is waited for."""
+        """Set how waits for clips notice that the run is to stop.
+
+        `is_stopping`: whether it is asked to; `on_store_wait` is called now and then while a store is waited for.
+        """
         self._pool.is_stopping, self._pool.on_store_wait = is_stopping, on_store_wait
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,15 +201,15 @@ class Loader:
         return ClipBatch(made_batch(batch.planes), targets, batch.keys)
 
     def _count_batches(self, batches: list[Batch], waited: float) -> None:
-        told = self.stats
+        stats = self.stats
         clips = sum(sum(batch.counts) for batch in batches)
         decoded = sum(batch.seconds for batch in batches)
-        told.clips += clips
-        told.wait_seconds += waited
-        told.decode_seconds += decoded
-        told.bytes += sum(batch.bytes for batch in batches)
-        told.retries += sum(batch.retries for batch in batches)
-        told.looped_clips += sum(batch.looped for batch in batches)
+        stats.clips += clips
+        stats.wait_seconds += waited
+        stats.decode_seconds += decoded
+        stats.bytes += sum(batch.bytes for batch in batches)
+        stats.retries += sum(batch.retries for batch in batches)
+        stats.looped_clips += sum(batch.looped for batch in batches)
         metrics.DATA_WAIT_SECONDS.inc(waited)
         metrics.CLIPS_DECODED.inc(clips)
         metrics.CLIPS_LOOPED.inc(sum(batch.looped for batch in batches))

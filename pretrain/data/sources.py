@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import Field
 
 from pretrain.data.reading.outage import STORE_RETRY_SECONDS, PatientStore
+from pretrain.data.reading.reading_mode import ReadingSettings
 from pretrain.data.reading.store_split import Split, open_split
-from pretrain.data.reading.whole_parts import ReadingSettings
 from pretrain.data.sampling.balance import Balance
 from pretrain.data.sampling.mixture import Mixture
 from pretrain.data.sampling.order import Order, OrderSettings, Shards, ShardSizes
@@ -105,7 +105,7 @@ def order_of(sources: Sources, data: DataSettings, seed: int, lanes: int, lane_b
 
 
 def describe_order(order: Order | Mixture, sources: Sources) -> list[str]:
-    """What an order does besides showing every sample once a pass, for the log."""
+    """Lines for the log that say what an order does besides showing every sample once a pass."""
     orders = order.orders if isinstance(order, Mixture) else (order,)
     lines = [
         each.shards.describe(split.index.classes)

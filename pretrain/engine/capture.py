@@ -1,4 +1,4 @@
-"""Two CUDA graphs, of a forward pass and of its backward pass: captured once, replayed on the same memory."""
+"""Captures a forward and its backward pass as two CUDA graphs, and replays them on the same memory."""
 
 from __future__ import annotations
 
@@ -119,9 +119,10 @@ def _clean_up(graph: torch.cuda.CUDAGraph, pool: Any, device: int) -> None:
 
     In torch 2.11 `capture_end` raises before it tells the allocators that the capture is over (pytorch/pytorch
     #180395), and up to 2.13 at least no graph gives back the pool of a capture that failed (#190308). The allocator
-    would then keep what other streams are done with, and go on asking the graph whether it captures: so the graph
-    must live. The calls are those that `torch.cuda.use_mem_pool` makes at its end; one too many raises RuntimeError.
-    Nor is the default generator told, which then refuses to draw; a copy of its state was never told of a capture.
+    would then keep what other streams are done with, and go on asking the graph whether it captures: so the graph must
+    live. The calls, private in torch 2.11 to 2.13, are those that `torch.cuda.use_mem_pool` makes at its end; one too
+    many raises RuntimeError. Nor is the default generator told, which then refuses to draw; a copy of its state was
+    never told of a capture.
     """
     generator = torch.cuda.default_generators[device]
     generator.graphsafe_set_state(generator.clone_state())

@@ -1,4 +1,4 @@
-"""A network's passes in training by a CUDA graph: when it is captured, when replayed, and when thrown away."""
+"""Micro-steps by a CUDA graph: when it is captured, when it is replayed, and when it is thrown away."""
 
 from __future__ import annotations
 
@@ -185,6 +185,7 @@ class _Graph:
         self._open = False
         self._captured.backward(gradient)
         gradients = [torch.empty_like(weight) for weight in self._weights]
+        # Private in torch 2.x, whose optimizers copy many tensors by it, too: few kernels.
         torch._foreach_copy_(gradients, self._gradients)
         return gradients
 
@@ -216,7 +217,8 @@ class _Terms:
 
     def __init__(self, network: VideoNetwork, clips: Tensor) -> None:
         self._network, self._modules = network, list(network.modules())
-        # torch's own dictionaries of a module, so that a tensor put in the place of another is seen, too.
+        # `_parameters` and `_buffers` (of nn.Module since torch 1.0, and in 2.x), so that a tensor put in the place of
+        # another is seen, too.
         self._slots = [
             (tensors, name)
             for module in self._modules
@@ -268,7 +270,11 @@ def _doubles(network: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:
 
 @contextmanager
 def _in_the_place_of_weights(doubles: list[tuple[nn.Module, str, nn.Parameter]]) -> Iterator[None]:
-    """Inside the `with`, modules compute with the doubles; torch's dictionary of a module's parameters is set."""
+    """Inside the `with`, modules compute with the doubles.
+
+    Set in `nn.Module._parameters`, torch's private dictionary of a module (in 2.x): a module's attribute takes nothing
+    but a parameter and would register it anew. `torch.func` does so, too.
+    """
     weights = [module._parameters[name] for module, name, _ in doubles]
     for module, name, double in doubles:
         module._parameters[name] = double

@@ -1,4 +1,4 @@
-"""The engine's settings, and what they are in DeepSpeed's words."""
+"""The engine's settings, and the DeepSpeed configuration that is made of them."""
 
 from __future__ import annotations
 
@@ -277,36 +277,36 @@ def _merged(ours: dict[str, Any], theirs: dict[str, Any], path: str = "") -> dic
     merged = dict(ours)
     for key, value in theirs.items():
         name = f"{path}{key}"
-        there = f"{_SETTING}.{name} is {value!r}"
+        setting = f"{_SETTING}.{name} is {value!r}"
         within = list(_prefixes(name))
         word = next((_OURS[above] for above in within if above in _OURS), None)
         reason = next((_CANNOT[above] for above in within if above in _CANNOT), None)
         if name in _SECTIONS:
             if not isinstance(value, dict):
-                raise UserError(there, _SETTING, "write a section there")
+                raise UserError(setting, _SETTING, "write a section there")
             merged[key] = _merged(ours.get(key, {}), value, f"{name}.")
         elif reason is not None:
-            raise UserError(f"{there}, which does not go with this engine: {reason}", _SETTING, "take it out")
+            raise UserError(f"{setting}, which does not go with this engine: {reason}", _SETTING, "take it out")
         elif word is not None:
             if key not in ours or ours[key] != value:
                 here = f", and {ours[key]!r} by the other settings" if key in ours else ""
-                raise UserError(there + here, _SETTING, f"take it out, and set {word}")
+                raise UserError(setting + here, _SETTING, f"take it out, and set {word}")
         else:
-            _require_known(name, value, there)
+            _require_known(name, value, setting)
             merged[key] = value
     return merged
 
 
-def _require_known(name: str, value: Any, there: str) -> None:
+def _require_known(name: str, value: Any, setting: str) -> None:
     if name not in _MORE:
         near = difflib.get_close_matches(name, [*_MORE, *_SECTIONS], n=1)
         remedy = f"take it out, or did you mean {near[0]}?" if near else "take it out"
-        raise UserError(f"{there}, and this engine uses no such setting of DeepSpeed's", _SETTING, remedy)
+        raise UserError(f"{setting}, and this engine uses no such setting of DeepSpeed's", _SETTING, remedy)
     try:  # strictly: DeepSpeed takes some of them as they are, the word "false" for a yes
         TypeAdapter(_MORE[name]).validate_python(value, strict=True)
     except ValidationError as error:
         message = error.errors(include_url=False)[0]["msg"]
-        raise UserError(there, _SETTING, message[0].lower() + message[1:]) from None
+        raise UserError(setting, _SETTING, message[0].lower() + message[1:]) from None
 
 
 def _prefixes(name: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A device that is lost: which error says so, and a process that ends then, instead of hanging on what is left."""
+"""Recognises errors of a lost device (a GPU that computes no more), and ends the process instead of hanging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This process among its fellows: rank, size and the few collectives that the trainer needs."""
+"""The world of ranks: this process' rank, the world size, and the few collectives that the trainer needs."""
 
 import contextlib
 import logging
@@ -51,7 +51,7 @@ class World:
         return [bytes(each.tolist()).rstrip(b"\0").decode(errors="replace") for each in rows]
 
     def broadcast_text(self, make: Callable[[], str], patience: timedelta = timedelta(hours=2)) -> str:
-        """What `make` says on rank 0, on every rank; the others wait for it, longer than for other collectives."""
+        """The text that `make` returns on rank 0, on every rank, which waits long for it."""
         if self.size == 1:
             return make()
         group = dist.new_group(backend="gloo", timeout=patience)

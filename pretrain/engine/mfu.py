@@ -1,4 +1,4 @@
-"""What a device could compute at most, and how much of that training uses: model FLOPs utilisation, MFU."""
+"""Model FLOPs utilisation, MFU: the peak FLOP/s of a device, and which share of it training uses."""
 
 from __future__ import annotations
 

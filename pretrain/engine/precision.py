@@ -1,4 +1,4 @@
-"""The precisions that a network is trained in, and one pass of training, as it is tried before a run."""
+"""The precisions that a network is trained in, and the size of a micro-step, as it is tried before a run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ HALF_DTYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.
 
 @dataclass(frozen=True)
 class MicroStep:
-    """A pass of `batch` clips of shape C T H W.
+    """A micro-step's size: one forward and backward of `batch` clips of shape C T H W.
 
-    held: bytes that training holds on the device beside weights, gradients and what the pass makes. together: the
-    clips are normalised with those of other ranks. graph: where the device can, it is replayed by a CUDA graph.
+    held: bytes that training holds on the device beside weights, gradients and what the micro-step makes.
+    joint_batch_norm: the clips are normalised with those of other ranks. graph: where the device can, it is replayed
+    by a CUDA graph.
     """
 
     clip: Sequence[int]

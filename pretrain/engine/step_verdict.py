@@ -43,6 +43,7 @@ class Judge:
     @torch.no_grad()
     def judge(self, gradients: list[Tensor]) -> None:
         """Judge the coming step of the optimizer. Under ZeRO each rank has a part of the gradients: a collective."""
+        # torch's private way (2.11 to 2.13) to the norms of many tensors by few kernels, as its clip_grad_norm_ goes.
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)))
         if self._zero:
             square = norm.square()
@@ -99,7 +100,7 @@ class _AdamW(_Judged, torch.optim.AdamW):
 
 
 def sgd(groups: list[dict[str, Any]], device: torch.device, momentum: float, nesterov: bool) -> torch.optim.SGD:
-    """SGD that a `Judge` can hand its verdict to."""
+    """torch's SGD, which takes a `Judge`'s verdict; the learning rate is set before each step."""
     options: dict[str, Any] = {"lr": 1.0, "momentum": momentum, "nesterov": nesterov and momentum > 0}
     return _SGD(groups, **options) if device.type == "cpu" else torch.optim.SGD(groups, **options, fused=True)
 
@@ -107,14 +108,14 @@ def sgd(groups: list[dict[str, Any]], device: torch.device, momentum: float, nes
 def adamw(
     groups: list[dict[str, Any]], device: torch.device, betas: tuple[float, float], eps: float
 ) -> torch.optim.AdamW:
-    """AdamW that a `Judge` can hand its verdict to."""
+    """torch's AdamW, which takes a `Judge`'s verdict; the learning rate is set before each step."""
     options: dict[str, Any] = {"lr": 1.0, "betas": betas, "eps": eps}
     return _AdamW(groups, **options) if device.type == "cpu" else torch.optim.AdamW(groups, **options, fused=True)
 
 
 @torch.no_grad()
 def gradients_of(weights: Iterable[Tensor]) -> list[Tensor]:
-    """Their gradients, where they have some, each in the order of memory of its weight.
+    """The gradients of weights, where they have some, each in the order of memory of its weight.
 
     torch's fused optimizers go through both in the order of memory, and refuse, or do not see, that it differs.
     """

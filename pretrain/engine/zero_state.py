@@ -46,8 +46,8 @@ class Parts:
     def _make(self) -> None:
         """Give each part the state that the first step would make, and link whole weights to it.
 
-        Left to itself DeepSpeed links after the first group's first step, when the other groups have no state yet.
-        Momentum of zero is what SGD's first step takes as none.
+        Left to itself DeepSpeed (0.19) links, by the private function called here, after the first group's first step,
+        when the other groups have no state yet. Momentum of zero is what SGD's first step takes as none.
         """
         for part in self._parts:
             state = self._state[part]

@@ -1,4 +1,4 @@
-"""Evaluation of a run's network on a store's videos: what is evaluated, and the scores of each video."""
+"""Evaluates a run's network on a store's videos: opens both, and scores each video."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pretrain.conversion.published import meta_network
 from pretrain.data.device.tensors import made_batch
 from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import evaluation_clips
+from pretrain.data.reading.reading_mode import ReadingSettings
 from pretrain.data.reading.store_split import DamagedData, Split
-from pretrain.data.reading.whole_parts import ReadingSettings
 from pretrain.data.views.frames import evaluation_starts
 from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.batches import Batch
@@ -109,12 +109,12 @@ def open_subject(settings: EvaluateSettings) -> Subject:
     if train.model.in_channels != train.data.clip.channels:
         what = f"the network takes {train.model.in_channels} channels, and its clips have {train.data.clip.channels}"
         raise UserError(what, str(run), "evaluate a network with the clips that it was trained on")
-    known = Run(run, writes=False).versions(train.data) or []
-    if settings.store is None and not known:
+    versions = Run(run, writes=False).versions(train.data) or []
+    if settings.store is None and not versions:
         what = "the run was imported and has no store of its own to be evaluated on"
         raise UserError(what, str(run), "name one: store=STORE")
     store = open_store(settings.store or train.data.store)
-    videos = evaluated_videos(store, settings.split, settings.index, known, classes)
+    videos = evaluated_videos(store, settings.split, settings.index, versions, classes)
     clip = train.data.clip
     if clip.input == "flow" and not _has_flow(videos.split, videos.rows[0]):
         what = "the network takes optical flow, and the store holds none"

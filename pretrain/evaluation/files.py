@@ -1,4 +1,4 @@
-"""An evaluation's folder in its run's: the scores as they come, and the files that it ends with."""
+"""The files of an evaluation, in a folder of its run's: partial scores as they come, and the results."""
 
 from __future__ import annotations
 
@@ -126,15 +126,15 @@ class PartialScores:
 
     def read(self) -> dict[int, VideoScore]:
         """The scores of sound videos that are there, by row."""
-        found: dict[int, VideoScore] = {}
+        scores: dict[int, VideoScore] = {}
         for path in sorted(self.folder.glob("*.parquet")):
             try:
                 table = from_parquet(path.read_bytes())
                 if record_meta(table.schema) == self._identity:
-                    found |= {score.row: score for score in _scores(table) if score.damaged is None}
+                    scores |= {score.row: score for score in _scores(table) if score.damaged is None}
             except (OSError, ValueError, KeyError):  # made anew, as is what it held
                 continue
-        return found
+        return scores
 
     def add(self, scores: Iterable[VideoScore]) -> None:
         """Have some more written, within about a second."""

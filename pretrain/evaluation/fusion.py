@@ -58,11 +58,11 @@ def open_other_evaluation(
     remedy = f"evaluate it first on the same videos: reelscale evaluate CONFIG run={settings.run} clips={clips}"
     if not folders:
         raise UserError("there is no evaluation to fuse", settings.run, remedy)
-    found = [read_evaluation(folder, settings.of) for folder in folders]
+    evaluations = [read_evaluation(folder, settings.of) for folder in folders]
     keys = {sample.key for sample in samples if sample}
-    fitting = [each for each in found if _holds(each, keys, len(samples))]
+    fitting = [each for each in evaluations if _holds(each, keys, len(samples))]
     if not fitting:
-        names = first_names([each.folder.name for each in found])
+        names = first_names([each.folder.name for each in evaluations])
         raise UserError(f"it was evaluated on other videos than the {len(samples)} here: {names}", settings.run, remedy)
     ranks = [(each.summary.get("index") == index, each.summary.get("clips_a_video") == clips) for each in fitting]
     best = [each for each, rank in zip(fitting, ranks, strict=True) if rank == max(ranks)]
@@ -79,30 +79,34 @@ def open_other_evaluation(
     )
 
 
-def _holds(found: FinishedEvaluation, keys: set[str], videos: int) -> bool:
+def _holds(evaluation: FinishedEvaluation, keys: set[str], videos: int) -> bool:
     """Whether it is of these videos, as far as damaged records tell."""
-    return len(found.keys) == videos and len(keys.difference(found.keys)) <= found.keys.count(None)
+    return len(evaluation.keys) == videos and len(keys.difference(evaluation.keys)) <= evaluation.keys.count(None)
 
 
-def _require_names(found: FinishedEvaluation, run: str, classes: Sequence[str]) -> None:
-    missing = [name for name in classes if name not in set(found.classes)]
-    strange = [name for name in found.classes if name not in set(classes)]
+def _require_names(evaluation: FinishedEvaluation, run: str, classes: Sequence[str]) -> None:
+    missing = [name for name in classes if name not in set(evaluation.classes)]
+    strange = [name for name in evaluation.classes if name not in set(classes)]
     if missing or strange:
-        told = [
+        differences = [
             f"{said}: {first_names(names)}"
             for said, names in (("it lacks", missing), ("this run lacks", strange))
             if names
         ]
-        what = f"its {len(found.classes)} classes are not this run's {len(classes)} by name ({'; '.join(told)})"
+        what = f"its {len(evaluation.classes)} classes are not this run's {len(classes)} by name "
+        what += f"({'; '.join(differences)})"
         raise UserError(what, run, "fuse runs that learned the same classes; their order does not matter")
 
 
 def _require_labels(
-    found: FinishedEvaluation, run: str, samples: Sequence[Sample | None], classes: Sequence[str]
+    evaluation: FinishedEvaluation, run: str, samples: Sequence[Sample | None], classes: Sequence[str]
 ) -> None:
-    theirs = {key: {found.classes[label] for label in of} for key, of in zip(found.keys, found.labels, strict=True)}
+    theirs = {
+        key: {evaluation.classes[label] for label in of}
+        for key, of in zip(evaluation.keys, evaluation.labels, strict=True)
+    }
     for sample in samples:
         if sample and theirs.get(sample.key, ours := {classes[label] for label in sample.labels}) != ours:
             there, here = (first_names(sorted(names)) for names in (theirs[sample.key], ours))
-            what = f"{sample.uri} is {there} in {found.folder.name} and {here} here: these are not the same videos"
+            what = f"{sample.uri} is {there} in {evaluation.folder.name} and {here} here: these are not the same videos"
             raise UserError(what, run, "evaluate both runs on the same store and split")

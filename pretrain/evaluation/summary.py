@@ -1,4 +1,4 @@
-"""What an evaluation comes to: its figures over all videos and by class, its pictures, and all of it written."""
+"""Writes the results of an evaluation: accuracies over all videos and by class, and pictures of some."""
 
 from __future__ import annotations
 
@@ -54,28 +54,28 @@ def other_of(subject: Subject, settings: EvaluateSettings) -> OtherEvaluation | 
 
 
 def write_evaluation(
-    subject: Subject, settings: EvaluateSettings, found: Sequence[VideoScore], other: OtherEvaluation | None = None
+    subject: Subject, settings: EvaluateSettings, scores: Sequence[VideoScore], other: OtherEvaluation | None = None
 ) -> dict[str, Any]:
     """Write the evaluation's files (summary.json, videos.parquet, clips.npz) and return the summary.
 
     other: the evaluation to fuse with, where `settings.fuse` names one. Raises UserError where nothing can be written.
     """
-    found = sorted(found, key=lambda score: score.row)
-    samples = samples_of(subject, [score.row for score in found])
+    scores = sorted(scores, key=lambda score: score.row)
+    samples = samples_of(subject, [score.row for score in scores])
     labels = [sample.labels if sample else () for sample in samples]
-    ranks = [best_rank(score.scores, of) for score, of in zip(found, labels, strict=True)]
-    clips, right = sum(score.clips for score in found), sum(score.clips_right for score in found)
+    ranks = [best_rank(score.scores, of) for score, of in zip(scores, labels, strict=True)]
+    clips, right = sum(score.clips for score in scores), sum(score.clips_right for score in scores)
     figures = accuracies(subject.classes, labels, ranks)
-    if all(score.clips == 1 for score in found):
+    if all(score.clips == 1 for score in scores):
         assert right == sum(rank < 1 for rank in ranks), "clips and videos were not judged by the same classes"
     folder = folder_of(subject, settings)
     summary = {
-        "videos": len(found),
+        "videos": len(scores),
         "clips": clips,
         "format": FORMAT,
         "clip1": right / clips,
         **figures,
-        "damaged": sum(score.damaged is not None for score in found),
+        "damaged": sum(score.damaged is not None for score in scores),
         "left_out": subject.left_out,
         "notes": subject.notes,
         "step": subject.step,
@@ -88,7 +88,7 @@ def write_evaluation(
         "classes": subject.classes,
     }
     if other is not None and settings.fuse is not None:
-        own = [score.logits if settings.fuse.of == "logits" else score.scores for score in found]
+        own = [score.logits if settings.fuse.of == "logits" else score.scores for score in scores]
         theirs = [other.scores.get(sample.key) if sample else None for sample in samples]
         sums = [fuse_scores(*rows, settings.fuse.weight) for rows in zip(own, theirs, strict=True)]
         summary["fused"] = {
@@ -96,7 +96,7 @@ def write_evaluation(
             "folder": str(other.folder),
             **accuracies(subject.classes, labels, [best_rank(*each) for each in zip(sums, labels, strict=True)]),
         }
-    write_files(folder, summary, found, samples, _thumbs(subject, found, samples))
+    write_files(folder, summary, scores, samples, _thumbs(subject, scores, samples))
     return summary
 
 
@@ -113,9 +113,9 @@ def accuracies(classes: Sequence[str], labels: Sequence[Sequence[int]], ranks: S
     return {"video1": _below(ranks, 1), "video5": _below(ranks, 5), "per_class": per_class}
 
 
-def require_sound(found: Sequence[VideoScore], subject: Subject, share: float) -> None:
+def require_sound(scores: Sequence[VideoScore], subject: Subject, share: float) -> None:
     """Raises UserError, with the list, where more than the share of the subject's videos is damaged."""
-    damaged = [score.damaged for score in found if score.damaged is not None]
+    damaged = [score.damaged for score in scores if score.damaged is not None]
     most = allowed_damage(len(subject.rows), share)
     if len(damaged) > most:
         what = f"damaged videos: {len(damaged)} of {len(subject.rows)}; damaged={share:g} allows {most}"
@@ -138,9 +138,9 @@ def samples_of(subject: Subject, rows: Sequence[int]) -> list[Sample | None]:
     return [sample(row) for row in rows]
 
 
-def _thumbs(subject: Subject, found: Sequence[VideoScore], samples: Sequence[Sample | None]) -> bytes | None:
+def _thumbs(subject: Subject, scores: Sequence[VideoScore], samples: Sequence[Sample | None]) -> bytes | None:
     """A few frames of the middle clip of videos spread over the evaluation, for the contact sheet; an npz file."""
-    sound = [place for place, score in enumerate(found) if score.damaged is None]
+    sound = [place for place, score in enumerate(scores) if score.damaged is None]
     count = min(len(sound), _THUMBS)
     sheets, rows, clip = [], [], subject.clip
     for place in (sound[i * len(sound) // count] for i in range(count)):
@@ -166,8 +166,8 @@ def _thumbs(subject: Subject, found: Sequence[VideoScore], samples: Sequence[Sam
 
 def _weights_digest(weights: Mapping[str, Tensor]) -> str:
     """sha256 of a network's weights, whatever checkpoint they came from."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

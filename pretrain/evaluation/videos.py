@@ -1,4 +1,4 @@
-"""Which videos of a store a run is evaluated on: of which version of its index, and by which names of classes."""
+"""Selects the videos that a run is evaluated on: of a version of the store's index, by the run's class names."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class EvaluatedVideos:
 
 
 def evaluated_videos(
-    store: Store, name: str, index: str | None, known: Sequence[str], classes: Sequence[str]
+    store: Store, name: str, index: str | None, run_versions: Sequence[str], classes: Sequence[str]
 ) -> EvaluatedVideos:
     """The videos of the split `name` that have one of a run's `classes`, by the classes' names.
 
-    index: a version of the store's index, or "newest"; where none is given, the one of `known`, which the run began
-    with, that the store has, so that a store that has grown is evaluated as the run knew it; else the newest.
+    index: a version of the store's index, or "newest"; where none is given, the one of `run_versions`, which the run
+    began with, that the store has, so that a store that has grown is evaluated as the run knew it; else the newest.
     Raises UserError for a store that has no such split or version, or no video of these classes.
     """
-    split, notes = _opened(store, name, index, known)
+    split, notes = _opened(store, name, index, run_versions)
     learned = set(classes)
     strange = {number for number, each in enumerate(split.index.classes) if each not in learned}
     held: Counter[int] = Counter()
@@ -63,11 +63,11 @@ def evaluated_videos(
     return EvaluatedVideos(split, rows, left_out, [*notes, told])
 
 
-def _opened(store: Store, name: str, index: str | None, known: Sequence[str]) -> tuple[Split, list[str]]:
+def _opened(store: Store, name: str, index: str | None, run_versions: Sequence[str]) -> tuple[Split, list[str]]:
     if index is not None:
         return open_split(store, name, None if index == NEWEST else index), []
     newest = current_index(store).version
-    for version in known if newest not in known else ():
+    for version in run_versions if newest not in run_versions else ():
         if has_version(store, version) and len(split := Split(store, read_index(store, version), name)):
             told = f"the store has grown since the run began: evaluated is its index {version}, as the run knew it"
             return split, [f"{told} (index={NEWEST} takes {newest})"]

@@ -1,4 +1,4 @@
-"""What a network costs: its parameters, its multiply-accumulates, its memory a clip."""
+"""Counts a network's parameters, multiply-accumulates and activation memory a clip."""
 
 from __future__ import annotations
 
@@ -59,6 +59,8 @@ def activation_bytes(model: VideoNetwork, frames: int, size: int, half: bool = F
     """
     network = copy.deepcopy(model).to("meta", torch.bfloat16 if half else torch.float32).train()
     network.use(COMPUTE_PATHS["channels-last"])
+    # `_cdata`, private in torch 2.x, is the address of the storage object: on the meta device no data pointer tells two
+    # storages apart.
     counted = {value.untyped_storage()._cdata for value in network.state_dict().values()}
     kept: list[UntypedStorage] = []
 
@@ -72,18 +74,18 @@ def activation_bytes(model: VideoNetwork, frames: int, size: int, half: bool = F
     clips = 2  # of one, the last layers may have a single value a channel, which cannot be normalised
     precision = next(network.parameters()).dtype
     x = torch.empty(clips, _in_channels(network), frames, size, size, dtype=precision, device="meta")
-    own, given = [], [x.numel() * x.element_size()]  # by group: what it keeps, and what is put in
+    own, passed_on = [], [x.numel() * x.element_size()]  # by group: what it keeps, and what is put in
     for names in network.stages:
         first = len(kept)
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             for name in names:
                 x = network.get_submodule(name)(x)
         own.append(sum(storage.nbytes() for storage in kept[first:]))
-        given.append(x.numel() * x.element_size())
+        passed_on.append(x.numel() * x.element_size())
     if not recomputed:
         return sum(own) // clips
-    held = sum(given[: recomputed + 1]) + sum(own[recomputed:])
-    again = [sum(given[: number + 1]) + own[number] for number in range(min(recomputed, len(own)))]
+    held = sum(passed_on[: recomputed + 1]) + sum(own[recomputed:])
+    again = [sum(passed_on[: number + 1]) + own[number] for number in range(min(recomputed, len(own)))]
     return max(held, *again) // clips
 
 

@@ -1,4 +1,4 @@
-"""What the networks of the zoo cost, for `reelscale models`."""
+"""Describes the networks of the zoo and what they cost, for `reelscale models`."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def describe_networks(overrides: list[str]) -> dict[str, Any]:
     that are.
     """
     query = load_settings(NetworkQuery, None, overrides)
-    given = query.model_dump(exclude_unset=True)
-    if "name" in given:
-        return describe(validate(NetworkQuery, _USUAL.get(query.name, {}) | given, query.name))
+    named = query.model_dump(exclude_unset=True)
+    if "name" in named:
+        return describe(validate(NetworkQuery, _USUAL.get(query.name, {}) | named, query.name))
     rows = []
     for name in NAMES:
-        own = {key: value for key, value in given.items() if name in FORMS or key not in RESNET_ONLY}
+        own = {key: value for key, value in named.items() if name in FORMS or key not in RESNET_ONLY}
         try:
             rows.append(describe(validate(NetworkQuery, _USUAL.get(name, {}) | own | {"name": name}, name)))
         except UserError as error:

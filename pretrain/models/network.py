@@ -1,4 +1,4 @@
-"""What every video network of the zoo is to the rest: clips in, logits out, a head that can be swapped."""
+"""The base class of every video network of the zoo: clips in, logits out, a classifier that can be swapped."""
 
 from __future__ import annotations
 

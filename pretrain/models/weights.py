@@ -1,4 +1,4 @@
-"""Weights into a network: all of them, or all but the classifier."""
+"""Loads weights into a network, all of them or all but the classifier, and checks that they fit."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def check_weights(
     `remedy` is for callers whose users do not choose the network.
     """
     classifier = f"{model.head}."
-    given = {name: value for name, value in state.items() if head == "keep" or not name.startswith(classifier)}
+    offered = {name: value for name, value in state.items() if head == "keep" or not name.startswith(classifier)}
     wanted = {
         name: value for name, value in model.state_dict().items() if head == "keep" or not name.startswith(classifier)
     }
-    problems = _problems(given, wanted)
+    problems = _problems(offered, wanted)
     if problems:
         raise UserError(
             what="the weights are not this network's: " + "; ".join(problems),
@@ -67,16 +67,16 @@ def check_weights(
         )
 
 
-def _problems(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
-    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in given if name not in wanted]
+def _problems(offered: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+    missing = [name for name in wanted if name not in offered and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in offered if name not in wanted]
     mismatched = [
-        f"{name} {tuple(given[name].shape)} for {tuple(tensor.shape)}"
+        f"{name} {tuple(offered[name].shape)} for {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
-        if name in given and given[name].shape != tensor.shape
+        if name in offered and offered[name].shape != tensor.shape
     ]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
-    return [f"{len(names)} {problem} ({first_names(names)})" for problem, names in found.items() if names]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
+    return [f"{len(names)} {problem} ({first_names(names)})" for problem, names in problems.items() if names]
 
 
 def first_names(names: Sequence[str]) -> str:

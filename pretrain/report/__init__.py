@@ -1,1 +1,1 @@
-"""What people look at: an HTML page about one or more runs."""
+"""The report: an HTML page about one or more runs."""

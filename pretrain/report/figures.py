@@ -173,16 +173,16 @@ def _strip(pictures: np.ndarray, across: int) -> np.ndarray:
 def _caption(axes: Axes, evaluation: Evaluation, row: int, labels: ClassLabels, theme: Theme) -> None:
     truth, taken = evaluation.truths[row], evaluation.predictions[row]
     named = labels[evaluation.classes[truth]] if truth >= 0 else Label("no label")
-    given = labels[evaluation.classes[taken]]
+    predicted = labels[evaluation.classes[taken]]
     # Between names that run from right to left, marks keep the order of what is around them.
-    mark = LEFT_TO_RIGHT if right_to_left(named.text + given.text) else ""
+    mark = LEFT_TO_RIGHT if right_to_left(named.text + predicted.text) else ""
     if truth == taken:
         text, colour = f"{mark}✓ {named.text}{mark}", theme.right
     else:
-        text, colour = f"{mark}✗ {named.text}{mark} → {given.text}{mark}", theme.wrong
+        text, colour = f"{mark}✗ {named.text}{mark} → {predicted.text}{mark}", theme.wrong
     text += f"  {100 * evaluation.scores[row]:.0f} %"
     title = axes.set_title(text, loc="left", color=colour, fontsize=9, fontweight="bold", pad=3)
-    title.set_fontfamily(list(dict.fromkeys((*named.families, *given.families))))
+    title.set_fontfamily(list(dict.fromkeys((*named.families, *predicted.families))))
 
 
 def _by_their_fonts(texts: Sequence[Text], labels: Sequence[Label]) -> None:

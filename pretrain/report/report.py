@@ -1,4 +1,4 @@
-"""What people look at: one HTML page about one or more runs, with its figures as PNG files beside it."""
+"""Writes the report: one HTML page about one or more runs, with its figures as PNG files beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report is made of: a run's folder, read whole and made tidy."""
+"""Reads a run's folder for a report: settings, metrics by step, evaluations."""
 
 from __future__ import annotations
 
@@ -121,20 +121,20 @@ def confused_pairs(counts: np.ndarray, limit: int) -> list[tuple[int, int, int]]
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
-    found = read_evaluation(folder, "scores")
+    evaluation = read_evaluation(folder, "scores")
     try:
         clips = _read_clips(folder / THUMBS)
     except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
         what = f"the evaluation cannot be read ({type(error).__name__}: {error})"
         raise UserError(what, str(folder), "evaluate the run again") from error
-    predictions = [-1 if row is None else int(row.argmax()) for row in found.scores]
+    predictions = [-1 if row is None else int(row.argmax()) for row in evaluation.scores]
     truths = [
-        taken if taken in given else (given[0] if given else -1)
-        for taken, given in zip(predictions, found.labels, strict=True)
+        taken if taken in labels else (labels[0] if labels else -1)
+        for taken, labels in zip(predictions, evaluation.labels, strict=True)
     ]
-    scores = [0.0 if row is None else float(row.max()) for row in found.scores]
-    keys = [str(key) for key in found.keys]
-    return Evaluation(folder.name, found.summary, found.classes, keys, truths, predictions, scores, clips)
+    scores = [0.0 if row is None else float(row.max()) for row in evaluation.scores]
+    keys = [str(key) for key in evaluation.keys]
+    return Evaluation(folder.name, evaluation.summary, evaluation.classes, keys, truths, predictions, scores, clips)
 
 
 def _read_clips(path: Path) -> ClipThumbnails | None:

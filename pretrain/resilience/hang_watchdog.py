@@ -64,11 +64,11 @@ class Watchdog:
         self._thread.join()
 
     def beat(self) -> None:
-        """Say that this rank gets on."""
+        """Note that this rank has taken a step."""
         self._beat = time.monotonic()
 
     def excuse(self) -> None:
-        """Say that this rank, and so the others, who may wait for it, cannot get on for a while."""
+        """Allow this rank, and the others, who may wait for it, another minute without a step."""
         self.beat()
         with contextlib.suppress(OSError):
             self._stacks.mkdir(parents=True, exist_ok=True)

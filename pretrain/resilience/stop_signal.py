@@ -50,17 +50,17 @@ class Stop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """What comes now is too late."""
+        """Signals that come now end nothing, and mark nothing that is read."""
         self._listen_no_more()
 
     @property
     def wanted(self) -> bool:
-        """Whether this rank was asked to."""
+        """Whether a signal has come to this rank; on rank 0, also whether the file `stop` is there."""
         return self._marked or (self._looks and self._file.exists())
 
     @property
     def asked(self) -> bool:
-        """Whether this rank was asked to, or the run, as far as this rank sees its folder: at the cost of a look there.
+        """Whether a signal has come to this rank, or the file `stop` is there: at the cost of a look into the folder.
 
         For a rank that waits by itself, and does not hear from rank 0 meanwhile.
         """
@@ -87,7 +87,7 @@ class Stop:
         self._marked = True
 
     def _listen_no_more(self) -> None:
-        """The handlers stay."""
+        """End the thread that ends the process; the handlers, which only mark, stay."""
         if self._thread.ident is None or self._over.is_set():
             return
         signal.set_wakeup_fd(-1)

@@ -1,4 +1,4 @@
-"""Preflight: all that can be refused before a rank starts, and what is then settled for all of them, once."""
+"""Preflight: all that can be refused before a rank starts, checked once for all of them."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _FORMAT = 1
 def record_start(
     run: Path, settings: TrainSettings, world: World, attempt: int, step: int, before: dict[str, Any] | None
 ) -> None:
-    """Tell what matters and has changed since the run's last start, and enter it. Rank 0's.
+    """Log what matters and has changed since the run's last start, and append this start. Called on rank 0 alone.
 
     step: of the checkpoint that it goes on from. before: the settings of that start, where the history has none.
     """

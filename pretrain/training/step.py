@@ -1,4 +1,4 @@
-"""One step of training: what is summed over its clips, and what all ranks agree on, read when it is there."""
+"""One step's figures: summed over its clips and ranks on the device, sent to the host, and read when they have come."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class StepReport:
     best: bool = False
     last: bool = False
     _sums: list[Tensor] = field(default_factory=list)
-    _word: Tensor | None = None
-    _there: torch.cuda.Event | None = None
+    _sent: Tensor | None = None
+    _copied: torch.cuda.Event | None = None
     _own: Callable[[], float] = float
 
     def add(self, targets: Tensor, logits: Tensor, loss: Tensor) -> None:
-        """Add a pass: targets as trained on and logits [N, classes], its mean loss. Nothing waits for the device."""
+        """Add a micro-step: targets as trained on and logits [N, classes], its mean loss. Waits for no device."""
         count = float(len(logits))
         right = right_clips(logits.detach(), targets)
         self._sums.append(torch.stack([loss.detach().float() * count, right, right.new_full((), count)]))
@@ -50,30 +50,30 @@ class StepReport:
     def send(self, world: World, stop: bool, verdict: Tensor, own: Callable[[], float] = float) -> None:
         """Sum over all ranks and send the sums to the host: one collective, and nothing waits for a GPU.
 
-        stop: whether this rank is to stop. verdict: the engine's of this step, the same on every rank. own: what gives
+        stop: whether this rank is to stop. verdict: the engine's of this step, the same on every rank. own: gives
         `own_seconds` once the device is done.
         """
         sums = torch.stack(self._sums).sum(0)
-        word = torch.cat([sums, sums.new_full((1,), float(self.absent)), sums.new_full((1,), float(stop))])
-        world.sum_(word)
+        figures = torch.cat([sums, sums.new_full((1,), float(self.absent)), sums.new_full((1,), float(stop))])
+        world.sum_(figures)
         # From a GPU into pinned memory, which torch takes by itself where a copy is not to block.
-        self._word, self._own = torch.cat([word, verdict]).to("cpu", non_blocking=True), own
-        if word.is_cuda:
-            self._there = torch.cuda.Event(blocking=True)  # leaves the core to others
-            self._there.record()
+        self._sent, self._own = torch.cat([figures, verdict]).to("cpu", non_blocking=True), own
+        if figures.is_cuda:
+            self._copied = torch.cuda.Event(blocking=True)  # leaves the core to others
+            self._copied.record()
 
     def read(self) -> None:
         """The figures, once they have come: the one wait for the device that a step costs, for this step alone."""
-        assert self._word is not None, "not sent"
-        if self._there is not None:
-            self._there.synchronize()
-        self.loss, self.right, self.clips, absent, stops, taken, self.gradient_norm = self._word.tolist()
+        assert self._sent is not None, "not sent"
+        if self._copied is not None:
+            self._copied.synchronize()
+        self.loss, self.right, self.clips, absent, stops, taken, self.gradient_norm = self._sent.tolist()
         self.stopping, self.absent, self.skipped = stops > 0, absent > 0, taken == 0
         self.own_seconds = self._own()
 
     @property
     def mean_loss(self) -> float:
-        """A clip's."""
+        """The loss of a clip, over all clips of the step."""
         return self.loss / self.clips
 
 
@@ -89,7 +89,7 @@ def right_clips(logits: Tensor, targets: Tensor) -> Tensor:
 class OwnTime:
     """Seconds that this rank's device and host took by themselves in a step, between each `begin` and `end` of it.
 
-    Of each pass up to where it may wait for other ranks: what waits is as slow on all of them.
+    Of each micro-step up to where it may wait for other ranks: what waits is as slow on all of them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -105,9 +105,9 @@ class OwnTime:
         else:
             self._begun = time.perf_counter()
 
-    def end(self, here: bool = True) -> None:
-        """Of that work, as far as it was sent to the device, if it is `here`."""
-        if not here:
+    def end(self, ends: bool = True) -> None:
+        """Of that work, as far as it was sent to the device; without `ends` it goes on."""
+        if not ends:
             return
         if self._device.type == "cuda":
             self._events[-1][1].record()

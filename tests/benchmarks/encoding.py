@@ -56,23 +56,23 @@ class Variant:
 def variants(quick: bool) -> list[Variant]:
     """The settings in use, then what differs in one respect."""
     ours = EncodeSettings()
-    found = [
+    chosen = [
         Variant("in use"),
         Variant("with CABAC", x264={"cabac": 1}),
         Variant("with deblocking", x264={"no-deblock": 0}),
         Variant("x264's own (CABAC, deblocking, 3 B-frames)", x264={"cabac": 1, "no-deblock": 0, "bframes": 3}),
     ]
     if quick:
-        return found
-    found += [
+        return chosen
+    chosen += [
         Variant(f"key frame every {every}", x264={"keyint": every, "min-keyint": every}) for every in (8, 32, 250)
     ]
-    found += [
+    chosen += [
         Variant(f"preset {name}", ours.model_copy(update={"preset": name})) for name in ("superfast", "fast", "medium")
     ]
-    found += [Variant(f"crf {crf}", ours.model_copy(update={"crf": crf})) for crf in (16, 17, 19, 20, 22)]
-    found.append(Variant("all key frames", x264={"keyint": 1, "min-keyint": 1}))
-    return found
+    chosen += [Variant(f"crf {crf}", ours.model_copy(update={"crf": crf})) for crf in (16, 17, 19, 20, 22)]
+    chosen.append(Variant("all key frames", x264={"keyint": 1, "min-keyint": 1}))
+    return chosen
 
 
 def source_frames(path: Path, settings: EncodeSettings) -> list[av.VideoFrame]:
@@ -187,14 +187,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few variants, on three videos")
     parser.add_argument("--out", type=Path, default=Path("bench/encoding.json"))
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    names = VIDEOS[:3] if given.quick else VIDEOS
+    names = VIDEOS[:3] if args.quick else VIDEOS
     sources = {name: source_frames(FOOTAGE / name, EncodeSettings()) for name in names}
-    rows = [measured(variant, sources, 0.2 if given.quick else 1.0) for variant in variants(given.quick)]
+    rows = [measured(variant, sources, 0.2 if args.quick else 1.0) for variant in variants(args.quick)]
     print(table(rows, COLUMNS))
     print(f"in use, on every video at least {GOOD}: {rows[0]['lowest_ssim'] >= GOOD}")
-    write_figures(given.out, rows)
+    write_figures(args.out, rows)
 
 
 if __name__ == "__main__":

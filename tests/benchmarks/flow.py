@@ -64,14 +64,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few settings, on three videos")
     parser.add_argument("--out", type=Path, default=Path("bench/flow.json"))
-    given = parser.parse_args()
-    names, crfs = (VIDEOS[:3], (10, FlowSettings().crf, 12)) if given.quick else (VIDEOS, CRFS)
+    args = parser.parse_args()
+    names, crfs = (VIDEOS[:3], (10, FlowSettings().crf, 12)) if args.quick else (VIDEOS, CRFS)
     sources = {
         name: [luma(frame) for frame in source_frames(FOOTAGE / name, EncodeSettings())[:FRAMES]] for name in names
     }
     rows = [measured(crf, sources) for crf in crfs]
     print(table([row | {"crf": "*" * (row["crf"] == FlowSettings().crf) + str(row["crf"])} for row in rows], COLUMNS))
-    write_figures(given.out, rows)
+    write_figures(args.out, rows)
 
 
 if __name__ == "__main__":

@@ -90,9 +90,9 @@ def loader_way(task: Task, floats: bool, sink: Sink, stack: ExitStack) -> Way:
 
 def contenders(task: Task, stack: ExitStack, sink: Sink = lambda clip: None) -> tuple[list[Contender], list[str]]:
     """All of them, ours first, to uint8 and to floats; and why some are left out."""
-    found, missing = [Contender("bare libavcodec", "bare", False, ways.bare(task))], []
+    competing, missing = [Contender("bare libavcodec", "bare", False, ways.bare(task))], []
     for floats in (False, True):
-        found += [
+        competing += [
             Contender("ours, in one process", "ours", floats, ways.ours(task, floats, sink)),
             Contender("ours, loader of 1 worker", "loader", floats, loader_way(task, floats, sink, stack)),
             Contender("PyAV, RGB", "PyAV", floats, ways.pyav(task, False, floats, sink)),
@@ -105,35 +105,41 @@ def contenders(task: Task, stack: ExitStack, sink: Sink = lambda clip: None) -> 
         }
         for name, (peer, make) in makers.items():
             try:
-                found.append(Contender(name, peer, floats, make()))
+                competing.append(Contender(name, peer, floats, make()))
             except (ImportError, OSError, RuntimeError) as error:
                 missing.append(f"{name} is left out: {str(error).strip().splitlines()[0]}")
         if task.tar is not None:
-            found += [
+            competing += [
                 Contender("x264 + webdataset, RGB", "today", floats, ways.today(task, False, floats, sink)),
                 Contender("x264 + webdataset, 128 x 171", "today", floats, ways.today(task, True, floats, sink)),
             ]
-    return found, list(dict.fromkeys(missing))
+    return competing, list(dict.fromkeys(missing))
 
 
 def compared(task: Task, rounds: int) -> dict[str, Any]:
     """Rows of all contenders, and the ratios that are judged."""
     with ExitStack() as stack:
-        found, missing = contenders(task, stack)
-        for contender in found:
+        competing, missing = contenders(task, stack)
+        for contender in competing:
             contender.run(len(task.clips))  # warms up
             cost = contender.cpu.pop() * len(task.clips)
             contender.clock.clear()
             contender.repeats = max(1, round(SPENT_A_ROUND / cost))
         for _ in range(rounds):
-            for contender in found:
+            for contender in competing:
                 contender.run(len(task.clips))
-    mine = {contender.floats: contender for contender in found if contender.peer == "ours"}
-    rows = [row(contender, mine[contender.floats]) for contender in found]
-    return {"clips": len(task.clips), "rounds": rounds, "missing": missing, "rows": rows, "judged": judged(found, mine)}
+    ours = {contender.floats: contender for contender in competing if contender.peer == "ours"}
+    rows = [row(contender, ours[contender.floats]) for contender in competing]
+    return {
+        "clips": len(task.clips),
+        "rounds": rounds,
+        "missing": missing,
+        "rows": rows,
+        "judged": judged(competing, ours),
+    }
 
 
-def row(contender: Contender, mine: Contender) -> dict[str, Any]:
+def row(contender: Contender, ours: Contender) -> dict[str, Any]:
     """Figures of one contender; `ratio`: how much faster ours is."""
     return {
         "name": contender.name,
@@ -144,32 +150,32 @@ def row(contender: Contender, mine: Contender) -> dict[str, Any]:
         "best_by_clock": 1 / min(contender.clock),
         "cpu_ms_per_clip": 1e3 * statistics.median(contender.cpu),
         "bytes_per_clip": contender.bytes,
-        "ratio": ratio(contender.cpu, mine.cpu),
-        "ratio_by_clock": ratio(contender.clock, mine.clock),
+        "ratio": ratio(contender.cpu, ours.cpu),
+        "ratio_by_clock": ratio(contender.clock, ours.clock),
         "cpu_ms_per_round": [round(1e3 * each, 3) for each in contender.cpu],
     }
 
 
-def ratio(theirs: list[float], mine: list[float]) -> float:
+def ratio(theirs: list[float], ours: list[float]) -> float:
     """The median over rounds of how often ours fits into theirs."""
-    return statistics.median(their / my for their, my in zip(theirs, mine, strict=True))
+    return statistics.median(their / my for their, my in zip(theirs, ours, strict=True))
 
 
-def judged(found: list[Contender], mine: dict[bool, Contender]) -> list[dict[str, Any]]:
+def judged(competing: list[Contender], ours: dict[bool, Contender]) -> list[dict[str, Any]]:
     """Ours against the best form of each peer, whose goal is a ratio at least."""
     lines = []
     for peer, goal in GOALS.items():
         for floats in (False, True):
-            forms = [each for each in found if each.peer == peer and (each.floats == floats or peer == "bare")]
+            forms = [each for each in competing if each.peer == peer and (each.floats == floats or peer == "bare")]
             if forms:
                 best = min(forms, key=lambda form: statistics.median(form.cpu))
-                value = ratio(best.cpu, mine[floats].cpu)
+                value = ratio(best.cpu, ours[floats].cpu)
                 lines.append(
                     {
                         "what": f"ours / {best.name}",
                         "output": "input" if floats else "uint8",
                         "ratio": value,
-                        "ratio_by_clock": ratio(best.clock, mine[floats].clock),
+                        "ratio_by_clock": ratio(best.clock, ours[floats].clock),
                         "goal": goal,
                         "passed": value >= goal,
                     }
@@ -177,21 +183,21 @@ def judged(found: list[Contender], mine: dict[bool, Contender]) -> list[dict[str
     return lines
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """Both tables as text."""
     head = (
         f"{'way':<30} {'to':<6} {'clips/CPU s':>12} {'best':>8} {'clips/s':>9} {'best':>8} {'CPU ms':>8} {'bytes':>9}"
         f" {'ours x':>7} {'by clock':>9}"
     )
     lines = [head]
-    for each in found["rows"]:
+    for each in results["rows"]:
         lines.append(
             f"{each['name']:<30} {each['output']:<6} {each['clips_per_cpu_second']:>12,.0f} {each['best']:>8,.0f}"
             f" {each['clips_per_second']:>9,.0f} {each['best_by_clock']:>8,.0f} {each['cpu_ms_per_clip']:>8.2f}"
             f" {each['bytes_per_clip']:>9,.0f} {each['ratio']:>7.2f} {each['ratio_by_clock']:>9.2f}"
         )
-    lines += ["", *found["missing"], ""]
-    for each in found["judged"]:
+    lines += ["", *results["missing"], ""]
+    for each in results["judged"]:
         said = "pass" if each["passed"] else "MISS"
         lines.append(
             f"{each['what']:<44} to {each['output']:<6} {each['ratio']:>6.2f}  (goal {each['goal']:g}) {said}"
@@ -211,14 +217,14 @@ def comparison(folder: Path, quick: bool, rounds: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         steps = 2 if quick else 8
-        found = compared(ways.task(DataSettings(store=store), steps, LANE_BATCH, tar=tar), 1 if quick else rounds)
+        results = compared(ways.task(DataSettings(store=store), steps, LANE_BATCH, tar=tar), 1 if quick else rounds)
     finally:
         os.sched_setaffinity(0, before)
         torch.set_num_threads(threads)
     load = os.getloadavg()[0]
-    print(f"{found['clips']} clips, {found['rounds']} rounds, one of {os.cpu_count()} cores, load {load:.1f}\n")
-    print(table(found), flush=True)
-    return found | {"load": load}
+    print(f"{results['clips']} clips, {results['rounds']} rounds, one of {os.cpu_count()} cores, load {load:.1f}\n")
+    print(table(results), flush=True)
+    return results | {"load": load}
 
 
 def main() -> None:
@@ -230,22 +236,22 @@ def main() -> None:
     parser.add_argument("--s3", action="store_true", help="an S3 store beside a directory, instead")
     parser.add_argument("--clips", type=int, help="so many clips of --leak")
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    found: dict[str, Any] = {}
+    args = parser.parse_args()
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-loader-") as name:
         folder = Path(name)
-        if given.leak:
+        if args.leak:
             from tests.benchmarks.support.loader_leak import leak
 
-            found["leak"] = leak(folder / "leak", given.clips or (2_000 if given.quick else 100_000))
-        if given.s3:
+            results["leak"] = leak(folder / "leak", args.clips or (2_000 if args.quick else 100_000))
+        if args.s3:
             from tests.benchmarks.support.loader_s3 import s3
 
-            found["s3"] = s3(folder / "s3", given.quick)
-        if not given.leak and not given.s3:
-            found["compared"] = comparison(folder / "compared", given.quick, given.rounds)
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+            results["s3"] = s3(folder / "s3", args.quick)
+        if not args.leak and not args.s3:
+            results["compared"] = comparison(folder / "compared", args.quick, args.rounds)
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

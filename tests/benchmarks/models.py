@@ -43,12 +43,12 @@ def peers(device: torch.device, quick: bool) -> list[Contender]:
 
     Quick: without what compiles long; on a GPU but the one that is the best there.
     """
-    found = []
+    contenders = []
     for channels_last in (False, True):
-        found.append(Contender(channels_last=channels_last))
+        contenders.append(Contender(channels_last=channels_last))
         if not quick or (device.type == "cuda" and channels_last):
-            found.append(Contender(channels_last=channels_last, compiled=True))
-    return found
+            contenders.append(Contender(channels_last=channels_last, compiled=True))
+    return contenders
 
 
 def ours(device: torch.device, quick: bool, choice: str) -> list[Contender]:
@@ -96,26 +96,32 @@ def compare(case: Case, device: torch.device, rounds: int, quick: bool) -> dict[
     except (ChildFailed, StopIteration) as error:
         choice = ""
         _progress(f"what a run would choose is not known: {error}")
-    told = json.loads(choice) if choice else {"compute_path": "", "planar": [], "clips_per_second": {}}
-    contenders = peers(device, quick) + ours(device, quick, told["compute_path"])
-    found = {}
+    measured = json.loads(choice) if choice else {"compute_path": "", "planar": [], "clips_per_second": {}}
+    contenders = peers(device, quick) + ours(device, quick, measured["compute_path"])
+    rows_by_name = {}
     for together in groups(contenders, device):
-        found |= _figures(together, case, choice, rounds, device)
-    for row in found.values():
+        rows_by_name |= _figures(together, case, choice, rounds, device)
+    for row in rows_by_name.values():
         if "seconds" in row:
             row["clips_per_second"] = case.batch / row["seconds"]
             row["median_clips_per_second"] = case.batch / row["median_seconds"]
             row["mfu"] = mfu(row["clips_per_second"], per_clip, limit, 1)
     figures = {"case": case.name, "matrix_product_tflops": limit / 1e12, "gflops_per_clip": 6 * per_clip / 1e9}
-    figures |= {"chosen": told["compute_path"], "planar": told["planar"], "run_measured": told["clips_per_second"]}
-    lasting = {each.name: found[each.name] for each in contenders}
-    compute_path = told["compute_path"] or fastest(contenders, found)
+    figures |= {
+        "chosen": measured["compute_path"],
+        "planar": measured["planar"],
+        "run_measured": measured["clips_per_second"],
+    }
+    lasting = {each.name: rows_by_name[each.name] for each in contenders}
+    compute_path = measured["compute_path"] or fastest(contenders, rows_by_name)
     return figures | {"rows": lasting, "summary": summary(lasting, compute_path, device)}
 
 
-def fastest(contenders: Sequence[Contender], found: Mapping[str, Mapping[str, Any]]) -> str:
+def fastest(contenders: Sequence[Contender], rows_by_name: Mapping[str, Mapping[str, Any]]) -> str:
     """The compute path of ours that is the fastest through the engine; empty where none runs."""
-    seconds = {each.compute_path: found[each.name].get("seconds", math.inf) for each in contenders if each.engine}
+    seconds = {
+        each.compute_path: rows_by_name[each.name].get("seconds", math.inf) for each in contenders if each.engine
+    }
     compute_path = min(seconds, key=lambda each: seconds[each], default="")
     return compute_path if compute_path and seconds[compute_path] < math.inf else ""
 
@@ -123,39 +129,41 @@ def fastest(contenders: Sequence[Contender], found: Mapping[str, Mapping[str, An
 def _figures(
     contenders: Sequence[Contender], case: Case, choice: str, rounds: int, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+    rows_by_name: dict[str, dict[str, Any]] = {}
     longest = patience(case) * (len(contenders) if device.type == "cpu" else 1)
     begin = time.perf_counter()
     try:
         with closing(in_a_child(rows, contenders, case, choice, rounds, device, patience=longest)) as said:
-            while len(found) < len(contenders):  # and not until it ends: after a fault that may take minutes
+            while len(rows_by_name) < len(contenders):  # and not until it ends: after a fault that may take minutes
                 name, row = next(said)
-                found[name] = row
+                rows_by_name[name] = row
                 _progress(f"{name}: after {time.perf_counter() - begin:.0f} s")
     except (ChildFailed, StopIteration) as error:
         for each in contenders:
-            found.setdefault(each.name, {"failed": str(error) or "ended without a word"})
-    return found
+            rows_by_name.setdefault(each.name, {"failed": str(error) or "ended without a word"})
+    return rows_by_name
 
 
-def summary(found: Mapping[str, Mapping[str, Any]], compute_path: str, device: torch.device) -> dict[str, Any]:
+def summary(rows_by_name: Mapping[str, Mapping[str, Any]], compute_path: str, device: torch.device) -> dict[str, Any]:
     """Ours by a run's compute path, through the engine, against the best peer, the plain one and the product."""
-    peer = {name: row for name, row in found.items() if not name.startswith("ours") and "seconds" in row}
+    peer = {name: row for name, row in rows_by_name.items() if not name.startswith("ours") and "seconds" in row}
     engine = {
-        name: row for name, row in found.items() if name == Contender(compute_path, engine=True).name and compute_path
+        name: row
+        for name, row in rows_by_name.items()
+        if name == Contender(compute_path, engine=True).name and compute_path
     }
-    mine = next((row for row in engine.values() if "seconds" in row), None)
+    own = next((row for row in engine.values() if "seconds" in row), None)
     best = max(peer, key=lambda name: peer[name]["clips_per_second"], default=None)
     result: dict[str, Any] = {"best_peer": best, "ours": next(iter(engine), None)}
     values = dict.fromkeys(GOALS, math.nan)
     medians = math.nan
-    if mine and best:
-        values["ours / best peer"] = peer[best]["seconds"] / mine["seconds"]
-        medians = peer[best]["median_seconds"] / mine["median_seconds"]
-    if mine and PLAIN in peer:
-        values["ours / plain"] = peer[PLAIN]["seconds"] / mine["seconds"]
-    if mine:
-        values["of the matrix product"] = mine["mfu"]
+    if own and best:
+        values["ours / best peer"] = peer[best]["seconds"] / own["seconds"]
+        medians = peer[best]["median_seconds"] / own["median_seconds"]
+    if own and PLAIN in peer:
+        values["ours / plain"] = peer[PLAIN]["seconds"] / own["seconds"]
+    if own:
+        values["of the matrix product"] = own["mfu"]
     result["judged"] = [
         {
             "what": what,
@@ -186,14 +194,14 @@ def cases(device: torch.device, depth: int | None = None, frames: int | None = N
 
 def table(result: dict[str, Any]) -> str:
     """A case's figures as text; the last column compares with the plain network as anyone writes it."""
-    found, told = result["rows"], result["summary"]
-    base = found[PLAIN].get("clips_per_second")
+    rows_by_name, judgement = result["rows"], result["summary"]
+    base = rows_by_name[PLAIN].get("clips_per_second")
     lines = [f"\n{result['case']}  (matrix product: {result['matrix_product_tflops']:.2f} TFLOP/s)"]
     lines.append(
         f"  {'':40} {'clips/s':>9} {'median':>9} {'MFU':>7} {'busy':>7} {'host':>7} {'peak GiB':>9} {'× plain':>8}"
     )
-    for name, row in found.items():
-        label = f"{name} (a run's choice)" if name == told["ours"] else name
+    for name, row in rows_by_name.items():
+        label = f"{name} (a run's choice)" if name == judgement["ours"] else name
         if "failed" in row:
             lines.append(f"  {label:40} does not run: {row['failed']}")
             continue
@@ -204,21 +212,21 @@ def table(result: dict[str, Any]) -> str:
             f" {_percent(row['mfu']):>7} {_percent(row['busy_share']):>7}"
             f" {_percent(row.get('host_share', math.nan)):>7} {peak:>9} {ratio:>8}"
         )
-    return "\n".join([*lines, f"  {verdict(found, told)}"])
+    return "\n".join([*lines, f"  {verdict(rows_by_name, judgement)}"])
 
 
-def verdict(found: Mapping[str, Mapping[str, Any]], told: Mapping[str, Any]) -> str:
+def verdict(rows_by_name: Mapping[str, Mapping[str, Any]], judgement: Mapping[str, Any]) -> str:
     """The comparison that counts, in one line."""
     parts = []
     for key, label in (("best_peer", "best peer"), ("ours", "ours (a run's choice)")):
-        row = found.get(told[key] or "", {})
+        row = rows_by_name.get(judgement[key] or "", {})
         rate = f"{row['clips_per_second']:.1f} clips/s" if "seconds" in row else "not measured"
-        parts.append(f"{label}: {told[key] or 'none'}, {rate}")
-    for each in told["judged"]:
+        parts.append(f"{label}: {judgement[key] or 'none'}, {rate}")
+    for each in judgement["judged"]:
         value = _percent(each["value"]) if each["what"].startswith("of") else f"= {each['value']:.2f}"
         said = f"{each['what']} {value}"
         if each["what"] == "ours / best peer":
-            said += f" (by medians {told['ours_over_best_peer_by_medians']:.2f})"
+            said += f" (by medians {judgement['ours_over_best_peer_by_medians']:.2f})"
         if each["goal"] is not None:
             goal = f"{100 * each['goal']:g} %" if each["what"].startswith("of") else f"{each['goal']:g}"
             said += f" (goal {goal}: {'PASS' if each['passed'] else 'falls short'})"
@@ -249,22 +257,22 @@ def main() -> None:
     parser.add_argument("--frames", type=int, help="on a GPU, only clips of so many frames: 8, 16 or 32")
     parser.add_argument("--rounds", type=int, help="steps of each contender")
     parser.add_argument("--out", type=Path, default=Path("bench/models.json"))
-    given = parser.parse_args()
+    args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
     print(f"{name}, torch {torch.__version__}")
     begin, results = time.perf_counter(), []
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    worth = cases(device, given.depth, given.frames, given.all)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    worth = cases(device, args.depth, args.frames, args.all)
     if device.type == "cpu" and _product_seconds(torch.bfloat16) > _product_seconds(torch.float32):
         print("bf16 is left out: this processor is slower in it than in fp32, and a step takes seconds")
         worth = [case for case in worth if not case.half]
     for case in worth:
         most = 12 if device.type == "cpu" else 30
-        results.append(compare(case, device, given.rounds or (most // 4 if given.quick else most), given.quick))
+        results.append(compare(case, device, args.rounds or (most // 4 if args.quick else most), args.quick))
         print(table(results[-1]), flush=True)
-        given.out.write_text(json.dumps({"device": name, "torch": torch.__version__, "results": results}, indent=1))
-    print(f"\nfigures: {given.out}; took {(time.perf_counter() - begin) / 60:.1f} minutes")
+        args.out.write_text(json.dumps({"device": name, "torch": torch.__version__, "results": results}, indent=1))
+    print(f"\nfigures: {args.out}; took {(time.perf_counter() - begin) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

@@ -173,13 +173,13 @@ def resident() -> float:
 def measured(function: Callable[..., str], *arguments: Any) -> dict[str, Any]:
     """Seconds and peak memory (MB) of a function in a process of its own, and what it says."""
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_measure, args=(there, function, arguments))
+    here, far_end = context.Pipe()
+    process = context.Process(target=_measure, args=(far_end, function, arguments))
     process.start()
-    told: dict[str, Any] = here.recv()
+    row: dict[str, Any] = here.recv()
     process.join()
-    print(f"{function.__name__:<12} {told['seconds']:>7.1f} s {told['peak_mb']:>7,.0f} MB   {told['said']}", flush=True)
-    return {"what": function.__name__, **told}
+    print(f"{function.__name__:<12} {row['seconds']:>7.1f} s {row['peak_mb']:>7,.0f} MB   {row['said']}", flush=True)
+    return {"what": function.__name__, **row}
 
 
 def _measure(pipe: Any, function: Callable[..., str], arguments: tuple[Any, ...]) -> None:
@@ -198,10 +198,10 @@ def main() -> None:
     parser.add_argument("--ray", action="store_true", help="the jobs through Ray, too: minutes")
     parser.add_argument("--jobs", type=int, help="jobs that find their shard made, instead of 100,000")
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    records, tasks = (200, 1000) if given.quick else (20_000, 100_000)
-    tasks = given.jobs or tasks
-    found = []
+    args = parser.parse_args()
+    records, tasks = (200, 1000) if args.quick else (20_000, 100_000)
+    tasks = args.jobs or tasks
+    rows = []
     with tempfile.TemporaryDirectory(prefix="bench-scale-") as folder:
         shards, done = f"{folder}/shards", f"{folder}/done"
         began = time.perf_counter()
@@ -214,16 +214,16 @@ def main() -> None:
         for maker in makers:
             maker.join()
         print(f"a store of {records:,} records, made in {time.perf_counter() - began:.0f} s")
-        found += [measured(function, shards) for function in (merged, opened, resumed)]
+        rows += [measured(function, shards) for function in (merged, opened, resumed)]
         planned(done, jobs(tasks, 1))
         (Path(done) / "train").mkdir()
         for number in range(tasks):
             (Path(done) / record.record_path("train", job_id(0, number))).touch()
-        found.append(measured(by_processes, done))
-        if given.ray:
-            found.append(measured(by_ray, done))
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+        rows.append(measured(by_processes, done))
+        if args.ray:
+            rows.append(measured(by_ray, done))
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -108,10 +108,10 @@ class Crew:
         self.barrier = context.Barrier(processes + 1)
         self.pipes, self.processes = [], []
         for number in range(processes):
-            here, there = context.Pipe()
-            mine = folder / f"process{number}"
-            mine.mkdir()
-            process = context.Process(target=_serve, args=(there, self.barrier, mine), daemon=True)
+            here, far_end = context.Pipe()
+            own_folder = folder / f"process{number}"
+            own_folder.mkdir()
+            process = context.Process(target=_serve, args=(far_end, self.barrier, own_folder), daemon=True)
             process.start()
             self.pipes.append(here)
             self.processes.append(process)
@@ -232,31 +232,31 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
     version = subprocess.run([FFMPEG, "-version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
     ours_is = f"PyAV {av.__version__} with libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
-    print(f"{given.processes} processes of 1 thread · {ours_is} · {version}\n")
-    found: dict[str, Any] = {"processes": given.processes, "ours": ours_is, "ffmpeg": version}
+    print(f"{args.processes} processes of 1 thread · {ours_is} · {version}\n")
+    results: dict[str, Any] = {"processes": args.processes, "ours": ours_is, "ffmpeg": version}
     with tempfile.TemporaryDirectory(prefix="bench-sharding-") as name:
         folder = Path(name)
-        crew = Crew(given.processes, folder)
+        crew = Crew(args.processes, folder)
         print(f"{'frames a second':<20} {'frames':>6} {'ours':>10} {'ffmpeg':>10} {'plain':>10} {'ratio':>8}")
-        names = ("bikes.mp4", "carphone.mp4") if given.quick else VIDEOS
-        found["whole"] = whole_videos(crew, folder, 1 if given.quick else given.rounds, names, given.processes)
-        ratios = [row["ratio"] for row in found["whole"]]
+        names = ("bikes.mp4", "carphone.mp4") if args.quick else VIDEOS
+        results["whole"] = whole_videos(crew, folder, 1 if args.quick else args.rounds, names, args.processes)
+        ratios = [row["ratio"] for row in results["whole"]]
         mean = statistics.geometric_mean(ratios)
         print(f"ours / ffmpeg: {mean:.2f} in the mean, {min(ratios):.2f} at least (goal {WHOLE_GOAL})\n")
-        found |= {"mean_ratio": mean, "least_ratio": min(ratios)}
-        if not given.quick:
-            found["segments"] = segments(crew, folder, max(1, given.rounds // 2))
-            told = found["segments"]
+        results |= {"mean_ratio": mean, "least_ratio": min(ratios)}
+        if not args.quick:
+            results["segments"] = segments(crew, folder, max(1, args.rounds // 2))
+            cut = results["segments"]
             print(
-                f"a video of {LONG_SECONDS} s, 1768x994: whole {told['whole_seconds']:.1f} s, three segments of 10 s "
-                f"{told['segments_seconds']:.2f} s: {told['speedup']:.1f} times the rate (goal {SEGMENT_GOAL:g})"
+                f"a video of {LONG_SECONDS} s, 1768x994: whole {cut['whole_seconds']:.1f} s, three segments of 10 s "
+                f"{cut['segments_seconds']:.2f} s: {cut['speedup']:.1f} times the rate (goal {SEGMENT_GOAL:g})"
             )
         crew.end()
-    if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -84,14 +84,14 @@ def seconds() -> tuple[float, float]:
     return used.ru_utime + used.ru_stime, time.perf_counter()
 
 
-def measured(name: str, size: int, reads: int, rounds: int, found: dict[str, Read], data: bytes) -> dict[str, Any]:
+def measured(name: str, size: int, reads: int, rounds: int, readers: dict[str, Read], data: bytes) -> dict[str, Any]:
     """Median milliseconds of CPU and of wall a read, by way; each way's bytes compared once."""
-    figures: dict[str, list[tuple[float, float]]] = {way: [] for way in found}
+    figures: dict[str, list[tuple[float, float]]] = {way: [] for way in readers}
     starts = [number * 7_919_000 % (len(data) - size) for number in range(reads)]
-    for read in found.values():
+    for read in readers.values():
         assert read(starts[-1], starts[-1] + size) == data[starts[-1] : starts[-1] + size]
     for _ in range(rounds):
-        for way, read in found.items():
+        for way, read in readers.items():
             cpu, wall = seconds()
             for start in starts:
                 read(start, start + size)
@@ -114,16 +114,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three rounds")
     parser.add_argument("--out", type=Path, default=Path("bench/store.json"))
-    given = parser.parse_args()
+    args = parser.parse_args()
     data = os.urandom(OBJECT)
-    with ways(data) as found:
+    with ways(data) as readers:
         rows = [
-            measured(name, size, READS[name], 3 if given.quick else 11, found, data) for name, size in SIZES.items()
+            measured(name, size, READS[name], 3 if args.quick else 11, readers, data) for name, size in SIZES.items()
         ]
     print(table(rows))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(rows, indent=1) + "\n")
-    print(f"figures: {given.out}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"figures: {args.out}")
 
 
 if __name__ == "__main__":

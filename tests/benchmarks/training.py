@@ -176,12 +176,12 @@ def watched(
     with log:
         if failed:
             raise subprocess.CalledProcessError(failed.returncode, failed.args, stderr=log.read())
-    told, windows = _lines(run), []
-    for number in range(1, len(told)):
+    lines, windows = _lines(run), []
+    for number in range(1, len(lines)):
         seen = number < len(spent) and spent[number] != spent[number - 1]
         cpu = spent[number] - spent[number - 1] if seen else float("nan")
-        numbers = {name: float(value) for name, value in told[number].items() if isinstance(value, int | float)}
-        windows.append(Window(clips, clips / told[number]["clips_per_second"], cpu, numbers))
+        numbers = {name: float(value) for name, value in lines[number].items() if isinstance(value, int | float)}
+        windows.append(Window(clips, clips / lines[number]["clips_per_second"], cpu, numbers))
     return windows, first
 
 
@@ -208,7 +208,7 @@ def compare(bench: Bench, ranks: Sequence[int], rounds: int, device: torch.devic
     clip = job.data.clip
     with torch.device("meta"):
         per_clip = macs(build_model(job.model, 400, clip.frames, clip.crop), clip.frames, clip.crop, clip.crop)
-    found = {
+    seen_by_name = {
         (name, count): Seen(name, count)
         for count in ranks
         for name in ("ours", "model", "loader", "plain", *(["exchange"] if count > 1 else []))
@@ -219,19 +219,19 @@ def compare(bench: Bench, ranks: Sequence[int], rounds: int, device: torch.devic
         peak = max(peak, peak_flops(device, half) or product_flops(device, half))  # a busy CPU shows less of it
         # The first of all that starts, a line a step: its first line is the first step of a first start.
         bench.run(saving, times=4, log_steps=1, checkpoint={"every_steps": 2})
-        for seen in found.values():
+        for seen in seen_by_name.values():
             bench.run(seen)
     devices = max(ranks) if device.type == "cuda" else 1
-    rows = [row(seen, found, per_clip, peak, seen.ranks if devices > 1 else 1) for seen in found.values()]
+    rows = [row(seen, seen_by_name, per_clip, peak, seen.ranks if devices > 1 else 1) for seen in seen_by_name.values()]
     result = {
         "gmacs_per_clip": per_clip / 1e9,
         "peak_tflops": peak / 1e12,
         "load": os.getloadavg()[0],
         "rows": rows,
-        "saving": saved(saving, found["ours", max(ranks)]),
+        "saving": saved(saving, seen_by_name["ours", max(ranks)]),
         "first_step": {"first": median(saving.first_lines[:1]), "later": median(saving.first_lines[1:])},
     }
-    return result | {"judged": judged(result, found, ranks, device)}
+    return result | {"judged": judged(result, seen_by_name, ranks, device)}
 
 
 def main() -> None:
@@ -243,24 +243,24 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=6, help="of each run that are looked at")
     parser.add_argument("--ranks", help="numbers of processes, the fewest first; unless given 1,2, or 1 to all GPUs")
     parser.add_argument("--out", type=Path, default=Path("bench/training.json"))
-    given = parser.parse_args()
+    args = parser.parse_args()
     begin, device = time.perf_counter(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     most = torch.cuda.device_count() if device.type == "cuda" else 2
-    ranks = [int(each) for each in given.ranks.split(",")] if given.ranks else [n for n in (1, 2, 4) if n <= most]
-    tiny = given.quick and device.type == "cpu"
-    rounds, windows = given.rounds or (3 if device.type == "cpu" else 2), given.windows
-    if given.quick:
+    ranks = [int(each) for each in args.ranks.split(",")] if args.ranks else [n for n in (1, 2, 4) if n <= most]
+    tiny = args.quick and device.type == "cpu"
+    rounds, windows = args.rounds or (3 if device.type == "cpu" else 2), args.windows
+    if args.quick:
         rounds, windows = 1, 2 if tiny else 3
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-train-") as name:
-        store, _ = segmented(Path(name), VIDEOS[:1] if tiny else VIDEOS, 1 if given.quick else 6, plain=False)
-        for number, (case, recipe) in enumerate(cases(device, given.quick, ranks, given.all).items()):
+        store, _ = segmented(Path(name), VIDEOS[:1] if tiny else VIDEOS, 1 if args.quick else 6, plain=False)
+        for number, (case, recipe) in enumerate(cases(device, args.quick, ranks, args.all).items()):
             bench = Bench(Path(name) / f"case{number}", recipe, store, windows)
             results[case] = compare(bench, ranks, rounds, device)
             print(table(case, results[case]), flush=True)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps({"torch": torch.__version__, "device": str(device), "cases": results}, indent=1))
-    print(f"\nfigures: {given.out}; took {(time.perf_counter() - begin) / 60:.1f} minutes")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"torch": torch.__version__, "device": str(device), "cases": results}, indent=1))
+    print(f"\nfigures: {args.out}; took {(time.perf_counter() - begin) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

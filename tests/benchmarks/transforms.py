@@ -93,20 +93,20 @@ def normalised(clips: Tensor) -> Tensor:
 
 def by_swscale(clips: list[list[av.VideoFrame]], views: list[View], resize: bool) -> Tensor:
     """PyAV's frames to RGB by swscale, which resizes them too where `resize`; torch does the rest."""
-    found = []
+    shown = []
     for clip, view in zip(clips, views, strict=True):
         size = {"width": view.size[1], "height": view.size[0]} if resize else {}
         rgb = np.stack([frame.to_ndarray(format="rgb24", **size) for frame in clip])
         frames = torch.from_numpy(rgb).permute(0, 3, 1, 2)  # T C H W
         frames = frames if resize else resized(frames, view)
         frames = frames[..., view.top : view.top + CLIP.crop, view.left : view.left + CLIP.crop]
-        found.append((frames.flip(-1) if view.flip else frames).transpose(0, 1))
-    return normalised(torch.stack(found))
+        shown.append((frames.flip(-1) if view.flip else frames).transpose(0, 1))
+    return normalised(torch.stack(shown))
 
 
 def exact(planes: list[Planes], views: list[View]) -> Tensor:
     """The same in double precision and without rounding to whole levels."""
-    found = []
+    shown = []
     for clip, view in zip(planes, views, strict=True):
         y, uv = torch.from_numpy(clip.y).double().unsqueeze(1), torch.from_numpy(clip.uv).double()
         shrinks = y.shape[-2] > view.size[0] or y.shape[-1] > view.size[1]
@@ -116,11 +116,11 @@ def exact(planes: list[Planes], views: list[View]) -> Tensor:
         green = y - (1.772 * 0.114 * u + 1.402 * 0.299 * v) / 0.587
         rgb = torch.stack([y + 1.402 * v, green, y + 1.772 * u]).clamp(0, 255)
         rgb = rgb[..., view.top : view.top + CLIP.crop, view.left : view.left + CLIP.crop]
-        found.append(rgb.flip(-1) if view.flip else rgb)
+        shown.append(rgb.flip(-1) if view.flip else rgb)
     mean, std = (
         torch.tensor(each).double().view(1, 3, 1, 1, 1) for each in (CLIP.normalisation.mean, CLIP.normalisation.std)
     )
-    return (torch.stack(found) / 255 - mean) / std
+    return (torch.stack(shown) / 255 - mean) / std
 
 
 def contenders(
@@ -172,14 +172,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one video, few rounds")
     parser.add_argument("--out", type=Path, help="write the rows as JSON")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     rows = [
-        row for video in VIDEOS[: 1 if given.quick else None] for row in compare(video, rounds=3 if given.quick else 40)
+        row for video in VIDEOS[: 1 if args.quick else None] for row in compare(video, rounds=3 if args.quick else 40)
     ]
     print(table(rows))
-    if given.out:
-        given.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    if args.out:
+        args.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

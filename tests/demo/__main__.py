@@ -31,16 +31,16 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="the road alone: too few clips and steps to learn anything"
     )
-    given = parser.parse_args()
-    root: Path = given.root
-    store = (given.store or f"{root}/store").rstrip("/")
-    steps = QUICK_RUN if given.quick else ()
+    args = parser.parse_args()
+    root: Path = args.root
+    store = (args.store or f"{root}/store").rstrip("/")
+    steps = QUICK_RUN if args.quick else ()
     pretrained, finetuned = root / "runs/pretrain", root / "runs/finetune"
     begin = time.monotonic()
     _begin_anew_unless_interrupted(root, store)
 
     _say("1/6  corpora: clips of motion, cut from real footage")
-    make_corpora(root / "corpora", corpora=QUICK_CORPORA if given.quick else CORPORA)
+    make_corpora(root / "corpora", corpora=QUICK_CORPORA if args.quick else CORPORA)
     _say("2/6  shard both corpora")
     for corpus in ("motion", "motion2"):
         _reelscale("shard", f"{root}/corpora/{corpus}", f"{store}/{corpus}", "--config", "configs/demo-shard.yaml")
@@ -60,7 +60,7 @@ def main() -> int:
     video1 = [_told_video1(run) for run in (pretrained, finetuned)]
     minutes = (time.monotonic() - begin) / 60
     print(f"took {minutes:.1f} minutes; look at {root / 'report/report.html'} (runs: {root / 'runs'})")
-    return 0 if given.quick else _verdict(video1[0])
+    return 0 if args.quick else _verdict(video1[0])
 
 
 def _begin_anew_unless_interrupted(root: Path, store: str) -> None:

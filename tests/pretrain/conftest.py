@@ -77,7 +77,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any
 
 
 @pytest.fixture()
-def told(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+def run_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """What the run's log is told."""
     logger = logging.getLogger("reelscale")
     logger.addHandler(caplog.handler)

@@ -25,12 +25,12 @@ class Command:
     def __init__(self, arguments: list[str], folder: Path, environment: Mapping[str, str] | None = None) -> None:
         self.mark = uuid.uuid4().hex
         self._out, self._err = folder / f"{self.mark}.out", folder / f"{self.mark}.err"
-        mine = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "RAY_"))}
-        mine |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", _MARK: self.mark, **(environment or {})}
+        variables = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "RAY_"))}
+        variables |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", _MARK: self.mark, **(environment or {})}
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "cluster.cli", *arguments],
-                stdout=out, stderr=err, stdin=subprocess.DEVNULL, cwd=folder, env=mine, start_new_session=True,
+                stdout=out, stderr=err, stdin=subprocess.DEVNULL, cwd=folder, env=variables, start_new_session=True,
             )  # fmt: skip
 
     @property
@@ -65,12 +65,12 @@ class Command:
 
     def descendants(self) -> dict[int, list[str]]:
         """Pid → command line of the living processes that the command started, whoever their parent is now."""
-        found = {}
+        living = {}
         for folder in Path("/proc").glob("[0-9]*"):
             pid = int(folder.name)
             if pid != self.process.pid and _environment(pid).get(_MARK) == self.mark and _alive(pid):
-                found[pid] = _words(pid, "cmdline")
-        return found
+                living[pid] = _words(pid, "cmdline")
+        return living
 
     def ranks(self) -> dict[int, int]:
         """Rank → pid of the living rank processes of launcher=none."""
@@ -98,11 +98,11 @@ class Command:
 @contextmanager
 def ray_elsewhere(folder: Path) -> Iterator[dict[str, str]]:
     """A Ray cluster of 4 CPUs whose workers live in `folder`; yields the environment that names it."""
-    mine = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "OMP_"))}
-    mine |= {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "OMP_"))}
+    variables |= {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     process = subprocess.Popen(
         [sys.executable, "-c", _RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
-        env=mine, start_new_session=True,
+        env=variables, start_new_session=True,
     )  # fmt: skip
     assert process.stdin and process.stdout
     try:

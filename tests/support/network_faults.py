@@ -181,8 +181,8 @@ class _Relay:
 def _halved(head: bytes) -> bytes:
     """A request's head that asks for the first half of the range."""
 
-    def half(found: re.Match[bytes]) -> bytes:
-        first, last = map(int, found.groups())
+    def half(match: re.Match[bytes]) -> bytes:
+        first, last = map(int, match.groups())
         return b"bytes=%d-%d" % (first, (first + last) // 2)
 
     return re.sub(rb"bytes=(\d+)-(\d+)", half, head)

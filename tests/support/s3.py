@@ -118,14 +118,14 @@ def _weed() -> str:
 
 def _free_ports(count: int) -> list[int]:
     """Ports whose twin 10000 above, which weed takes for gRPC, is free as well."""
-    found: list[int] = []
-    while len(found) < count:
+    ports: list[int] = []
+    while len(ports) < count:
         port = random.SystemRandom().randrange(15000, 30000)
         with socket.socket() as low, socket.socket() as high, contextlib.suppress(OSError):
             low.bind(("127.0.0.1", port))
             high.bind(("127.0.0.1", port + 10000))
-            found.append(port)
-    return found
+            ports.append(port)
+    return ports
 
 
 def _make_bucket(environment: dict[str, str], process: subprocess.Popen[bytes], log: Path) -> None:

@@ -1,4 +1,4 @@
-"""Planes of clips as tensors: what workers made, several batches as one, and their way to the device."""
+"""Batches of planes as tensors, and their copy to the device while it computes."""
 
 from __future__ import annotations
 
@@ -107,33 +107,33 @@ def _padded(planes: list[Tensor]) -> Tensor:
 
 
 class TensorTree(Protocol):
-    """Something made of tensors."""
+    """Something made of tensors, such as a batch."""
 
     def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same with other tensors."""
+        """The same with `change` applied to each tensor."""
 
 
 M = TypeVar("M", bound=TensorTree)
 
 
 class DeviceCopy(Generic[M]):
-    """Something on its way to a device."""
+    """A copy to a device that is under way."""
 
-    def __init__(self, found: Future[M], stream: torch.cuda.Stream | None) -> None:
-        self._found, self._stream = found, stream
+    def __init__(self, future: Future[M], stream: torch.cuda.Stream | None) -> None:
+        self._found, self._stream = future, stream
 
     def result(self) -> M:
-        """It, on the device; what is computed of it next waits for it there."""
-        found = self._found.result()
+        """The copy on the device; what is computed of it next waits for it there."""
+        future = self._found.result()
         if self._stream is not None:
             now = torch.cuda.current_stream(self._stream.device)
             now.wait_stream(self._stream)
-            found.map_tensors(lambda tensor: _in_use(tensor, now))
-        return found
+            future.map_tensors(lambda tensor: _in_use(tensor, now))
+        return future
 
 
 class DeviceCopier:
-    """Brings batches to a device while it computes: through pinned memory, by a thread, on a stream of its own.
+    """Copies batches to a device while it computes: through pinned memory, by a thread, on a stream of its own.
 
     Where the device is the CPU nothing is moved.
     """
@@ -144,7 +144,7 @@ class DeviceCopier:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mover") if self._stream else None
 
     def start(self, batch: M) -> DeviceCopy[M]:
-        """Send a batch on its way. Its own memory may be used again once it is `here`."""
+        """Begin to copy a batch. Its own memory may be used again after the copy's `result`."""
         if self._thread is None:
             done: Future[M] = Future()
             done.set_result(batch.map_tensors(lambda tensor: tensor.to(self.device)))

@@ -1,4 +1,4 @@
-"""Stored planes to a network's input: resize, crop, flip, colour and normalisation in one operation on a batch.
+"""Resizes, crops, flips, converts and normalises stored planes to a network's input, a batch at once on the device.
 
 All of it up to the clamp is linear, and the resize works on rows and columns apart. So every plane is resized along
 its lines first, and a row of the result is then one weighted sum of rows of all planes: the resize along columns, the

@@ -1,4 +1,4 @@
-"""Packets to planes: packets fed to a codec that is kept open, one per thread and stream header."""
+"""Decodes packets to planes by codecs that are kept open, one for each thread and stream header."""
 
 from __future__ import annotations
 

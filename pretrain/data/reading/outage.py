@@ -1,4 +1,4 @@
-"""A store that is gone for a while is waited for: its reads are tried again until it is back, or patience ends."""
+"""Waits for a store that is unreachable for a while: reads are tried again until it is back, or patience ends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class StoreGone(NoMoreClips):
 
 @dataclass(frozen=True)
 class StoreWait:
-    """A store is waited for: `why`, and how many seconds of those allowed; `over`: it is back."""
+    """A report that a store is waited for: `why`, for how many of the allowed seconds; `over`: it is back."""
 
     url: str
     why: str
@@ -42,7 +42,7 @@ class StoreWait:
 
 
 class PatientStore:
-    """What a run reads of a store, of which it knows an object that is there for as long as the store is.
+    """A store's reads that wait while it is unreachable, told by an object that exists as long as the store does.
 
     An object that is missing is missing if that one is there; otherwise the store is gone: its directory was unmounted
     or moved, its server does not answer. So is one that cannot be used. Then reads wait, and raise StoreGone once
@@ -102,12 +102,12 @@ class PatientStore:
             why = _why(error)
         begin, pause, waited = time.monotonic(), _PAUSES[0], False
         while True:
-            found = self._trouble(read)
-            if isinstance(found, _Answer):
+            outcome = self._trouble(read)
+            if isinstance(outcome, _Answer):
                 if waited:
                     self._say(why, time.monotonic() - begin, over=True)
-                return found.value
-            why, waited, seconds = found, True, time.monotonic() - begin
+                return outcome.value
+            why, waited, seconds = outcome, True, time.monotonic() - begin
             self._say(why, seconds)
             if seconds > self._patience:
                 raise StoreGone(
@@ -138,7 +138,7 @@ class PatientStore:
 
 
 class OutageLog:
-    """What the trainer's process is told of stores that are waited for, and logs: the first word, some, and the end."""
+    """Logs the stores that workers report to be waited for: the first report, one a minute, and the end."""
 
     def __init__(self) -> None:
         self._since: dict[str, tuple[float, float]] = {}  # by url: when it was last heard of, and last logged
@@ -175,4 +175,4 @@ def _why(error: Exception) -> str:
 
 
 def _nobody(waiting: StoreWait) -> None:
-    """Nobody is told."""
+    """Report to nobody."""

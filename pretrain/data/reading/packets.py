@@ -1,4 +1,4 @@
-"""Just the packets that a clip needs: ranges of a tar, whole key-frame groups, each checked."""
+"""Reads just the packets that a clip needs: ranges of a tar, whole key-frame groups, each compared with its crc32."""
 
 import bisect
 import itertools
@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
+from pretrain.data.reading.part_reader import CachedPartReader
 from pretrain.data.reading.prefetch import ByteRange
 from pretrain.data.reading.store_split import DamagedData, PacketTable, RangeReader
-from pretrain.data.reading.whole_parts import CachedPartReader
 from sharding.base.errors import DamagedStore
 
 _GAP = 2**16  # bytes that are read sooner than asked for apart
@@ -43,7 +43,7 @@ def needed_spans(table: PacketTable, wanted: Collection[int]) -> list[tuple[int,
 
 
 def byte_ranges(table: PacketTable, wanted: Collection[int]) -> list[ByteRange]:
-    """What `read_spans` reads for these frames."""
+    """The byte ranges that `read_spans` reads for these frames."""
     runs = _runs(table, needed_spans(table, wanted))
     return [ByteRange(table.tar, table.start + run[0].low, table.start + _end(run)) for run in runs]
 
@@ -60,13 +60,13 @@ def read_spans(
         low, high = run[0].low, _end(run)
         try:
             body = _read(source, name, table, low, high)
-            found = [each.packets(body, low, name, table) for each in run]
+            payloads = [each.packets(body, low, name, table) for each in run]
         except DamagedData:
             if not isinstance(source, CachedPartReader) or not source.discard(table.tar):
                 raise
             body = _read(source, name, table, low, high)
-            found = [each.packets(body, low, name, table) for each in run]
-        for each, packets in zip(run, found, strict=True):
+            payloads = [each.packets(body, low, name, table) for each in run]
+        for each, packets in zip(run, payloads, strict=True):
             yield each.begin, packets
 
 
@@ -82,16 +82,16 @@ class _Range:
 
     def packets(self, body: bytes, low: int, name: str, table: PacketTable) -> list[bytes]:
         """Cut them from `body`, which begins at `low`, and compare them with their groups' sums."""
-        found = [body[start - low : start - low + size] for start, size in zip(self.starts, self.sizes, strict=True)]
+        packets = [body[start - low : start - low + size] for start, size in zip(self.starts, self.sizes, strict=True)]
         number = int(np.count_nonzero(table.key[: self.begin]))
-        bounds = [*np.flatnonzero(table.key[self.begin : self.end]).tolist(), len(found)]
+        bounds = [*np.flatnonzero(table.key[self.begin : self.end]).tolist(), len(packets)]
         for group, (first, end) in enumerate(itertools.pairwise(bounds), number):
             crc = 0
-            for packet in found[first:end]:
+            for packet in packets[first:end]:
                 crc = zlib.crc32(packet, crc)
             if crc != table.group_crc32[group]:
                 raise DamagedData(name, table.tar, f"key-frame group {group} is damaged")
-        return found
+        return packets
 
 
 def _runs(table: PacketTable, spans: Sequence[tuple[int, int]]) -> Iterator[list[_Range]]:

@@ -1,4 +1,4 @@
-"""A bounded folder of whole tar parts on this host's disk, shared by all the jobs that run here."""
+"""The part cache: a bounded folder of whole tar parts on this host's disk, shared by all jobs of the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges of a store that is far away, on their way before they are asked for."""
+"""Prefetches byte ranges of a remote store by threads, so that many reads are under way at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ByteRange(NamedTuple):
 
 
 class PrefetchingReader:
-    """What a store gives, the same bytes and the same errors; up to CONCURRENT_READS of the expected reads at once.
+    """Reads ranges of a store, same bytes and errors, with up to CONCURRENT_READS of the expected ones begun early.
 
     Called from one thread.
     """
@@ -33,7 +33,7 @@ class PrefetchingReader:
         self._begun: dict[ByteRange, Future[bytes]] = {}
 
     def expect(self, byte_ranges: Iterable[ByteRange]) -> None:
-        """These are asked for next, in this order, and what was expected before is not any more."""
+        """Begin to read these, which are asked for next in this order; what was expected before is dropped."""
         wanted = dict.fromkeys(byte_ranges)
         for extent in [extent for extent in self._begun if extent not in wanted]:
             self._begun.pop(extent).cancel()

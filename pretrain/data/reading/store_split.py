@@ -146,11 +146,11 @@ class ShardRows:
 
     @cached_property
     def _rows_of_labels(self) -> dict[int, list[int]]:
-        found: dict[int, list[int]] = {}
+        rows_of_labels: dict[int, list[int]] = {}
         for row in range(len(self)):
             for label in self._stored_labels(row):
-                found.setdefault(label, []).append(row)
-        return found
+                rows_of_labels.setdefault(label, []).append(row)
+        return rows_of_labels
 
     def row_with(self, label: int, number: int) -> int:
         """The `number`-th of the rows that have the label, a number of the store's own, counted from 0."""
@@ -250,11 +250,11 @@ class Split:
 
     def label_histograms(self) -> Iterator[dict[int, int]]:
         """Samples of each of the store's class numbers in each shard."""
-        found: dict[str, Counter[int]] = {job: Counter() for job in self.jobs}
+        histograms: dict[str, Counter[int]] = {job: Counter() for job in self.jobs}
         for part in self.index.parts:
             if part.split == self.name and part.samples:
-                found[part.job].update(part.label_histogram)
-        yield from found.values()
+                histograms[part.job].update(part.label_histogram)
+        yield from histograms.values()
 
     def first(self, shard: int) -> int:
         """The number of a shard's first sample."""
@@ -263,12 +263,12 @@ class Split:
     def tar_size_damage(self, tar: str) -> DamagedData | None:
         """What is wrong with a whole tar, as far as its length tells; its samples are judged one by one."""
         try:
-            found = self.store.size(tar)
+            size = self.store.size(tar)
         except FileNotFoundError:
             return DamagedData("the tar", tar, "it is missing", samples=0)
-        if found == self.parts[tar].bytes:
+        if size == self.parts[tar].bytes:
             return None
-        return DamagedData("the tar", tar, f"it has {found} bytes, the index says {self.parts[tar].bytes}", samples=0)
+        return DamagedData("the tar", tar, f"it has {size} bytes, the index says {self.parts[tar].bytes}", samples=0)
 
     def paths(self, shard: int) -> list[str]:
         """The tars of a shard."""

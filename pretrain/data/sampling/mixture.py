@@ -92,11 +92,11 @@ class Mixture:
         """What mixing does, for the log; `names` are the stores'."""
         passes = self.passes_by_store(1)
         slowest = int(np.argmin(passes))
-        told = []
+        descriptions = []
         for number, (name, order, part) in enumerate(zip(names, self.orders, self.parts, strict=True)):
             often = "" if number == slowest else f", {passes[number] / passes[slowest]:.3g} times in each of those"
-            told.append(f"{name}: {part} of every {self.period}, a pass is {order.samples:,} samples{often}")
-        return f"a pass of {names[slowest]} takes the longest; " + "; ".join(told)
+            descriptions.append(f"{name}: {part} of every {self.period}, a pass is {order.samples:,} samples{often}")
+        return f"a pass of {names[slowest]} takes the longest; " + "; ".join(descriptions)
 
     def _stores(self, lane: int, first: int, count: int) -> tuple[list[int], list[int], list[int]]:
         """Of a piece of a lane's stream: the store of each place, and each store's first position and count there."""

@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: pure functions.
+"""Where a clip begins in its video, drawn at random in training, and which frames it shows: pure functions.
 
 A clip is `length` frames at a stride of stored frames, or at a rate of its own (`fps`), which goes by the frames'
 times. Either way a clip fits where `needed` frames or more are left: it may begin at 0, …, frames - needed.

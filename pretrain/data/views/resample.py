@@ -1,4 +1,4 @@
-"""Linear resizing of one axis, as weights: which samples make a sample of the result, and how much of each."""
+"""Weights of linear resizing along one axis: which samples make a sample of the result, and how much of each."""
 
 import math
 from collections.abc import Sequence
@@ -92,12 +92,12 @@ def taps_as_matrices(taps: Taps, size: int) -> list[tuple[int, NDArray[np.float3
 
     Of each: where its samples of the source begin, counted from the first one that any takes, and the matrix.
     """
-    found = []
+    matrices = []
     start, _ = taps_range([taps])
     for begin in range(0, len(taps.index), size):
         some = Taps(taps.index[begin : begin + size], taps.weights[begin : begin + size])
         first, last = taps_range([some])
         matrix = np.zeros((last - first, len(some.index)), np.float32)
         np.put_along_axis(matrix.T, some.index.astype(np.intp) - first, some.weights, 1)
-        found.append((first - start, matrix))
-    return found
+        matrices.append((first - start, matrix))
+    return matrices

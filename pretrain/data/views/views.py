@@ -1,4 +1,4 @@
-"""What one clip is, in frames and pixels: its settings, and the part of its pictures that is shown. No torch here."""
+"""The settings of a clip, and the view of it: which size, crop and flip of its pictures are shown. No torch here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,13 +106,13 @@ class ClipSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_that_follow(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        follow: dict[str, Any] = {"resize": None} if given.get("short_edge") is not None else {}
-        if given.get("input") == "flow":
+    def _defaults_that_follow(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        follow: dict[str, Any] = {"resize": None} if values.get("short_edge") is not None else {}
+        if values.get("input") == "flow":
             follow["normalisation"] = FLOW
-        return follow | given
+        return follow | values
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
@@ -143,10 +143,10 @@ class ClipSettings(Settings):
 
     @model_validator(mode="after")
     def _a_value_a_channel(self) -> Self:
-        found = len(self.normalisation.mean)
-        if found != self.channels:
+        count = len(self.normalisation.mean)
+        if count != self.channels:
             raise ValueError(
-                f"normalisation has {found} values and a clip of input {self.input} {self.channels} channels; give "
+                f"normalisation has {count} values and a clip of input {self.input} {self.channels} channels; give "
                 f"mean and std {self.channels} values each, or leave normalisation out"
             )
         return self

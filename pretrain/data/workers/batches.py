@@ -1,4 +1,4 @@
-"""What a batch shows, which frames of which samples seen how, and its planes in one stretch of memory."""
+"""Makes a batch: decides which frames of which samples it shows and how, and decodes them into one memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from pretrain.data.reading.decode import Window, decode_flow_into, decode_into, plane_matrix
 from pretrain.data.reading.packets import byte_ranges
+from pretrain.data.reading.part_reader import CachedPartReader
 from pretrain.data.reading.prefetch import ByteRange, PrefetchingReader
 from pretrain.data.reading.store_split import DamagedData, Sample, Split
-from pretrain.data.reading.whole_parts import CachedPartReader
 from pretrain.data.sampling.order import Draw, mix, sample_randoms
 from pretrain.data.views.frames import evaluation_starts, is_looped, train_start
 from pretrain.data.views.resample import source_window
@@ -167,7 +167,7 @@ class BatchMaker:
                     shard, row = split.place(int(words[0] % np.uint64(len(split))))
                 else:
                     shard, row = draw.shard, draw.row
-                if (known := self._known.get((draw.store, shard), self._known.get((draw.store, shard, row)))) is None:
+                if (damage := self._known.get((draw.store, shard), self._known.get((draw.store, shard, row)))) is None:
                     rows = split.rows(shard)
                     if not attempt and draw.label >= 0:
                         row = rows.row_with(draw.label, row)
@@ -176,8 +176,8 @@ class BatchMaker:
                     yield shard, row, sample
                     continue
             except DamagedData as error:
-                known = self._known[draw.store, shard] = error
-            damaged.append(known)
+                damage = self._known[draw.store, shard] = error
+            damaged.append(damage)
         raise UserError(
             f"{_TRIES} samples, one after the other, are damaged:\n" + "\n".join(dict.fromkeys(map(str, damaged))),
             split.store.url,

@@ -1,4 +1,4 @@
-"""Worker processes, seen from the trainer's: jobs go to whichever is free, batches come back by their tickets."""
+"""The pool of worker processes as the trainer uses it: requests go to whichever is free, batches come by ticket."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _START_SECONDS = 120.0  # that nothing may come for as they start
 
 
 class LoaderSettings(Settings):
-    """The processes that make clips: how many, how far ahead, and when they give up."""
+    """How many processes make clips, how many steps they prefetch, and how much damage they may meet."""
 
     workers: Annotated[
         int | None,

@@ -1,4 +1,4 @@
-"""A process that makes batches: jobs in, planes out through memory that it shares with the trainer's process."""
+"""A worker process that makes batches: requests in, planes out through memory shared with the trainer's process."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from pretrain.data.reading.outage import PatientStore, StoreGone
 from pretrain.data.reading.part_cache import PartCache
+from pretrain.data.reading.part_reader import CachedPartReader
 from pretrain.data.reading.prefetch import PrefetchingReader
+from pretrain.data.reading.reading_mode import ReadingSettings, uses_whole_parts
 from pretrain.data.reading.store_split import Split
-from pretrain.data.reading.whole_parts import CachedPartReader, ReadingSettings, uses_whole_parts
 from pretrain.data.sampling.order import Draw
 from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.batches import Batch, BatchMaker
@@ -35,7 +36,7 @@ _LAST = 19  # of what the system's scheduler knows as niceness
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """All that a worker is told as it starts: what it trains on and how it reads it, and what it evaluates on.
+    """What a worker is given as it starts: the splits of which it makes batches, for both uses, and how it reads.
 
     `yields_cpu`: the network computes on the same cores. Its threads wait for each other, so that a worker that takes a
     core from one of them stops all; it has them while the network leaves them free, or waits for clips.
@@ -68,7 +69,7 @@ class EvaluationBatchRequest:
 
 @dataclass(frozen=True)
 class BatchReady:
-    """A job's answer: its batch without the arrays, which lie in memory `buffer`, laid out by `shape` and `flow`."""
+    """The answer: a batch without the arrays, that lie in memory `buffer`, laid out by `shape` and `flow`."""
 
     ticket: int
     buffer: int
@@ -88,7 +89,7 @@ class NewSharedMemory:
 
 @dataclass(frozen=True)
 class RequestFailed:
-    """A job that could not be done, and why."""
+    """A request that could not be done, and why."""
 
     error: Exception
 
@@ -187,7 +188,7 @@ def _next(jobs: socket.socket) -> TrainingBatchRequest | EvaluationBatchRequest 
 
 
 def _choose_sources(work: WorkerSetup) -> None:
-    """Read ahead what is far away, and whole parts where that is cheaper."""
+    """Have remote splits prefetch ranges, and read from cached whole parts where that is cheaper."""
     for split in (*work.splits, *([work.unseen] if work.unseen else [])):
         if split.store.remote:
             split.source = PrefetchingReader(split.store)

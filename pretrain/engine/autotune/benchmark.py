@@ -1,4 +1,4 @@
-"""What a network's compute paths take on the device it is on: seconds, and whether each computes what it should."""
+"""Times a network's compute paths on its device, and checks that each computes what it should."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ERROR = 0.02  # relative, of the logits: as much as any sound compute path may 
 
 
 class AutotuneListener:
-    """Told of what is measured, as it comes: to whom that is not kept in memory alone. This one keeps nothing."""
+    """Receives what is measured, as it comes. This one ignores it; a child process sends it to its parent."""
 
     def begins(self, what: str, compute_path: str | None = None) -> None:
         """What is under way from now on, and by which compute path, if it is one's."""
@@ -52,7 +52,7 @@ def measure(
     deadline: float | None = None,
     graph: bool = False,
 ) -> dict[str, float]:
-    """Seconds of a training pass over `clips`, N C T H W, by each compute path: the best of `repeats`.
+    """Seconds of a micro-step over `clips`, N C T H W, by each compute path: the best of `repeats`.
 
     `held`: bytes that training holds there, see `MicroStep`. `listener` is told each compute path's as it comes. After
     `deadline`, a time of `time.perf_counter`, no further compute path is begun once one is timed. `graph`: what is
@@ -78,25 +78,19 @@ def measure(
             log.info("not measured, for want of time: the compute path %s", ", ".join(group))
             continue
         listener.begins(f"measuring {', '.join(group)}", group[0])
-        mine = {name: compute_paths[name] for name in group}
+        timed = {name: compute_paths[name] for name in group}
         with cudnn_heuristics_only(clips.device):
-            short |= _time_in_turn(model, clips, precision, mine, repeats, exact, seconds, errors, listener, graph)
+            short |= _time_in_turn(model, clips, precision, timed, repeats, exact, seconds, errors, listener, graph)
         if clips.device.type == "cuda":
             torch.cuda.empty_cache()
         for name in group:
             if name in seconds:
                 log.info("compute path %s: %.3g clips/s", name, len(clips) / seconds[name])
                 listener.timed(name, len(clips) / seconds[name])
-    sound = [error for error in errors.values() if math.isfinite(error)]
-    if len(errors) == 1 and exact is not None:  # which is no measure of itself
-        sound = [_error_of_torchs_own(model, clips, precision, exact)]
-    bound = max(_ERROR, 4 * min(sound, default=0.0))
-    for name, error in errors.items():
-        if not error <= bound:
-            wrong = f"its logits are off by {error:.2g} of their size"
-            log.warning("the compute path %s computes wrongly here: %s", name, wrong)
-            listener.failed(name, wrong)
-            del seconds[name]
+    for name, wrong in _wrong_logits(model, clips, precision, exact, errors).items():
+        log.warning("the compute path %s computes wrongly here: %s", name, wrong)
+        listener.failed(name, wrong)
+        del seconds[name]
     del reserve
     if not seconds and short:
         raise torch.OutOfMemoryError("no compute path has the memory to run")
@@ -105,10 +99,23 @@ def measure(
     return seconds
 
 
+def _wrong_logits(
+    model: VideoNetwork, clips: Tensor, precision: Precision, exact: Tensor | None, errors: Mapping[str, float]
+) -> dict[str, str]:
+    """The compute paths whose logits are further off than rounding explains, and by how much, in words."""
+    sound = [error for error in errors.values() if math.isfinite(error)]
+    if len(errors) == 1 and exact is not None:  # which is no measure of itself
+        sound = [_error_of_torchs_own(model, clips, precision, exact)]
+    bound = max(_ERROR, 4 * min(sound, default=0.0))
+    return {
+        name: f"its logits are off by {error:.2g} of their size" for name, error in errors.items() if not error <= bound
+    }
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a device's memory was too small; cuDNN says it in its own words while it tries its algorithms."""
-    told = ("unable to find an engine", "ALLOC_FAILED", "can't allocate memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in told)
+    messages = ("unable to find an engine", "ALLOC_FAILED", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in messages)
 
 
 def _held(device: torch.device, held: int) -> Tensor | None:
@@ -182,8 +189,8 @@ def _time_in_turn(
                     listener.failed(name, reason)
                 if name in copies:
                     _ungraph(copies.pop(name))
-                for known in (seconds, errors):
-                    known.pop(name, None)
+                for figures in (seconds, errors):
+                    figures.pop(name, None)
     for network in copies.values():
         _ungraph(network)
     return short

@@ -1,4 +1,4 @@
-"""The child process in which compute paths are measured and tried: a task comes in, words go out as lines of JSON."""
+"""The main function of the process that autotunes: a task comes in, results go out as lines of JSON."""
 
 from __future__ import annotations
 
@@ -75,39 +75,39 @@ def found_by(task: AutotuneTask, world: World, listener: _Words) -> AutotuneResu
     model.to(world.device)
     rates, names, fewest = task.rates, task.names, task.fewest
     while True:
-        found = AutotuneResult(
+        result = AutotuneResult(
             compute_path="",
             planar=task.planar or [], recomputed=fewest if task.recomputed is None else task.recomputed,
             device=device_name(world.device), batch=training.batch, precision=training.precision, clips_per_second={},
             made_by=library_versions(),
         )  # fmt: skip
         if names:
-            found = autotune(
+            result = autotune(
                 model, training, world.device, names, task.recomputed, listener, planar=task.planar, fewest=fewest
             )
-        if names and found.recomputed != fewest:
+        if names and result.recomputed != fewest:
             rates = {}
-        rates = {**rates, **found.clips_per_second}
-        found = found.model_copy(update={"clips_per_second": rates}).without(task.failed)
-        chosen = _trains(found, model, task, world, listener)
+        rates = {**rates, **result.clips_per_second}
+        result = result.model_copy(update={"clips_per_second": rates}).without(task.failed)
+        chosen = _trains(result, model, task, world, listener)
         if chosen is not None:
             return chosen
         # Too little memory, which measuring alone had.
-        if task.recomputed is not None or found.recomputed == len(model.stages):
+        if task.recomputed is not None or result.recomputed == len(model.stages):
             raise lane_too_large(training, task.recomputed is not None and task.recomputed < len(model.stages))
-        task.planar, fewest = found.planar, found.recomputed + 1
-        names, rates = [name for name in [*task.names, *found.clips_per_second] if name not in task.failed], {}
+        task.planar, fewest = result.planar, result.recomputed + 1
+        names, rates = [name for name in [*task.names, *result.clips_per_second] if name not in task.failed], {}
 
 
 def _trains(
-    found: AutotuneResult, model: VideoNetwork, task: AutotuneTask, world: World, listener: _Words
+    result: AutotuneResult, model: VideoNetwork, task: AutotuneTask, world: World, listener: _Words
 ) -> AutotuneResult | None:
     """With the fastest compute path that takes whole steps; None where memory is short, as it is in the run then."""
-    while found.compute_path:
-        listener.begins(f"training by {found.compute_path}", found.compute_path)
+    while result.compute_path:
+        listener.begins(f"training by {result.compute_path}", result.compute_path)
         try:
-            _take_steps(copy.deepcopy(model), found, task, world)
-            return found
+            _take_steps(copy.deepcopy(model), result, task, world)
+            return result
         except Exception as error:
             reason = str(error).partition("\n")[0]
             if is_device_lost(error):
@@ -115,16 +115,16 @@ def _trains(
             if is_out_of_memory(error):
                 if task.spec.ranks == 1:
                     return None
-                return found  # of several ranks each holds less than this one
-            log.warning("the compute path %s does not train here: %s", found.compute_path, reason)
-            listener.failed(found.compute_path, reason)
-            found = found.without([found.compute_path])
+                return result  # of several ranks each holds less than this one
+            log.warning("the compute path %s does not train here: %s", result.compute_path, reason)
+            listener.failed(result.compute_path, reason)
+            result = result.without([result.compute_path])
     raise RuntimeError("no compute path trains this network on this device; the warnings above say why")
 
 
-def _take_steps(model: VideoNetwork, found: AutotuneResult, task: AutotuneTask, world: World) -> None:
+def _take_steps(model: VideoNetwork, result: AutotuneResult, task: AutotuneTask, world: World) -> None:
     training = task.training
-    model.use(found.by_name(found.compute_path))
+    model.use(result.by_name(result.compute_path))
     engine = Engine(model, _own(task.spec), world, 1, training.batch, training.joint_batch_norm, task.spec.rates)
     engine.set_learning_rate(1e-4)
     clips = random_clips(training.batch, training.clip).to(world.device)
@@ -149,7 +149,7 @@ def _own(spec: NetworkSpec) -> Any:
 
 
 class _Words(logging.Handler, AutotuneListener):
-    """What is told to the parent: what is under way and found, and the log."""
+    """Sends to the parent what is under way, what was measured, and the log."""
 
     def __init__(self, descriptor: int) -> None:
         logging.Handler.__init__(self)

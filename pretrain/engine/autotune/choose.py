@@ -1,4 +1,4 @@
-"""Which compute path a run computes by: the fastest as measured on its machine, kept with the run."""
+"""Chooses the compute path of a run: the fastest as measured on its machine, kept in the run's folder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def choose_compute_path(
     recomputed: int | None = None,
     spec: NetworkSpec | None = None,
 ) -> ComputePath:
-    """The fastest compute path for a pass of training, the same on every rank of the run.
+    """The fastest compute path for a micro-step, the same on every rank of the run.
 
     Rank 0 measures once and keeps what it saw in the run's folder, so that a run that goes on takes the same compute
     path on the same kind of device; on a GPU also in the cache folder, for other runs of such a network. `recomputed`:
@@ -55,15 +55,15 @@ def choose_compute_path(
     """
     device = world.device
 
-    def known() -> str:
-        found = read_result(folder)
-        if found is None or not _still_holds(found, training, device, recomputed):
-            failed = found.failed if found and _same_place(found, device) else []
-            found = _found_anew(model, training, device, recomputed, spec, failed)
-            write_result(folder, found)
-        return found.model_dump_json()
+    def result_json() -> str:
+        result = read_result(folder)
+        if result is None or not _still_holds(result, training, device, recomputed):
+            failed = result.failed if result and _same_place(result, device) else []
+            result = _found_anew(model, training, device, recomputed, spec, failed)
+            write_result(folder, result)
+        return result.model_dump_json()
 
-    chosen = AutotuneResult.model_validate_json(world.broadcast_text(known))
+    chosen = AutotuneResult.model_validate_json(world.broadcast_text(result_json))
     PRESTARTED.end()
     return chosen.by_name(chosen.compute_path)
 
@@ -76,12 +76,12 @@ def exclude_compute_path(folder: Path, world: World) -> str:
     """
 
     def noted() -> str:
-        found = read_result(folder)
-        assert found is not None
-        rest = found.without([found.compute_path])
+        result = read_result(folder)
+        assert result is not None
+        rest = result.without([result.compute_path])
         write_result(folder, rest)
         return (
-            f"{found.compute_path} {rest.compute_path} {bool(set(candidate_names(world.device)) - set(rest.failed)):d}"
+            f"{result.compute_path} {rest.compute_path} {bool(set(candidate_names(world.device)) - set(rest.failed)):d}"
         )
 
     failed, following, left = world.broadcast_text(noted).split(" ")
@@ -102,7 +102,7 @@ def autotune(
     planar: Sequence[str] | None = None,
     fewest: int = 0,
 ) -> AutotuneResult:
-    """The fastest compute path on this device for a pass of training (on a CPU for fewer clips, where they take long).
+    """Measure the fastest compute path on this device for a micro-step (on a CPU of fewer clips, which take long).
 
     Of `names`, or of all that are worth a try on such a device. `listener` is told each result as it comes. `planar`:
     the convolutions that are faster as 2D ones, if that is known. `fewest`: groups that are recomputed at the least.
@@ -127,7 +127,7 @@ def autotune(
                 seconds = None if deadline is None else SECONDS_ON_GPU / 3
                 planar = sorted(planar_layers(model, clips.to(device), precision, multiple, seconds))
             (listener or AutotuneListener()).decided(planar, groups)
-            found = AutotuneResult(
+            result = AutotuneResult(
                 compute_path="",
                 planar=list(planar),
                 recomputed=groups,
@@ -137,7 +137,7 @@ def autotune(
                 clips_per_second={},
                 made_by=library_versions(),
             )
-            compute_paths = {name: found.by_name(name) for name in names}
+            compute_paths = {name: result.by_name(name) for name in names}
             taken = measure(
                 model, clips.to(device), precision, compute_paths, held=training.held, listener=listener,
                 deadline=deadline,                graph=training.graph,
@@ -148,7 +148,7 @@ def autotune(
             log.warning("%d clips do not fit into memory with %d groups of layers computed twice", batch, groups)
             continue
         rates = {name: tried / seconds for name, seconds in taken.items()}
-        return found.model_copy(update={"clips_per_second": rates}).without([])
+        return result.model_copy(update={"clips_per_second": rates}).without([])
     raise lane_too_large(training, recomputed is not None and recomputed < len(model.stages))
 
 
@@ -170,12 +170,12 @@ def lane_too_large(training: MicroStep, more: bool) -> UserError:
 
 def evaluation_compute_path(folder: Path, wanted: str, device: torch.device) -> ComputePath:
     """The compute path that a run took on such a device, or was told to; the default where it ran on another."""
-    found = read_result(folder)
+    result = read_result(folder)
     if wanted != "auto":
         return COMPUTE_PATHS[wanted]
-    if found is None or found.device != device_name(device) or found.compute_path not in COMPUTE_PATHS:
+    if result is None or result.device != device_name(device) or result.compute_path not in COMPUTE_PATHS:
         return VideoNetwork.compute_path
-    return found.by_name(found.compute_path)
+    return result.by_name(result.compute_path)
 
 
 def candidate_names(device: torch.device) -> list[str]:
@@ -201,19 +201,19 @@ def _found_anew(
     if device.type != "cpu":  # whose choices hang on what else it computes, and are made in seconds
         engine = spec.engine.model_dump_json() if spec else ""
         key = result_key(model, training, device_name(device), recomputed, engine)
-        known = read_cached_result(key)
-        known = known.without(list(failed)) if known else None
-        if known and _still_holds(known, training, device, recomputed):
-            failed_there = f"; {', '.join(known.failed)} failed" if known.failed else ""
+        cached = read_cached_result(key)
+        cached = cached.without(list(failed)) if cached else None
+        if cached and _still_holds(cached, training, device, recomputed):
+            failed_there = f"; {', '.join(cached.failed)} failed" if cached.failed else ""
             where = cache_folder() / f"{key}.json"
             log.info(
                 "compute path %s, as measured on such a device (%s): %s%s",
-                known.compute_path,
+                cached.compute_path,
                 where,
-                _told(known),
+                _told(cached),
                 failed_there,
             )
-            return known
+            return cached
     names = [name for name in candidate_names(device) if name not in failed]
     if not names:
         raise RuntimeError(
@@ -221,33 +221,33 @@ def _found_anew(
         )
     begin = time.perf_counter()
     log.info("measuring the compute paths %s", ", ".join(names))
-    found = None
+    result = None
     if spec is not None and device.type != "cpu":
         try:
-            found = autotune_in_child(
+            result = autotune_in_child(
                 spec, training, device, names, recomputed, meanwhile=lambda: import_deepspeed(device)
             )
         except CannotStart as error:
             log.info("the compute paths are measured in this process: none beside it can (%s)", error)
-    if found is None:
-        found = autotune(model, training, device, names, recomputed)
-    log.info("compute path %s, measured in %.1f s: %s", found.compute_path, time.perf_counter() - begin, _told(found))
-    return found.without(list(failed)).model_copy(update={"key": key})
+    if result is None:
+        result = autotune(model, training, device, names, recomputed)
+    log.info("compute path %s, measured in %.1f s: %s", result.compute_path, time.perf_counter() - begin, _told(result))
+    return result.without(list(failed)).model_copy(update={"key": key})
 
 
-def _told(found: AutotuneResult) -> str:
-    return ", ".join(f"{name} {rate:.3g}" for name, rate in found.clips_per_second.items()) + " clips/s"
+def _told(result: AutotuneResult) -> str:
+    return ", ".join(f"{name} {rate:.3g}" for name, rate in result.clips_per_second.items()) + " clips/s"
 
 
-def _still_holds(found: AutotuneResult, training: MicroStep, device: torch.device, recomputed: int | None) -> bool:
+def _still_holds(result: AutotuneResult, training: MicroStep, device: torch.device, recomputed: int | None) -> bool:
     return (
-        _same_place(found, device)
-        and (found.batch, found.precision) == (training.batch, training.precision)
-        and found.compute_path in candidate_names(device)
-        and found.compute_path not in found.failed
-        and recomputed in (None, found.recomputed)
+        _same_place(result, device)
+        and (result.batch, result.precision) == (training.batch, training.precision)
+        and result.compute_path in candidate_names(device)
+        and result.compute_path not in result.failed
+        and recomputed in (None, result.recomputed)
     )
 
 
-def _same_place(found: AutotuneResult, device: torch.device) -> bool:
-    return (found.device, found.made_by) == (device_name(device), library_versions())
+def _same_place(result: AutotuneResult, device: torch.device) -> bool:
+    return (result.device, result.made_by) == (device_name(device), library_versions())

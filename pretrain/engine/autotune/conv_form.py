@@ -32,7 +32,7 @@ class ConvolutionKind:
     """
 
     layer: Convolution
-    given: Tensor
+    input: Tensor
     channels: Channels
     first: bool
     names: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class ConvolutionKind:
         """Multiply-accumulates of all these layers, but for what their strides leave out."""
         stride = math.prod(self.layer.stride)
         return (
-            len(self.names) * self.given.numel() * self.layer.out_channels * math.prod(self.layer.kernel_size) / stride
+            len(self.names) * self.input.numel() * self.layer.out_channels * math.prod(self.layer.kernel_size) / stride
         )
 
 
@@ -79,35 +79,35 @@ def _kinds(model: VideoNetwork, clips: Tensor, precision: Precision, multiple: i
     network = copy.deepcopy(model).to(clips.device).eval()
     channels = _padded(network, multiple)
     kinds: dict[tuple[object, ...], ConvolutionKind] = {}
-    for number, (name, (layer, given)) in enumerate(_inputs(network, clips, precision).items()):
+    for number, (name, (layer, input)) in enumerate(_inputs(network, clips, precision).items()):
         if not layer.flat:
             continue
         sizes = channels.get(name, (layer.in_channels, layer.out_channels))
-        key = (layer.kernel_size, layer.stride, sizes, given.shape[:1] + given.shape[2:], number == 0)
-        kinds.setdefault(key, ConvolutionKind(layer, given, sizes, number == 0)).names.append(name)
+        key = (layer.kernel_size, layer.stride, sizes, input.shape[:1] + input.shape[2:], number == 0)
+        kinds.setdefault(key, ConvolutionKind(layer, input, sizes, number == 0)).names.append(name)
     return list(kinds.values())
 
 
 def _padded(network: VideoNetwork, multiple: int) -> dict[str, Channels]:
     """The channels of the convolutions on both sides of mid-planes, as a compute path pads them."""
-    found: dict[str, Channels] = {}
+    channels: dict[str, Channels] = {}
     for name, module in network.named_modules():
         if isinstance(module, Factored):
             spatial, temporal = module[0], module[3]
             assert isinstance(spatial, Convolution) and isinstance(temporal, Convolution)
             middle = spatial.out_channels + -spatial.out_channels % multiple
-            found[f"{name}.0"] = (spatial.in_channels, middle)
-            found[f"{name}.3"] = (middle, temporal.out_channels)
-    return found
+            channels[f"{name}.0"] = (spatial.in_channels, middle)
+            channels[f"{name}.3"] = (middle, temporal.out_channels)
+    return channels
 
 
 def _inputs(network: VideoNetwork, clips: Tensor, precision: Precision) -> dict[str, tuple[Convolution, Tensor]]:
     """Each convolution, by name and in order, with what it is given (on the meta device)."""
-    found: dict[str, tuple[Convolution, Tensor]] = {}
+    inputs: dict[str, tuple[Convolution, Tensor]] = {}
     network.use(COMPUTE_PATHS["channels-last"])
     hooks = [
         module.register_forward_pre_hook(
-            lambda module, given, name=name: found.update({name: (module, given[0].to("meta"))})
+            lambda module, arguments, name=name: inputs.update({name: (module, arguments[0].to("meta"))})
         )
         for name, module in network.named_modules()
         if isinstance(module, Convolution)
@@ -116,7 +116,7 @@ def _inputs(network: VideoNetwork, clips: Tensor, precision: Precision) -> dict[
         network(clips)
     for hook in hooks:
         hook.remove()
-    return found
+    return inputs
 
 
 def _faster_planar(kind: ConvolutionKind, device: torch.device, precision: Precision, repeats: int) -> bool:
@@ -144,8 +144,8 @@ def _standing_in(kind: ConvolutionKind, device: torch.device, precision: Precisi
     shape: Any = {"kernel_size": mould.kernel_size, "stride": mould.stride, "padding": mould.padding}
     layer = Convolution(*kind.channels, **shape, bias=mould.bias is not None, device=device)
     layer.requires_grad_(mould.weight.requires_grad)
-    clips, _, *sides = kind.given.shape
-    x = torch.randn(clips, kind.channels[0], *sides, device=device, dtype=kind.given.dtype)
+    clips, _, *sides = kind.input.shape
+    x = torch.randn(clips, kind.channels[0], *sides, device=device, dtype=kind.input.dtype)
     if (half := HALF_DTYPES[precision]) is not None and device.type == "cuda" and not kind.first:
         layer, x = layer.to(half), x.to(half)  # casts are not the convolution's
     x = x.contiguous(memory_format=torch.channels_last_3d)

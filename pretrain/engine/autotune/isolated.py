@@ -35,7 +35,7 @@ def _nothing() -> None:
 
 
 class NetworkSpec(BaseModel):
-    """What a network is built from, and how its engine is: rates as `parameter_groups` takes them."""
+    """All that a child process builds a run's network and engine from; rates as `parameter_groups` takes them."""
 
     model: ModelSettings
     classes: int

@@ -1,4 +1,4 @@
-"""The process that measures paths, as its parent holds it: begun, given a task, listened to and ended."""
+"""The child process that autotunes, as its parent handles it: started, given a task, listened to and ended."""
 
 from __future__ import annotations
 

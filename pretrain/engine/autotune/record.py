@@ -99,13 +99,13 @@ def write_result(folder: Path, measured: AutotuneResult) -> None:
 def read_cached_result(key: str) -> AutotuneResult | None:
     """What another run has kept by this key; None where none has, or nothing that can be read."""
     try:
-        found = AutotuneResult.model_validate_json((cache_folder() / f"{key}.json").read_bytes())
+        result = AutotuneResult.model_validate_json((cache_folder() / f"{key}.json").read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:  # pydantic's is a ValueError, too
         log.debug("what was measured of the compute paths by other runs cannot be read: %s", error)
         return None
-    return found if found.key == key else None
+    return result if result.key == key else None
 
 
 def result_key(model: nn.Module, training: MicroStep, device: str, recomputed: int | None, engine: str) -> str:

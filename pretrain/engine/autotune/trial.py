@@ -53,10 +53,10 @@ def trial(engine: Engine, training: MicroStep) -> Outcome:
         if outcome:
             return outcome
     with world.host_maximum(_TO_EXCHANGE) as highest:
-        mine = _outcome(lambda: _step(engine, clips), world.device)
-        if mine == Outcome.TOO_LARGE:  # the other ranks may wait for this one
+        outcome = _outcome(lambda: _step(engine, clips), world.device)
+        if outcome == Outcome.TOO_LARGE:  # the other ranks may wait for this one
             raise _lane_too_large(engine, training)
-        return Outcome(highest(mine))
+        return Outcome(highest(outcome))
 
 
 def _lane_too_large(engine: Engine, training: MicroStep) -> UserError:

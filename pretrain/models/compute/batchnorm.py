@@ -1,4 +1,4 @@
-"""Batch normalisation by lane: a lane's own statistics, and one move of the running ones a training step."""
+"""Batch normalisation by lane: each lane's own statistics, and one update of the running ones a training step."""
 
 from __future__ import annotations
 
@@ -167,6 +167,7 @@ def commit_statistics(
     moved = [mean for mean, _ in statistics] + [variance for _, variance in statistics]
     counts = [layer.num_batches_tracked for layer in layers]
     momenta = [layer.momentum for layer in layers] * 2
+    # torch._foreach_*, private in torch 2.x (its optimizers compute by them): one kernel for many small tensors.
     if finite is None:
         torch._foreach_lerp_(running, moved, momenta)
         torch._foreach_add_(counts, 1)

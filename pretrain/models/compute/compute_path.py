@@ -1,4 +1,4 @@
-"""How a network computes: the same function in different orders of memory, of which the fastest is taken."""
+"""Compute paths: ways to compute the same network, in other orders of memory and by other kernels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pretrain.models.compute.space_to_depth import fits_blocks, space_to_depth
 
 @dataclass(frozen=True)
 class ComputePath:
-    """A way to compute the same function.
+    """How a network computes the function that it is.
 
     channels_last: activations lie N T H W C in memory, else N C T H W. planar: (1,k,k) convolutions run as 2D
     ones over N·T and (k,1,1) ones as (k,1) ones over (T, H·W), which in that order are views (but for a stride

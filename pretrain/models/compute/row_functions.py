@@ -1,4 +1,4 @@
-"""What `row_kernels` computes, in torch's own operations: for devices without Triton, and for double precision.
+"""The functions of `row_kernels` in torch's own operations: for devices without Triton, and for double precision.
 
 The functions are those of `row_kernels` by name, arguments and results, which are of the weights' type here.
 """

@@ -15,70 +15,15 @@ at every launch. Gradients handed out are tensors of their own.
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from pretrain.models.compute.row_launch import Launch, launch, processors
+
 _FOLDED = 512  # rows of partial sums that one program adds up; more are added in two rounds
 _CHANNELS = 32  # of a program that adds up partial sums
-
-
-class Launch(NamedTuple):
-    """How a kernel walks over M C: `columns` programs of `block` columns, by `groups` of `rows` super-rows each.
-
-    A super-row is `repeats` rows of C side by side, so that columns × block = repeats × C. `unrolled` super-rows are
-    read at once, by `warps` warps.
-    """
-
-    columns: int
-    groups: int
-    rows: int
-    repeats: int
-    block: int
-    unrolled: int
-    warps: int
-
-    @property
-    def partial(self) -> int:
-        """Rows of C channels of partial sums that a reducing kernel leaves."""
-        return self.groups * self.repeats
-
-
-class _Shape(NamedTuple):
-    programs: int  # wanted on each multiprocessor
-    block: int
-    unrolled: int
-    warps: int
-
-
-# As measured on an H200; sums want few programs, since each leaves partial sums, and what writes wants many.
-_SHAPES = {
-    "moments": _Shape(8, 1024, 2, 4),
-    "slopes": _Shape(8, 512, 2, 2),
-    "apply": _Shape(32, 512, 8, 4),
-    "inner": _Shape(32, 1024, 4, 8),
-}
-_FEWEST = 8  # super-rows of a program of those that sum, lest its partial sums be as much as what it reads
-_WIDEST = 8192  # columns up to which a super-row is widened, for programs side by side
-
-
-def launch(rows: int, channels: int, kernel: str, processors: int) -> Launch:
-    """How a kernel ("moments", "slopes", "apply" or "inner") walks over rows × channels on so many multiprocessors."""
-    programs, block, unrolled, warps = _SHAPES[kernel]
-    repeats = block // math.gcd(block, channels)
-    while channels * repeats < _WIDEST and repeats < rows:
-        repeats *= 2
-    supers = -(-rows // repeats)
-    columns = channels * repeats // block
-    groups = max(1, -(-programs * processors // columns))
-    fewest = _FEWEST if kernel in ("moments", "slopes") else 1
-    each = min(max(-(-supers // groups), fewest), supers)
-    each = -(-each // unrolled) * unrolled
-    return Launch(columns, -(-supers // each), each, repeats, block, unrolled, warps)
 
 
 def moments(rows: Tensor, precision: torch.dtype) -> Tensor:
@@ -97,12 +42,12 @@ def statistics(rows: Tensor, weight: Tensor, bias: Tensor, eps: float, pending: 
     """
     count, channels = rows.shape
     sums = _folded(_partial_moments(rows))
-    found = torch.empty(4, channels, device=rows.device)
+    result = torch.empty(4, channels, device=rows.device)
     _statistics[(-(-channels // _CHANNELS),)](
-        sums, rows, weight, bias, found, found if pending is None else pending, count, sums.shape[1], channels,
+        sums, rows, weight, bias, result, result if pending is None else pending, count, sums.shape[1], channels,
         len(weight), eps, PENDING=pending is not None, TILE=64, CHANNELS=_CHANNELS, num_warps=4,
     )  # fmt: skip
-    return found
+    return result
 
 
 def apply(rows: Tensor, statistics: Tensor, added: Tensor | None, relu: bool) -> Tensor:
@@ -148,21 +93,17 @@ def inner(gradient: Tensor, rows: Tensor, statistics: Tensor, slopes: Tensor, co
     gradient: M C, still to pass the `relu`, by the sign of the normalised rows. slopes: the gradients of bias and
     weight, float32 [2, C], summed over `count` rows.
     """
-    found = torch.empty_like(rows)
+    result = torch.empty_like(rows)
     how = _launch(rows, "inner")
     _inner[(how.columns, how.groups)](
-        gradient, rows, statistics, slopes, found, 1.0 / count, rows.numel(), rows.shape[1], how.columns, how.rows,
+        gradient, rows, statistics, slopes, result, 1.0 / count, rows.numel(), rows.shape[1], how.columns, how.rows,
         RELU=relu, UNROLLED=how.unrolled, BLOCK=how.block, num_warps=how.warps,
     )  # fmt: skip
-    return found
+    return result
 
 
 def _launch(rows: Tensor, kernel: str) -> Launch:
-    return launch(rows.shape[0], rows.shape[1], kernel, _processors(rows.device))
-
-
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return launch(rows.shape[0], rows.shape[1], kernel, processors(rows.device))
 
 
 def _partial_moments(rows: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""All weights of a network's convolutions in half precision by one call, where autocast makes one a layer."""
+"""Casts the weights of all convolutions to half precision by one call, where autocast makes one call a layer.
+
+That call is `torch._foreach_copy_`, private in torch 2.x: its optimizers copy many tensors by it, too.
+"""
 
 from __future__ import annotations
 
@@ -55,12 +58,12 @@ class _Cast(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        known = [gradient for gradient in gradients if gradient is not None]
-        copies = [torch.empty(gradient.shape, device=gradient.device) for gradient in known]
+        present = [gradient for gradient in gradients if gradient is not None]
+        copies = [torch.empty(gradient.shape, device=gradient.device) for gradient in present]
         if copies:
-            torch._foreach_copy_(copies, known)
-        found = iter(copies)
-        return None, *(None if gradient is None else next(found) for gradient in gradients)
+            torch._foreach_copy_(copies, present)
+        wide = iter(copies)
+        return None, *(None if gradient is None else next(wide) for gradient in gradients)
 
 
 @torch.no_grad()

@@ -14,13 +14,13 @@ def first_batch(url: str, share: float, began: float) -> None:
     from pretrain.data.loader import Loader
     from pretrain.data.sources import DataSettings, open_sources, order_of
 
-    told = {"imported": time.time() - began}
+    seconds = {"imported": time.time() - began}
     data = DataSettings.model_validate({"store": url, "loader": {"workers": 2}})
     sources = open_sources(data)
     order = order_of(sources, data, 0, 1, 8)
-    told["opened"] = time.time() - began
+    seconds["opened"] = time.time() - began
     with Loader(sources, order, data.clip, data.loader, range(1)) as loader:
         loader.load_state_dict(loader.state_dict() | {"step": int(share * sources.samples) // 8})
         next(iter(loader))
-        told["first_batch"] = time.time() - began
-    print(json.dumps(told))
+        seconds["first_batch"] = time.time() - began
+    print(json.dumps(seconds))

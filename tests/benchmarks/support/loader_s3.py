@@ -46,13 +46,13 @@ def s3(folder: Path, quick: bool) -> dict[str, Any]:
     with s3_server() as (environment, _), variables(environment):
         url = f"s3://{BUCKET}/small"
         copied(Path(store), url)
-        found: dict[str, Any] = {"cpu": cpu(store, url, 8 if quick else 64, 2 if quick else 7)}
-        found["bytes"] = read_of_whole(store, 64)
-        found["faults"] = faults(url, environment, 8 if quick else 40)
+        results: dict[str, Any] = {"cpu": cpu(store, url, 8 if quick else 64, 2 if quick else 7)}
+        results["bytes"] = read_of_whole(store, 64)
+        results["faults"] = faults(url, environment, 8 if quick else 40)
         large = f"s3://{BUCKET}/large"
         size = enlarged(open_store(store), large, folder / "large", 10**8 if quick else 10**9)
-        found["first"] = {"store_bytes": size, **first(large, size, 1 if quick else 3)}
-    return found
+        results["first"] = {"store_bytes": size, **first(large, size, 1 if quick else 3)}
+    return results
 
 
 def cpu(local: str, remote: str, steps: int, rounds: int) -> dict[str, Any]:
@@ -69,14 +69,14 @@ def cpu(local: str, remote: str, steps: int, rounds: int) -> dict[str, Any]:
                     pass
                 if round_number:  # the first one opens and connects
                     taken[url].append((spent() - before) / (each.stats.clips - clips))
-    mine, theirs = (1e3 * statistics.median(seconds) for seconds in taken.values())
+    local_ms, theirs = (1e3 * statistics.median(seconds) for seconds in taken.values())
     ratio = statistics.median(far / near for near, far in zip(*taken.values(), strict=True))
     print(
-        f"CPU a clip: directory {mine:.2f} ms, S3 {theirs:.2f} ms: {ratio:.2f} times "
+        f"CPU a clip: directory {local_ms:.2f} ms, S3 {theirs:.2f} ms: {ratio:.2f} times "
         f"(goal {CPU_GOAL:g} at most) {said(ratio <= CPU_GOAL)}",
         flush=True,
     )
-    return {"directory_ms": mine, "s3_ms": theirs, "ratio": ratio, "passed": ratio <= CPU_GOAL}
+    return {"directory_ms": local_ms, "s3_ms": theirs, "ratio": ratio, "passed": ratio <= CPU_GOAL}
 
 
 def read_of_whole(store: str, steps: int) -> dict[str, Any]:
@@ -123,26 +123,26 @@ def digests(url: str, steps: int) -> list[str]:
 
 def first(url: str, size: int, rounds: int) -> dict[str, Any]:
     """Seconds from a process' start to its first batch, at the beginning of a pass and in its middle; medians."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     program = (
         "import sys; from tests.benchmarks.support.loader_first import first_batch; first_batch(*eval(sys.argv[1]))"
     )
     for name, share in (("beginning", 0.0), ("middle", 0.5)):
-        told = []
+        reports = []
         for _ in range(rounds):
             given = repr((url, share, time.time()))
             done = subprocess.run([sys.executable, "-c", program, given], capture_output=True, text=True, check=True)
-            told.append(json.loads(done.stdout))
-        found[name] = {key: statistics.median(each[key] for each in told) for key in told[0]}
-        seconds = found[name]["first_batch"]
-        found[name]["passed"] = seconds < FIRST_GOAL
+            reports.append(json.loads(done.stdout))
+        results[name] = {key: statistics.median(each[key] for each in reports) for key in reports[0]}
+        seconds = results[name]["first_batch"]
+        results[name]["passed"] = seconds < FIRST_GOAL
         print(
             f"first batch at the {name} of a pass, a shard of {size / 1e9:.2f} GB: {seconds:.2f} s (imports "
-            f"{found[name]['imported']:.2f} s, store open at {found[name]['opened']:.2f} s; goal {FIRST_GOAL:g}) "
+            f"{results[name]['imported']:.2f} s, store open at {results[name]['opened']:.2f} s; goal {FIRST_GOAL:g}) "
             f"{said(seconds < FIRST_GOAL)}",
             flush=True,
         )
-    return found
+    return results
 
 
 def loader(url: str, steps: int) -> Loader:

@@ -23,7 +23,7 @@ class Window:
     clips: float
     seconds: float
     cpu_seconds: float
-    told: dict[str, float]
+    logged: dict[str, float]
 
 
 @dataclass
@@ -49,9 +49,9 @@ class Seen:
         """CPU seconds of all its processes."""
         return median([window.cpu_seconds / window.clips for window in self._of(number)])
 
-    def told(self, name: str) -> float:
+    def logged(self, name: str) -> float:
         """The median of what a run's own lines say."""
-        return median([window.told.get(name, float("nan")) for window in self.windows])
+        return median([window.logged.get(name, float("nan")) for window in self.windows])
 
     def _of(self, number: int | None) -> list[Window]:
         return self.windows if number is None else self.rounds[number]
@@ -59,11 +59,13 @@ class Seen:
 
 def median(values: Sequence[float]) -> float:
     """Of those that are known; nan without any."""
-    known = [value for value in values if value == value]
-    return statistics.median(known) if known else float("nan")
+    numbers = [value for value in values if value == value]
+    return statistics.median(numbers) if numbers else float("nan")
 
 
-def row(seen: Seen, found: dict[tuple[str, int], Seen], per_clip: float, peak: float, devices: int) -> dict[str, Any]:
+def row(
+    seen: Seen, seen_by_name: dict[tuple[str, int], Seen], per_clip: float, peak: float, devices: int
+) -> dict[str, Any]:
     """A contender's figures."""
     if seen.failed or not seen.rounds:
         return {"name": seen.name, "ranks": seen.ranks, "failed": seen.failed}
@@ -74,12 +76,12 @@ def row(seen: Seen, found: dict[tuple[str, int], Seen], per_clip: float, peak: f
         "clips_per_second": rate,
         "clips_per_second_by_round": [1 / seen.seconds_a_clip(number) for number in range(len(seen.rounds))],
         "cpu_ms_per_clip": 1e3 * seen.cpu_a_clip(),
-        "data_wait_ratio": seen.told("data_wait_ratio") if seen.name in ("ours", "plain") else float("nan"),
+        "data_wait_ratio": seen.logged("data_wait_ratio") if seen.name in ("ours", "plain") else float("nan"),
         "mfu": mfu(rate, per_clip, peak, devices) if seen.name in ("ours", "plain", "model") else float("nan"),
     }
     if seen.name == "ours":
-        figures["told"] = {name: seen.told(name) for name in ("mfu", "memory_bytes", "saving_ratio")}
-        exchange = found.get(("exchange", seen.ranks))
+        figures["told"] = {name: seen.logged(name) for name in ("mfu", "memory_bytes", "saving_ratio")}
+        exchange = seen_by_name.get(("exchange", seen.ranks))
         if exchange and exchange.rounds:
             figures["exchange_ratio"] = exchange.seconds_a_clip() * rate
     return figures
@@ -92,7 +94,7 @@ def saved(saving: Seen, ours: Seen) -> dict[str, float]:
         halves = [median([window.seconds for window in windows[begin::2]]) for begin in (0, 1)]
         pauses.append(abs(halves[0] - halves[1]))
     seconds = median(pauses)
-    return {"seconds": seconds, "share": seconds / SAVED_EVERY, "told_share": ours.told("saving_ratio")}
+    return {"seconds": seconds, "share": seconds / SAVED_EVERY, "told_share": ours.logged("saving_ratio")}
 
 
 def share_of_bound(ours: Seen, model: Seen, loader: Seen, number: int, device: torch.device) -> float:
@@ -104,7 +106,7 @@ def share_of_bound(ours: Seen, model: Seen, loader: Seen, number: int, device: t
 
 
 def judged(
-    result: dict[str, Any], found: dict[tuple[str, int], Seen], ranks: Sequence[int], device: torch.device
+    result: dict[str, Any], seen_by_name: dict[tuple[str, int], Seen], ranks: Sequence[int], device: torch.device
 ) -> list[dict[str, Any]]:
     """Ours against its network alone, its bound and the plain loop, more ranks against the fewest, start and saving."""
     lines: list[dict[str, Any]] = []
@@ -118,21 +120,21 @@ def judged(
         lines.append({"what": what, "value": value, "goal": goal, "passed": passed})
 
     for count in ranks:
-        ours, model, loader, plain = (found[name, count] for name in ("ours", "model", "loader", "plain"))
-        told = f"{count} rank{'s' * (count > 1)}"
+        ours, model, loader, plain = (seen_by_name[name, count] for name in ("ours", "model", "loader", "plain"))
+        by_ranks = f"{count} rank{'s' * (count > 1)}"
         both = range(min(len(ours.rounds), len(model.rounds)))
         shares = [model.seconds_a_clip(n) / ours.seconds_a_clip(n) for n in both]
-        add(f"training / network alone (e2e), {told}", shares, BOUND_GOAL if on_gpu else None)
+        add(f"training / network alone (e2e), {by_ranks}", shares, BOUND_GOAL if on_gpu else None)
         rounds = range(min(len(each.rounds) for each in (ours, model, loader)))
         shares = [share_of_bound(ours, model, loader, n, device) for n in rounds]
-        add(f"ours / bound, by the clock, {told}", shares, BOUND_GOAL)
+        add(f"ours / bound, by the clock, {by_ranks}", shares, BOUND_GOAL)
         if not on_gpu:
             shares = [(model.cpu_a_clip(n) + loader.cpu_a_clip(n)) / ours.cpu_a_clip(n) for n in rounds]
-            add(f"ours / bound, by CPU seconds, {told}", shares, BOUND_GOAL)
+            add(f"ours / bound, by CPU seconds, {by_ranks}", shares, BOUND_GOAL)
         both = range(min(len(ours.rounds), len(plain.rounds)))
-        add(f"ours / plain DDP, {told}", [plain.seconds_a_clip(n) / ours.seconds_a_clip(n) for n in both], 1.0)
+        add(f"ours / plain DDP, {by_ranks}", [plain.seconds_a_clip(n) / ours.seconds_a_clip(n) for n in both], 1.0)
     for count in ranks[1:]:
-        few, many = found["ours", ranks[0]], found["ours", count]
+        few, many = seen_by_name["ours", ranks[0]], seen_by_name["ours", count]
         rounds = range(min(len(few.rounds), len(many.rounds)))
         times = count // ranks[0] if on_gpu else 1  # ranks of a CPU share its cores
         shares = [few.seconds_a_clip(n) / many.seconds_a_clip(n) / times for n in rounds]

@@ -70,19 +70,19 @@ class Contender:
         return torch.optim.SGD(groups, lr=1e-3, momentum=engine.momentum, nesterov=engine.nesterov)
 
 
-def model_step(found: Contender) -> Step:
+def model_step(contender: Contender) -> Step:
     """Our network on clips that lie ready, by the engine as the trainer drives it, with every pass of a step."""
-    job, clip, world = found.job, found.job.data.clip, found.world
-    network = build_model(job.model, found.classes, clip.frames, clip.crop).to(world.device).train()
-    path = evaluation_compute_path(found.folder, job.engine.compute_path, world.device)
+    job, clip, world = contender.job, contender.job.data.clip, contender.world
+    network = build_model(job.model, contender.classes, clip.frames, clip.crop).to(world.device).train()
+    path = evaluation_compute_path(contender.folder, job.engine.compute_path, world.device)
     if job.engine.recomputed != "auto":
         path = replace(path, recomputed=job.engine.recomputed)
     network.use(path)
     engine = Engine(network, job.engine, world, job.lanes, job.lane_batch, job.together, job.schedule.rates)
-    numbers = [found.lanes] if job.together else [[lane] for lane in found.lanes]
+    numbers = [contender.lanes] if job.together else [[lane] for lane in contender.lanes]
     clips = job.lane_batch * len(numbers[0])
     video = torch.randn(clips, job.model.in_channels, clip.frames, clip.crop, clip.crop, device=world.device)
-    targets = torch.eye(found.classes, device=world.device)[torch.arange(clips) % found.classes]
+    targets = torch.eye(contender.classes, device=world.device)[torch.arange(clips) % contender.classes]
 
     def step() -> float:
         engine.set_learning_rate(1e-3)
@@ -95,9 +95,9 @@ def model_step(found: Contender) -> Step:
     return step
 
 
-def loader_step(found: Contender) -> Step:
+def loader_step(contender: Contender) -> Step:
     """Clips up to the network's input, which lies in the same memory each time."""
-    steps, clip = iter(found.loader()), found.job.data.clip
+    steps, clip = iter(contender.loader()), contender.job.data.clip
     video: Tensor | None = None
 
     def step() -> float:
@@ -109,26 +109,26 @@ def loader_step(found: Contender) -> Step:
     return step
 
 
-def plain_step(found: Contender) -> Step:
+def plain_step(contender: Contender) -> Step:
     """DDP, autocast and the plain network, each lane a pass of it; recomputed where the run's is."""
-    job, clip, device = found.job, found.job.data.clip, found.world.device
+    job, clip, device = contender.job, contender.job.data.clip, contender.world.device
     assert job.model.name == "r2plus1d" and job.model.depth is not None
     recomputed = job.engine.recomputed not in ("auto", 0)
     inner = Recomputed if recomputed else PlainR2Plus1D
     order = torch.channels_last_3d if device.type == "cuda" else torch.contiguous_format
-    plain = inner(job.model.depth, found.classes, job.model.width).to(device).to(memory_format=order)  # type: ignore[call-overload]
+    plain = inner(job.model.depth, contender.classes, job.model.width).to(device).to(memory_format=order)  # type: ignore[call-overload]
     network = DistributedDataParallel(plain, static_graph=recomputed)
-    optimizer = found.optimizer(plain)
-    loader = found.loader()
+    optimizer = contender.optimizer(plain)
+    loader = contender.loader()
     steps = iter(loader)
     video: Tensor | None = None
 
     def one_pass(clips: ClipBatch) -> None:
         nonlocal video
         video = network_input(clips.planes, clip, out=video)
-        with found.autocast():
+        with contender.autocast():
             logits = network(video.contiguous(memory_format=order))
-        (F.cross_entropy(logits.float(), clips.targets) / len(found.lanes)).backward()
+        (F.cross_entropy(logits.float(), clips.targets) / len(contender.lanes)).backward()
 
     def step() -> float:
         before = loader.stats.wait_seconds
@@ -153,15 +153,15 @@ class Recomputed(PlainR2Plus1D):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def exchange_step(found: Contender) -> Step:
+def exchange_step(contender: Contender) -> Step:
     """All gradients in fp32, summed over the ranks."""
-    job, clip = found.job, found.job.data.clip
+    job, clip = contender.job, contender.job.data.clip
     with torch.device("meta"):
-        count = parameters(build_model(job.model, found.classes, clip.frames, clip.crop))
-    gradients = torch.zeros(count, device=found.world.device)
+        count = parameters(build_model(job.model, contender.classes, clip.frames, clip.crop))
+    gradients = torch.zeros(count, device=contender.world.device)
 
     def step() -> float:
-        found.world.sum_(gradients)
+        contender.world.sum_(gradients)
         return 0.0
 
     return step
@@ -170,15 +170,15 @@ def exchange_step(found: Contender) -> Step:
 STEPS = {"model": model_step, "loader": loader_step, "plain": plain_step, "exchange": exchange_step}
 
 
-def timed(mode: str, found: Contender, steps: int) -> None:
+def timed(mode: str, contender: Contender, steps: int) -> None:
     """Take steps; rank 0 tells of every `log_steps` in metrics.jsonl, as if all ranks were as fast as it."""
-    job, device = found.job, found.world.device
+    job, device = contender.job, contender.world.device
     context = torch.no_grad() if mode == "loader" else nullcontext()
     with context:
-        step, begin, waited = STEPS[mode](found), time.perf_counter(), 0.0
+        step, begin, waited = STEPS[mode](contender), time.perf_counter(), 0.0
         for number in range(1, steps + 1):
             waited += step()
-            if number % job.log_steps or found.world.rank:
+            if number % job.log_steps or contender.world.rank:
                 continue
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
@@ -188,7 +188,7 @@ def timed(mode: str, found: Contender, steps: int) -> None:
                 "clips_per_second": job.log_steps * job.batch / seconds,
                 "data_wait_ratio": waited / seconds,
             }
-            with (found.folder / "metrics.jsonl").open("a") as file:
+            with (contender.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"event": "train", **values}) + "\n")
             begin, waited = time.perf_counter(), 0.0
 

@@ -17,8 +17,8 @@ from pretrain import metrics
 from pretrain.checkpoints.attempts import Superseded
 from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, save_checkpoint
 from sharding.base.errors import UserError
-from tests.support.training.checkpoints import begin_attempt, load_newest, started
-from tests.support.training.saving_process import is_whole, made, saving
+from tests.support.training.checkpoints import begin_attempt, is_whole, load_newest, made, started
+from tests.support.training.saving_process import saving
 
 SETTINGS = CheckpointSettings(keep=2)
 
@@ -129,7 +129,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_does_not_end_training(tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_does_not_end_training(tmp_path: Path, run_log: pytest.LogCaptureFixture) -> None:
     before = failures()
     with small_disk(tmp_path / "disk", 16) as disk:
         run = disk / "run"
@@ -145,7 +145,7 @@ def test_a_full_disk_does_not_end_training(tmp_path: Path, told: pytest.LogCaptu
             checkpointer.finish()
         assert str(run) in refused.value.where and "room" in refused.value.remedy
         assert failures() == before + 2
-        warnings = {record.getMessage() for record in told.records if record.levelno == logging.WARNING}
+        warnings = {record.getMessage() for record in run_log.records if record.levelno == logging.WARNING}
         assert len(warnings) == 2 and all("training goes on" in warning for warning in warnings)
         assert names(run) == ["step-00000001", "step-00000002"] and newest(run) == 2  # no leftovers
         ballast.unlink()

@@ -20,7 +20,8 @@ from pretrain.models.count import parameters
 from pretrain.models.weights import check_weights, load_weights
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.base.errors import UserError
-from tests.support.training.published_files import doubled, python2_pickle, random_state, vmz_network, vmz_shapes
+from tests.support.training.published_files import doubled, python2_pickle, random_state, vmz_shapes
+from tests.support.training.published_networks import vmz_network
 
 Blobs = dict[str, Any]
 

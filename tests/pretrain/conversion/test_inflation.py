@@ -15,14 +15,8 @@ from pretrain.models.network import VideoNetwork
 from pretrain.models.weights import check_weights, load_weights
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.base.errors import UserError
-from tests.support.training.published_files import (
-    doubled,
-    i3d_shapes,
-    image_network,
-    image_shapes,
-    inception,
-    random_state,
-)
+from tests.support.training.published_files import doubled, i3d_shapes, image_shapes, random_state
+from tests.support.training.published_networks import image_network, inception
 
 LONG = 128  # frames: more than any of these networks sees of time at once
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
-import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,21 +18,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain.conversion.published import read_published
-from pretrain.conversion.torch_archive import read_archive
 from pretrain.models.weights import load_weights
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.base.errors import UserError
 from tests.support.training.published_files import (
-    Shapes,
     doubled,
     i3d_shapes,
-    image_network,
-    image_shapes,
     random_state,
-    video_network,
     video_shapes,
     vmz_shapes,
 )
+from tests.support.training.published_networks import video_network
 
 R3D = random_state(video_shapes(("3d",) * 4, classes=3, planes=2))
 OTHER = random_state(video_shapes(("3d",) * 4, classes=3, planes=2), seed=1)
@@ -265,74 +260,6 @@ def test_optimizers_that_name_their_states_are_no_networks(tmp_path: Path) -> No
         assert read_published(tmp_path / "x").set_aside == [key]
 
 
-class Attack:
-    """Runs a command when it is unpickled."""
-
-    def __init__(self, *call: Any) -> None:
-        self.call = call
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.call[0], self.call[1:]
-
-
-def test_programs_in_a_file_are_not_run(tmp_path: Path) -> None:
-    file, trace = tmp_path / "file.ckpt", tmp_path / "trace"
-    for call, named in (
-        ((os.system, f"touch {trace}"), "posix.system"),
-        ((exec, f"open({str(trace)!r}, 'w')"), "builtin__.exec"),
-        ((open, str(trace), "w"), None),
-        ((__import__, "this"), None),
-        ((torch.load, str(file)), None),
-    ):
-        torch.save({"state_dict": prefixed(R3D, "model."), "hyper_parameters": Attack(*call)}, file)
-        if named:
-            with pytest.raises(UserError, match="more than tensors") as refused:
-                read_published(file)
-            assert named in refused.value.what
-        else:
-            assert_is(file, R3D)
-    assert not trace.exists()
-
-
-def crafted(file: Path, program: bytes, storage: bytes = bytes(40)) -> Path:
-    """A file of torch.save's format whose pickle is this program."""
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("archive/data.pkl", program)
-        archive.writestr("archive/data/0", storage)
-        archive.writestr("archive/version", "3")
-    return file
-
-
-STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\ntQ"
-BUILDER = b"ctorch._utils\n_rebuild_tensor_v2\n"
-
-
-def test_no_pickle_changes_how_the_next_one_is_read(tmp_path: Path) -> None:
-    slots = b"N}X\x07\0\0\0__new__K\x01s\x86b"  # BUILD of what is below it, with the attribute __new__
-    for target in (BUILDER, b"ctorch._utils\n_rebuild_parameter\n", b"ccollections\nOrderedDict\n", b"cx\ny\n"):
-        read_archive(crafted(tmp_path / "attack.pt", b"\x80\x02" + target + slots + b"."))
-    tree, foreign = read_archive(
-        crafted(tmp_path / "file.pt", b"\x80\x02" + BUILDER + b"(" + STORAGE + b"K\0K\x05\x85K\x01\x85\x89}tR.")
-    )
-    assert torch.equal(tree, torch.zeros(5)) and not foreign
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [
-        b"K\0K\x0b\x85K\x01\x85",
-        b"K\0M\xff\xff\x85K\0\x85",
-        b"K\x08K\x05\x85K\x01\x85",
-        b"J\xff\xff\xff\xffK\x05\x85K\x01\x85",
-    ],
-    ids=["longer", "repeated", "beyond", "before"],
-)  # fmt: skip
-def test_tensors_that_reach_out_of_their_storage(tmp_path: Path, shape: bytes) -> None:
-    program = b"\x80\x02" + BUILDER + b"(" + STORAGE + shape + b"\x89}tR."
-    with pytest.raises(UserError, match="damaged"):
-        read_archive(crafted(tmp_path / "file.pt", program))
-
-
 def test_a_module_saved_whole_is_refused(tmp_path: Path) -> None:
     for tree in (torch.nn.Linear(2, 3), {"model": torch.nn.Linear(2, 3), "epoch": 1}):
         torch.save(tree, tmp_path / "model.pt")
@@ -346,73 +273,6 @@ def test_what_fsdp_has_taken_apart_is_refused_with_what_to_save(tmp_path: Path) 
     with pytest.raises(UserError, match="flat_param") as refused:
         read_published(tmp_path / "file.pt")
     assert "full_state_dict" in refused.value.remedy
-
-
-def convmodules(inputs: int, outputs: int, kernel: tuple[int, int, int], name: str, factored: bool) -> Shapes:
-    """mmcv's ConvModule, of Conv3d or mmaction2's Conv2plus1d."""
-
-    def norm(name: str, planes: int) -> Shapes:
-        kept = {f"{name}.{key}": (planes,) for key in ("weight", "bias", "running_mean", "running_var")}
-        return kept | {f"{name}.num_batches_tracked": ()}
-
-    time, side, _ = kernel
-    if not factored:
-        return {f"{name}.conv.weight": (outputs, inputs, *kernel)} | norm(f"{name}.bn", outputs)
-    middle = int(3 * inputs * outputs * side * side / (inputs * side * side + 3 * outputs))
-    spatial = {f"{name}.conv.conv_s.weight": (middle, inputs, 1, side, side)} | norm(f"{name}.conv.bn_s", middle)
-    return spatial | {f"{name}.conv.conv_t.weight": (outputs, middle, time, 1, 1)} | norm(f"{name}.bn", outputs)
-
-
-def mmaction2_shapes(factored: bool, planes: int = 64, classes: int = 400) -> Shapes:
-    """mmaction2's ResNet2Plus1d or ResNet3d of depth 18, in a Recognizer3D with I3DHead."""
-    shapes, inputs = convmodules(3, planes, (3, 7, 7), "backbone.conv1", factored), planes
-    for stage in range(4):
-        outputs = planes * 2**stage
-        for block in range(2):
-            name = f"backbone.layer{stage + 1}.{block}"
-            shapes |= convmodules(inputs, outputs, (3, 3, 3), f"{name}.conv1", factored)
-            shapes |= convmodules(outputs, outputs, (3, 3, 3), f"{name}.conv2", factored)
-            if inputs != outputs:
-                shapes |= convmodules(inputs, outputs, (1, 1, 1), f"{name}.downsample", factored)
-            inputs = outputs
-    return shapes | {"cls_head.fc_cls.weight": (classes, inputs), "cls_head.fc_cls.bias": (classes,)}
-
-
-def test_mmaction2s_video_networks_are_refused_with_what_differs(tmp_path: Path) -> None:
-    r2plus1d, r3d = random_state(mmaction2_shapes(True)), random_state(mmaction2_shapes(False, 8))
-    c3d = {"backbone.conv1a.conv.weight": torch.ones(64, 3, 3, 3, 3), "backbone.conv1a.conv.bias": torch.ones(64)}
-    c3d |= {"backbone.fc6.weight": torch.ones(2, 8192), "cls_head.fc_cls.weight": torch.ones(3, 2)}
-    for state, parts in (
-        (r2plus1d, ["mmaction2's R(2+1)D", "83 mid-planes", "layer2.0.downsample", "pools after the stem", "eps"]),
-        (r3d, ["mmaction2's ResNet3d", "no weight tells"]),
-        (c3d | {"cls_head.fc_cls.bias": torch.ones(3)}, ["mmaction2's C3D", "8192", "no batch normalisation"]),
-    ):  # fmt: skip
-        torch.save({"meta": {"cfg": "model = dict()"}, "state_dict": state}, tmp_path / "epoch_180.pth")
-        with pytest.raises(UserError) as refused:
-            read_published(tmp_path / "epoch_180.pth")
-        assert [part for part in parts if part not in refused.value.what] == [], refused.value.what
-        assert "ig65m" in refused.value.remedy
-
-
-def test_mmaction2s_2d_resnet_is_torchvisions(tmp_path: Path) -> None:
-    state = random_state(image_shapes(50, classes=4, planes=8))
-    theirs = {}
-    for name, value in state.items():
-        parts = name.split(".")
-        if parts[-2].startswith(("conv", "bn")):
-            parts[-2:] = [f"conv{parts[-2][-1]}", parts[-2][:-1], parts[-1]]
-        elif parts[-3:-2] == ["downsample"]:
-            parts[-2] = ("conv", "bn")[int(parts[-2])]
-        theirs["cls_head.fc_cls." + parts[-1] if name.startswith("fc.") else "backbone." + ".".join(parts)] = value
-    torch.save({"state_dict": theirs, "meta": {}}, tmp_path / "tsn.pth")
-    found = read_published(tmp_path / "tsn.pth", inflate="fr2d")
-    assert found.flat and found.settings == ModelSettings(name="fr2d", depth=50, width=1 / 8, pool1=True, eps=1e-5)
-    model = build_model(found.settings, found.classes, 8).double().eval()
-    load_weights(model, found.state, "keep")
-    images = torch.randn(1, 3, 32, 40, dtype=torch.float64)
-    with torch.no_grad():
-        ours = model(images.unsqueeze(2).expand(1, 3, 8, 32, 40))
-    torch.testing.assert_close(ours, image_network(doubled(state), images)[1], rtol=1e-9, atol=1e-9)
 
 
 def test_caffe2s_pickles_are_known_by_what_they_hold(tmp_path: Path) -> None:

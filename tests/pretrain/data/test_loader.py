@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,11 +20,10 @@ from pretrain.data.sampling.order import sample_randoms
 from pretrain.data.sources import DataSettings, Sources, open_sources, order_of
 from pretrain.data.views.frames import train_start
 from pretrain.data.views.views import VIEW_RANDOMS, ClipSettings, train_view
-from pretrain.data.workers.pool import DecoderDied, DecodersStalled, LoaderSettings
+from pretrain.data.workers.pool import LoaderSettings
 from pretrain.engine.distributed import World
 from pretrain.training.setup import lanes_of
 from sharding.base.errors import UserError
-from sharding.base.parent_death import STOP_SIGNALS
 from sharding.format.record import read_record, record_meta, record_path, write_record
 from sharding.storage.store import open_store
 from tests.pretrain.conftest import CLASSES, CLIP, SHORT
@@ -210,96 +206,6 @@ def test_labels_share_the_weight() -> None:
     assert target((0, 3), 4).tolist() == [0.5, 0, 0, 0.5]
     row = target((0, 1, 2), 4)
     assert row.sum() == pytest.approx(1) and row[3] == 0 and row.dtype == torch.float32
-
-
-def children() -> set[int]:
-    """This process' own that have not ended."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent = path.read_text().rpartition(")")[2].split()[:2]
-            if int(parent) == os.getpid() and state != "Z":
-                found.add(int(path.parent.name))
-    return found
-
-
-def names(folder: str) -> set[str]:
-    return {path.name for path in Path(folder).iterdir()}
-
-
-def test_a_worker_is_no_rank(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who looks for a run's ranks by their environment finds these alone."""
-    monkeypatch.setenv("RANK", "0")
-    before = children()
-    with loader(sources, 1) as made:
-        steps = iter(made)
-        next(steps)
-        (worker,) = children() - before
-        environment = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
-        assert b"PATH=" + os.environ["PATH"].encode() in environment
-        assert not [entry for entry in environment if entry.startswith(b"RANK=")]
-
-
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_to_all_of_a_job_ends_no_worker(sources: Sources, number: int) -> None:
-    """The trainer decides: it may still validate and save."""
-    before = children()
-    with loader(sources, 1, last=4) as made:
-        steps = iter(made)
-        next(steps)
-        (worker,) = children() - before
-        os.kill(worker, number)
-        assert len(list(steps)) == 3 and children() - before == {worker}
-
-
-def test_workers_give_way_to_a_network_on_their_cores(sources: Sources) -> None:
-    before = children()
-    with loader(sources, workers=2, last=2) as made:
-        steps = iter(made)
-        next(steps)
-        own = os.getpriority(os.PRIO_PROCESS, 0)
-        found = [os.getpriority(os.PRIO_PROCESS, pid) for pid in children() - before]
-        assert len(found) == 2 and max(found) == 19 and min(found) >= own
-    assert os.getpriority(os.PRIO_PROCESS, 0) == own
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_is_told(sources: Sources) -> None:
-    before = children()
-    with loader(sources, 2) as made:
-        steps = iter(made)
-        next(steps)
-        victim = max(children() - before)
-        os.kill(victim, signal.SIGKILL)
-        with pytest.raises(DecoderDied, match=f"pid {victim}.*SIGKILL.*memory"):
-            for _ in range(100):
-                next(steps)
-    assert children() <= before
-
-
-def test_workers_that_hang_are_told(sources: Sources) -> None:
-    before = children()
-    with loader(sources, 1, prefetch=1, stall_seconds=1) as made:
-        steps = iter(made)
-        next(steps)
-        (worker,) = children() - before
-        os.kill(worker, signal.SIGSTOP)
-        with pytest.raises(DecodersStalled, match=r"nothing for 1 s; see data\.loader\.stall_seconds"):
-            for _ in range(100):
-                next(steps)
-    assert children() <= before
-
-
-def test_nothing_is_left_of_it(sources: Sources) -> None:
-    """No process, no named memory, no open handle."""
-    before = children(), names("/dev/shm"), len(names("/proc/self/fd"))
-    steps = iter(made := loader(sources, 2))
-    next(steps)
-    assert names("/dev/shm") == before[1]
-    made.close()
-    del steps
-    assert (children(), names("/dev/shm")) == before[:2]
-    assert len(names("/proc/self/fd")) <= before[2] + 1
 
 
 Spoil = Callable[[bytearray, int, int], bytes]

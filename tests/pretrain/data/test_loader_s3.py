@@ -9,7 +9,7 @@ import pytest
 
 from pretrain.data.loader import ClipBatch, Loader
 from pretrain.data.reading.outage import StoreGone
-from pretrain.data.reading.whole_parts import ReadingSettings
+from pretrain.data.reading.reading_mode import ReadingSettings
 from pretrain.data.sources import open_sources, order_of
 from pretrain.data.workers.pool import LoaderSettings
 from sharding.storage.store import open_store

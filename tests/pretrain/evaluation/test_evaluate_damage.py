@@ -150,14 +150,14 @@ def test_scores_are_taken_up_where_they_belong(
 
 
 def test_a_disk_that_takes_no_scores_is_told_once(
-    tmp_path: Path, scored: list[VideoScore], told: pytest.LogCaptureFixture
+    tmp_path: Path, scored: list[VideoScore], run_log: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
     with PartialScores(tmp_path / "file", {}) as pieces:
         for score in scored:
             pieces.add([score])
             pieces.flush()
-    (record,) = {id(record): record for record in told.records}.values()
+    (record,) = {id(record): record for record in run_log.records}.values()
     assert "scores cannot be written as they come" in record.getMessage()
 
 

@@ -23,7 +23,7 @@ MEASURED = ("engine.compute_path=auto", "deterministic=false")
 
 
 def train(finished: Finished, run: Path, fails: str, *overrides: str) -> tuple[int, str]:
-    """The exit code, and what was told."""
+    """The exit code, and all output."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     environment |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     environment |= {"MASTER_PORT": str(free_port()), "FAILS": fails}

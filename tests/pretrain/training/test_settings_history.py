@@ -25,12 +25,12 @@ def entries(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / SETTINGS_HISTORY).read_text().splitlines()]
 
 
-def test_what_changes_is_told_and_entered(tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
+def test_what_changes_is_told_and_entered(tmp_path: Path, run_log: pytest.LogCaptureFixture) -> None:
     record_start(tmp_path, settings(), ONE, 1, 0, None)
-    assert not told.records and entries(tmp_path)[0]["changed"] == []
+    assert not run_log.records and entries(tmp_path)[0]["changed"] == []
     plain = {"log_steps": 5, "checkpoint": {"keep": 7}, "data": {"store": "there", "loader": {"workers": 3}}}
     record_start(tmp_path, settings(**plain), ONE, 2, 10, None)
-    assert not told.records and entries(tmp_path)[1]["settings"]["checkpoint"]["keep"] == 7
+    assert not run_log.records and entries(tmp_path)[1]["settings"]["checkpoint"]["keep"] == 7
     other = settings(schedule={"lr": 0.5, "decay": "cosine"}, engine={"precision": "fp32"}, precise_statistics=3)
     record_start(tmp_path, other, TWO, 3, 20, None)
     changed = {
@@ -43,14 +43,14 @@ def test_what_changes_is_told_and_entered(tmp_path: Path, told: pytest.LogCaptur
     last = entries(tmp_path)[2]
     assert {each["setting"]: (each["old"], each["new"]) for each in last["changed"]} == changed
     assert (last["attempt"], last["step"]) == (3, 20)
-    said = {record.message for record in told.records}
+    said = {record.message for record in run_log.records}
     assert "changed since the run's last start: schedule.lr is 0.5, was 0.01" in said
     assert len(said) == len(changed)
     record_start(tmp_path, other, TWO, 4, 30, None)
-    assert entries(tmp_path)[3]["changed"] == [] and {record.message for record in told.records} == said
+    assert entries(tmp_path)[3]["changed"] == [] and {record.message for record in run_log.records} == said
 
 
-def test_runs_of_before_and_lines_that_were_cut_short(tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
+def test_runs_of_before_and_lines_that_were_cut_short(tmp_path: Path, run_log: pytest.LogCaptureFixture) -> None:
     before = settings(schedule={"lr": 0.02}).model_dump(mode="json")
     del before["data"]["patience_seconds"]  # of a version that had it not
     record_start(tmp_path, settings(), ONE, 5, 10, before)

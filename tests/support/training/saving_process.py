@@ -14,22 +14,9 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings
+from pretrain.checkpoints.checkpoint import CheckpointSettings
 from sharding.base.errors import UserError
-from tests.support.training.checkpoints import started
-
-
-def made(step: int, megabytes: float) -> Checkpoint:
-    """A checkpoint of a step, every number of it that step's, half of it weights and half momentum."""
-    weights = torch.full((round(megabytes * 2**20 / 8),), float(step))
-    state = {"step": step, "clip1": step / 1000}
-    return Checkpoint(step, {"weight": weights}, {"momentum_buffer:weight": weights.clone()}, {}, state)
-
-
-def is_whole(checkpoint: Checkpoint) -> bool:
-    """Whether all of a loaded checkpoint is of its step."""
-    tensors = [*checkpoint.model.values(), *checkpoint.optimizer.values()]
-    return len(tensors) == 2 and all(bool((tensor == float(checkpoint.step)).all()) for tensor in tensors)
+from tests.support.training.checkpoints import made, started
 
 
 @dataclass(frozen=True)

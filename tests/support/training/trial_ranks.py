@@ -110,9 +110,9 @@ def main() -> None:
     torch.set_num_threads(1)
     world = start_world(200.0)
     names = CASES if world.size == 1 else ON_TWO
-    found: dict[str, Any] = {name: run_case(CASES[name], world) for name in names}
-    found["failures"] = failures(world)
-    torch.save(found, Path(sys.argv[1]) / f"{world.size}-{world.rank}.pt")
+    results: dict[str, Any] = {name: run_case(CASES[name], world) for name in names}
+    results["failures"] = failures(world)
+    torch.save(results, Path(sys.argv[1]) / f"{world.size}-{world.rank}.pt")
     leave_world()
 
 

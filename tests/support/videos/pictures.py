@@ -31,9 +31,9 @@ def clip(path: Path, encode: EncodeSettings = ENCODE) -> Clip:
     return only
 
 
-def luma(found: Clip) -> NDArray[np.uint8]:
+def luma(stored: Clip) -> NDArray[np.uint8]:
     """Frames × H × W."""
-    return np.stack([frame[: found.height] for frame in frames_of(found.data)])
+    return np.stack([frame[: stored.height] for frame in frames_of(stored.data)])
 
 
 def rgb(stored: Clip) -> NDArray[np.uint8]:

@@ -163,7 +163,7 @@ def test_reduced_precision_of_products_changes_nothing() -> None:
 def test_another_device_computes_where_the_batch_lies() -> None:
     planes = [random_planes(np.random.default_rng(0), size, "bt709") for size in SIZES[:2]]
     clip = ClipSettings(frames=2, resize=(26, 42), crop=24)
-    batch = plane_batch(planes, [centre_view(clip, each.y.shape[1:]) for each in planes]).each(
+    batch = plane_batch(planes, [centre_view(clip, each.y.shape[1:]) for each in planes]).map_tensors(
         lambda planes: planes.to("meta")
     )
     assert isinstance(batch, PlaneBatch) and batch.y.is_meta and batch.uv.is_meta
@@ -291,7 +291,7 @@ def test_a_mirrored_scene_moves_the_other_way() -> None:
 
 
 def test_flow_moves_between_devices() -> None:
-    batch = flow_batch([np.zeros((2, 48, 24), np.uint8)], [20.0], [View((24, 24), 0, 0, False)]).each(
+    batch = flow_batch([np.zeros((2, 48, 24), np.uint8)], [20.0], [View((24, 24), 0, 0, False)]).map_tensors(
         lambda planes: planes.to("meta")
     )
     assert isinstance(batch, FlowBatch) and batch.steps.shape == (1, 2, 2, 24, 24)

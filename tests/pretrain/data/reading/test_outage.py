@@ -166,7 +166,7 @@ def test_a_store_that_cannot_be_used_for_a_while() -> None:
     assert [waiting.over for waiting in told] == [False, True] and "credentials" in told[0].why
 
 
-def test_the_log_of_an_outage(told: pytest.LogCaptureFixture) -> None:
+def test_the_log_of_an_outage(run_log: pytest.LogCaptureFixture) -> None:
     outage = OutageLog()
     for _ in range(3):
         outage.tell(StoreWait("there", "moved", 1.0, 900.0))
@@ -174,7 +174,7 @@ def test_the_log_of_an_outage(told: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
         outage.tell(StoreWait("there", "moved", 7.0, 900.0, over=True))
     assert not outage.ongoing
-    said = dict.fromkeys((id(record), record.message.partition(" (")[0]) for record in told.records)
+    said = dict.fromkeys((id(record), record.message.partition(" (")[0]) for record in run_log.records)
     assert [message for _, message in said] == [
         "the store there is gone",
         "the store there is back after 7 s; training goes on",

@@ -11,8 +11,10 @@ import pytest
 from pretrain.data.loader import Loader
 from pretrain.data.reading.decode import decode_frames
 from pretrain.data.reading.part_cache import PartCache
+from pretrain.data.reading.part_prefetcher import PartPrefetcher
+from pretrain.data.reading.part_reader import CachedPartReader
+from pretrain.data.reading.reading_mode import ReadingSettings, uses_whole_parts
 from pretrain.data.reading.store_split import DamagedData, Split, open_split
-from pretrain.data.reading.whole_parts import CachedPartReader, PartPrefetcher, ReadingSettings, uses_whole_parts
 from pretrain.data.sources import DataSettings, open_sources, order_of
 from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.pool import LoaderSettings

@@ -79,14 +79,14 @@ def test_what_was_kept_is_taken_again_on_the_same_device(model: VideoNetwork, tm
 
 @pytest.mark.slow
 def test_a_path_that_failed_is_not_taken_again(
-    model: VideoNetwork, tmp_path: Path, told: pytest.LogCaptureFixture
+    model: VideoNetwork, tmp_path: Path, run_log: pytest.LogCaptureFixture
 ) -> None:
     choose_compute_path(tmp_path, model, FP32, ALONE)
     kept = json.loads((tmp_path / "compute_path.json").read_text())
     order = sorted(ON_CPU, key=kept["clips_per_second"].__getitem__, reverse=True)
     for number, (failed, following) in enumerate(itertools.pairwise(order)):
         assert exclude_compute_path(tmp_path, ALONE) == following
-        assert f"the compute path {failed} is left out" in told.text
+        assert f"the compute path {failed} is left out" in run_log.text
         taken = choose_compute_path(tmp_path, model, FP32, ALONE)
         assert taken.channels_last is COMPUTE_PATHS[following].channels_last and bool(taken.planar) is (
             following == "planar" and bool(kept["planar"])
@@ -140,7 +140,7 @@ def test_layers_are_planar_where_that_is_faster(model: VideoNetwork, monkeypatch
 
     def faster(kind: ConvolutionKind, device: torch.device, precision: str, repeats: int) -> bool:
         layer = kind.layer
-        asked.append((layer.kernel_size, layer.stride, kind.channels, tuple(kind.given.shape), kind.first))
+        asked.append((layer.kernel_size, layer.stride, kind.channels, tuple(kind.input.shape), kind.first))
         return layer.kernel_size == (3, 1, 1)
 
     monkeypatch.setattr(planar_module, "_faster_planar", faster)
@@ -172,9 +172,9 @@ def test_layers_are_timed_as_the_path_pads_them(model: VideoNetwork, monkeypatch
 
 
 def test_layers_past_the_time_follow_a_rule(
-    model: VideoNetwork, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
+    model: VideoNetwork, monkeypatch: pytest.MonkeyPatch, run_log: pytest.LogCaptureFixture
 ) -> None:
-    told.set_level(logging.INFO, "reelscale")
+    run_log.set_level(logging.INFO, "reelscale")
     clock, asked = [0.0], []
 
     def slow(kind: ConvolutionKind, *_: object) -> bool:
@@ -192,7 +192,7 @@ def test_layers_past_the_time_follow_a_rule(
     found = planar_layers(model, torch.randn(2, *CLIP), "fp32", seconds=3.0)
     assert [kind.names for kind in asked] == [kind.names for kind in whole[:3]]
     assert len(asked) == 3 and found == {name for kind in whole[:3] for name in kind.names} | {"stem.0"}
-    assert f"of {len(whole)} kinds of convolutions 3 were timed" in told.text
+    assert f"of {len(whole)} kinds of convolutions 3 were timed" in run_log.text
 
 
 def test_a_whole_3d_convolution_has_no_planar_form() -> None:

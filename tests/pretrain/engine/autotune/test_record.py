@@ -79,13 +79,13 @@ def begin(
 
 
 def test_another_run_takes_what_one_measured(
-    runs: list[list[str]], tmp_path: Path, told: pytest.LogCaptureFixture
+    runs: list[list[str]], tmp_path: Path, run_log: pytest.LogCaptureFixture
 ) -> None:
-    told.set_level(logging.INFO, "reelscale")
+    run_log.set_level(logging.INFO, "reelscale")
     assert begin(tmp_path / "one") == BEST and len(runs) == 1
-    assert "as measured on such a device" not in told.text
+    assert "as measured on such a device" not in run_log.text
     assert begin(tmp_path / "two") == BEST and len(runs) == 1
-    assert f"path {BEST}, as measured on such a device ({tmp_path / 'cache'}/" in told.text
+    assert f"path {BEST}, as measured on such a device ({tmp_path / 'cache'}/" in run_log.text
     assert (tmp_path / "one" / "compute_path.json").read_text() == (tmp_path / "two" / "compute_path.json").read_text()
     assert begin(tmp_path / "three", training=replace(TRAINING, batch=4)) == BEST and len(runs) == 2
     assert begin(tmp_path / "one") == BEST and len(runs) == 2  # of its own folder
@@ -93,13 +93,13 @@ def test_another_run_takes_what_one_measured(
 
 
 def test_a_path_that_failed_is_left_out_by_other_runs(
-    runs: list[list[str]], tmp_path: Path, told: pytest.LogCaptureFixture
+    runs: list[list[str]], tmp_path: Path, run_log: pytest.LogCaptureFixture
 ) -> None:
-    told.set_level(logging.INFO, "reelscale")
+    run_log.set_level(logging.INFO, "reelscale")
     begin(tmp_path / "one")
     assert exclude_compute_path(tmp_path / "one", GPU) == NEXT
     assert begin(tmp_path / "one") == begin(tmp_path / "two") == NEXT and len(runs) == 1
-    assert f"path {NEXT}, as measured" in told.text and f"clips/s; {BEST} failed" in told.text
+    assert f"path {NEXT}, as measured" in run_log.text and f"clips/s; {BEST} failed" in run_log.text
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"path": "none such"}', "\0\xff"])
@@ -120,12 +120,12 @@ def test_a_record_of_another_key_is_not_taken(runs: list[list[str]], tmp_path: P
 
 
 def test_a_folder_that_cannot_be_used_costs_measuring_again(
-    runs: list[list[str]], tmp_path: Path, told: pytest.LogCaptureFixture
+    runs: list[list[str]], tmp_path: Path, run_log: pytest.LogCaptureFixture
 ) -> None:
-    told.set_level(logging.DEBUG, "reelscale")
+    run_log.set_level(logging.DEBUG, "reelscale")
     (tmp_path / "cache").write_text("a file where the folder is to be")
     assert begin(tmp_path / "one") == begin(tmp_path / "two") == BEST and len(runs) == 2
-    assert {record.levelname for record in told.records if "other runs" in record.message} == {"DEBUG"}
+    assert {record.levelname for record in run_log.records if "other runs" in record.message} == {"DEBUG"}
 
 
 def test_other_libraries_are_measured_again(
@@ -140,9 +140,9 @@ def test_other_libraries_are_measured_again(
 
 
 def test_without_a_child_this_process_measures(
-    runs: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
+    runs: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_log: pytest.LogCaptureFixture
 ) -> None:
-    told.set_level(logging.INFO, "reelscale")
+    run_log.set_level(logging.INFO, "reelscale")
     here = choose.autotune_in_child
 
     def none(*_: object, **__: object) -> AutotuneResult:
@@ -151,7 +151,7 @@ def test_without_a_child_this_process_measures(
     monkeypatch.setattr(choose, "autotune_in_child", none)
     monkeypatch.setattr(choose, "autotune", lambda model, *given: here(SPEC, *given))
     assert begin(tmp_path / "one") == BEST and len(runs) == 1
-    assert "measured in this process: none beside it can (all GPUs are taken)" in told.text
+    assert "measured in this process: none beside it can (all GPUs are taken)" in run_log.text
 
 
 def test_the_key_is_of_all_that_decides() -> None:
