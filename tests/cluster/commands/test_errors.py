@@ -131,8 +131,8 @@ def test_every_command_explains_itself_with_an_example(say: Say) -> None:
 
 
 def test_a_dry_run_tells_the_derived_quantities_and_writes_nothing(say: Say, recipe: Path, store: Path) -> None:
-    told = succeeded(say("pretrain", recipe, f"data.store={store}", "ranks=2", "--dry-run")).stdout
-    names = [line.strip().rsplit("  ", 1)[0].strip() for line in told.splitlines()]
+    printed = succeeded(say("pretrain", recipe, f"data.store={store}", "ranks=2", "--dry-run")).stdout
+    names = [line.strip().rsplit("  ", 1)[0].strip() for line in printed.splitlines()]
     for name in (
         "global batch",
         "steps per epoch",
@@ -141,12 +141,12 @@ def test_a_dry_run_tells_the_derived_quantities_and_writes_nothing(say: Say, rec
         "gmacs per clip",
         "memory per rank",
     ):
-        assert name in names, told
+        assert name in names, printed
     result = succeeded(say("pretrain", recipe, f"data.store={store}", "ranks=2", "--dry-run", "--json"))
-    found = json.loads(result.stdout)
-    assert (found["global_batch"], found["steps_per_epoch"], found["steps"], found["epochs"]) == (4, 2, 6, 3)
-    assert found["training_samples"] == 6 and found["classes"] == 2 and found["ranks"] == 2
-    assert found["parameters"] > 0 and found["gmacs_per_clip"] > 0 and found["memory_per_rank_bytes"] > 0
+    plan = json.loads(result.stdout)
+    assert (plan["global_batch"], plan["steps_per_epoch"], plan["steps"], plan["epochs"]) == (4, 2, 6, 3)
+    assert plan["training_samples"] == 6 and plan["classes"] == 2 and plan["ranks"] == 2
+    assert plan["parameters"] > 0 and plan["gmacs_per_clip"] > 0 and plan["memory_per_rank_bytes"] > 0
     assert list(Path().iterdir()) == []
 
 
@@ -162,10 +162,10 @@ def test_a_mistake_and_a_dry_run_in_processes_of_their_own(recipe: Path, store: 
 @pytest.mark.slow
 def test_models_are_told_and_wrong_ones_refused(say: Say) -> None:
     asked = ("models", "--name", "r2plus1d", "--depth", "34", "--frames", "32", "--size", "112", "--classes", "400")
-    told = json.loads(succeeded(say(*asked, "--json")).stdout)
-    assert (told["parameters"], told["gmacs"]) == (63_697_175, 152.36)
+    cost = json.loads(succeeded(say(*asked, "--json")).stdout)
+    assert (cost["parameters"], cost["gmacs"]) == (63_697_175, 152.36)
     assert "63,697,175" in succeeded(say(*asked)).stdout
-    for given, allowed in (
+    for arguments, allowed in (
         (("--name", "r4d"), "'i3d' or 'c3d'"),
         (("--depth", "19"), "10, 16, 18, 26, 34, 50, 101 or 152"),
         (("--frames", "0"), "greater than or equal to 1"),
@@ -177,7 +177,7 @@ def test_models_are_told_and_wrong_ones_refused(say: Say) -> None:
         (("--name", "i3d", "--depth", "18"), "i3d has no depth"),
         (("--name", "c3d", "--frames", "8"), "at least 16 frames"),
     ):
-        refused(say("models", *given), allowed)
+        refused(say("models", *arguments), allowed)
 
 
 def test_passwords_in_addresses_are_refused_and_neither_shown_nor_kept(

@@ -30,11 +30,11 @@ def test_in_and_out(say: Say) -> None:
         assert part in said
     said = succeeded(say("export", "runs/mine", "mine.safetensors")).stdout
     assert "mine.safetensors" in said and "classes                3" in said
-    found = json.loads(succeeded(say("import", "mine.safetensors", "runs/back", "--json")).stdout)
-    assert found["model"] == {"name": "r3d", "depth": 18, "width": 0.125, "eps": 1e-05} and found["notes"] == []
+    network = json.loads(succeeded(say("import", "mine.safetensors", "runs/back", "--json")).stdout)
+    assert network["model"] == {"name": "r3d", "depth": 18, "width": 0.125, "eps": 1e-05} and network["notes"] == []
     assert json.loads(Path("runs/back/classes.json").read_text()) == ["run", "jump", "fall"]
-    found = json.loads(succeeded(say("export", "runs/back", "back.safetensors", "--json")).stdout)
-    assert found["bytes"] == Path("back.safetensors").stat().st_size
+    network = json.loads(succeeded(say("export", "runs/back", "back.safetensors", "--json")).stdout)
+    assert network["bytes"] == Path("back.safetensors").stat().st_size
     said = succeeded(say("import", "resnet.pth", "runs/flat", "--inflate", "mc3", "--frames", "8")).stdout
     assert "model.name=mc3" in said and "model.pool1=True" in said and "8 frames of 224" in said
     assert "class-000" in said and "data.clip.normalisation.mean=[0.485,0.456,0.406]" in said

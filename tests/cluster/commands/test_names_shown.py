@@ -43,32 +43,32 @@ def corpus(pieces: list[Path], broken: dict[str, Path], tmp_path: Path) -> Path:
 
 def test_sharding_and_looking(say: Say, corpus: Path, tmp_path: Path) -> None:
     store = f"store {EVIL}"
-    told = [say("shard", corpus, store, *SMALL, *ALONE)]
-    told += [say("shards", "inspect", store), say("shards", "inspect", store, "--out", f"look {EVIL}")]
-    told += [say("shards", "verify", store), say("shards", "retry", store, *ALONE)]
+    results = [say("shard", corpus, store, *SMALL, *ALONE)]
+    results += [say("shards", "inspect", store), say("shards", "inspect", store, "--out", f"look {EVIL}")]
+    results += [say("shards", "verify", store), say("shards", "retry", store, *ALONE)]
     (tmp_path / store / "train" / f"stray {EVIL}.tar").touch()
     tar = next((tmp_path / store / "val").glob("g*.tar"))
     tar.write_bytes(tar.read_bytes()[:-2000])
-    told.append(say("shards", "verify", store))
-    assert [each.returncode for each in told] == [0, 0, 0, 0, 0, 1], told
-    for each in told:
+    results.append(say("shards", "verify", store))
+    assert [each.returncode for each in results] == [0, 0, 0, 0, 0, 1], results
+    for each in results:
         assert harmless(each.stdout + each.stderr), each
-    assert r"\x1b]0;evil\x07" in told[0].stdout and r"stray a\x1b]0;evil" in told[-1].stdout
+    assert r"\x1b]0;evil\x07" in results[0].stdout and r"stray a\x1b]0;evil" in results[-1].stdout
     index = current_index(open_store(tmp_path / store))
     assert index.classes == ["calm", f"class {EVIL}"]
     split = open_split(open_store(tmp_path / store), "train")
     assert {split.sample(number).uri for number in range(len(split))} == {
         f"train/{name}/good {EVIL}.mp4" for name in ("calm", f"class {EVIL}")
     }
-    found = json.loads(say("shards", "inspect", store, "--json").stdout)
-    assert found["classes"] == index.classes
+    summary = json.loads(say("shards", "inspect", store, "--json").stdout)
+    assert summary["classes"] == index.classes
 
 
 def test_mistakes(say: Say, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("data: {store: none}\n")
     file = tmp_path / f"{EVIL}.safetensors"
     file.write_bytes(b"no weights")
-    told = [
+    outputs = [
         refused(say("pretrain", f"{EVIL}.yaml")),
         refused(say("pretrain", "recipe.yaml", f"{EVIL}=1")),
         refused(say("pretrain", "recipe.yaml", f"seed={EVIL}")),
@@ -83,8 +83,8 @@ def test_mistakes(say: Say, tmp_path: Path) -> None:
     for usage in (("shards", "verify", "store", EVIL), ("shards", EVIL), ("models", f"--{EVIL}"), (EVIL,)):
         result = say(*usage)
         assert result.returncode == 2 and "Traceback" not in result.stderr and r"\x1b]0;evil" in result.stderr
-        told.append(result.stdout + result.stderr)
-    for each in told:
+        outputs.append(result.stdout + result.stderr)
+    for each in outputs:
         assert harmless(each), each
 
 
@@ -111,16 +111,18 @@ def test_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
 @pytest.mark.cluster
 def test_on_a_terminal(corpus: Path, tmp_path: Path) -> None:
     """A progress bar may move the cursor; names may not."""
-    here, there = pty.openpty()
+    controller, terminal = pty.openpty()
     command = [sys.executable, "-m", "cluster.cli", "shard", str(corpus), f"store {EVIL}", *SMALL, *ALONE]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
-    with subprocess.Popen(command, cwd=tmp_path, stdin=there, stdout=there, stderr=there, env=environment) as process:
-        os.close(there)
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal, env=environment
+    ) as process:
+        os.close(terminal)
         pieces: list[bytes] = []
 
         def listen() -> None:
             try:
-                while piece := os.read(here, 4096):
+                while piece := os.read(controller, 4096):
                     pieces.append(piece)
             except OSError:  # the terminal is closed
                 return
@@ -129,7 +131,7 @@ def test_on_a_terminal(corpus: Path, tmp_path: Path) -> None:
         listener.start()
         assert process.wait() == 0, b"".join(pieces)
         listener.join()
-    os.close(here)
+    os.close(controller)
     text = b"".join(pieces).decode()
     assert "\x1b]0;evil" not in text and "\x1b[31mb" not in text and "\u202e" not in text and "\x9b" not in text
     assert r"\x1b]0;evil\x07" in text and "\x1b[" in text  # the bar's own

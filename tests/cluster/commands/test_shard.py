@@ -34,16 +34,17 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, pieces: list[Path], broken: 
     return root
 
 
-def check_mixed(found: dict, broken: dict[str, Path]) -> None:
-    assert found["samples"] == found["videos"] == 6
-    assert found["classes"] == ["calm", "lively"]
-    assert set(found["splits"]) == {"train", "val"}
-    assert sum(split["samples"] for split in found["splits"].values()) == 6
-    assert all(split["samples"] and split["shards"] and split["bytes"] for split in found["splits"].values())
-    assert sorted(Path(failure["uri"]).name for failure in found["failure_examples"]) == sorted(broken)
-    assert all(failure["reason"] for failure in found["failure_examples"])
+def check_mixed(summary: dict, broken: dict[str, Path]) -> None:
+    assert summary["samples"] == summary["videos"] == 6
+    assert summary["classes"] == ["calm", "lively"]
+    assert set(summary["splits"]) == {"train", "val"}
+    assert sum(split["samples"] for split in summary["splits"].values()) == 6
+    assert all(split["samples"] and split["shards"] and split["bytes"] for split in summary["splits"].values())
+    assert sorted(Path(failure["uri"]).name for failure in summary["failure_examples"]) == sorted(broken)
+    assert all(failure["reason"] for failure in summary["failure_examples"])
     assert (
-        len({failure["reason"] for failure in found["failure_examples"]}) >= 4 and sum(found["failures"].values()) == 5
+        len({failure["reason"] for failure in summary["failure_examples"]}) >= 4
+        and sum(summary["failures"].values()) == 5
     )
 
 

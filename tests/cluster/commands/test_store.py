@@ -41,19 +41,19 @@ def test_the_life_of_a_store(listed: tuple[Path, Path], pieces: list[Path], tmp_
     corpus, media = listed
     store = tmp_path / "store"
     first = succeeded(reelscale("shard", corpus, store, *LISTED, "--media", media, "--json", folder=tmp_path))
-    found = json.loads(first.stdout)
-    assert found["samples"] == 6 and found["classes"] == ["calm", "lively", "slow"]
-    assert found["left_out"] == {"missing": 1} and sum(found["failures"].values()) == 2
+    summary = json.loads(first.stdout)
+    assert summary["samples"] == 6 and summary["classes"] == ["calm", "lively", "slow"]
+    assert summary["left_out"] == {"missing": 1} and sum(summary["failures"].values()) == 2
     assert "nowhere.mp4" in first.stderr and "reelscale shards retry" in first.stderr
-    (told,) = (store / "plan").glob("*.left-out.jsonl")
-    assert json.loads(told.read_text())["kind"] == "missing"
+    (left_out,) = (store / "plan").glob("*.left-out.jsonl")
+    assert json.loads(left_out.read_text())["kind"] == "missing"
 
     shutil.copyfile(pieces[0], media / "note.mp4")
     shutil.copyfile(pieces[0], media / "nowhere.mp4")
     retried = succeeded(reelscale("shards", "retry", store, "launcher=none", "workers=1", "--json", folder=tmp_path))
-    found = json.loads(retried.stdout)
-    assert found["samples"] == 7 and list(found["failures"].values()) == [1]
-    assert [plan["kind"] for plan in found["generations"]] == ["corpus", "retry"]
+    summary = json.loads(retried.stdout)
+    assert summary["samples"] == 7 and list(summary["failures"].values()) == [1]
+    assert [plan["kind"] for plan in summary["generations"]] == ["corpus", "retry"]
 
     again = succeeded(reelscale("shard", corpus, store, *LISTED, "--media", media, "--json", folder=tmp_path))
     assert json.loads(again.stdout)["samples"] == 8 and "1 new videos: generation 2" in again.stderr

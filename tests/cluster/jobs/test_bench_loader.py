@@ -21,18 +21,18 @@ RUN = (*CLIP, "data.loader.workers=1", "lane_batch=2")
 
 
 def test_json_and_nothing_else(store: Path, say: Say) -> None:
-    found = json.loads(succeeded(say("bench-loader", store, *RUN, "lanes=2", "clips=9", "--json")).stdout)
-    assert (found["store"], found["samples"], found["workers"]) == (str(store), 6, 1)
-    assert (found["lanes"], found["lane_batch"], found["clip"]["frames"]) == (2, 2, 4)
-    assert found["first_batch_seconds"] > 0
-    assert (found["retries"], found["damaged"], found["looped_clips"]) == (0, 0, 0)
+    report = json.loads(succeeded(say("bench-loader", store, *RUN, "lanes=2", "clips=9", "--json")).stdout)
+    assert (report["store"], report["samples"], report["workers"]) == (str(store), 6, 1)
+    assert (report["lanes"], report["lane_batch"], report["clip"]["frames"]) == (2, 2, 4)
+    assert report["first_batch_seconds"] > 0
+    assert (report["retries"], report["damaged"], report["looped_clips"]) == (0, 0, 0)
     for name in ("planes", "network_input"):
-        figures = found[name]
+        figures = report[name]
         assert figures["clips"] == 12  # whole steps of four
         assert figures["clips_per_second"] == figures["clips"] / figures["seconds"] > 0
         assert figures["decode_ms_per_clip"] > 0 and figures["own_cpu_ms_per_clip"] > 0
         assert len(figures["worker_memory"]) == 1 and figures["worker_memory"][0] > 10**7 < figures["own_memory"]
-    assert found["network_input"]["own_cpu_ms_per_clip"] > found["planes"]["own_cpu_ms_per_clip"]
+    assert report["network_input"]["own_cpu_ms_per_clip"] > report["planes"]["own_cpu_ms_per_clip"]
 
 
 @pytest.mark.slow

@@ -18,13 +18,13 @@ def test_a_board_that_died_begins_anew() -> None:
         board = _board(ray)
         ray.get(board.tell.remote(ShardProgress("g0-000000", "train", videos=1)))
         ray.kill(board, no_restart=False)
-        told: list[ShardProgress] = []
+        reports: list[ShardProgress] = []
         deadline = time.monotonic() + 200
-        while not told and time.monotonic() < deadline:
+        while not reports and time.monotonic() < deadline:
             board.tell.remote(ShardProgress("g0-000000", "train", videos=2))
-            told = _new_progress(ray, board)
+            reports = _new_progress(ray, board)
             time.sleep(0.1)
-        assert [progress.videos for progress in told] == [2]
+        assert [progress.videos for progress in reports] == [2]
 
 
 def test_a_word_that_comes_after_the_end_of_its_job_is_dropped() -> None:

@@ -93,10 +93,10 @@ def on_s3(s3_running: S3Server, corpus: Path, monkeypatch: pytest.MonkeyPatch) -
     yield held.url, f"s3://{s3_running.bucket}/store-{time.time_ns()}"
 
 
-def planned_alike(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
+def planned_alike(planned: dict[str, bytes], expected: dict[str, bytes]) -> None:
     """Equal but for the place where the corpus lies, which the plan's small head names."""
-    assert found.keys() == expected.keys()
-    assert [path for path in found if found[path] != expected[path] and path != "plan/g0.json"] == []
+    assert planned.keys() == expected.keys()
+    assert [path for path in planned if planned[path] != expected[path] and path != "plan/g0.json"] == []
 
 
 @pytest.mark.slow
@@ -240,14 +240,14 @@ cluster.shutdown()
 def test_a_node_that_dies(tmp_path: Path) -> None:
     """Two nodes of one core; the shard that the dead one was making is made by the other."""
     environment = {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
-    mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | environment
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | environment
     nodes = subprocess.Popen(
         [sys.executable, "-c", _CLUSTER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        env=mine,
+        env=variables,
         start_new_session=True,
     )
     assert nodes.stdin is not None and nodes.stdout is not None

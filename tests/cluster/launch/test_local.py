@@ -61,10 +61,10 @@ def test_a_signal_stops_with_all_saved(store: Path, recipe: Path, tmp_path: Path
         assert command.exit_code() == 75, command.said
         assert "with everything saved" in command.err
         assert gone(list(command.descendants()))
-        told = json.loads(command.out)
+        summary = json.loads(command.out)
     assert checkpoints(tmp_path / "run")[-1] == train_steps(tmp_path / "run")[-1] < 120
-    assert (told["outcome"], told["step"]) == ("stopped", checkpoints(tmp_path / "run")[-1])
-    assert told["train"]["step"] == told["step"]
+    assert (summary["outcome"], summary["step"]) == ("stopped", checkpoints(tmp_path / "run")[-1])
+    assert summary["train"]["step"] == summary["step"]
 
 
 @pytest.mark.parametrize(

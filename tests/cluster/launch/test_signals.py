@@ -14,13 +14,13 @@ from cluster.launch.signals import Interrupted, errors_as_interrupted, interrupt
 def test_an_error_that_comes_of_a_signal_is_the_interruption(number: int) -> None:
     """Also where it is looked at, within."""
     with interruptible():
-        with pytest.raises(Interrupted) as told, errors_as_interrupted():
+        with pytest.raises(Interrupted) as raised, errors_as_interrupted():
             try:
                 os.kill(os.getpid(), number)
                 signal.pause()
             except Interrupted:
                 raise RuntimeError("the library that was broken into") from None
-        assert isinstance(told.value.__cause__, RuntimeError)
+        assert isinstance(raised.value.__cause__, RuntimeError)
 
 
 def test_an_error_without_a_signal_stays_what_it_is() -> None:

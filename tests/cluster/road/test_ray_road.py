@@ -79,14 +79,14 @@ def test_the_whole_road(store: Path, pieces: list[Path], recipe: Path, ray: dict
     (tmp_path / "evaluate.yaml").write_text("run: tuned\nstore: other\nclips: 2\n")
     evaluate = ("evaluate", "evaluate.yaml", "--json", "launcher=ray")
     result = succeeded(reelscale(*evaluate, folder=tmp_path, environment=ray))
-    found = json.loads(result.stdout)
-    assert found["videos"] == 9 and 9 <= found["clips"] <= 18 and found["classes"] == ["fast", "odd", "slow"]
-    assert 0 <= found["video1"] <= found["video5"] == 1 and 0 <= found["clip1"] <= 1
+    scores = json.loads(result.stdout)
+    assert scores["videos"] == 9 and 9 <= scores["clips"] <= 18 and scores["classes"] == ["fast", "odd", "slow"]
+    assert 0 <= scores["video1"] <= scores["video5"] == 1 and 0 <= scores["clip1"] <= 1
     (summary,) = (tuned / "evaluation").glob("*/summary.json")
-    assert str(summary.parent) == found["folder"] and json.loads(summary.read_text()) == found
+    assert str(summary.parent) == scores["folder"] and json.loads(summary.read_text()) == scores
 
     succeeded(reelscale("evaluate", "evaluate.yaml", "launcher=none", "--json", folder=tmp_path))
-    assert json.loads(summary.read_text()) == found
+    assert json.loads(summary.read_text()) == scores
 
     result = succeeded(reelscale("report", run, tuned, folder=tmp_path))
     page = Path(result.stdout.strip())

@@ -23,10 +23,10 @@ def test_a_server_that_is_gone_for_a_while(
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         url = f"s3://{server.bucket}/store"
-        there = open_store(url)
+        remote = open_store(url)
         for path in store.rglob("*"):
             if path.is_file():
-                there.put_file(str(path.relative_to(store)), path)
+                remote.put_file(str(path.relative_to(store)), path)
         long = ("schedule.epochs=60", "launcher=none", "checkpoint.every_steps=1000")
         train = ("pretrain", recipe, f"data.store={url}", *long)
         succeeded(reelscale(*train, "run=whole", folder=tmp_path, environment=server.environment))
