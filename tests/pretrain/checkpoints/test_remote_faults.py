@@ -44,13 +44,13 @@ def test_damage_in_the_store_is_skipped(
     url: str,
     settings: CheckpointSettings,
     damage: Callable[[Store, str], object],
-    told: pytest.LogCaptureFixture,
+    run_log: pytest.LogCaptureFixture,
 ) -> None:
     save_steps(tmp_path / "a" / "run", settings, 1, 2)
     damage(open_store(url), "run/checkpoints/step-00000002/attempt-000001")
     empty = tmp_path / "b" / "run"
     assert newest(empty, settings) == (1, 1)
-    assert "step 2" in told.text and "damaged" in told.text
+    assert "step 2" in run_log.text and "damaged" in run_log.text
     assert names(empty) == ["step-00000001"]
 
 

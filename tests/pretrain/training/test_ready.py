@@ -76,11 +76,11 @@ def test_a_lost_device_ends_the_run_and_the_same_command_goes_on(finished: Finis
 
 
 def test_a_path_that_was_asked_for_is_an_error(finished: Finished, tmp_path: Path) -> None:
-    code, told = train(finished, tmp_path / "run", "once", "engine.compute_path=planar")
+    code, output = train(finished, tmp_path / "run", "once", "engine.compute_path=planar")
     assert (
-        code == 2 and "a step of training fails by this compute path" in told and "engine.compute_path=auto" in told
-    ), told
-    assert "Traceback" not in told and not (tmp_path / "run" / "compute_path.json").exists()
+        code == 2 and "a step of training fails by this compute path" in output and "engine.compute_path=auto" in output
+    ), output
+    assert "Traceback" not in output and not (tmp_path / "run" / "compute_path.json").exists()
 
 
 def test_an_error_is_told_from_a_lost_device(monkeypatch: pytest.MonkeyPatch) -> None:
