@@ -95,7 +95,7 @@ def _with_absolute_paths(settings: EvaluateSettings) -> EvaluateSettings:
 
 
 def _print_damaged(more: list[VideoScore], before: list[VideoScore]) -> None:
-    """Name what is damaged, each once: a damaged record is that of many videos."""
+    """Print each damage once: a damaged record is that of many videos."""
     printed = {score.damaged for score in before}
     for damage in dict.fromkeys(score.damaged for score in more if score.damaged not in printed):
         print(f"damaged: {damage}; counted as wrong", file=sys.stderr)
@@ -110,7 +110,7 @@ def _in_this_process(settings: EvaluateSettings, subject: Subject, todo: list[in
 
 
 def _by_ray(settings: EvaluateSettings, workers: int, subject: Subject, todo: list[int]) -> Generator[list[VideoScore]]:
-    """Scores as `workers` tasks at a time give them; one whose worker is gone goes to another, three times at most."""
+    """The scores of `workers` Ray tasks at a time; a task whose worker dies is tried three times in all."""
     if not todo:
         return
     with ray_cluster() as ray:
@@ -145,7 +145,7 @@ _scorers: dict[str, Scorer] = {}  # of this worker process: that of the evaluati
 
 
 def _task(name: str, shared: list[Any], rows: list[int], clips: int, batch: int) -> list[VideoScore]:
-    """The scores of rows of a subject, which a worker process fetches once. `name`: of the evaluation."""
+    """The scores of rows of a subject, which a worker process fetches once; `name` identifies the evaluation."""
     if name not in _scorers:
         import ray
 

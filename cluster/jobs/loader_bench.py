@@ -135,7 +135,7 @@ class _Bench:
         self.job, self.loader, self.steps, self.queued, self.others = job, loader, steps, queued, others
 
     def measured(self, what: str, use: Callable[[ClipBatch], object]) -> dict[str, Any]:
-        """The figures of clips that are handed to `use`, once none is left that was made before."""
+        """The figures of clips that are handed to `use`, measured once the clips made before are used up."""
         for _ in range(self.queued):
             self._step(use)
         before, own = replace(self.loader.stats), time.process_time()

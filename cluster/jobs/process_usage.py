@@ -12,7 +12,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU seconds of all threads so far (to 10 ms), and bytes of memory now, those shared with others included."""
+    """CPU seconds of all threads so far (to 10 ms), and bytes of resident memory, shared memory included."""
 
     cpu_seconds: float
     resident: int
@@ -25,7 +25,7 @@ def usage_of(pid: int) -> Usage:
 
 
 def started_by(pid: int) -> dict[int, Usage]:
-    """The usage of every process that `pid` started itself and that still runs, by its id."""
+    """The usage of each running child process of `pid`, by its id."""
     usages = {}
     for number in sorted(int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
         try:

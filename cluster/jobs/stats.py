@@ -68,7 +68,7 @@ class ShardingStats:
         return first, second, third, fourth
 
     def seconds_left(self) -> float | None:
-        """The seconds until all is done at the rate of late; None if nothing was done lately."""
+        """The seconds until all is done at the rate of the last five minutes; None if nothing was done in them."""
         videos_per_second = self.rates()[0]
         return max(0, self.total - self.videos) / videos_per_second if videos_per_second else None
 

@@ -97,7 +97,7 @@ def run_training(job: TrainingJob, resolved: ResolvedRun) -> int:
 
 
 def training_summary(job: TrainingJob, code: int) -> dict[str, Any]:
-    """What a run has come to: the step that is saved, and the last figures of training and validation up to it."""
+    """The outcome of a run: the step that is saved, and the last figures of training and validation up to it."""
     folder = Path(str(job.train.run))
     newest = Checkpointer(folder).newest()
     step = newest.step if newest else 0

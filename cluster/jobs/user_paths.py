@@ -7,7 +7,7 @@ from sharding.base.writable import require_writable
 
 
 def absolute(text: str) -> str:
-    """A path made absolute, `~` included; a URL as it is. Raises UserError for a `~name` that is nobody's."""
+    """The absolute path of `text`, `~` included; a URL as it is. Raises UserError for `~name` without such a user."""
     if "://" in text:
         return text
     try:
@@ -17,7 +17,7 @@ def absolute(text: str) -> str:
 
 
 def writable_folder(text: str, setting: str) -> str:
-    """The absolute path of a folder that is there or could be made. Raises UserError where it could not."""
+    """The absolute path of a folder that can be written to or made. Raises UserError for any other."""
     path = absolute(text)
     require_writable(Path(path), f"{setting}={text}")
     return path

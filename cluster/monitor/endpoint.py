@@ -24,7 +24,7 @@ class MonitorSettings(Settings):
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not logged."""
+        """Log no request."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):

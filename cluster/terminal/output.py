@@ -1,4 +1,4 @@
-"""What a process says at its end: standard output kept clear for one result, errors in words, an exit code."""
+"""The end of a process: standard output kept clear for one result, errors in words, an exit code."""
 
 import logging
 import os
@@ -45,7 +45,7 @@ def exit_code_of(run: Callable[[], int]) -> int:
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process as it is, once what it said is out.
+    """End this process at once and without clean-up, after its output is written.
 
     For ranks: a thread of gloo may be about to let go of a tensor, and an interpreter that is taken down meanwhile
     aborts, after all was well.

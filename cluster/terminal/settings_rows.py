@@ -1,4 +1,4 @@
-"""A command's settings as rows for people and programs: key, type, default, unit and what each is. Pure."""
+"""A command's settings as rows for people and programs: key, type, default, unit and description."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def setting_rows(model: type[pydantic.BaseModel]) -> list[SettingRow]:
 
 
 def print_settings(rows: list[SettingRow]) -> None:
-    """Two lines or more a setting: key, type, default and unit; what it is, wrapped to the terminal."""
+    """Print each setting: key, type, unit and default, and below them its description, wrapped to the terminal."""
     width = min(120, max(60, shutil.get_terminal_size((100, 24)).columns))
     for row in rows:
         default = "required" if row.must else f"default {_value_text(row.default)}"
