@@ -71,6 +71,8 @@ app.command("settings")(show_settings)
 
 def main() -> None:
     """Run the command line; a user's mistake is told in one message and ends with exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is: `≥` is no reason to fail in Latin-1
     code = exit_code_of(_run)
     if environment.is_rank():
         end_process(code)  # without a clean-up, which may hang on what an error has left

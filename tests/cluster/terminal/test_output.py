@@ -1,4 +1,4 @@
-"""`end_process`: a process ends once its output is written."""
+"""What a process writes before it ends: all of it, on a terminal of any encoding."""
 
 from __future__ import annotations
 
@@ -31,3 +31,10 @@ def test_a_rank_says_all_and_is_not_taken_down(arguments: list[str], code: int) 
     assert alone.returncode == rank.returncode == code
     assert alone.stdout == rank.stdout + "taken down\n" and alone.stderr == rank.stderr
     assert rank.stdout + rank.stderr
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_terminal_without_unicode_shows_escapes(encoding: str) -> None:
+    result = said("settings", "retry", PYTHONIOENCODING=encoding)
+    assert result.returncode == 0 and result.stderr == ""
+    assert r"workers: integer \u2265 0" in result.stdout
