@@ -172,7 +172,7 @@ class EngineSettings(Settings):
     cuda_graph: Annotated[
         bool,
         Field(
-            description="send a GPU the network's micro_steps as one CUDA graph, not kernel by kernel; "
+            description="send a GPU the network's passes as one CUDA graph, not kernel by kernel; "
             "it keeps the memory of a pass for itself"
         ),
     ] = True
