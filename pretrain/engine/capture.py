@@ -62,10 +62,10 @@ class CudaGraphs:
         self.output = output.detach()
         self.gradients: Sequence[Tensor | None] = [None] * len(weights)
         if output.requires_grad:
-            self._given = torch.zeros_like(output)
+            self._output_gradient = torch.zeros_like(output)
             self._backward = torch.cuda.CUDAGraph()
             with _capturing(self._backward, pool):
-                found = torch.autograd.grad(output, weights, self._given, allow_unused=True)
+                found = torch.autograd.grad(output, weights, self._output_gradient, allow_unused=True)
                 self.gradients = [_laid_out(each, weight) for each, weight in zip(found, weights, strict=True)]
 
     def forward(self) -> None:
@@ -75,7 +75,7 @@ class CudaGraphs:
     def backward(self, gradient: Tensor) -> None:
         """Replay the backward pass on the current stream."""
         assert self._backward is not None
-        self._given.copy_(gradient)
+        self._output_gradient.copy_(gradient)
         self._backward.replay()
 
     def release(self) -> None:
@@ -84,7 +84,7 @@ class CudaGraphs:
         self._forward.reset()
         if self._backward is not None:
             self._backward.reset()
-            del self._given
+            del self._output_gradient
         del self.output
         self.gradients = []
 

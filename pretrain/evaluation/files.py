@@ -116,7 +116,7 @@ class PartialScores:
         self.folder, self._identity = folder / _PIECES, {"format": FORMAT, **identity}
         self._waiting: list[VideoScore] = []
         self._begun = self._written = time.monotonic()
-        self._told = False
+        self._warned = False
 
     def __enter__(self) -> Self:
         return self
@@ -152,9 +152,9 @@ class PartialScores:
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write_bytes(self.folder / f"{secrets.token_hex(8)}.parquet", data)
         except OSError as error:
-            if not self._told:
+            if not self._warned:
                 log.warning("scores cannot be written as they come: %s; the evaluation goes on", error)
-            self._told = True
+            self._warned = True
         else:
             self._waiting = []
         self._written = time.monotonic()

@@ -161,11 +161,11 @@ def _mix(layers: list[_Layer], factors: NDArray[np.float64], bounds: list[tuple[
             whose += [max(whose, default=-1) + 1] * index.shape[-1]
     taps.append(np.full((clips, crop, 1), ends[-1], np.int32))
     weights.append(np.ones((clips, crop, 1), np.float32))
-    step = _there(np.array([*ahead, 0], np.int32), out)
+    step = _on_device_of(np.array([*ahead, 0], np.int32), out)
     picture = torch.arange(clips * frames, dtype=torch.int32, device=out.device).view(clips, frames, 1, 1)
-    bags = picture * step + _there(np.concatenate(taps, -1), out).unsqueeze(1)  # N T crop taps
+    bags = picture * step + _on_device_of(np.concatenate(taps, -1), out).unsqueeze(1)  # N T crop taps
     mix = np.concatenate(weights, -1) * factors.transpose(1, 0, 2)[:, :, None, [*whose, -1]]
-    shares = _there(mix.astype(np.float32), out).unsqueeze(2)  # C N 1 crop taps
+    shares = _on_device_of(mix.astype(np.float32), out).unsqueeze(2)  # C N 1 crop taps
     for share, (low, high), channel in zip(shares, bounds, out.unbind(1), strict=True):
         each = share.expand(bags.shape).flatten(0, 2)
         sums = F.embedding_bag(bags.flatten(0, 2), table, mode="sum", per_sample_weights=each)
@@ -205,7 +205,7 @@ def _blocks(taps: Taps) -> list[tuple[int, Tensor]]:
 
 def _gathered(lines: Tensor, columns: list[Taps], out: Tensor) -> None:
     """All clips' lines, tap by tap."""
-    index, weights = (_there(each, out) for each in stacked_taps(columns))  # N crop K
+    index, weights = (_on_device_of(each, out) for each in stacked_taps(columns))  # N crop K
     for tap in range(index.shape[-1]):
         taken = lines.gather(-1, index[:, None, None, None, :, tap].long().expand(out.shape))
         share = weights[:, None, None, None, :, tap]
@@ -215,7 +215,7 @@ def _gathered(lines: Tensor, columns: list[Taps], out: Tensor) -> None:
             out += taken * share
 
 
-def _there(array: NDArray[np.int32] | NDArray[np.float32], beside: Tensor) -> Tensor:
+def _on_device_of(array: NDArray[np.int32] | NDArray[np.float32], beside: Tensor) -> Tensor:
     """On the device; the host waits for no copy to a GPU."""
     there = torch.from_numpy(array)
     return there.pin_memory().to(beside.device, non_blocking=True) if beside.is_cuda else there.to(beside.device)

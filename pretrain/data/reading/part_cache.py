@@ -116,11 +116,11 @@ class PartCache:
 
     def _claimed(self, sha256: str, size: int) -> int | None:
         """A file to write the part to, its room reserved; None if it is here, another's or too large."""
-        with self._told(), self._locked():
+        with self._disk_errors(), self._locked():
             if self._here(sha256, size):
                 return None
             temporary = self._temporary(sha256)
-            handle = _mine(temporary)
+            handle = _locked_file(temporary)
             if handle is None:
                 return None
             fits = False
@@ -141,7 +141,7 @@ class PartCache:
             for start in range(0, size, _CHUNK):
                 data = store.get_range(path, start, min(start + _CHUNK, size))
                 total.update(data)
-                with self._told():
+                with self._disk_errors():
                     _write(handle, data, start)
             if total.hexdigest() == sha256:
                 return True
@@ -151,7 +151,7 @@ class PartCache:
         """Give a temporary its name, if it is done, else remove it."""
         temporary = self._temporary(sha256)
         try:
-            with self._told(), self._locked():
+            with self._disk_errors(), self._locked():
                 try:
                     if done:  # not synced: what a power failure spoils is noticed by the sums of what is read
                         temporary.replace(self.folder / sha256)
@@ -199,14 +199,14 @@ class PartCache:
             _let_go(handle)
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _disk_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise _DiskError(f"{error.strerror or error} ({self.folder})") from error
 
 
-def _mine(temporary: Path) -> int | None:
+def _locked_file(temporary: Path) -> int | None:
     """A temporary, made if it is absent, that this process has locked; None if another has."""
     handle = os.open(temporary, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
     try:
@@ -222,7 +222,7 @@ def _mine(temporary: Path) -> int | None:
 
 def _removed(temporary: Path) -> bool:
     """Whether a temporary's writer was dead, and it is gone now."""
-    handle = _mine(temporary)
+    handle = _locked_file(temporary)
     if handle is None:
         return False
     temporary.unlink(missing_ok=True)

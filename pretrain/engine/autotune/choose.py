@@ -210,7 +210,7 @@ def _found_anew(
                 "compute path %s, as measured on such a device (%s): %s%s",
                 cached.compute_path,
                 where,
-                _told(cached),
+                _rates(cached),
                 failed_there,
             )
             return cached
@@ -231,11 +231,13 @@ def _found_anew(
             log.info("the compute paths are measured in this process: none beside it can (%s)", error)
     if result is None:
         result = autotune(model, training, device, names, recomputed)
-    log.info("compute path %s, measured in %.1f s: %s", result.compute_path, time.perf_counter() - begin, _told(result))
+    log.info(
+        "compute path %s, measured in %.1f s: %s", result.compute_path, time.perf_counter() - begin, _rates(result)
+    )
     return result.without(list(failed)).model_copy(update={"key": key})
 
 
-def _told(result: AutotuneResult) -> str:
+def _rates(result: AutotuneResult) -> str:
     return ", ".join(f"{name} {rate:.3g}" for name, rate in result.clips_per_second.items()) + " clips/s"
 
 

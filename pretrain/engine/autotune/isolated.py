@@ -85,8 +85,8 @@ def autotune_in_child(
         progress = _Progress(task)
         end = _run(task, progress, limit, module, meanwhile)
         meanwhile = _nothing
-        if progress.found is not None:
-            return progress.found.without(task.failed)
+        if progress.result is not None:
+            return progress.result.without(task.failed)
         if not progress.began:
             raise CannotStart(end)
         if progress.compute_path is None:
@@ -110,7 +110,7 @@ class _Progress:
     def __init__(self, task: AutotuneTask) -> None:
         self.began, self.under_way = False, "its start"
         self.compute_path: str | None = None  # that is under way
-        self.found: AutotuneResult | None = None
+        self.result: AutotuneResult | None = None
         self._task, self._all = task, [*task.names, *task.rates]
 
     def enter(self, word: str, value: Any) -> None:
@@ -130,7 +130,7 @@ class _Progress:
         elif word == "failed":
             self.fail(value)
         elif word == "found":
-            self.found = AutotuneResult.model_validate(value)
+            self.result = AutotuneResult.model_validate(value)
         elif word == "log":
             log.log(value["level"], "%s", value["message"])
         elif word == "mistake":
@@ -164,7 +164,7 @@ def _run(task: AutotuneTask, progress: _Progress, limit: float, module: str, mea
             *lines, text = (text + more).split(b"\n")
             for line in lines:
                 progress.enter(**json.loads(line))
-            if progress.found is not None:
+            if progress.result is not None:
                 return "is done"
             patience = limit if progress.began else patience
             deadline = time.monotonic() + patience
