@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sharding.base.settings import Settings
+from sharding.base.settings import Settings, unit
 
 
 class ScheduleSettings(Settings):
@@ -15,14 +15,27 @@ class ScheduleSettings(Settings):
         float, Field(gt=0, le=10**6, description="base learning rate of one lane; multiplied by the number of lanes")
     ] = 0.01
     epoch_clips: Annotated[
-        int, Field(ge=1, le=10**12, description="clips in an epoch (1,000,000 in the R(2+1)D paper)")
+        int,
+        Field(
+            json_schema_extra=unit("clips"),
+            ge=1,
+            le=10**12,
+            description="clips in an epoch (1,000,000 in the R(2+1)D paper)",
+        ),
     ] = 1_000_000
-    epochs: Annotated[float, Field(gt=0, le=10**6, description="epochs of the whole run")] = 45
-    warmup_epochs: Annotated[float, Field(ge=0, le=10**6, description="epochs of linear warm-up")] = 10
+    epochs: Annotated[
+        float, Field(json_schema_extra=unit("epochs"), gt=0, le=10**6, description="epochs of the whole run")
+    ] = 45
+    warmup_epochs: Annotated[
+        float, Field(json_schema_extra=unit("epochs"), ge=0, le=10**6, description="epochs of linear warm-up")
+    ] = 10
     decay: Annotated[
         Literal["steps", "cosine", "constant"], Field(description="how the rate goes on after the warm-up")
     ] = "steps"
-    step_epochs: Annotated[float, Field(gt=0, le=10**6, description="decay=steps: epochs between two drops")] = 10
+    step_epochs: Annotated[
+        float,
+        Field(json_schema_extra=unit("epochs"), gt=0, le=10**6, description="decay=steps: epochs between two drops"),
+    ] = 10
     gamma: Annotated[float, Field(gt=0, le=1, description="decay=steps: factor of a drop")] = 0.1
     rates: dict[str, Annotated[float, Field(ge=0, le=10**6)]] = Field(
         default_factory=dict,

@@ -17,7 +17,7 @@ from pretrain.resilience.hang_watchdog import WatchdogSettings
 from pretrain.resilience.liveness import LivenessSettings
 from pretrain.resilience.loss_monitor import HealthSettings
 from sharding.base.errors import UserError
-from sharding.base.settings import Settings
+from sharding.base.settings import Settings, unit
 
 PATIENCE = 7200.0  # seconds that a validation or a save may take
 
@@ -25,8 +25,15 @@ PATIENCE = 7200.0  # seconds that a validation or a save may take
 class ValidationSettings(Settings):
     """The validation during training: one centre clip of each video."""
 
-    every_steps: Annotated[int, Field(ge=1, description="optimizer steps between two validations")] = 5000
-    videos: Annotated[int, Field(ge=1, description="videos of a validation at most, spread over the split")] = 5000
+    every_steps: Annotated[
+        int, Field(json_schema_extra=unit("steps"), ge=1, description="optimizer steps between two validations")
+    ] = 5000
+    videos: Annotated[
+        int,
+        Field(
+            json_schema_extra=unit("videos"), ge=1, description="videos of a validation at most, spread over the split"
+        ),
+    ] = 5000
 
 
 class InitSettings(Settings):
@@ -48,9 +55,17 @@ class TrainSettings(Settings):
         int, Field(ge=1, le=2**16, description="virtual ranks, which decide the numbers; a multiple of the ranks")
     ] = 8
     lane_batch: Annotated[
-        int, Field(ge=1, le=2**16, description="clips of a lane in a step (the paper's clips per GPU)")
+        int,
+        Field(
+            json_schema_extra=unit("clips"),
+            ge=1,
+            le=2**16,
+            description="clips of a lane in a step (the paper's clips per GPU)",
+        ),
     ] = 32
-    log_steps: Annotated[int, Field(ge=1, description="optimizer steps between two log lines")] = 20
+    log_steps: Annotated[
+        int, Field(json_schema_extra=unit("steps"), ge=1, description="optimizer steps between two log lines")
+    ] = 20
     data: Annotated[DataSettings, Field(description="stores that are read, and how clips are made of their samples")]
     model: Annotated[ModelSettings, Field(description="the network that is trained")] = ModelSettings()
     init: Annotated[InitSettings | None, Field(description="the run to start from; null: new weights")] = None
@@ -60,6 +75,7 @@ class TrainSettings(Settings):
     precise_statistics: Annotated[
         int,
         Field(
+            json_schema_extra=unit("steps"),
             ge=0,
             description="steps' worth of clips from which batch normalisation's statistics are taken anew at the end, "
             "with the final weights; 0: the moving ones stay",

@@ -18,7 +18,7 @@ from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open
 from pretrain.evaluation.summary import folder_of, other_of, partial_scores_of, require_sound, write_evaluation
 from pretrain.evaluation.video_score import VideoScore
 from sharding.base.errors import CommandFailed
-from sharding.base.settings import Inline, Settings
+from sharding.base.settings import Inline, Settings, unit
 
 _ROWS_A_TASK = 64
 _TASKS_A_WORKER = 8  # at least, so that an evaluation of few videos is kept in pieces, too
@@ -31,7 +31,12 @@ class EvaluationLaunchSettings(Settings):
     launcher: Launcher = "auto"
     workers: Annotated[
         int,
-        Field(ge=0, le=2**16, description="Ray tasks that score at a time; 0: as many as the cluster has room for"),
+        Field(
+            json_schema_extra=unit("tasks"),
+            ge=0,
+            le=2**16,
+            description="Ray tasks that score at a time; 0: as many as the cluster has room for",
+        ),
     ] = 0
 
 

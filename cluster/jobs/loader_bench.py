@@ -20,7 +20,7 @@ from pretrain.data.loader import ClipBatch, Loader
 from pretrain.data.sources import DataSettings, open_sources, order_of
 from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.pool import decoder_count
-from sharding.base.settings import Seconds, Settings, load_settings
+from sharding.base.settings import Seconds, Settings, load_settings, unit
 
 
 class LoaderBench(Settings):
@@ -29,12 +29,19 @@ class LoaderBench(Settings):
     data: Annotated[DataSettings, Field(description="stores that are read, and how clips are made of their samples")]
     seed: Annotated[int, Field(ge=0, description="seed of the order of samples and of the random crops")] = 0
     lanes: Annotated[int, Field(ge=1, le=2**16, description="batches made in a step")] = 1
-    lane_batch: Annotated[int, Field(ge=1, le=2**16, description="clips in a batch")] = 8
+    lane_batch: Annotated[
+        int, Field(json_schema_extra=unit("clips"), ge=1, le=2**16, description="clips in a batch")
+    ] = 8
     seconds: Annotated[
         Seconds, Field(description="seconds for which each of the two outputs, planes and network input, is measured")
     ] = 10.0
     clips: Annotated[
-        int | None, Field(ge=1, description="at least so many clips of each output are measured, instead of seconds")
+        int | None,
+        Field(
+            json_schema_extra=unit("clips"),
+            ge=1,
+            description="at least so many clips of each output are measured, instead of seconds",
+        ),
     ] = None
 
 

@@ -20,7 +20,7 @@ from cluster.monitor.endpoint import MonitorSettings, serve
 from cluster.terminal.progress import progress
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
-from sharding.base.settings import Inline, Settings, load_settings
+from sharding.base.settings import Inline, Settings, load_settings, unit
 from sharding.base.writable import require_writable
 from sharding.corpora.manifest import CorpusSettings
 from sharding.format.index import merge
@@ -38,7 +38,9 @@ class ShardLaunchSettings(Settings):
     """How the making of shards is spread over processes."""
 
     launcher: Launcher = "auto"
-    workers: Annotated[int, Field(ge=0, le=2**16, description="shards made at a time; 0: one a core")] = 0
+    workers: Annotated[
+        int, Field(json_schema_extra=unit("shards"), ge=0, le=2**16, description="shards made at a time; 0: one a core")
+    ] = 0
 
 
 class ShardingJob(Settings):

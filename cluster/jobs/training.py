@@ -21,7 +21,7 @@ from pretrain.training.preflight import ResolvedRun, preflight
 from sharding.base.errors import UserError
 from sharding.base.exit_codes import FAILED, STOPPED
 from sharding.base.printable import visible_lines
-from sharding.base.settings import Inline, Settings, load_settings
+from sharding.base.settings import Inline, Settings, load_settings, unit
 from sharding.storage.store import open_store
 
 
@@ -29,9 +29,23 @@ class LaunchSettings(Settings):
     """How the processes of a training run are started."""
 
     launcher: Launcher = "auto"
-    ranks: Annotated[int, Field(ge=1, le=2**16, description="training processes; each runs lanes / ranks lanes")] = 1
+    ranks: Annotated[
+        int,
+        Field(
+            json_schema_extra=unit("processes"),
+            ge=1,
+            le=2**16,
+            description="training processes; each runs lanes / ranks lanes",
+        ),
+    ] = 1
     retries: Annotated[
-        int, Field(ge=0, le=1000, description="restarts after the death of a worker, where Ray starts the ranks")
+        int,
+        Field(
+            json_schema_extra=unit("restarts"),
+            ge=0,
+            le=1000,
+            description="restarts after the death of a worker, where Ray starts the ranks",
+        ),
     ] = 3
 
 

@@ -15,15 +15,22 @@ from pretrain.checkpoints.folder import checkpoints_of, manifest_in, prune, put_
 from pretrain.checkpoints.history import write_history
 from pretrain.checkpoints.manifest import MANIFEST, manifest_of, step_name
 from sharding.base.atomic import sync
-from sharding.base.settings import Settings
+from sharding.base.settings import Settings, unit
 
 
 class CheckpointSettings(Settings):
     """When checkpoints are saved, and which are kept."""
 
-    every_steps: Annotated[int, Field(ge=1, description="optimizer steps between two checkpoints")] = 1000
+    every_steps: Annotated[
+        int, Field(json_schema_extra=unit("steps"), ge=1, description="optimizer steps between two checkpoints")
+    ] = 1000
     keep: Annotated[
-        int, Field(ge=1, description="newest checkpoints that are kept; the best by clip@1 is kept besides")
+        int,
+        Field(
+            json_schema_extra=unit("checkpoints"),
+            ge=1,
+            description="newest checkpoints that are kept; the best by clip@1 is kept besides",
+        ),
     ] = 2
     store: Annotated[
         str | None,

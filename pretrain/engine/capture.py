@@ -17,7 +17,7 @@ class Captured(Protocol):
     """A forward pass and its backward pass that can be computed again and again, each time into the same memory.
 
     output: what `forward` computed last. gradients: what `backward` computed last, one for each of the weights that
-    the capture was given, laid out as the weight is, None for a weight that the passes do not use.
+    the capture was given, laid out as the weight is, None for a weight that they do not use.
     """
 
     output: Tensor
@@ -37,7 +37,7 @@ Capture = Callable[[Callable[[], Tensor], Sequence[Tensor]], Captured]
 
 
 def capture_for(device: torch.device) -> Capture | None:
-    """What captures on such a device, None where nothing does."""
+    """The class that captures on such a device; None where nothing does."""
     return CudaGraphs if device.type == "cuda" else None
 
 

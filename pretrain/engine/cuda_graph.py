@@ -25,12 +25,12 @@ _TO_CAPTURE = timedelta(minutes=10)  # one rank's kernels, and what a library tr
 
 
 class GraphedFeatures:
-    """What stands before a network's classifier, by graphs of its forward and backward pass where it is trained.
+    """A network's features by CUDA graphs of its forward and backward pass, where it is trained.
 
-    The first pass that trains is captured, and those after it replay it as long as it holds good (`_Terms`); one that
-    it does not hold good for is captured anew. A pass without gradients, or of a network in evaluation mode, computes
+    The first micro-step is captured, and those after it replay it as long as it holds good (`_Terms`); one that it
+    does not hold good for is captured anew. A pass without gradients, or of a network in evaluation mode, computes
     without a graph and leaves it as it is. What cannot be captured, on any rank, computes without a graph for good;
-    the log says why, once. Calls are collectives where a capture is made: every rank's passes must be alike.
+    the log says why, once. Calls are collectives where a capture is made: every rank's micro-steps must be alike.
 
     A replay does what the pass would have done, to the bit: batch statistics are added up on the device, and their
     lanes counted; weights get gradients of their own. But each pass's backward must come before the next forward.
@@ -104,7 +104,7 @@ class GraphedFeatures:
 def enable_cuda_graph(
     model: nn.Module, settings: EngineSettings, world: World, capture: Capture | None
 ) -> GraphedFeatures | None:
-    """Have the network's passes in training captured from now on, where they can be; else the log says why not.
+    """Have the network's micro-steps captured from now on, where they can be; else the log says why not.
 
     None, and nothing said, where the settings do not ask for it or nothing captures on the device.
     """
@@ -121,7 +121,7 @@ def enable_cuda_graph(
 
 
 def capture_obstacle(network: VideoNetwork, settings: EngineSettings) -> str | None:
-    """Why a pass of this network cannot be captured, as far as can be seen before one runs; None for nothing."""
+    """Why a micro-step of this network cannot be captured, as far as can be seen before one runs; None for nothing."""
     if settings.zero == 3:
         return "ZeRO 3 gathers weights on the way (engine.zero=2 does not)"
     if settings.deepspeed.get("flops_profiler", {}).get("enabled"):
@@ -136,7 +136,7 @@ class _CannotCapture(Exception):
 
 
 class _Graph:
-    """The captured passes, and what they hold good for."""
+    """A captured micro-step, and the conditions under which it may be replayed."""
 
     def __init__(self, network: VideoNetwork, clips: Tensor, capture: Capture) -> None:
         self.terms = _Terms(network, clips)
@@ -162,7 +162,7 @@ class _Graph:
         used = [(weight, gradient) for weight, gradient in found if gradient is not None]
         self._weights = [weight for weight, _ in used]
         self._gradients = [gradient for _, gradient in used]
-        self._passes, self._open = 0, False
+        self._micro_steps, self._open = 0, False
 
     def __call__(self, clips: Tensor) -> Tensor:
         if clips.data_ptr() != self.input.data_ptr() or clips.stride() != self.input.stride():
@@ -173,14 +173,14 @@ class _Graph:
         return logits
 
     def forward(self) -> tuple[int, Tensor]:
-        """The pass's number, and its features in memory of their own."""
+        """The micro-step's number, and its features in memory of their own."""
         self._captured.forward()
-        self._passes, self._open = self._passes + 1, True
-        return self._passes, self._captured.output.clone()
+        self._micro_steps, self._open = self._micro_steps + 1, True
+        return self._micro_steps, self._captured.output.clone()
 
     def backward(self, number: int, gradient: Tensor) -> list[Tensor]:
         """The weights' gradients, each in memory of its own: autograd keeps the first lane's to add the others' to."""
-        if number != self._passes or not self._open:
+        if number != self._micro_steps or not self._open:
             raise RuntimeError("a pass that a CUDA graph computes goes backward once, and before the next goes forward")
         self._open = False
         self._captured.backward(gradient)
@@ -209,7 +209,7 @@ class _Replay(torch.autograd.Function):
 
 
 class _Terms:
-    """What a captured pass holds good for: such clips, this way to compute, and tensors that lie where they lay.
+    """The conditions of a captured micro-step: such clips, this compute path, and tensors that lie where they lay.
 
     DeepSpeed's ZeRO 1 and 2 (0.19: `_update_model_bit16_weights`) point the weights anew after every step, but to the
     same places of the buffers that they step in, and checkpoints are loaded in place. So a graph outlives both.
@@ -231,7 +231,7 @@ class _Terms:
         self._seen = self._look(clips)
 
     def hold(self, clips: Tensor) -> bool:
-        """Whether a pass over these clips is the captured one, but for the values."""
+        """Whether a micro-step over these clips is the captured one, but for the values."""
         return self._look(clips) == self._seen
 
     def _look(self, clips: Tensor) -> tuple[object, ...]:

@@ -191,7 +191,7 @@ class EngineSettings(Settings):
     cuda_graph: Annotated[
         bool,
         Field(
-            description="launch the network's passes on a GPU as one CUDA graph, not kernel by kernel; "
+            description="launch the network's micro-steps on a GPU as one CUDA graph, not kernel by kernel; "
             "it keeps the memory of a pass for itself"
         ),
     ] = True
@@ -220,13 +220,13 @@ class EngineSettings(Settings):
 
 
 def deepspeed_config(
-    settings: EngineSettings, batch: int, passes: int, world_size: int, parameters: int
+    settings: EngineSettings, batch: int, micro_steps: int, world_size: int, parameters: int
 ) -> dict[str, Any]:
-    """The engine's settings in DeepSpeed's words: `passes` of `batch` clips are accumulated on each rank."""
+    """DeepSpeed's configuration of these settings: each rank accumulates `micro_steps` of `batch` clips a step."""
     return {
         "train_micro_batch_size_per_gpu": batch,
-        "gradient_accumulation_steps": passes,
-        "train_batch_size": batch * passes * world_size,
+        "gradient_accumulation_steps": micro_steps,
+        "train_batch_size": batch * micro_steps * world_size,
         "gradient_clipping": 0.0,  # by default 1; the engine clips, by the norm that it knows anyway
         **_words(settings, parameters),
     }
@@ -234,7 +234,7 @@ def deepspeed_config(
 
 @contextlib.contextmanager
 def explains_deepspeed_refusals(settings: EngineSettings) -> Iterator[None]:
-    """What DeepSpeed refuses as it starts, where something was added to its configuration, as UserError.
+    """Raises UserError for what DeepSpeed refuses as it starts, where something was added to its configuration.
 
     The checks of `EngineSettings` know single values: not what goes together, nor what is installed and writable.
     """

@@ -50,7 +50,7 @@ def is_device_lost(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def ends_on_device_loss(finish: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Inside the `with`, an error of a device that is lost ends this process within half a minute: one message, code 1.
+    """Inside the `with`, an error of a lost device ends this process within half a minute: one message, exit code 1.
 
     Whatever is closed, freed or left in order after such an error asks the device again, and may wait for it for ever;
     so nothing is. `finish`: what can be done without the device, as far as it is done in 20 s.

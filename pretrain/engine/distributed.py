@@ -73,7 +73,7 @@ class World:
 
     @contextlib.contextmanager
     def host_maximum(self, patience: timedelta) -> Iterator[Callable[[int], int]]:
-        """A function that gives the highest of all ranks' integers, without the devices, which may be what fails.
+        """A function that returns the maximum of all ranks' integers, by the hosts: the devices may be what fails.
 
         It raises CommandFailed for a rank that does not call it within `patience`. Entered by all ranks.
         """

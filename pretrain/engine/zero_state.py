@@ -1,4 +1,4 @@
-"""The weights' training state in the parts that DeepSpeed spreads over ranks: made, gathered whole, and set back."""
+"""The training state of weights, in the partitions that ZeRO spreads over ranks: gathered whole, and set back."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from pretrain.models.zoo import build_model
 from pretrain.run_folder import Run, read_settings
 from pretrain.settings import TrainSettings
 from sharding.base.errors import CommandFailed, UserError
-from sharding.base.settings import Settings
+from sharding.base.settings import Settings, unit
 from sharding.storage.store import open_store
 
 
@@ -51,12 +51,21 @@ class EvaluateSettings(Settings):
         ),
     ] = None
     clips: Annotated[
-        int, Field(ge=1, le=10**4, description="clips of each video, spread evenly over it (100 on Sports-1M)")
+        int,
+        Field(
+            json_schema_extra=unit("clips"),
+            ge=1,
+            le=10**4,
+            description="clips of each video, spread evenly over it (100 on Sports-1M)",
+        ),
     ] = 10
-    batch: Annotated[int, Field(ge=1, le=2**16, description="clips scored at once")] = 32
+    batch: Annotated[
+        int, Field(json_schema_extra=unit("clips"), ge=1, le=2**16, description="clips scored at once")
+    ] = 32
     damaged: Annotated[
         float,
         Field(
+            json_schema_extra=unit("share"),
             ge=0,
             le=1,
             description="share from 0 to 1 of the videos that may be damaged, or a single one if it is not 0, before "

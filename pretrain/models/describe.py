@@ -12,7 +12,7 @@ from pretrain.models.convolutions import FORMS
 from pretrain.models.count import activations, conv_fc_parameters, macs, parameters
 from pretrain.models.zoo import NAMES, RESNET_ONLY, ModelSettings, build_model
 from sharding.base.errors import UserError
-from sharding.base.settings import load_settings, validate
+from sharding.base.settings import load_settings, unit, validate
 
 _USUAL = {"i3d": {"frames": 64, "size": 224}}  # what a network is published for, where it is not 16 frames of 112²
 
@@ -20,9 +20,18 @@ _USUAL = {"i3d": {"frames": 64, "size": 224}}  # what a network is published for
 class NetworkQuery(ModelSettings):
     """A network, the clips it is fed and the classes it tells apart."""
 
-    frames: Annotated[int, Field(ge=1, le=MOST_FRAMES, strict=True, description="frames in a clip")] = 16
+    frames: Annotated[
+        int, Field(json_schema_extra=unit("frames"), ge=1, le=MOST_FRAMES, strict=True, description="frames in a clip")
+    ] = 16
     size: Annotated[
-        int, Field(ge=1, le=LARGEST_CROP, strict=True, description="height and width of a clip, in pixels")
+        int,
+        Field(
+            json_schema_extra=unit("pixels"),
+            ge=1,
+            le=LARGEST_CROP,
+            strict=True,
+            description="height and width of a clip, in pixels",
+        ),
     ] = 112
     classes: Annotated[int, Field(ge=1, le=10**6, strict=True, description="number of classes")] = 400
 

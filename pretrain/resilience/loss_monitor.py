@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sharding.base.settings import Settings
+from sharding.base.settings import Settings, unit
 
 Verdict = Literal["fine", "spike", "rollback"]
 
@@ -30,14 +30,25 @@ class HealthSettings(Settings):
         ),
     ] = 6.0
     spike_window: Annotated[
-        int, Field(ge=4, le=10**6, description="last losses, one a step, with which a loss is compared")
+        int,
+        Field(
+            json_schema_extra=unit("steps"),
+            ge=4,
+            le=10**6,
+            description="last losses, one a step, with which a loss is compared",
+        ),
     ] = 200
     on_spike: Annotated[
         Literal["warn", "rollback"],
         Field(description="warn: log it and go on; rollback: return to the newest checkpoint and skip the clips since"),
     ] = "warn"
     skipped_in_a_row: Annotated[
-        int, Field(ge=1, description="steps in a row without a finite gradient or loss after which to roll back")
+        int,
+        Field(
+            json_schema_extra=unit("steps"),
+            ge=1,
+            description="steps in a row without a finite gradient or loss after which to roll back",
+        ),
     ] = 10
 
 

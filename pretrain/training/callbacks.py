@@ -47,7 +47,7 @@ class PreciseStatistics:
 class ValidationCallback:
     """One centre clip of unseen videos, each counted once, spread over the ranks; by averaged weights where kept.
 
-    DamagedData videos are left out, and the figures say of how many. A request to stop breaks a validation off, but for
+    Damaged videos are left out, and the figures say of how many. A request to stop breaks a validation off, but for
     the run's last one.
     """
 

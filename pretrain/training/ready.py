@@ -1,4 +1,4 @@
-"""A run's engine, ready to train: as its newest checkpoint says, and by a path that has taken a step on trial."""
+"""A run's engine, ready to train: as its newest checkpoint says, by a compute path that has taken a step on trial."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def ready_engine(
 ) -> tuple[Engine, int]:
     """The engine, as it was at the checkpoint, and the multiply-accumulates of a clip's forward pass.
 
-    A path that was chosen by measuring and fails on trial is left out, with a warning, and the next one is tried by an
-    engine that is built anew. Raises UserError for clips that do not fit into memory and for a path that was asked for
-    and fails; DeviceLost where the device is lost, after which the same command goes on with another path; RuntimeError
-    if no path is left.
+    A compute path that was chosen by measuring and fails on trial is left out, with a warning, and the next one is
+    tried by an engine that is built anew. Raises UserError for clips that do not fit into memory and for a compute path
+    that was asked for and fails; DeviceLost where the device is lost, after which the same command goes on with another
+    compute path; RuntimeError if no compute path is left.
     """
     while True:
         log.info("building the network %s", settings.model.name)
@@ -62,11 +62,11 @@ def ready_engine(
 
 
 def _give_up(settings: TrainSettings, folder: Path, world: World, outcome: Outcome) -> None:
-    """Leave the run's path out. Raises what ends the run where that is in vain."""
+    """Leave the run's compute path out. Raises what ends the run where that is in vain."""
     if not is_autotuned(settings, world.device):
         asked = settings.engine.compute_path != "auto"
         raise UserError(
-            "a step of training fails by this path, as the warning above says",
+            "a step of training fails by this compute path, as the warning above says",
             "engine.compute_path" if asked else "deterministic",
             "set engine.compute_path=auto, which takes another one"
             if asked
@@ -76,5 +76,5 @@ def _give_up(settings: TrainSettings, folder: Path, world: World, outcome: Outco
     if outcome == Outcome.DEVICE_LOST:
         raise DeviceLost(
             "training failed: a step on trial ended all computing on a rank's device, as the warning above says; "
-            "the same command goes on by another path"
+            "the same command goes on by another compute path"
         )

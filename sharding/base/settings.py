@@ -51,6 +51,11 @@ def _unusable(value: Any) -> int | float | None:
     return next((number for each in value if (number := _unusable(each)) is not None), None)
 
 
+def unit(name: str) -> dict[str, pydantic.JsonValue]:
+    """A field's `json_schema_extra` that says in which unit its number is, e.g. "pixels"; "share": from 0 to 1."""
+    return {"unit": name}
+
+
 class Inline:
     """Marks a field whose own fields users write beside those of the model that holds it."""
 

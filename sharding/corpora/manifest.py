@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from sharding.base.errors import UserError
 from sharding.corpora.corpus_db import CorpusDatabase, disk_full_as_user_error
+from sharding.corpora.detect import LOOKED_FOR, MOST_LISTS, detect_folder, detect_list, is_list_name
 from sharding.corpora.entries.labels import LabelEncoder
 from sharding.corpora.entries.roots import (
     Roots,
@@ -28,7 +29,6 @@ from sharding.corpora.formats.folders import folder_rows
 from sharding.corpora.formats.listed_corpus import ListedCorpus, class_names
 from sharding.corpora.merge import identity_digest
 from sharding.corpora.notes import EXAMPLES, PLANNED, coverage_notes, difference, label_notes, left_out_notes
-from sharding.corpora.recognise import LOOKED_FOR, MOST_LISTS, is_list_name, recognise_folder, recognise_list
 from sharding.media.input.source import local_root
 
 __all__ = ["CorpusSettings", "Manifest", "PlanComparison", "Video", "is_video_name", "printable", "read_manifest"]
@@ -211,13 +211,13 @@ def _read(
 ) -> Manifest:
     place = normalised_root(corpus)
     if file_or_folder(place) == "file":
-        listed: ListedCorpus | None = recognise_list(place, settings)
+        listed: ListedCorpus | None = detect_list(place, settings)
         place = place.rpartition("/")[0] or "/"
     else:
         root = database.add_files(place, files(place))
         names = (name for name, _ in database.files(root, video=False) if is_list_name(name))
         lists = list(itertools.islice(names, MOST_LISTS))
-        listed = recognise_folder(place, lists, settings)
+        listed = detect_folder(place, lists, settings)
     _require_table(listed, settings, corpus)
     if listed is None:
         return _read_folder(corpus, place, settings, classes, database)

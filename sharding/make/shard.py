@@ -16,7 +16,7 @@ import pydantic
 from sharding.base import environment
 from sharding.base.errors import UserError
 from sharding.base.scratch import scratch
-from sharding.base.settings import Seconds, Settings, digest
+from sharding.base.settings import Seconds, Settings, digest, unit
 from sharding.corpora.manifest import Video
 from sharding.format import record
 from sharding.format.failures import Failure, failure_line, put_failures
@@ -34,22 +34,31 @@ class ShardSettings(VideoSettings):
     """What a store's samples and shards are. A tar part is closed once it reaches one of its two limits."""
 
     videos_per_shard: int | None = pydantic.Field(
+        json_schema_extra=unit("videos"),
         default=None,
         ge=1,
         description="source videos in a shard; null: by the size of the split, from 1 (up to 64 videos) to 64",
     )
     part_bytes: int = pydantic.Field(
-        default=256 * 10**6, ge=1, description="size in bytes from which a tar part is closed"
+        json_schema_extra=unit("bytes"),
+        default=256 * 10**6,
+        ge=1,
+        description="size in bytes from which a tar part is closed",
     )
     part_samples: int | None = pydantic.Field(
-        default=None, ge=1, description="samples after which a tar part is closed; null: any number"
+        json_schema_extra=unit("samples"),
+        default=None,
+        ge=1,
+        description="samples after which a tar part is closed; null: any number",
     )
 
 
 class WorkerSettings(Settings):
     """How a worker transcodes a video; changes no sample."""
 
-    decoder_threads: int = pydantic.Field(default=1, ge=1, le=16, description="threads that decode a video")
+    decoder_threads: int = pydantic.Field(
+        json_schema_extra=unit("threads"), default=1, ge=1, le=16, description="threads that decode a video"
+    )
     stall_seconds: Seconds = pydantic.Field(
         default=300.0, description="seconds without a frame after which a video is given up and listed as stalled"
     )

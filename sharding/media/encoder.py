@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import pydantic
 from av.video.frame import PictureType, VideoFrame
 
-from sharding.base.settings import Settings
+from sharding.base.settings import Settings, unit
 from sharding.media.clip import Clip
 from sharding.media.decoding.picture import FrameScaler, luma_of
 from sharding.media.flow import FlowEncoder
@@ -33,6 +33,7 @@ class EncodeSettings(Settings):
     model_config = pydantic.ConfigDict(populate_by_name=True, serialize_by_alias=True)  # of "copy", a method's name
 
     short_edge: int = pydantic.Field(
+        json_schema_extra=unit("pixels"),
         default=SHORT_EDGE,
         ge=16,
         le=1080,
@@ -40,16 +41,23 @@ class EncodeSettings(Settings):
         description="longest that the shorter side may be, in square pixels; the aspect ratio is kept",
     )
     size: tuple[int, int] | None = pydantic.Field(
-        default=None, description="width and height as shown, in pixels, the aspect ratio ignored; replaces short_edge"
+        json_schema_extra=unit("pixels"),
+        default=None,
+        description="width and height as shown, in pixels, the aspect ratio ignored; replaces short_edge",
     )
     fps: float | None = pydantic.Field(
+        json_schema_extra=unit("frames a second"),
         default=None,
         ge=1.0,
         le=240.0,
         description="frames a second, reached by dropping or repeating frames; null: the source's own times",
     )
     key_frame_every: int = pydantic.Field(
-        default=KEY_FRAME_EVERY, ge=1, le=600, description="frames from one key frame to the next"
+        json_schema_extra=unit("frames"),
+        default=KEY_FRAME_EVERY,
+        ge=1,
+        le=600,
+        description="frames from one key frame to the next",
     )
     crf: int = pydantic.Field(
         default=18, ge=1, le=51, description="x264's constant rate factor: lower is better and larger"
@@ -58,9 +66,14 @@ class EncodeSettings(Settings):
         pydantic.Field(default="veryfast", description="x264's preset: how much time the encoder takes")
     )
     minimum_decoded: float = pydantic.Field(
-        default=0.9, ge=0.0, le=1.0, description="share from 0 to 1 of the declared frames that must decode"
+        json_schema_extra=unit("share"),
+        default=0.9,
+        ge=0.0,
+        le=1.0,
+        description="share from 0 to 1 of the declared frames that must decode",
     )
     maximum_concealed: float = pydantic.Field(
+        json_schema_extra=unit("share"),
         default=0.02,
         ge=0.0,
         le=1.0,

@@ -18,7 +18,7 @@ from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 
 from sharding.base.errors import UserError
-from sharding.base.settings import Settings
+from sharding.base.settings import Settings, unit
 from sharding.media.decoding.picture import luma_of, pad_lines
 from sharding.media.h264 import TIME_BASE, open_h264, packet_table, x264_options
 
@@ -37,6 +37,7 @@ class FlowSettings(Settings):
         default="farneback", description="algorithm that computes the optical flow"
     )
     bound: float = pydantic.Field(
+        json_schema_extra=unit("pixels"),
         default=20.0,
         gt=0.0,
         le=1000.0,

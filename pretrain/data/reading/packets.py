@@ -8,9 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from pretrain.data.reading.part_reader import CachedPartReader
 from pretrain.data.reading.prefetch import ByteRange
-from pretrain.data.reading.store_split import DamagedData, PacketTable, RangeReader
+from pretrain.data.reading.store_split import CopyReader, DamagedData, PacketTable, RangeReader
 from sharding.base.errors import DamagedStore
 
 _GAP = 2**16  # bytes that are read sooner than asked for apart
@@ -62,7 +61,7 @@ def read_spans(
             body = _read(source, name, table, low, high)
             payloads = [each.packets(body, low, name, table) for each in run]
         except DamagedData:
-            if not isinstance(source, CachedPartReader) or not source.discard(table.tar):
+            if not isinstance(source, CopyReader) or not source.discard(table.tar):
                 raise
             body = _read(source, name, table, low, high)
             payloads = [each.packets(body, low, name, table) for each in run]

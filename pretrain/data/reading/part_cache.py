@@ -16,7 +16,7 @@ from pydantic import Field
 
 from sharding.base.atomic import TEMPORARY
 from sharding.base.errors import UserError
-from sharding.base.settings import Settings
+from sharding.base.settings import Settings, unit
 from sharding.storage.store import Store
 
 log = logging.getLogger("reelscale")
@@ -32,7 +32,9 @@ class PartCacheSettings(Settings):
     folder: Annotated[
         Path | None, Field(description="folder of the cache, on a local disk; null: no parts are cached")
     ] = None
-    bytes: Annotated[int, Field(ge=0, description="largest size of the cache, in bytes")] = 200 * 10**9
+    bytes: Annotated[
+        int, Field(json_schema_extra=unit("bytes"), ge=0, description="largest size of the cache, in bytes")
+    ] = 200 * 10**9
 
 
 class DamagedPart(Exception):

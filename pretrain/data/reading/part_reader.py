@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 
 from pretrain.data.reading.part_cache import PartCache
-from pretrain.data.reading.prefetch import ByteRange, PrefetchingReader
+from pretrain.data.reading.prefetch import ByteRange, Prefetcher
 from pretrain.data.reading.store_split import RangeReader, TarPart
 from sharding.base.lru import LRU
 
@@ -38,7 +38,7 @@ class CachedPartReader:
 
     def expect(self, byte_ranges: Iterable[ByteRange]) -> None:
         """See `PrefetchingReader`; a copy is not far away."""
-        if isinstance(self._store, PrefetchingReader):
+        if isinstance(self._store, Prefetcher):
             self._store.expect(extent for extent in byte_ranges if self._handle(extent.path) is None)
 
     def _handle(self, path: str) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from pretrain.data.reading.store_split import RangeReader
 
@@ -18,6 +18,14 @@ class ByteRange(NamedTuple):
     path: str
     start: int
     end: int
+
+
+@runtime_checkable
+class Prefetcher(Protocol):
+    """A reader that begins to read byte ranges before they are asked for."""
+
+    def expect(self, byte_ranges: Iterable[ByteRange]) -> None:
+        """Begin to read these, which are asked for next in this order; what was expected before is dropped."""
 
 
 class PrefetchingReader:

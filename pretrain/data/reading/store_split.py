@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +49,14 @@ class RangeReader(Protocol):
 
     def get_range(self, path: str, start: int, end: int) -> bytes:
         """See `sharding.storage.store.Store`."""
+
+
+@runtime_checkable
+class CopyReader(Protocol):
+    """A reader of copies of tars, which can turn out to be damaged where the store is sound."""
+
+    def discard(self, path: str) -> bool:
+        """Forget the copy of a tar; whether there was one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from pydantic import Field
 from pretrain.data.sampling.pass_layout import Pass
 from sharding.base.errors import UserError
 from sharding.base.lru import LRU, GroupedLRU
-from sharding.base.settings import Settings
+from sharding.base.settings import Settings, unit
 
 _STEP, _FIRST, _SECOND, _WHOLE = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 2**64 - 1
 _GOLDEN, _MIX_1, _MIX_2 = np.uint64(_STEP), np.uint64(_FIRST), np.uint64(_SECOND)
@@ -36,6 +36,7 @@ class OrderSettings(Settings):
     block_bytes: Annotated[
         int,
         Field(
+            json_schema_extra=unit("bytes"),
             ge=1,
             description="bytes of shards whose samples a lane shuffles among each other, the most it needs at a time: "
             "larger mixes better, smaller reads less ahead",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pretrain.data.views.frames import Times, clip_frames, clip_frames_at, needed_frames, needed_frames_at
-from sharding.base.settings import Settings
+from sharding.base.settings import Settings, unit
 
 MEAN = (0.43216, 0.394666, 0.37645)
 STD = (0.22803, 0.22145, 0.216989)
@@ -52,26 +52,46 @@ class ClipSettings(Settings):
         Literal["rgb", "flow"],
         Field(description="rgb: pictures; flow: the optical flow that `reelscale shard` stored beside them"),
     ] = "rgb"
-    frames: Annotated[int, Field(ge=1, le=MOST_FRAMES, description="frames in a clip")] = 16
-    stride: Annotated[int, Field(ge=1, le=10**6, description="stored frames from one frame of a clip to the next")] = 1
+    frames: Annotated[
+        int, Field(json_schema_extra=unit("frames"), ge=1, le=MOST_FRAMES, description="frames in a clip")
+    ] = 16
+    stride: Annotated[
+        int,
+        Field(
+            json_schema_extra=unit("frames"),
+            ge=1,
+            le=10**6,
+            description="stored frames from one frame of a clip to the next",
+        ),
+    ] = 1
     fps: Annotated[
         float | None,
-        Field(gt=0, le=1000, description="frames a second of a clip, whatever the video's own rate; replaces stride"),
+        Field(
+            json_schema_extra=unit("frames a second"),
+            gt=0,
+            le=1000,
+            description="frames a second of a clip, whatever the video's own rate; replaces stride",
+        ),
     ] = None
     short_edge: Annotated[
         tuple[Edge, Edge] | None,
         Field(
+            json_schema_extra=unit("pixels"),
             description="lowest and highest short edge before the crop, in pixels, the aspect ratio kept; replaces "
-            "resize; a random one in training, the lowest in testing"
+            "resize; a random one in training, the lowest in testing",
         ),
     ] = None
     resize: Annotated[
         tuple[Edge, Edge] | None,
-        Field(description="height and width before the crop, in pixels; the aspect ratio is not kept"),
+        Field(
+            json_schema_extra=unit("pixels"),
+            description="height and width before the crop, in pixels; the aspect ratio is not kept",
+        ),
     ] = RESIZE
     crop: Annotated[
         int,
         Field(
+            json_schema_extra=unit("pixels"),
             ge=8,
             le=LARGEST_CROP,
             description="side of the square crop, in pixels: a random crop in training, the centre in testing",

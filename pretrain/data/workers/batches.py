@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from pretrain.data.reading.decode import Window, decode_flow_into, decode_into, plane_matrix
 from pretrain.data.reading.packets import byte_ranges
-from pretrain.data.reading.part_reader import CachedPartReader
-from pretrain.data.reading.prefetch import ByteRange, PrefetchingReader
+from pretrain.data.reading.prefetch import ByteRange, Prefetcher
 from pretrain.data.reading.store_split import DamagedData, Sample, Split
 from pretrain.data.sampling.order import Draw, mix, sample_randoms
 from pretrain.data.views.frames import evaluation_starts, is_looped, train_start
@@ -249,16 +248,16 @@ class BatchMaker:
         )
 
     def _expect(self, videos: list[list[_Shown]]) -> None:
-        """Have what is far away sent for, all that the batch needs."""
-        coming: dict[int, tuple[PrefetchingReader | CachedPartReader, list[ByteRange]]] = {}
+        """Have the byte ranges prefetched that the batch needs, of sources that do so."""
+        coming: dict[int, tuple[Prefetcher, list[ByteRange]]] = {}
         for video in videos:
             source, sample = video[0].split.source, video[0].sample
-            if isinstance(source, PrefetchingReader | CachedPartReader):
+            if isinstance(source, Prefetcher):
                 table = sample.flow.packets if self.clip.input == "flow" and sample.flow else sample.packets
                 _, expected = coming.setdefault(id(source), (source, []))
                 expected += byte_ranges(table, _frames(video))
-        for source, expected in coming.values():
-            source.expect(expected)
+        for prefetcher, expected in coming.values():
+            prefetcher.expect(expected)
 
     def _begin(self) -> tuple[float, int, int]:
         """The time, and what stores counted so far: bytes and retries."""

@@ -35,7 +35,7 @@ from sharding.base import environment
 from sharding.base.child_process import end_children, exit_code, signal_of, start_connected
 from sharding.base.errors import CommandFailed
 from sharding.base.parent_death import STOP_SIGNALS
-from sharding.base.settings import Seconds, Settings
+from sharding.base.settings import Seconds, Settings, unit
 
 _MOST_WORKERS = 16
 _STOP_SECONDS = 15.0  # that a run which is to stop waits for clips
@@ -47,14 +47,30 @@ class LoaderSettings(Settings):
 
     workers: Annotated[
         int | None,
-        Field(ge=1, le=1024, description="decoding processes of each rank; null: as many as its share of the cores"),
+        Field(
+            json_schema_extra=unit("processes"),
+            ge=1,
+            le=1024,
+            description="decoding processes of each rank; null: as many as its share of the cores",
+        ),
     ] = None
     prefetch: Annotated[
-        int, Field(ge=1, le=1024, description="steps, at least, whose clips are made ahead of the current one")
+        int,
+        Field(
+            json_schema_extra=unit("steps"),
+            ge=1,
+            le=1024,
+            description="steps, at least, whose clips are made ahead of the current one",
+        ),
     ] = 1
     damaged: Annotated[
         float,
-        Field(ge=0, le=1, description="share from 0 to 1 of the samples that may be damaged before the run stops"),
+        Field(
+            json_schema_extra=unit("share"),
+            ge=0,
+            le=1,
+            description="share from 0 to 1 of the samples that may be damaged before the run stops",
+        ),
     ] = 0.001
     stall_seconds: Annotated[Seconds, Field(description="seconds without a clip from any worker that end the run")] = (
         600

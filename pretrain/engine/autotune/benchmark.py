@@ -175,7 +175,7 @@ def _time_in_turn(
                             copies[name], World(0, 1, clips.device), capture
                         )
                 if name in copies:
-                    taken, logits = _pass(copies[name], clips, precision)
+                    taken, logits = _micro_step(copies[name], clips, precision)
                     seconds[name] = min(seconds[name], taken) if number > 1 else taken
                     if number == 0 and exact is not None:
                         errors[name] = float((logits.double() - exact).norm() / exact.norm())
@@ -203,7 +203,7 @@ def _ungraph(network: VideoNetwork) -> None:
     network.graphed_features = None
 
 
-def _pass(network: VideoNetwork, clips: Tensor, precision: Precision) -> tuple[float, Tensor]:
+def _micro_step(network: VideoNetwork, clips: Tensor, precision: Precision) -> tuple[float, Tensor]:
     _wait(clips.device)
     begin = time.perf_counter()
     network.zero_grad(set_to_none=True)

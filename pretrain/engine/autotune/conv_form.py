@@ -75,7 +75,7 @@ def planar_layers(
 
 
 def _kinds(model: VideoNetwork, clips: Tensor, precision: Precision, multiple: int) -> list[ConvolutionKind]:
-    """What has a 2D form, in the network's order."""
+    """The kinds of convolutions that have a 2D form, in the network's order."""
     network = copy.deepcopy(model).to(clips.device).eval()
     channels = _padded(network, multiple)
     kinds: dict[tuple[object, ...], ConvolutionKind] = {}
@@ -120,7 +120,7 @@ def _inputs(network: VideoNetwork, clips: Tensor, precision: Precision) -> dict[
 
 
 def _faster_planar(kind: ConvolutionKind, device: torch.device, precision: Precision, repeats: int) -> bool:
-    """By the best of so many passes of each form, after one to warm up."""
+    """Whether the 2D form is faster, by the best of so many runs of each form, after one to warm up."""
     layer, x = _standing_in(kind, device, precision)
     stopwatch = _OnGpu(device) if device.type == "cuda" else _OnCpu()
     for number in range(repeats + 1):
@@ -180,15 +180,15 @@ class _OnGpu:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._passes: list[tuple[bool, torch.cuda.Event, torch.cuda.Event]] = []
+        self._runs: list[tuple[bool, torch.cuda.Event, torch.cuda.Event]] = []
 
     def begin(self, name: bool, counts: bool) -> None:
-        if counts and not self._passes:
+        if counts and not self._runs:
             torch.cuda._sleep(_CYCLES)
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._last = last
         if counts:
-            self._passes.append((name, first, last))
+            self._runs.append((name, first, last))
         first.record()
 
     def end(self) -> None:
@@ -197,7 +197,7 @@ class _OnGpu:
     def best(self) -> dict[bool, float]:
         torch.cuda.synchronize(self._device)
         return {
-            wanted: min(first.elapsed_time(last) for name, first, last in self._passes if name == wanted)
+            wanted: min(first.elapsed_time(last) for name, first, last in self._runs if name == wanted)
             for wanted in (True, False)
         }
 

@@ -23,7 +23,7 @@ log = logging.getLogger("reelscale")
 
 _TO_COMPILE = timedelta(minutes=10)  # one rank's kernels, and what a library tries out, later than another's
 _TO_EXCHANGE = timedelta(seconds=50)  # after a step in whose exchange all ranks have met
-_ON_CPU = 2  # clips of a dry pass there, whose kernels are the same for more
+_ON_CPU = 2  # clips of a dry micro-step there, whose kernels are the same for more
 
 
 class Outcome(IntEnum):
@@ -47,7 +47,7 @@ def trial(engine: Engine, training: MicroStep) -> Outcome:
         # A rank that fails before it exchanges gradients leaves the others waiting for it: first without an exchange.
         few = clips if world.device.type == "cuda" else clips[:_ON_CPU]
         with world.host_maximum(_TO_COMPILE) as highest:
-            outcome = Outcome(highest(_outcome(lambda: _dry_pass(engine, few, training), world.device)))
+            outcome = Outcome(highest(_outcome(lambda: _dry_micro_step(engine, few, training), world.device)))
         if outcome == Outcome.TOO_LARGE:
             raise _lane_too_large(engine, training)
         if outcome:
@@ -73,7 +73,7 @@ def _step(engine: Engine, clips: Tensor) -> None:
         engine.step()
 
 
-def _dry_pass(engine: Engine, clips: Tensor, training: MicroStep) -> None:
+def _dry_micro_step(engine: Engine, clips: Tensor, training: MicroStep) -> None:
     """Forward and backward by the weights where they lie, past all that DeepSpeed hangs on their gradients."""
     model = engine.model
     trained = [value for value in model.parameters() if value.requires_grad]

@@ -92,7 +92,7 @@ class LaneBatchNorm(nn.BatchNorm3d):
         return output
 
     def _counted(self) -> Tensor | None:
-        """Where a lane's statistics are to be added, which is counted then; None where it was seen before."""
+        """Count a lane; the buffer to add its statistics to, or None where its batch was counted before."""
         if _holding:
             return None
         self.lanes += 1
@@ -235,7 +235,7 @@ def recompute_statistics(
 
 @contextmanager
 def statistics_held() -> Iterator[None]:
-    """Batches seen inside the `with` are not counted, because they were seen before."""
+    """Inside the `with`, batches are not counted, because they were before."""
     global _holding
     before, _holding = _holding, True
     try:

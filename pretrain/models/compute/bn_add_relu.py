@@ -1,4 +1,4 @@
-"""Training's batch normalisation with the addition and the ReLU that follow it, in few passes over memory.
+"""Training's batch normalisation with the addition and the ReLU that follow it, reading memory few times.
 
 Activations are taken as rows, M C: every place of every clip, its channels side by side, which is what N T H W C
 memory holds. torch's own batch normalisation, addition and ReLU read and write the same memory about twice as often as

@@ -52,7 +52,7 @@ class Convolution(nn.Conv3d):
 
     planar = False
     blocks = False
-    cast: Tensor | None = None  # the weight in half precision, while a pass has cast all at once
+    cast: Tensor | None = None  # the weight in half precision, while a forward pass has cast all at once
 
     @property
     def flat(self) -> bool:
@@ -77,7 +77,7 @@ class Convolution(nn.Conv3d):
 
     @property
     def used_weight(self) -> Tensor:
-        """The weight as this pass computes with it, of the weight's own shape."""
+        """The weight as the forward pass computes with it, of the weight's own shape."""
         return self.weight if self.cast is None else self.cast
 
     def compute(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def _last(x: Tensor) -> Tensor:
 
 @contextmanager
 def unpadded(model: nn.Module) -> Iterator[None]:
-    """The network's own channels for a while: what is counted is the network, not the way it computes."""
+    """Inside the `with`, layers have the network's own channels, so that these are counted, not a compute path."""
     padded = [(module, module.multiple) for module in model.modules() if isinstance(module, Factored)]
     blocks = [module for module in model.modules() if isinstance(module, Convolution) and module.blocks]
     for module, _ in padded:
@@ -177,7 +177,7 @@ def unpadded(model: nn.Module) -> Iterator[None]:
 
 
 def set_compute_path(model: nn.Module, compute_path: ComputePath) -> None:
-    """Let every layer of the network compute by `compute_path`."""
+    """Have every layer of the network compute by `compute_path`."""
     for name, module in model.named_modules():
         if isinstance(module, Convolution):
             module.planar = (

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from sharding.base.settings import Settings
+from sharding.base.settings import Settings, unit
 from sharding.base.text import known_encoding
 
 
@@ -36,7 +36,8 @@ class CorpusSettings(Settings):
         default=(), description="further folders or URLs that the listed videos may lie below"
     )
     validation: float = pydantic.Field(
-        0.1,
+        default=0.1,
+        json_schema_extra=unit("share"),
         ge=0,
         lt=1,
         description="share from 0 to 1 of the source videos for the split val, where the corpus has no splits",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pydantic
 
-from sharding.base.settings import Settings
+from sharding.base.settings import Settings, unit
 from sharding.media.input.bad_video import BadVideo
 
 TOLERANCE = 1e-3  # seconds: containers round times to a millisecond
@@ -16,11 +16,17 @@ TOLERANCE = 1e-3  # seconds: containers round times to a millisecond
 class SegmentSettings(Settings):
     """How a video is cut into segments."""
 
-    seconds: float = pydantic.Field(gt=0.0, le=3600.0, description="length of a segment, in seconds")
+    seconds: float = pydantic.Field(
+        json_schema_extra=unit("seconds"), gt=0.0, le=3600.0, description="length of a segment, in seconds"
+    )
     per_video: int | None = pydantic.Field(
-        default=None, ge=1, description="segments of a video at most; null: as many as fit"
+        json_schema_extra=unit("segments"),
+        default=None,
+        ge=1,
+        description="segments of a video at most; null: as many as fit",
     )
     spacing: float | None = pydantic.Field(
+        json_schema_extra=unit("seconds"),
         default=None,
         gt=0.0,
         description="seconds from one start to the next; null: spread evenly, or back to back without per_video",

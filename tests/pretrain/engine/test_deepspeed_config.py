@@ -19,7 +19,9 @@ from sharding.base.settings import validate
 
 
 def config(**settings: Any) -> dict[str, Any]:
-    return deepspeed_config(EngineSettings.model_validate(settings), batch=4, passes=3, world_size=2, parameters=1000)
+    return deepspeed_config(
+        EngineSettings.model_validate(settings), batch=4, micro_steps=3, world_size=2, parameters=1000
+    )
 
 
 def test_the_settings_in_deepspeeds_words() -> None:

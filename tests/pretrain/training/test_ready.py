@@ -65,7 +65,9 @@ def test_a_lost_device_ends_the_run_and_the_same_command_goes_on(finished: Finis
     run = tmp_path / "run"
     run.mkdir()
     code, output = train(finished, run, "lost", *MEASURED)
-    assert code == 1 and "the same command goes on by another path" in output and "Traceback" not in output, output
+    assert code == 1 and "the same command goes on by another compute path" in output and "Traceback" not in output, (
+        output
+    )
     assert json.loads((run / "compute_path.json").read_text())["failed"] == ["planar"]
     assert not (run / "checkpoints").exists()
     (run / "stop").touch()  # asked to stop before it begins, it takes one step

@@ -1,4 +1,4 @@
-"""Recognises what kind of corpus a path or address is, by its lists' names and first lines."""
+"""Detects what kind of corpus a path or address is, by its lists' names and first lines."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def is_list_name(path: str) -> bool:
     return _end(name) != "" and ("/" not in path or split_of_name(name) != "")
 
 
-def recognise_list(place: str, settings: CorpusSettings) -> ListedCorpus:
+def detect_list(place: str, settings: CorpusSettings) -> ListedCorpus:
     """The corpus that a single list file makes. Raises UserError if it is of no known kind."""
     folder, _, name = place.rpartition("/")
     kind = settings.kind
@@ -59,7 +59,7 @@ def recognise_list(place: str, settings: CorpusSettings) -> ListedCorpus:
     return listed_corpus(recognised, folder, [place], settings)
 
 
-def recognise_folder(root: str, names: Sequence[str], settings: CorpusSettings) -> ListedCorpus | None:
+def detect_folder(root: str, names: Sequence[str], settings: CorpusSettings) -> ListedCorpus | None:
     """The corpus that the lists in a folder make, by the `names` in it that may be lists; None if it holds none.
 
     Raises UserError if `settings.kind` was asked for and its lists are not there.
