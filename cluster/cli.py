@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.commands.evaluation import evaluate
-from cluster.commands.exchange import export_network, import_network
+from cluster.commands.import_export import export_network, import_network
 from cluster.commands.models import models
 from cluster.commands.report import report
 from cluster.commands.settings import show_settings
