@@ -120,11 +120,11 @@ class DeviceCopy(Generic[M]):
     """A copy to a device that is under way."""
 
     def __init__(self, future: Future[M], stream: torch.cuda.Stream | None) -> None:
-        self._future, self._stream = future, stream
+        self._sending, self._stream = future, stream
 
     def result(self) -> M:
         """The copy on the device; what is computed of it next waits for it there."""
-        future = self._future.result()
+        future = self._sending.result()
         if self._stream is not None:
             now = torch.cuda.current_stream(self._stream.device)
             now.wait_stream(self._stream)

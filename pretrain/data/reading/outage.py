@@ -53,13 +53,13 @@ class PatientStore:
         """`mark`: the path of that object."""
         self._store, self._mark, self._patience = store, mark, patience
         self.tell: Callable[[StoreWait], object] = _nobody
-        self._lock, self._last_logged = threading.Lock(), 0.0
+        self._lock, self._last_word = threading.Lock(), 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_store": self._store, "_mark": self._mark, "_patience": self._patience}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, tell=_nobody, _lock=threading.Lock(), _last_logged=0.0)
+        self.__dict__.update(state, tell=_nobody, _lock=threading.Lock(), _last_word=0.0)
 
     @property
     def url(self) -> str:
@@ -131,9 +131,9 @@ class PatientStore:
     def _say(self, why: str, seconds: float, over: bool = False) -> None:
         with self._lock:
             now = time.monotonic()
-            if not over and now - self._last_logged < _TOLD_EVERY:
+            if not over and now - self._last_word < _TOLD_EVERY:
                 return
-            self._last_logged = 0.0 if over else now
+            self._last_word = 0.0 if over else now
         self.tell(StoreWait(self.url, why, seconds, self._patience, over))
 
 

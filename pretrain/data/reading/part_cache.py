@@ -122,7 +122,7 @@ class PartCache:
             if self._here(sha256, size):
                 return None
             temporary = self._temporary(sha256)
-            handle = _locked_temporary(temporary)
+            handle = _locked_file(temporary)
             if handle is None:
                 return None
             fits = False
@@ -208,7 +208,7 @@ class PartCache:
             raise _DiskError(f"{error.strerror or error} ({self.folder})") from error
 
 
-def _locked_temporary(temporary: Path) -> int | None:
+def _locked_file(temporary: Path) -> int | None:
     """A temporary, made if it is absent, that this process has locked; None if another has."""
     handle = os.open(temporary, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
     try:
@@ -224,7 +224,7 @@ def _locked_temporary(temporary: Path) -> int | None:
 
 def _removed(temporary: Path) -> bool:
     """Whether a temporary's writer was dead, and it is gone now."""
-    handle = _locked_temporary(temporary)
+    handle = _locked_file(temporary)
     if handle is None:
         return False
     temporary.unlink(missing_ok=True)

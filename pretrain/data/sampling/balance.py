@@ -99,14 +99,14 @@ class Balance:
         often = self.shares / self.samples
         most, least = int(np.argmax(often)), int(np.argmin(often))
 
-        def times_a_pass(number: int) -> str:
+        def times(number: int) -> str:
             label = int(self.classes[number])
             name = f"class {label}" if names is None else f"'{names[label]}'"
             return f"{often[number]:.3g} times a pass for {name} ({self.samples[number]:,} samples)"
 
         return (
             f"balance={self._balance:g}: passes of {self.total:,} showings, in which samples repeat and are left out "
-            f"by design: each is shown {times_a_pass(most)}, down to {times_a_pass(least)}"
+            f"by design: each is shown {times(most)}, down to {times(least)}"
         )
 
     def _until(self, phase: int, classes: NDArray[np.int32], samples: Ints) -> Ints:

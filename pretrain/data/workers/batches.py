@@ -112,7 +112,7 @@ class BatchMaker:
         self.splits, self.unseen, self.clip, self.memory = splits, unseen, clip, memory
         every = [*splits, unseen] if unseen else splits
         self._counters = list({id(split.store): split.store.counters for split in every}.values())
-        self._damages: dict[tuple[int, ...], DamagedData] = {}
+        self._lost: dict[tuple[int, ...], DamagedData] = {}
         self._seen: set[tuple[int, str]] = set()
 
     def training(self, seed: int, draws: Sequence[Draw]) -> Batch:
@@ -130,7 +130,7 @@ class BatchMaker:
                 planes = self._planes(shown)
                 break
             except _Lost as lost:
-                self._damages[draws[lost.clip].store, *now[lost.clip][:2]] = lost.damaged
+                self._lost[draws[lost.clip].store, *now[lost.clip][:2]] = lost.damaged
                 damaged.append(lost.damaged)
                 now[lost.clip] = next(places[lost.clip])
         return self._batch(planes, [[clip] for clip in shown], damaged, begin)
@@ -166,9 +166,7 @@ class BatchMaker:
                     shard, row = split.place(int(words[0] % np.uint64(len(split))))
                 else:
                     shard, row = draw.shard, draw.row
-                if (
-                    damage := self._damages.get((draw.store, shard), self._damages.get((draw.store, shard, row)))
-                ) is None:
+                if (damage := self._lost.get((draw.store, shard), self._lost.get((draw.store, shard, row)))) is None:
                     rows = split.rows(shard)
                     if not attempt and draw.label >= 0:
                         row = rows.row_with(draw.label, row)
@@ -177,7 +175,7 @@ class BatchMaker:
                     yield shard, row, sample
                     continue
             except DamagedData as error:
-                damage = self._damages[draw.store, shard] = error
+                damage = self._lost[draw.store, shard] = error
             damaged.append(damage)
         raise UserError(
             f"{_TRIES} samples, one after the other, are damaged:\n" + "\n".join(dict.fromkeys(map(str, damaged))),

@@ -210,7 +210,7 @@ def _found_anew(
                 "compute path %s, as measured on such a device (%s): %s%s",
                 cached.compute_path,
                 where,
-                _rates_text(cached),
+                _rates(cached),
                 failed_there,
             )
             return cached
@@ -232,12 +232,12 @@ def _found_anew(
     if result is None:
         result = autotune(model, training, device, names, recomputed)
     log.info(
-        "compute path %s, measured in %.1f s: %s", result.compute_path, time.perf_counter() - begin, _rates_text(result)
+        "compute path %s, measured in %.1f s: %s", result.compute_path, time.perf_counter() - begin, _rates(result)
     )
     return result.without(list(failed)).model_copy(update={"key": key})
 
 
-def _rates_text(result: AutotuneResult) -> str:
+def _rates(result: AutotuneResult) -> str:
     return ", ".join(f"{name} {rate:.3g}" for name, rate in result.clips_per_second.items()) + " clips/s"
 
 
