@@ -11,9 +11,9 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 
 from pretrain.checkpoints.attempts import newest_attempt, require_newest
+from pretrain.checkpoints.checkpoint_manifest import MANIFEST, checkpoint_manifest_of, step_name
 from pretrain.checkpoints.folder import checkpoints_of, manifest_in, prune, put_in_place, writing
 from pretrain.checkpoints.history import write_history
-from pretrain.checkpoints.manifest import MANIFEST, manifest_of, step_name
 from sharding.base.atomic import sync
 from sharding.base.settings import Settings, unit
 
@@ -76,7 +76,7 @@ def save_checkpoint(run: Path, attempt: int, checkpoint: Checkpoint, keep: int) 
         aside.mkdir()
         _write(aside, checkpoint)
         write_history(run, checkpoint.step, aside)
-        manifest = manifest_of(aside, checkpoint.step, attempt, checkpoint.state.get("clip1"))
+        manifest = checkpoint_manifest_of(aside, checkpoint.step, attempt, checkpoint.state.get("clip1"))
         (aside / MANIFEST).write_bytes(manifest.encoded())
         for path in (*aside.iterdir(), aside):
             sync(path)

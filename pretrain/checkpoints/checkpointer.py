@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from pretrain.checkpoints.async_saver import AsyncSaver
 from pretrain.checkpoints.attempts import claim, highest, newest_attempt, require_newest
 from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, load_checkpoint, save_checkpoint
+from pretrain.checkpoints.checkpoint_manifest import CheckpointId, step_name
 from pretrain.checkpoints.fetch import fetch
 from pretrain.checkpoints.folder import DamagedCheckpoint, checkpoints_of, committed, manifest_in, require_sound
 from pretrain.checkpoints.history import restore_history
 from pretrain.checkpoints.identity import fetch_settings
-from pretrain.checkpoints.manifest import CheckpointId, step_name
 from pretrain.checkpoints.remote import Remote
 from pretrain.engine.distributed import World
 from sharding.base.atomic import atomic_write

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pretrain.checkpoints.checkpoint_manifest import CheckpointId, step_name
 from pretrain.checkpoints.folder import DamagedCheckpoint, checkpoints_of, put_in_place, require_sound
-from pretrain.checkpoints.manifest import CheckpointId, step_name
 from pretrain.checkpoints.remote import Remote
 from sharding.base.atomic import sync, temporary_beside
 from sharding.base.errors import DamagedStore

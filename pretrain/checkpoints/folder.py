@@ -9,7 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pretrain.checkpoints.manifest import MANIFEST, CheckpointId, Manifest, read_manifest
+from pretrain.checkpoints.checkpoint_manifest import (
+    MANIFEST,
+    CheckpointId,
+    CheckpointManifest,
+    read_checkpoint_manifest,
+)
 from pretrain.checkpoints.retention import to_discard
 from sharding.base.atomic import remove_folder, replace_folder, sha256_of
 from sharding.base.errors import UserError
@@ -43,7 +48,7 @@ def committed(run: Path) -> list[Path]:
     return [*folder.glob("step-*"), *folder.glob(f"{_REPLACED}step-*")]
 
 
-def manifest_in(folder: Path) -> Manifest:
+def manifest_in(folder: Path) -> CheckpointManifest:
     """A checkpoint's manifest.
 
     Raises ValueError if it is missing or damaged, UserError for another version's, or if the disk does not give it.
@@ -52,7 +57,7 @@ def manifest_in(folder: Path) -> Manifest:
         data = _patiently((folder / MANIFEST).read_bytes, folder)
     except FileNotFoundError as error:
         raise ValueError("it has no manifest") from error
-    return read_manifest(data, str(folder))
+    return read_checkpoint_manifest(data, str(folder))
 
 
 def require_sound(folder: Path, which: CheckpointId) -> None:
@@ -101,15 +106,15 @@ def put_in_place(aside: Path, final: Path) -> None:
     replace_folder(aside, final, final.with_name(f"{_REPLACED}{final.name}"))
 
 
-def prune(run: Path, saved: Manifest, keep: int) -> None:
+def prune(run: Path, saved: CheckpointManifest, keep: int) -> None:
     """Remove the checkpoints that are not to be kept (`to_discard`), but leave what cannot be read just now.
 
     Another version's are left, too.
     """
-    manifests: dict[Path, Manifest | None] = {}
+    manifests: dict[Path, CheckpointManifest | None] = {}
     for path in checkpoints_of(run).glob("step-*"):
         try:
-            manifest = read_manifest((path / MANIFEST).read_bytes(), str(path))
+            manifest = read_checkpoint_manifest((path / MANIFEST).read_bytes(), str(path))
             newer = manifest.attempt > saved.attempt
             # By length: to read it all would take too long at each save.
             whole = newer or all((path / name).stat().st_size == of.bytes for name, of in manifest.files.items())

@@ -11,7 +11,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pretrain.checkpoints.manifest import MANIFEST, CheckpointId, Manifest, read_manifest, step_name
+from pretrain.checkpoints.checkpoint_manifest import (
+    MANIFEST,
+    CheckpointId,
+    CheckpointManifest,
+    read_checkpoint_manifest,
+    step_name,
+)
 from pretrain.checkpoints.retention import to_discard
 from sharding.base.errors import UserError
 from sharding.base.redact import redacted
@@ -56,7 +62,7 @@ class Remote:
         """All committed checkpoints, damaged ones with them."""
         return [which for which, names in self._files().items() if MANIFEST in names]
 
-    def upload(self, folder: Path, manifest: Manifest, fence: Callable[[], None]) -> None:
+    def upload(self, folder: Path, manifest: CheckpointManifest, fence: Callable[[], None]) -> None:
         """Put a committed folder's files, and the manifest once `fence` has not raised."""
         for which, names in self._files().items():
             if which.attempt <= manifest.attempt and MANIFEST not in names:  # an upload that failed, or was killed
@@ -75,21 +81,21 @@ class Remote:
         """
         place = self._place(which)
         data = self._store.get(f"{place}/{MANIFEST}")
-        manifest = read_manifest(data, f"{self.where}/{place}")
+        manifest = read_checkpoint_manifest(data, f"{self.where}/{place}")
         if manifest.id != which:
             raise ValueError("its manifest is another checkpoint's")
         for name in manifest.files:
             self._store.get_file(f"{place}/{name}", folder / name)
         (folder / MANIFEST).write_bytes(data)
 
-    def prune(self, saved: Manifest, keep: int) -> None:
+    def prune(self, saved: CheckpointManifest, keep: int) -> None:
         """Delete the checkpoints that are not to be kept (`to_discard`), but leave another version's."""
-        manifests: dict[CheckpointId, Manifest | None] = {}
+        manifests: dict[CheckpointId, CheckpointManifest | None] = {}
         files = self._files()
         for which in [key for key in files if MANIFEST in files[key] and key.attempt <= saved.attempt]:
             place = self._place(which)
             try:
-                manifest = read_manifest(self._store.get(f"{place}/{MANIFEST}"), place)
+                manifest = read_checkpoint_manifest(self._store.get(f"{place}/{MANIFEST}"), place)
             except UserError:
                 continue
             except (ValueError, FileNotFoundError):

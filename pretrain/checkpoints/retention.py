@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from typing import TypeVar
 
-from pretrain.checkpoints.manifest import Manifest
+from pretrain.checkpoints.checkpoint_manifest import CheckpointManifest
 
 Place = TypeVar("Place", bound=Hashable)
 
 
-def to_discard(places: Mapping[Place, Manifest | None], saved: Manifest, keep: int) -> list[Place]:
+def to_discard(places: Mapping[Place, CheckpointManifest | None], saved: CheckpointManifest, keep: int) -> list[Place]:
     """The places whose checkpoints go once `saved` is committed: those not `kept`, and those without a sound manifest.
 
     places: the manifest at each place; None for what is damaged or incomplete. What a newer attempt than `saved`'s
@@ -22,7 +22,7 @@ def to_discard(places: Mapping[Place, Manifest | None], saved: Manifest, keep: i
     return damaged + [place for place, manifest in own.items() if manifest not in keepers]
 
 
-def kept(manifests: Iterable[Manifest], saved: Manifest, keep: int) -> list[Manifest]:
+def kept(manifests: Iterable[CheckpointManifest], saved: CheckpointManifest, keep: int) -> list[CheckpointManifest]:
     """Of sound checkpoints those to keep once `saved` is: the newest `keep` up to it, and the best by clip@1.
 
     What is beyond it is not kept: the run had begun there again, or it could not be read. Of a step saved twice

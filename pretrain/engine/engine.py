@@ -20,7 +20,7 @@ from pretrain.engine.precision import HALF_DTYPES
 from pretrain.engine.predictor import Predictor, blank_copy, buffers_of
 from pretrain.engine.scaler import LossScale
 from pretrain.engine.step_verdict import Judge, adamw, gradients_of, sgd
-from pretrain.engine.zero_state import Parts
+from pretrain.engine.zero_state import Partitions
 from pretrain.models import count
 from pretrain.models.compute.batchnorm import commit_statistics, synchronise
 from pretrain.models.groups import parameter_groups
@@ -108,8 +108,8 @@ class Engine:
         if self._zero:
             self._optimizer.torch_autocast_gradscaler = None
         self._judge = Judge(self._optimizer, self._zero, world, settings.clip_gradient, self._loss_scale)
-        self._parts = Parts(model, self._optimizer, self._zero, settings.average)
-        self.predictor = Predictor(model, blank, self._parts, settings, world)
+        self._partitions = Partitions(model, self._optimizer, self._zero, settings.average)
+        self.predictor = Predictor(model, blank, self._partitions, settings, world)
         self._graphed = enable_cuda_graph(model, settings, world, capture or capture_for(world.device))
 
     def forward(self, video: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Engine:
 
     @property
     def forward_waits(self) -> bool:
-        """Whether a forward pass in training waits for other ranks: for their parts of weights, or their statistics."""
+        """Whether a forward pass in training waits for other ranks: for partitions of weights, or for statistics."""
         return self.world.size > 1 and (self._zero == 3 or self._together)
 
     @property
@@ -156,7 +156,7 @@ class Engine:
         self._engine.step()
         finite = self.verdict[0] > 0
         commit_statistics(self.model, self.world.sum_, finite)
-        self._parts.follow(finite)
+        self._partitions.follow(finite)
         self.predictor.forget()
         self._awaits_verdict = True
         return True
@@ -194,7 +194,7 @@ class Engine:
         scale, buffers, verdict = vars(self._scale).copy(), list(self.model.buffers()), self._judge.verdict
         kept = [buffer.to("cpu", copy=True) for buffer in buffers]
         device = self.world.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), self._parts.unmoved():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), self._partitions.unmoved():
             self._engine.set_gradient_accumulation_boundary(True)
             yield
         for buffer, before in zip(buffers, kept, strict=True):
@@ -224,12 +224,12 @@ class Engine:
 
     def state(self) -> EngineState:
         """All that training goes on from, in copies of their own. A collective; the tensors are on rank 0 alone."""
-        weights, buffers = self._kept(self._parts.weights()), self._kept(buffers_of(self.model))
+        weights, buffers = self._kept(self._partitions.weights()), self._kept(buffers_of(self.model))
         whole = {**weights, **buffers}
         return EngineState(
             model={name: whole[name] for name in self.model.state_dict() if name in whole},
-            optimizer=self._kept(self._parts.optimizer()),
-            average=self._kept(self._parts.average()),
+            optimizer=self._kept(self._partitions.optimizer()),
+            average=self._kept(self._partitions.average()),
             scaler=self._scale.state(),
         )
 
@@ -238,13 +238,13 @@ class Engine:
 
         An average that the state has none of begins at its weights. Raises UserError for another optimizer's state.
         """
-        self._parts.set_weights(state.model)
+        self._partitions.set_weights(state.model)
         with torch.no_grad():
             for name, buffer in buffers_of(self.model):
                 buffer.copy_(state.model[name])
-        self._parts.set_optimizer(state.optimizer)
+        self._partitions.set_optimizer(state.optimizer)
         if state.average:
-            self._parts.set_average(state.average)
+            self._partitions.set_average(state.average)
         self._scale.load(state.scaler)
         self.predictor.forget()
 

@@ -1,4 +1,4 @@
-"""Predictions by a network in training: by its averaged weights, by weights that ZeRO 3 has in parts, or by itself."""
+"""Predictions by a network in training: by its averaged weights, by ZeRO 3's gathered ones, or by itself."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from torch import Tensor, nn
 from pretrain.engine.deepspeed_config import EngineSettings
 from pretrain.engine.distributed import World
 from pretrain.engine.precision import autocast
-from pretrain.engine.zero_state import Parts
+from pretrain.engine.zero_state import Partitions
 from pretrain.models.compute.batchnorm import discard_statistics, recompute_statistics
 
 
 class Predictor:
-    """Predicts by the model, or by whole copies of it where its own weights are in parts, or are not those meant.
+    """Predicts by the model, or by whole copies of it where its own weights are in partitions, or are not those meant.
 
     A copy is made once between two steps of training, after which `forget` drops it.
     """
 
     def __init__(
-        self, model: nn.Module, blank: nn.Module | None, parts: Parts, settings: EngineSettings, world: World
+        self, model: nn.Module, blank: nn.Module | None, partitions: Partitions, settings: EngineSettings, world: World
     ) -> None:
-        """`blank`: what `blank_copy` gave before DeepSpeed changed the model. `parts`: the weights as they train."""
-        self._model, self._blank, self._parts, self._settings, self._world = model, blank, parts, settings, world
+        """`blank`: what `blank_copy` gave before DeepSpeed changed the model. `partitions`: of the trained weights."""
+        self._model, self._blank, self._partitions = model, blank, partitions
+        self._settings, self._world = settings, world
         self._copies: dict[bool, nn.Module] = {}
 
     def predict(self, video: Tensor, averaged: bool = False) -> Tensor:
@@ -52,9 +53,9 @@ class Predictor:
             raise ValueError("this run keeps no average of its weights: engine.average is not set")
         network = copy.deepcopy(self._blank).to_empty(device=self._world.device)
         discard_statistics(network)
-        values = {name: value.clone() for name, value in self._parts.weights()}
+        values = {name: value.clone() for name, value in self._partitions.weights()}
         if averaged:
-            values |= {name: value.clone() for name, value in self._parts.average()}
+            values |= {name: value.clone() for name, value in self._partitions.average()}
         network.load_state_dict({**values, **dict(buffers_of(self._model))})
         self._copies[averaged] = network.eval()
 

@@ -16,7 +16,7 @@ _STEP = "step"
 _KINDS = {torch.optim.SGD: ("momentum_buffer",), torch.optim.AdamW: ("exp_avg", "exp_avg_sq")}
 
 
-class Parts:
+class Partitions:
     """The optimizer's state of every trained weight, and the moving average of the weights, at any ZeRO stage.
 
     Under ZeRO 1 to 3 a rank has a part of each, and of the weights; the average is kept where the optimizer keeps
@@ -35,7 +35,7 @@ class Parts:
             2: lambda: optimizer.single_partition_of_fp32_groups,
             3: lambda: optimizer.fp32_partitioned_groups_flat,
         }
-        self._parts = kept[zero]()
+        self._partitions = kept[zero]()
         self._kinds: tuple[str, ...] = next(keys for kind, keys in _KINDS.items() if isinstance(inner, kind))
         if not inner.defaults.get("momentum", 1):
             self._kinds = ()
@@ -49,7 +49,7 @@ class Parts:
         Left to itself DeepSpeed (0.19) links, by the private function called here, after the first group's first step,
         when the other groups have no state yet. Momentum of zero is what SGD's first step takes as none.
         """
-        for part in self._parts:
+        for part in self._partitions:
             state = self._state[part]
             for kind in self._kinds:
                 state[kind] = torch.zeros_like(part)
@@ -64,7 +64,7 @@ class Parts:
     def follow(self, finite: Tensor) -> None:
         """Move the average one step towards the weights where `finite`, a bool on the device, says so."""
         if self._decay is not None:
-            for part in self._parts:
+            for part in self._partitions:
                 average = self._state[part][AVERAGE]
                 torch.where(finite, average.lerp(part, 1 - self._decay), average, out=average)
 
@@ -74,8 +74,8 @@ class Parts:
 
         But after an error inside, which leaves what the optimizer made of them.
         """
-        states = [self._state[part] for part in self._parts]
-        moved = [*self._parts, *(value for state in states for value in state.values())]
+        states = [self._state[part] for part in self._partitions]
+        moved = [*self._partitions, *(value for state in states for value in state.values())]
         weights = [value for _, value in self._trained]
         whole = [value for value in weights if not _is_shared_out(value)]
         moved += [_shared(value) for value in weights] if self._zero == 3 else []
@@ -96,7 +96,7 @@ class Parts:
         for kind in self._kinds:
             yield from ((f"{kind}:{name}", value) for name, value in self._whole(kind))
         if self._counts:  # every part has taken as many steps
-            taken = self._state[self._parts[0]][_STEP]
+            taken = self._state[self._partitions[0]][_STEP]
             yield from ((f"{_STEP}:{name}", taken) for name, _ in self._trained)
 
     def average(self) -> Iterator[tuple[str, Tensor]]:
@@ -130,7 +130,7 @@ class Parts:
             self._set(kind, _of_kind(kind, values, self._trained))
         if self._counts:
             taken = max(float(value) for value in _of_kind(_STEP, values, self._trained).values())
-            for part in self._parts:
+            for part in self._partitions:
                 self._state[part][_STEP].fill_(taken)
 
     def set_average(self, values: Mapping[str, Tensor]) -> None:

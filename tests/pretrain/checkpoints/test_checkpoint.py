@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from pretrain.checkpoints.attempts import Superseded, newest_attempt
 from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, save_checkpoint
+from pretrain.checkpoints.checkpoint_manifest import CheckpointManifest
 from pretrain.checkpoints.checkpointer import Checkpointer
-from pretrain.checkpoints.manifest import Manifest
 from pretrain.checkpoints.retention import kept, to_discard
 from sharding.base.errors import UserError
 from tests.support.training.checkpoints import begin_attempt, commit, load_newest, load_run, load_step
@@ -242,7 +242,7 @@ def test_the_best_is_kept_besides_the_newest(tmp_path: Path) -> None:
 
 
 manifests = st.builds(
-    Manifest,
+    CheckpointManifest,
     step=st.integers(0, 12),
     attempt=st.integers(1, 3),
     clip1=st.none() | st.floats(0, 1),
@@ -251,7 +251,7 @@ manifests = st.builds(
 
 
 @given(st.lists(manifests, max_size=12, unique_by=lambda each: (each.step, each.attempt)), manifests, st.integers(1, 4))
-def test_what_is_kept(listed: list[Manifest], saved: Manifest, keep: int) -> None:
+def test_what_is_kept(listed: list[CheckpointManifest], saved: CheckpointManifest, keep: int) -> None:
     older = [each for each in listed if each.attempt <= saved.attempt and each.step != saved.step]
     candidates = [*older, saved]
     left = kept(candidates, saved, keep)
@@ -265,7 +265,7 @@ def test_what_is_kept(listed: list[Manifest], saved: Manifest, keep: int) -> Non
 
 
 @given(st.dictionaries(st.integers(), st.none() | manifests, max_size=12), manifests, st.integers(1, 4))
-def test_what_goes(places: dict[int, Manifest | None], saved: Manifest, keep: int) -> None:
+def test_what_goes(places: dict[int, CheckpointManifest | None], saved: CheckpointManifest, keep: int) -> None:
     discarded = to_discard(places, saved, keep)
     own = [each for each in places.values() if each and each.attempt <= saved.attempt]
     left = kept(own, saved, keep)

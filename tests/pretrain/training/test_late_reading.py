@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pretrain.checkpoints.checkpoint import Checkpoint
-from pretrain.checkpoints.manifest import CheckpointId
+from pretrain.checkpoints.checkpoint_manifest import CheckpointId
 from pretrain.engine.distributed import World
 from pretrain.resilience.loss_monitor import LossMonitor
 from pretrain.settings import TrainSettings

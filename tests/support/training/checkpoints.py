@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings
+from pretrain.checkpoints.checkpoint_manifest import CheckpointId
 from pretrain.checkpoints.checkpointer import Checkpointer
-from pretrain.checkpoints.manifest import CheckpointId
 from sharding.storage.store import Store
 
 

@@ -33,7 +33,7 @@ class FileSum:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CheckpointManifest:
     """What a checkpoint consists of: its step, the start that saved it, clip@1 if it was validated, files by name."""
 
     step: int
@@ -56,14 +56,14 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def manifest_of(folder: Path, step: int, attempt: int, clip1: object) -> Manifest:
+def checkpoint_manifest_of(folder: Path, step: int, attempt: int, clip1: object) -> CheckpointManifest:
     """The manifest of the files in a folder, which are read once for it."""
     validated = isinstance(clip1, int | float) and math.isfinite(clip1)
     files = {path.name: FileSum(path.stat().st_size, sha256_of(path)) for path in sorted(folder.iterdir())}
-    return Manifest(step, attempt, float(clip1) if validated else None, files)  # type: ignore[arg-type]
+    return CheckpointManifest(step, attempt, float(clip1) if validated else None, files)  # type: ignore[arg-type]
 
 
-def read_manifest(data: bytes, where: str) -> Manifest:
+def read_checkpoint_manifest(data: bytes, where: str) -> CheckpointManifest:
     """The manifest in a file's content.
 
     Raises ValueError for a damaged one; UserError for another version's: to skip it would begin the run anew.
@@ -74,7 +74,7 @@ def read_manifest(data: bytes, where: str) -> Manifest:
         if written == FORMAT:
             files = {str(name): FileSum(int(of["bytes"]), str(of["sha256"])) for name, of in tree["files"].items()}
             clip1 = None if tree["clip1"] is None else float(tree["clip1"])
-            manifest = Manifest(int(tree["step"]), int(tree["attempt"]), clip1, files)
+            manifest = CheckpointManifest(int(tree["step"]), int(tree["attempt"]), clip1, files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its manifest is damaged: {type(error).__name__}: {error}") from error
     if written != FORMAT:
