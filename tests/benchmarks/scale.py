@@ -147,22 +147,22 @@ def by_ray(url: str) -> str:
 
 def driven(url: str, runner: Callable[..., Generator[Any]]) -> str:
     """Every job of a store given out, though its record is there; the driver's memory after a tenth and at the end."""
-    from cluster.jobs.stats import Tally
+    from cluster.jobs.stats import ShardingStats
 
     store = open_store(url)
     plans = generations(store)
     videos = sum(sum(plan.videos.values()) for plan in plans)
     prepared = Prepared(store, plans, frozenset(), videos, ())
-    tally, sizes = Tally(videos), []
-    with closing(runner(prepared, ShardSettings(), WorkerSettings(), os.cpu_count() or 1, tally)) as results:
+    stats, sizes = ShardingStats(videos), []
+    with closing(runner(prepared, ShardSettings(), WorkerSettings(), os.cpu_count() or 1, stats)) as results:
         for told in results:
             if told is not None:
-                tally.add(told)
-                tally.line()
-                if tally.jobs in (prepared.planned_count // 10, prepared.planned_count):
+                stats.add(told)
+                stats.line()
+                if stats.jobs in (prepared.planned_count // 10, prepared.planned_count):
                     sizes.append(resident())
-    assert tally.jobs == prepared.planned_count and tally.total == 0
-    return f"{tally.jobs:,} jobs; driver {sizes[0]:,.0f} MB after a tenth, {sizes[-1]:,.0f} MB at the end"
+    assert stats.jobs == prepared.planned_count and stats.total == 0
+    return f"{stats.jobs:,} jobs; driver {sizes[0]:,.0f} MB after a tenth, {sizes[-1]:,.0f} MB at the end"
 
 
 def resident() -> float:

@@ -79,7 +79,7 @@ class Contender:
     def name(self) -> str:
         """As the table has it."""
         if self.compute_path:
-            return f"ours, {self.path}" + ("" if self.engine else ", network alone")
+            return f"ours, {self.compute_path}" + ("" if self.engine else ", network alone")
         return ("plain channels last" if self.channels_last else "plain conv3d") + ", compiled" * self.compiled
 
     @property

@@ -100,5 +100,5 @@ def test_what_cannot_be_captured_leaves_the_device_as_it_was() -> None:
 def test_an_engine_trains_as_without_a_graph(tmp_path_factory: pytest.TempPathFactory) -> None:
     """By DeepSpeed, over all that `graph_cases` has between two passes."""
     for name, runs in run_cases(tmp_path_factory.mktemp("graph"), ["lanes2-zero1", "bf16", "zero3"], gpu=True).items():
-        assert_same_run(runs["eager"], runs["graphed_features"])
-        assert runs["graphed_features"]["buffer"] == (name != "zero3")
+        assert_same_run(runs["eager"], runs["graphed"])
+        assert runs["graphed"]["buffer"] == (name != "zero3")

@@ -23,7 +23,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", CASES)
 def test_a_captured_run_is_the_same_to_the_bit(runs: dict[str, dict[str, Any]], name: str) -> None:
     """Over steps, a validation, a step left out, precise statistics, a roll-back and a layer that is frozen."""
-    eager, graphed = runs[name]["eager"], runs[name]["graphed_features"]
+    eager, graphed = runs[name]["eager"], runs[name]["graphed"]
     assert_same_run(eager, graphed)
     skipped = graphed["skipped"]
     assert skipped[3] and not all(skipped)
@@ -40,7 +40,7 @@ def assert_same_run(eager: dict[str, Any], graphed: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_captured_once_and_once_more_when_a_layer_is_frozen(runs: dict[str, dict[str, Any]], name: str) -> None:
-    graphed, size = runs[name]["graphed_features"], CASES[name].get("size", 1)
+    graphed, size = runs[name]["graphed"], CASES[name].get("size", 1)
     assert graphed["buffer"] == (name not in EAGER)
     if name == "one-fails":
         assert graphed["replays"] == [(0, 0)]  # rank 0 could, and goes without as the other rank does

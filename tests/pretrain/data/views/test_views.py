@@ -78,9 +78,9 @@ def test_frames_by_stride_and_by_time() -> None:
     clip = ClipSettings(frames=8, stride=4)
     assert clip.needed_frames(times) == 29 and clip.frame_numbers(times, 5) == [5, 9, 13, 17, 21, 25, 29, 33]
     timed = ClipSettings(frames=8, fps=7.5)
-    assert timed.needed(times) == 29 and timed.numbers(times, 5) == [5, 9, 13, 17, 21, 25, 29, 33]
+    assert timed.needed_frames(times) == 29 and timed.frame_numbers(times, 5) == [5, 9, 13, 17, 21, 25, 29, 33]
     late = [number / 60 for number in range(100)]
-    assert timed.needed(late) == 57 and timed.numbers(late, 5) == [5, 13, 21, 29, 37, 45, 53, 61]
+    assert timed.needed_frames(late) == 57 and timed.frame_numbers(late, 5) == [5, 13, 21, 29, 37, 45, 53, 61]
     assert clip.frame_numbers([0.0, 0.1, 0.2], 0) == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
