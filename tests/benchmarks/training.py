@@ -30,6 +30,7 @@ import torch
 import yaml
 
 from cluster.jobs.process_usage import started_by, usage_of
+from cluster.jobs.training import TrainingJob
 from pretrain.engine.distributed import free_port
 from pretrain.engine.mfu import peak_flops, product_flops
 from pretrain.models.count import macs
@@ -100,7 +101,7 @@ class Bench:
     @property
     def job(self) -> TrainSettings:
         """The recipe as settings."""
-        return validate(TrainSettings, self.recipe, "the benchmark's recipe")
+        return validate(TrainingJob, self.recipe, "the benchmark's recipe").train
 
     def run(self, seen: Seen, times: int = 1, **changes: Any) -> None:
         """One round of a contender, `ours` or a mode of `training_rank`, over so many times the windows."""
@@ -112,7 +113,7 @@ class Bench:
         if self.path:
             shutil.copy(self.path, run)
         recipe = self.recipe | changes
-        job = validate(TrainSettings, recipe, "the benchmark's recipe")
+        job = validate(TrainingJob, recipe, "the benchmark's recipe").train
         steps = job.log_steps * (times * self.windows + 1)
         recipe["schedule"] = {**recipe["schedule"], "epoch_clips": steps * job.batch}
         file = self.folder / f"run{self._runs}.yaml"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from cluster.jobs.training import TrainingJob
 from cluster.terminal.output import end_process
 from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import ClipBatch, Loader
@@ -196,7 +197,7 @@ def timed(mode: str, contender: Contender, steps: int) -> None:
 def main() -> None:
     """One rank."""
     mode, recipe, folder, steps = sys.argv[1:]
-    job = load_settings(TrainSettings, recipe)
+    job = load_settings(TrainingJob, recipe).train
     world = start_world()
     torch.manual_seed(job.seed)
     timed(mode, Contender(job, Path(folder), world), int(steps))
