@@ -71,25 +71,25 @@ def test_every_contender_of_a_case_is_timed() -> None:
 def test_a_step_through_the_engine_is_the_networks() -> None:
     """Both contenders of a path train alike: what is timed differs by who calls it alone."""
     case = Case(ModelSettings(depth=10, width=0.125), 8, 16, 2, half=False, threads=1)
-    (found,) = children.in_a_child(weights_after_two_steps, case, patience=100.0)
-    assert found["engine"].keys() == found["alone"].keys()
-    for name, value in found["alone"].items():
-        assert_close(torch.tensor(found["engine"][name]), torch.tensor(value), rtol=1e-4, atol=1e-6)
-    assert found["engine"]["fc.weight"] != found["new"]["fc.weight"]
+    (result,) = children.in_a_child(weights_after_two_steps, case, patience=100.0)
+    assert result["engine"].keys() == result["alone"].keys()
+    for name, value in result["alone"].items():
+        assert_close(torch.tensor(result["engine"][name]), torch.tensor(value), rtol=1e-4, atol=1e-6)
+    assert result["engine"]["fc.weight"] != result["new"]["fc.weight"]
 
 
 def weights_after_two_steps(case: Case) -> Iterator[dict[str, dict[str, list[Any]]]]:
     """Of the fresh network, by the engine and without; in a process of its own, which joins a process group."""
     world = start_world()
     network = models_steps.fresh_network(case, world.device)
-    found = {"new": {name: value.tolist() for name, value in network.state_dict().items()}}
+    result = {"new": {name: value.tolist() for name, value in network.state_dict().items()}}
     for name, contender in (("engine", Contender("planar", engine=True)), ("alone", Contender("planar"))):
         network = models_steps.fresh_network(case, world.device)
         step = models_steps.Step(contender, network, case, world, None)
         for _ in range(2):
             step.take()
-        found[name] = {name: value.tolist() for name, value in network.state_dict().items()}
-    yield found
+        result[name] = {name: value.tolist() for name, value in network.state_dict().items()}
+    yield result
     leave_world()
 
 
@@ -100,12 +100,12 @@ def test_on_a_gpu_a_contender_of_ours_has_its_own_process() -> None:
     assert set(models.peers(gpu, quick=False)) - set(models.peers(gpu, quick=True)) == {Contender(compiled=True)}
     assert best in models.peers(gpu, quick=True) and best not in models.peers(cpu, quick=True)
     paths = candidate_names(gpu)
-    found = models.ours(gpu, False, paths[-1])
-    assert found == [*(Contender(path, engine=True) for path in paths), Contender(paths[-1])]
-    assert models.ours(gpu, True, paths[-1]) == found[-2:]
+    result = models.ours(gpu, False, paths[-1])
+    assert result == [*(Contender(path, engine=True) for path in paths), Contender(paths[-1])]
+    assert models.ours(gpu, True, paths[-1]) == result[-2:]
     assert len(models.ours(gpu, True, "")) == len(paths)  # the choice failed: all that may be
-    everyone = [*models.peers(gpu, False), *found]
-    assert models.groups(everyone, gpu) == [everyone[:4], *([each] for each in found)]
+    everyone = [*models.peers(gpu, False), *result]
+    assert models.groups(everyone, gpu) == [everyone[:4], *([each] for each in result)]
     assert models.groups(everyone, cpu) == [everyone]
     (judged,) = models.cases(gpu)
     assert (judged.model.depth, judged.clip, judged.batch, judged.half) == (34, (3, 16, 112, 112), 32, True)
@@ -120,31 +120,31 @@ def model_row(clips: float, median: float, mfu: float = 0.3) -> dict[str, float]
 
 
 def test_ours_is_judged_against_the_best_peer() -> None:
-    found = {
+    result = {
         "plain conv3d": model_row(200, 190), "plain channels last": model_row(300, 290),
         "plain channels last, compiled": model_row(480, 400), "ours, planar": model_row(900, 900),
         "ours, rows": model_row(576, 500, 0.37), "ours, rows, network alone": model_row(1000, 1000),
     }  # fmt: skip
-    told = models.summary(found, "rows", torch.device("cuda"))
-    assert told["best_peer"] == "plain channels last, compiled" and told["ours"] == "ours, rows"
-    values = {each["what"]: (round(each["value"], 3), each["passed"]) for each in told["judged"]}
+    output = models.summary(result, "rows", torch.device("cuda"))
+    assert output["best_peer"] == "plain channels last, compiled" and output["ours"] == "ours, rows"
+    values = {each["what"]: (round(each["value"], 3), each["passed"]) for each in output["judged"]}
     assert values == {
         "ours / best peer": (1.2, False), "ours / plain": (2.88, False), "of the matrix product": (0.37, True)
     }  # fmt: skip
-    assert told["ours_over_best_peer_by_medians"] == pytest.approx(1.25)
-    line = models.verdict(found, told)
+    assert output["ours_over_best_peer_by_medians"] == pytest.approx(1.25)
+    line = models.verdict(result, output)
     assert "best peer: plain channels last, compiled, 480.0 clips/s" in line
     assert "ours (a run's choice): ours, rows, 576.0 clips/s" in line
     assert "ours / best peer = 1.20 (by medians 1.25) (goal 1.25: falls short)" in line
     assert "of the matrix product 37.0% (goal 36 %: PASS)" in line
-    on_cpu = models.summary(found, "rows", torch.device("cpu"))
-    assert all(each["passed"] is None for each in on_cpu["judged"]) and "goal" not in models.verdict(found, on_cpu)
+    on_cpu = models.summary(result, "rows", torch.device("cpu"))
+    assert all(each["passed"] is None for each in on_cpu["judged"]) and "goal" not in models.verdict(result, on_cpu)
     mine = [Contender("planar", engine=True), Contender("rows", engine=True), Contender("rows")]
-    assert models.fastest(mine, found) == "planar"  # where what a run would choose is not known
+    assert models.fastest(mine, result) == "planar"  # where what a run would choose is not known
     assert models.fastest(mine, {each.name: {"failed": "faulty"} for each in mine}) == ""
-    failed = models.summary(found | {"ours, rows": {"failed": "misaligned address"}}, "rows", torch.device("cuda"))
+    failed = models.summary(result | {"ours, rows": {"failed": "misaligned address"}}, "rows", torch.device("cuda"))
     assert not any(each["passed"] for each in failed["judged"])
-    assert "ours, rows, not measured" in models.verdict(found | {"ours, rows": {"failed": "faulty"}}, failed)
+    assert "ours, rows, not measured" in models.verdict(result | {"ours, rows": {"failed": "faulty"}}, failed)
 
 
 @pytest.mark.slow
@@ -247,14 +247,14 @@ def test_everyone_shows_the_same_frames(task: loader_ways.Task) -> None:
 
 def test_every_way_to_clips_is_timed_and_judged(task: loader_ways.Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "SPENT_A_ROUND", 0.0)
-    found = loader.compared(task, rounds=2)
-    assert {row["name"] for row in found["rows"]} >= {"bare libavcodec", "PyAV, RGB", "x264 + webdataset, RGB"}
-    assert all(row["clips_per_cpu_second"] > 0 and len(row["cpu_ms_per_round"]) == 2 for row in found["rows"])
-    whole = next(row for row in found["rows"] if row["name"] == "PyAV, RGB")
-    ours = next(row for row in found["rows"] if row["name"] == "ours, in one process")
+    result = loader.compared(task, rounds=2)
+    assert {row["name"] for row in result["rows"]} >= {"bare libavcodec", "PyAV, RGB", "x264 + webdataset, RGB"}
+    assert all(row["clips_per_cpu_second"] > 0 and len(row["cpu_ms_per_round"]) == 2 for row in result["rows"])
+    whole = next(row for row in result["rows"] if row["name"] == "PyAV, RGB")
+    ours = next(row for row in result["rows"] if row["name"] == "ours, in one process")
     assert 0 < ours["bytes_per_clip"] < whole["bytes_per_clip"] and ours["ratio"] == 1
-    assert len({(line["what"].split(",")[0], line["output"]) for line in found["judged"]}) >= 6
-    assert all(row["name"] in loader.table(found) for row in found["rows"])
+    assert len({(line["what"].split(",")[0], line["output"]) for line in result["judged"]}) >= 6
+    assert all(row["name"] in loader.table(result) for row in result["rows"])
 
 
 def test_an_enlarged_store_is_whole(task: loader_ways.Task, tmp_path: Path) -> None:
@@ -276,15 +276,15 @@ def test_every_contender_of_training_tells_its_windows(
     (recipe,) = training.cases(torch.device("cpu"), True, [1]).values()
 
     def seen(name: str) -> training.Seen:
-        found = training.Seen(name, 1)
-        training.Bench(tmp_path / name, recipe, task.store.url, windows=2).run(found)
-        return found
+        result = training.Seen(name, 1)
+        training.Bench(tmp_path / name, recipe, task.store.url, windows=2).run(result)
+        return result
 
     with ThreadPoolExecutor() as threads:
-        found = list(threads.map(seen, ["ours", "model", "loader", "plain"]))
-    for each in found:
+        result = list(threads.map(seen, ["ours", "model", "loader", "plain"]))
+    for each in result:
         (windows,) = each.rounds
         assert [window.clips for window in windows] == [2, 2], each
         assert all(window.seconds > 0 for window in windows) and not each.failed
         assert 0 < each.first_lines[0] < 200
-    assert all(0 <= each.logged("data_wait_ratio") <= 1 for each in (found[0], found[3]))
+    assert all(0 <= each.logged("data_wait_ratio") <= 1 for each in (result[0], result[3]))

@@ -58,25 +58,25 @@ def readers(run: Path) -> dict[str, Callable[[], object]]:
 
 def refusals(run: Path, name: str, contents: list[bytes], by: tuple[str, ...]) -> list[UserError]:
     """What each reader says to each content of a file."""
-    read, path, told = readers(run), run / name, []
+    read, path, output = readers(run), run / name, []
     for content in contents:
         for reader in by:
             path.write_bytes(content)
             with pytest.raises(UserError) as caught:
                 read[reader]()
             assert caught.value.remedy and str(run) in caught.value.where, reader
-            told.append(caught.value)
-    return told
+            output.append(caught.value)
+    return output
 
 
 ALL = ("begin", "versions", "threads", "read_settings", "attempt", "export", "report")
 
 
 def test_settings_that_are_none(run: Path) -> None:
-    told = refusals(run, "settings.json", NONE, ALL)
-    assert all("settings.json" in str(error) for error in told)
-    assert sum("has format 99; this version reads format 1" in error.what for error in told) == len(ALL)
-    assert sum("it is empty" in error.what for error in told) == len(ALL)
+    output = refusals(run, "settings.json", NONE, ALL)
+    assert all("settings.json" in str(error) for error in output)
+    assert sum("has format 99; this version reads format 1" in error.what for error in output) == len(ALL)
+    assert sum("it is empty" in error.what for error in output) == len(ALL)
 
 
 def test_settings_of_other_kinds(run: Path) -> None:

@@ -47,10 +47,10 @@ def test_several_labels_share_a_softmax(labels: int, smoothing: float) -> None:
 def test_sigmoid_asks_each_class_on_its_own(labels: int, smoothing: float) -> None:
     logits, targets = batch(6, 5, labels)
     wanted = torch.where(targets > 0, 1 - smoothing + smoothing / 5, smoothing / 5)
-    found = loss(LossSettings(kind="sigmoid", label_smoothing=smoothing), logits, targets)
-    assert_close(found, 5 * F.binary_cross_entropy_with_logits(logits, wanted))
+    result = loss(LossSettings(kind="sigmoid", label_smoothing=smoothing), logits, targets)
+    assert_close(result, 5 * F.binary_cross_entropy_with_logits(logits, wanted))
     by_hand = -(wanted * logits.sigmoid().log() + (1 - wanted) * (-logits).sigmoid().log()).sum(1).mean()
-    assert_close(found, by_hand, rtol=1e-4, atol=1e-5)
+    assert_close(result, by_hand, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "function"), [("softmax", lambda x: x.softmax(1)), ("sigmoid", torch.sigmoid)])

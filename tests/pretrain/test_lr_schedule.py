@@ -107,10 +107,10 @@ def test_drops_come_at_their_very_sample() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rates", "told"), [({"stem": -0.1}, "0"), ({"head": float("nan")}, "finite"), ({"head": "x"}, "number")]
+    ("rates", "output"), [({"stem": -0.1}, "0"), ({"head": float("nan")}, "finite"), ({"head": "x"}, "number")]
 )
-def test_rates_of_parts_are_numbers_from_zero_on(rates: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+def test_rates_of_parts_are_numbers_from_zero_on(rates: dict[str, Any], output: str) -> None:
+    with pytest.raises(ValidationError, match=output):
         ScheduleSettings(rates=rates)
     assert ScheduleSettings(rates={"stem": 0, "stages": 0.01}).rates == {"stem": 0.0, "stages": 0.01}
 

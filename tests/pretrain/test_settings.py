@@ -19,8 +19,8 @@ from pretrain.settings import (
 from sharding.base.errors import UserError
 
 
-def settings(**given: Any) -> TrainSettings:
-    return TrainSettings.model_validate({"data": {"store": "store"}} | given)
+def settings(**values: Any) -> TrainSettings:
+    return TrainSettings.model_validate({"data": {"store": "store"}} | values)
 
 
 @pytest.mark.parametrize(

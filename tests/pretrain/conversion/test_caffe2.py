@@ -43,10 +43,10 @@ def write(path: Path, tree: Any, protocol: int = 4) -> Path:
 def test_the_resnets_compute_what_vmzs_compute(tmp_path: Path, kind: str, depth: int, name: str) -> None:
     blobs = blobs_of(kind, depth)
     (tmp_path / "file.pkl").write_bytes(python2_pickle({"blobs": blobs}))
-    found = read_published(tmp_path / "file.pkl")
-    assert found.settings == ModelSettings(name=name, depth=depth, width=1 / 8, eps=1e-3) and found.classes == 7
-    model = build_model(found.settings, 7, 9).double().eval()
-    load_weights(model, found.state, "keep")
+    result = read_published(tmp_path / "file.pkl")
+    assert result.settings == ModelSettings(name=name, depth=depth, width=1 / 8, eps=1e-3) and result.classes == 7
+    model = build_model(result.settings, 7, 9).double().eval()
+    load_weights(model, result.state, "keep")
     clips = torch.randn(1, 3, 9, 16, 20, dtype=torch.float64)
     theirs = doubled({name: torch.from_numpy(value) for name, value in blobs.items()})
     with torch.no_grad():
@@ -70,10 +70,10 @@ def test_the_published_names_and_shapes(kind: str, depth: int, channels: int, na
     names = names_from_caffe2(blobs, "file")
     assert len(set(names.values())) == len(blobs)
     state = {names[blob]: torch.empty(shape, device="meta") for blob, shape in blobs.items()}
-    found = recognise({name: tuple(value.shape) for name, value in state.items()}, "file", "caffe2")
-    assert found.settings == ModelSettings(name=name, depth=depth, in_channels=channels)
+    result = recognise({name: tuple(value.shape) for name, value in state.items()}, "file", "caffe2")
+    assert result.settings == ModelSettings(name=name, depth=depth, in_channels=channels)
     with torch.device("meta"):
-        model = build_model(found.settings, found.classes, 16)
+        model = build_model(result.settings, result.classes, 16)
     check_weights(model, state, "keep")
     assert count in (None, parameters(model))
 
@@ -108,11 +108,13 @@ def test_c3d(tmp_path: Path) -> None:
     shapes |= {"fc6_w": (512, 576), "fc6_b": (512,), "fc7_w": (512, 512), "fc7_b": (512,)}
     shapes |= {"last_out_L487_w": (487, 512), "last_out_L487_b": (487,)}
     blobs = random_state(shapes)
-    found = read_published(write(tmp_path / "c3d.pkl", {"blobs": {key: value.numpy() for key, value in blobs.items()}}))
-    assert found.settings == ModelSettings(name="c3d", width=1 / 8)
-    assert (found.classes, found.frames, found.size) == (487, 16, 112)
-    model = build_model(found.settings, 487, 16, 112).eval()
-    load_weights(model, found.state, "keep")
+    result = read_published(
+        write(tmp_path / "c3d.pkl", {"blobs": {key: value.numpy() for key, value in blobs.items()}})
+    )
+    assert result.settings == ModelSettings(name="c3d", width=1 / 8)
+    assert (result.classes, result.frames, result.size) == (487, 16, 112)
+    model = build_model(result.settings, 487, 16, 112).eval()
+    load_weights(model, result.state, "keep")
     clip = x = torch.randn(1, 3, 16, 112, 112)
     with torch.no_grad():
         for name in groups:

@@ -220,10 +220,12 @@ def test_i3ds_flow_is_cut_at_20_pixels(tmp_path: Path) -> None:
     import_run(tmp_path / "flow.pth", tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "flow.safetensors")
     with safe_open(tmp_path / "flow.safetensors", "pt") as opened:
-        told = {key: json.loads(value) for key, value in opened.metadata().items() if key in ("input", "normalisation")}
-    assert told["input"]["input"] == "flow" and told["input"]["shape"][0] == 2
-    assert told["normalisation"] == {"mean": [0.0, 0.0], "std": [20.0, 20.0]}
-    assert import_run(tmp_path / "flow.safetensors", tmp_path / "again")["normalisation"] == told["normalisation"]
+        output = {
+            key: json.loads(value) for key, value in opened.metadata().items() if key in ("input", "normalisation")
+        }
+    assert output["input"]["input"] == "flow" and output["input"]["shape"][0] == 2
+    assert output["normalisation"] == {"mean": [0.0, 0.0], "std": [20.0, 20.0]}
+    assert import_run(tmp_path / "flow.safetensors", tmp_path / "again")["normalisation"] == output["normalisation"]
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,11 @@ def test_networks_without_zeros_in_time_give_the_2d_networks_logits(
 ) -> None:
     state = random_state(image_shapes(depth, classes=9, planes=8))
     torch.save(state, tmp_path / "resnet.pth")
-    found = read_published(tmp_path / "resnet.pth", name, frames=5)
-    assert found.settings == ModelSettings(name=name, depth=depth, width=1 / 8, pool1=True, eps=1e-5)
-    assert found.flat and found.classes == 9 and found.frames == 5
-    model = build_model(found.settings, 9, 5).double().eval()
-    load_weights(model, found.state, "keep")
+    result = read_published(tmp_path / "resnet.pth", name, frames=5)
+    assert result.settings == ModelSettings(name=name, depth=depth, width=1 / 8, pool1=True, eps=1e-5)
+    assert result.flat and result.classes == 9 and result.frames == 5
+    model = build_model(result.settings, 9, 5).double().eval()
+    load_weights(model, result.state, "keep")
     _, expected = image_network(doubled(state), images)
     assert expected.std() > 1e-3
     with torch.no_grad():
@@ -83,21 +83,21 @@ def test_networks_over_time_give_the_2d_activations_in_the_middle(images: Tensor
     model = build_model(ModelSettings(name=name, depth=depth, width=1 / 8, pool1=True, eps=1e-5), 9, LONG)
     load_weights(model.double().eval(), inflated(state, model), "keep")
     expected, _ = image_network(state, images)
-    found, _ = activations(model, "layer4", repeated(images, LONG))
-    middle = found[:, :, found.shape[2] // 2]
+    result, _ = activations(model, "layer4", repeated(images, LONG))
+    middle = result[:, :, result.shape[2] // 2]
     assert expected.std() > 1e-2
     torch.testing.assert_close(middle, expected, rtol=1e-9, atol=1e-9)
-    assert not torch.allclose(found[:, :, 0], expected, rtol=1e-3, atol=1e-3)  # zeros before the first frame
+    assert not torch.allclose(result[:, :, 0], expected, rtol=1e-3, atol=1e-3)  # zeros before the first frame
 
 
 @pytest.mark.slow
 def test_i3d_from_a_2d_inception(tmp_path: Path) -> None:
     state = random_state(i3d_shapes(classes=6, part=8, flat=True))
     torch.save(state, tmp_path / "inception.pth")
-    found = read_published(tmp_path / "inception.pth")
-    assert found.settings == ModelSettings(name="i3d", width=1 / 8) and found.flat and found.classes == 6
-    assert found.state.keys() == i3d_shapes(6, part=8).keys()
-    model = build_model(found.settings, 6, LONG, 64).double().eval()
+    result = read_published(tmp_path / "inception.pth")
+    assert result.settings == ModelSettings(name="i3d", width=1 / 8) and result.flat and result.classes == 6
+    assert result.state.keys() == i3d_shapes(6, part=8).keys()
+    model = build_model(result.settings, 6, LONG, 64).double().eval()
     load_weights(model, inflated(doubled(state), model), "keep")
     image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     expected = inception(doubled(state), image)

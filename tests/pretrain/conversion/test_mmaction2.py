@@ -77,10 +77,10 @@ def test_mmaction2s_2d_resnet_is_torchvisions(tmp_path: Path) -> None:
             parts[-2] = ("conv", "bn")[int(parts[-2])]
         theirs["cls_head.fc_cls." + parts[-1] if name.startswith("fc.") else "backbone." + ".".join(parts)] = value
     torch.save({"state_dict": theirs, "meta": {}}, tmp_path / "tsn.pth")
-    found = read_published(tmp_path / "tsn.pth", inflate="fr2d")
-    assert found.flat and found.settings == ModelSettings(name="fr2d", depth=50, width=1 / 8, pool1=True, eps=1e-5)
-    model = build_model(found.settings, found.classes, 8).double().eval()
-    load_weights(model, found.state, "keep")
+    result = read_published(tmp_path / "tsn.pth", inflate="fr2d")
+    assert result.flat and result.settings == ModelSettings(name="fr2d", depth=50, width=1 / 8, pool1=True, eps=1e-5)
+    model = build_model(result.settings, result.classes, 8).double().eval()
+    load_weights(model, result.state, "keep")
     images = torch.randn(1, 3, 32, 40, dtype=torch.float64)
     with torch.no_grad():
         ours = model(images.unsqueeze(2).expand(1, 3, 8, 32, 40))

@@ -28,10 +28,10 @@ R3D, MC3, R2PLUS1D = ("3d",) * 4, ("3d", "2d", "2d", "2d"), ("2+1",) * 4
 SMALL: dict[str, Any] = {"classes": 7, "planes": 8, "stem": 6}
 
 
-def built(found: Published, frames: int = 8, size: int = 112) -> VideoNetwork:
+def built(result: Published, frames: int = 8, size: int = 112) -> VideoNetwork:
     """The found network in float64, for evaluation, with the file's weights."""
-    model = build_model(found.settings, found.classes, frames, size).double().eval()
-    load_weights(model, found.state, "keep")
+    model = build_model(result.settings, result.classes, frames, size).double().eval()
+    load_weights(model, result.state, "keep")
     return model
 
 
@@ -53,12 +53,12 @@ def test_torchvisions_networks(tmp_path: Path, network: str, planes: int) -> Non
     kinds, settings, _ = TORCHVISION[network]
     state = random_state(video_shapes(kinds, planes=planes, stem=round(45 * planes / 64)))
     torch.save(state, tmp_path / "file.pth")
-    found = read_published(tmp_path / "file.pth")
-    assert found.settings == ModelSettings(**settings, width=planes / 64) and found.classes == 400
-    assert (found.set_aside, found.flat, found.frames) == ([], False, None)
+    result = read_published(tmp_path / "file.pth")
+    assert result.settings == ModelSettings(**settings, width=planes / 64) and result.classes == 400
+    assert (result.set_aside, result.flat, result.frames) == ([], False, None)
     clips = torch.randn(1, 3, 8, 16, 20, dtype=torch.float64)
     with torch.no_grad():
-        assert_same(built(found)(clips), video_network(doubled(state), clips, 1e-5))
+        assert_same(built(result)(clips), video_network(doubled(state), clips, 1e-5))
 
 
 @pytest.mark.slow
@@ -67,19 +67,19 @@ def test_per_convolution_midplanes(tmp_path: Path, depth: int) -> None:
     """ig65m-pytorch's and VMZ's, at an eighth of the width."""
     state = random_state(video_shapes(R2PLUS1D, depth, middle="conv", bottlenecks=depth == 152, **SMALL))
     torch.save(state, tmp_path / "file.pth")
-    found = read_published(tmp_path / "file.pth")
-    assert found.settings == ModelSettings(name="r2plus1d", depth=depth, width=1 / 8, midplanes="conv", eps=1e-3)
+    result = read_published(tmp_path / "file.pth")
+    assert result.settings == ModelSettings(name="r2plus1d", depth=depth, width=1 / 8, midplanes="conv", eps=1e-3)
     clips = torch.randn(1, 3, 9, 16, 20, dtype=torch.float64)
     with torch.no_grad():
-        assert_same(built(found, 9)(clips), video_network(doubled(state), clips, 1e-3))
+        assert_same(built(result, 9)(clips), video_network(doubled(state), clips, 1e-3))
 
 
 def assert_whole(shapes: dict[str, tuple[int, ...]], settings: dict[str, Any], count: int | None) -> None:
     """These names and shapes are those of the network of these settings, and of `count` parameters."""
-    found = recognise(shapes, "file")
-    assert found.settings == ModelSettings(**settings)
+    result = recognise(shapes, "file")
+    assert result.settings == ModelSettings(**settings)
     with torch.device("meta"):
-        model = build_model(found.settings, found.classes, 16)
+        model = build_model(result.settings, result.classes, 16)
         check_weights(model, {name: torch.empty(shape) for name, shape in shapes.items()}, "keep")
     assert set(model.state_dict()) == set(shapes)
     assert count in (None, parameters(model))
@@ -156,12 +156,12 @@ def test_what_trainers_save_around_a_network(tmp_path: Path) -> None:
         (wrapped, []),
     ):
         torch.save(tree, tmp_path / "checkpoint.pth.tar")
-        found = read_published(tmp_path / "checkpoint.pth.tar")
-        assert found.set_aside == aside
-        assert found.state.keys() == state.keys()
-        assert all(torch.equal(found.state[name], value) for name, value in state.items())
+        result = read_published(tmp_path / "checkpoint.pth.tar")
+        assert result.set_aside == aside
+        assert result.state.keys() == state.keys()
+        assert all(torch.equal(result.state[name], value) for name, value in state.items())
     save_file(state, tmp_path / "plain.safetensors")
-    assert read_published(tmp_path / "plain.safetensors").settings == found.settings
+    assert read_published(tmp_path / "plain.safetensors").settings == result.settings
 
 
 def test_tensors_that_share_their_memory_part(tmp_path: Path) -> None:
@@ -261,10 +261,10 @@ def test_a_tensor_that_is_missing_or_misshapen_is_named(network: str) -> None:
     assert complaint(shapes) == ""
     unnamed = []
     for name, change in changes_of(shapes):
-        given = {key: change if key == name else shape for key, shape in shapes.items()}
-        given = {key: shape for key, shape in given.items() if shape is not None}
-        if name not in complaint(given):
-            unnamed.append((name, change, complaint(given)))
+        values = {key: change if key == name else shape for key, shape in shapes.items()}
+        values = {key: shape for key, shape in values.items() if shape is not None}
+        if name not in complaint(values):
+            unnamed.append((name, change, complaint(values)))
     assert unnamed == []
 
 

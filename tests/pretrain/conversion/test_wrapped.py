@@ -157,11 +157,11 @@ def test_lightnings_checkpoints_compute_what_their_networks_compute(tmp_path: Pa
     file, clips = tmp_path / "epoch=3-step=700.ckpt", torch.randn(1, 3, 8, 16, 20, dtype=torch.float64)
     beside = {"criterion.weight": torch.ones(5), "train_acc.tp": torch.ones(5).long()}
     torch.save(lightnings({**prefixed(R2PLUS1D, "model."), **beside}), file, pickle_protocol=protocol)
-    found = read_published(file)
-    assert found.settings == ModelSettings(depth=18, width=1 / 8, midplanes="block", eps=1e-5)
-    assert {"hyper_parameters", "optimizer_states", "criterion.weight", "train_acc.tp"} <= set(found.set_aside)
-    assert "the network is the file's state_dict.model.*" in found.notes
-    assert any("argparse.Namespace" in note for note in found.notes) and not Config.made
+    result = read_published(file)
+    assert result.settings == ModelSettings(depth=18, width=1 / 8, midplanes="block", eps=1e-5)
+    assert {"hyper_parameters", "optimizer_states", "criterion.weight", "train_acc.tp"} <= set(result.set_aside)
+    assert "the network is the file's state_dict.model.*" in result.notes
+    assert any("argparse.Namespace" in note for note in result.notes) and not Config.made
     torch.testing.assert_close(logits(file, clips), video_network(doubled(R2PLUS1D), clips, 1e-5), rtol=1e-9, atol=1e-9)
 
 

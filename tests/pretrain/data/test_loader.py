@@ -143,14 +143,14 @@ def test_a_run_goes_on_with_other_ranks(
     sources: Sources, whole: list[list[ClipBatch]], stops: tuple[int, ...], ranks: tuple[int, ...]
 ) -> None:
     """Stopped and resumed, it has shown the lanes of an undisturbed run, step by step."""
-    found: list[list[ClipBatch]] = []
+    result: list[list[ClipBatch]] = []
     for first, last, world in zip((0, *stops), (*stops, 8), ranks, strict=True):
         shares = [
             shown(loader(sources, 1, lanes_of(World(rank, world, device=None), LANES), last), first)  # type: ignore[arg-type]
             for rank in range(world)
         ]
-        found += [list(itertools.chain(*lanes)) for lanes in zip(*shares, strict=True)]
-    assert_same(found, whole)
+        result += [list(itertools.chain(*lanes)) for lanes in zip(*shares, strict=True)]
+    assert_same(result, whole)
 
 
 def test_clips_and_targets_are_the_samples(sources: Sources, whole: list[list[ClipBatch]]) -> None:
@@ -189,16 +189,16 @@ def test_another_pass_is_another_view(sources: Sources) -> None:
 @pytest.mark.slow
 def test_it_tells_what_it_did(sources: Sources) -> None:
     with loader(sources, last=4) as made:
-        told, batches = made.stats, []
+        output, batches = made.stats, []
         for step, lanes in enumerate(made, start=1):
             batches.append(lanes)
             time.sleep(0.2)  # the next steps are made meanwhile, and not told of
-            assert told.clips == step * LANES * LANE_BATCH
-    assert told.clips == 4 * LANES * LANE_BATCH == sum(len(clips.keys) for lanes in batches for clips in lanes)
-    assert told.wait_seconds > 0 and told.decode_seconds > 0 and told.bytes > 1000 and told.retries == 0
+            assert output.clips == step * LANES * LANE_BATCH
+    assert output.clips == 4 * LANES * LANE_BATCH == sum(len(clips.keys) for lanes in batches for clips in lanes)
+    assert output.wait_seconds > 0 and output.decode_seconds > 0 and output.bytes > 1000 and output.retries == 0
     (split,) = sources.splits
     short = {split.sample(number).key for number in range(13) if split.sample(number).frames == SHORT}
-    assert told.looped_clips == sum(key in short for lanes in batches for clips in lanes for key in clips.keys)
+    assert output.looped_clips == sum(key in short for lanes in batches for clips in lanes for key in clips.keys)
 
 
 def test_labels_share_the_weight() -> None:
@@ -244,16 +244,16 @@ def test_every_damage_is_noticed_named_and_filled(copied: str, whole: list[list[
         if body[sample.packets.start :][: sizes[sample.key]] != whole_body[sample.packets.start :][: sizes[sample.key]]
     }
     assert lost
-    found = []
+    result = []
     for workers in (1, 2):
         made = loader(open_sources(data(copied)), workers, last=8, damaged=0.9)
-        found.append(shown(made))
-        told = [str(damaged) for damaged in made.damage_budget.met.values()]
-        assert {sample.key for sample in inside if any(sample.key in text for text in told)} == lost
-        assert made.damage_budget.samples == len(lost) and all(tar in text for text in told)
-        assert any("the index says" in text for text in told) == (how != "flipped")
-    assert_same(*found)
-    for lanes, undisturbed in zip(found[0], whole, strict=True):
+        result.append(shown(made))
+        output = [str(damaged) for damaged in made.damage_budget.met.values()]
+        assert {sample.key for sample in inside if any(sample.key in text for text in output)} == lost
+        assert made.damage_budget.samples == len(lost) and all(tar in text for text in output)
+        assert any("the index says" in text for text in output) == (how != "flipped")
+    assert_same(*result)
+    for lanes, undisturbed in zip(result[0], whole, strict=True):
         for clips, other in zip(lanes, undisturbed, strict=True):
             for key, expected in zip(clips.keys, other.keys, strict=True):
                 assert key not in lost and (key == expected) == (expected not in lost)

@@ -22,13 +22,13 @@ def sources(store: str) -> Sources:
 
 def children() -> set[int]:
     """This process' own that have not ended."""
-    found = set()
+    result = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, parent = path.read_text().rpartition(")")[2].split()[:2]
             if int(parent) == os.getpid() and state != "Z":
-                found.add(int(path.parent.name))
-    return found
+                result.add(int(path.parent.name))
+    return result
 
 
 def names(folder: str) -> set[str]:

@@ -22,13 +22,13 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def server(store: str) -> Iterator[S3Server]:
-    with running_s3() as found, pytest.MonkeyPatch.context() as patch:
-        for name, value in found.environment.items():
+    with running_s3() as result, pytest.MonkeyPatch.context() as patch:
+        for name, value in result.environment.items():
             patch.setenv(name, value)
         here, there = open_store(store), open_store("s3://bucket/store")
         for path in here.list():
             there.put(path, here.get(path))
-        yield found
+        yield result
 
 
 @pytest.fixture()

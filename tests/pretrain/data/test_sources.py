@@ -95,7 +95,7 @@ def test_a_batch_that_no_pass_fills_is_refused(store: str) -> None:
 
 
 @dataclass(frozen=True)
-class Told(World):
+class Sharing(World):
     """As if rank 0 had opened these versions before the store grew."""
 
     versions: list[str]
@@ -123,7 +123,7 @@ def test_a_store_that_grew_is_read_as_it_was(pictures: Any, tmp_path: Path) -> N
         open_sources(data(url), ["000009-0123456789abcdef"])
     resolved = preflight(TrainSettings(data=data(url), lanes=1, lane_batch=2), 1)
     assert open_same_sources(resolved, World(0, 1, torch.device("cpu"))).samples == 3
-    assert open_same_sources(resolved, Told(1, 2, torch.device("cpu"), begun.versions)).samples == 2
+    assert open_same_sources(resolved, Sharing(1, 2, torch.device("cpu"), begun.versions)).samples == 2
 
 
 def test_every_sample_of_a_pass_is_shown_once(store: str) -> None:

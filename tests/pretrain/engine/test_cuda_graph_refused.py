@@ -30,18 +30,18 @@ from tests.support.training.engine_ranks import network
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_dropout_before_the_last_layer_is_not_captured(told: pytest.LogCaptureFixture, dropout: float) -> None:
+def test_dropout_before_the_last_layer_is_not_captured(run_log: pytest.LogCaptureFixture, dropout: float) -> None:
     torch.manual_seed(3)
     settings = ModelSettings.model_validate({"name": "c3d", "width": 0.0625, "dropout": dropout})
     model, features, capture = graphed(build_model(settings, 5, frames=16, size=32))
     plain, clips = twin(model), torch.randn(2, 3, 16, 32, 32)
-    with told.at_level(logging.INFO):
+    with run_log.at_level(logging.INFO):
         for number in range(2):
             for each in (model, plain):
                 seed_dropout(each, [number], torch.device("cpu"))
                 train(each, clips)
     assert_same(model, plain)
-    lines = logged(told)
+    lines = logged(run_log)
     assert len(lines) == 1 and lines[0].levelno == logging.INFO
     assert ("it has dropout before its last layer" in lines[0].message) == bool(dropout)
     assert (features.input_buffer is None) == bool(dropout)
@@ -49,7 +49,7 @@ def test_dropout_before_the_last_layer_is_not_captured(told: pytest.LogCaptureFi
     assert not any(layer._forward_pre_hooks for layer in model.modules() if isinstance(layer, LaneDropout))
 
 
-def test_what_fails_to_be_captured_runs_without_and_the_log_says_why_once(told: pytest.LogCaptureFixture) -> None:
+def test_what_fails_to_be_captured_runs_without_and_the_log_says_why_once(run_log: pytest.LogCaptureFixture) -> None:
     model, tries = network(relu=True), []
 
     def failing(function: Callable[[], Tensor], weights: Sequence[Tensor]) -> Captured:
@@ -58,12 +58,12 @@ def test_what_fails_to_be_captured_runs_without_and_the_log_says_why_once(told: 
 
     features = enable_cuda_graph(model, EngineSettings(), ALONE, failing)
     plain = twin(model)
-    with told.at_level(logging.INFO):
+    with run_log.at_level(logging.INFO):
         for _ in range(3):
             assert torch.equal(train(model), train(plain))
     assert_same(model, plain)
     assert len(tries) == 1 and features is not None and features.input_buffer is None
-    lines = logged(told)
+    lines = logged(run_log)
     assert [line.levelno for line in lines] == [logging.WARNING]
     assert lines[0].message.endswith("RuntimeError: operation not permitted when stream is capturing")
 
@@ -81,15 +81,15 @@ def nothing(function: Callable[[], Tensor], weights: Sequence[Tensor]) -> Captur
         ({"zero": 2}, None),
     ],
 )
-def test_obstacles_in_the_settings(told: pytest.LogCaptureFixture, settings: dict[str, Any], reason: str) -> None:
+def test_obstacles_in_the_settings(run_log: pytest.LogCaptureFixture, settings: dict[str, Any], reason: str) -> None:
     model, settings_ = network(), EngineSettings(**settings)
-    with told.at_level(logging.INFO):
+    with run_log.at_level(logging.INFO):
         features = enable_cuda_graph(model, settings_, ALONE, nothing)
         assert (features is None) == (reason is not None) == (model.graphed_features is None)
         enable_cuda_graph(network(), settings_, replace(ALONE, rank=1), nothing)
     found = capture_obstacle(model, settings_)
     assert (found is None) if reason is None else reason in str(found)
-    assert [record.message.rpartition(": ")[2] for record in logged(told)] == ([] if found is None else [found])
+    assert [record.message.rpartition(": ")[2] for record in logged(run_log)] == ([] if found is None else [found])
 
 
 def test_statistics_gathered_from_ranks_are_not_captured() -> None:

@@ -138,14 +138,14 @@ def test_halves_are_the_whole(subject: Subject, settings: EvaluateSettings, scor
 def test_numbers_of_made_up_scores(subject: Subject, settings: EvaluateSettings) -> None:
     """Scores of all kinds, so that the three numbers differ from one another."""
     draw = np.random.default_rng(4)
-    found = [
+    result = [
         VideoScore(row, scores, np.log(scores), CLIPS, int(draw.integers(CLIPS + 1)))
         for row, scores in enumerate(draw.dirichlet(np.ones(len(CLASSES)), len(subject.split)).astype(np.float32))
     ]
-    last = found[0].scores.copy()  # the label of one video comes last: wrong at 5 of 6
+    last = result[0].scores.copy()  # the label of one video comes last: wrong at 5 of 6
     last[list(subject.split.sample(0).labels)] = 0.0
-    found[0] = VideoScore(0, last, last, CLIPS, 0)
-    summary = write_evaluation(subject, settings, found)
+    result[0] = VideoScore(0, last, last, CLIPS, 0)
+    summary = write_evaluation(subject, settings, result)
     assert_summary(summary, table_of(summary))
     assert summary["video1"] < summary["video5"] < 1
 

@@ -71,11 +71,11 @@ def test_a_store_is_counted_by_the_runs_class_names(
 ) -> None:
     store = named_store(tmp_path / "named", pictures, steps, videos=2)
     assert current_index(open_store(store)).classes == [name for step in steps for name in step]
-    known = [name for step in steps for name in step if name in CLASSES]
+    recorded = [name for step in steps for name in step if name in CLASSES]
     summary = evaluated(run, store=store, clips=1)
     rows = assert_counted(summary, run)
     assert summary["clip1"] == summary["video1"]
-    assert sorted(named_in(row) for row in rows) == sorted(2 * known)
+    assert sorted(named_in(row) for row in rows) == sorted(2 * recorded)
     strange = sum(name not in CLASSES for step in steps for name in step)
     assert summary["left_out"] == 2 * strange and ("zebra" in str(summary["notes"])) == (strange > 0)
 

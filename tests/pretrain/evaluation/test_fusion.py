@@ -39,8 +39,8 @@ def evaluation(
     run: Path, scores: list[Any], keys: str, names: str = "abc", labels: Any = LABELS, **summary: Any
 ) -> Path:
     """An evaluation's files; `names`: of the classes, in the order of the columns that the labels are numbers of."""
-    told = {"index": "000001-1", "clips_a_video": 10, "split": "val", **summary}
-    folder = run / "evaluation" / f"{told['index']}-{told['clips_a_video']}"
+    output = {"index": "000001-1", "clips_a_video": 10, "split": "val", **summary}
+    folder = run / "evaluation" / f"{output['index']}-{output['clips_a_video']}"
     folder.mkdir(parents=True)
     table = {"key": list(keys), "labels": [list(of) for of in labels], "logits": scores, "scores": scores}
     columns = pa.table(table).cast(
@@ -54,7 +54,7 @@ def evaluation(
         )
     )
     (folder / "videos.parquet").write_bytes(to_parquet(with_meta(columns, {"classes": list(names)})))
-    (folder / "summary.json").write_text(json.dumps(told))
+    (folder / "summary.json").write_text(json.dumps(output))
     return run
 
 

@@ -54,11 +54,11 @@ CLIPS = {"c3d": (16, 64)}  # frames and size, of others 8 and 64
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "given", [{"depth": 18}, {"depth": 26}, {"depth": 50, "pool1": True}, {"name": "i3d"}, {"name": "c3d"}], ids=str
+    "values", [{"depth": 18}, {"depth": 26}, {"depth": 50, "pool1": True}, {"name": "i3d"}, {"name": "c3d"}], ids=str
 )
-def test_activation_bytes_are_what_autograd_keeps(given: dict[str, Any]) -> None:
+def test_activation_bytes_are_what_autograd_keeps(values: dict[str, Any]) -> None:
     """Of groups that are computed again what they put out, and at the worst moment one of them whole."""
-    settings = ModelSettings.model_validate(given | {"width": 0.25})
+    settings = ModelSettings.model_validate(values | {"width": 0.25})
     frames, size = CLIPS.get(settings.name, (8, 64))
     model = build_model(settings, 5, frames, size)
     clip = torch.randn(2, 3, frames, size, size)

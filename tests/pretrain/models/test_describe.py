@@ -11,11 +11,11 @@ from sharding.base.errors import UserError
 
 @pytest.mark.slow
 def test_a_network_is_told_with_its_published_counts() -> None:
-    told = describe(NetworkQuery(depth=34, frames=32))
-    assert told["parameters"] == 63_697_175 and told["gmacs"] == 152.36
-    assert round(told["conv_fc_parameters"] / 1e6, 2) == 63.65
-    assert round(told["macs"] / 1e9, 2) == told["gmacs"]
-    assert describe_networks(["name=r2plus1d", "depth=34", "frames=32"]) == told
+    output = describe(NetworkQuery(depth=34, frames=32))
+    assert output["parameters"] == 63_697_175 and output["gmacs"] == 152.36
+    assert round(output["conv_fc_parameters"] / 1e6, 2) == 63.65
+    assert round(output["macs"] / 1e9, 2) == output["gmacs"]
+    assert describe_networks(["name=r2plus1d", "depth=34", "frames=32"]) == output
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_a_setting_of_one_network_refuses_the_others_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("values", "said"),
     [
         ("name=r4d", "'r2plus1d', 'i3d' or 'c3d'"),
         ("depth=20", "10, 16, 18, 26, 34, 50, 101 or 152"),
@@ -62,10 +62,10 @@ def test_a_setting_of_one_network_refuses_the_others_one_by_one() -> None:
         ("sise=112", "did you mean size"),
     ],
 )
-def test_wrong_values_are_refused_with_the_allowed_ones(given: str, said: str) -> None:
+def test_wrong_values_are_refused_with_the_allowed_ones(values: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
-        describe_networks([given])
-    assert said in refused.value.what and given.partition("=")[0] in refused.value.what
+        describe_networks([values])
+    assert said in refused.value.what and values.partition("=")[0] in refused.value.what
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def test_groups_do_not_depend_on_how_rates_are_written(parts: list[str], data: s
 
 
 @pytest.mark.parametrize(
-    ("rates", "told"),
+    ("rates", "output"),
     [
         ({"conv1": 0.1}, ["conv1", "stem, conv2, conv3, conv4, conv5, head, stages"]),
         ({"fc": 1.0}, ["fc: the network has no such part", "head"]),
@@ -123,14 +123,14 @@ def test_groups_do_not_depend_on_how_rates_are_written(parts: list[str], data: s
         ({"stem": math.inf}, ["stem: inf is no rate"]),
     ],
 )
-def test_rates_that_fit_no_part_are_refused(rates: dict[str, float], told: list[str]) -> None:
+def test_rates_that_fit_no_part_are_refused(rates: dict[str, float], output: list[str]) -> None:
     for refusing in (
         lambda: parameter_groups(meta_network("r3d"), 0.1, rates),
         lambda: freeze(meta_network("r3d"), rates),
     ):
         with pytest.raises(UserError) as refused:
             refusing()
-        assert all(part in str(refused.value) for part in told), refused.value
+        assert all(part in str(refused.value) for part in output), refused.value
 
 
 def test_a_network_of_which_nothing_learns_is_refused() -> None:

@@ -50,7 +50,7 @@ def test_file_and_overrides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "output"),
     [
         ("sede=1", "sede: there is no such setting; did you mean seed?"),
         ("optimizer.learning_rat=1", "did you mean learning_rate?"),
@@ -65,8 +65,8 @@ def test_file_and_overrides(tmp_path: Path) -> None:
         ("name=2024-13-45", "not valid YAML: a value cannot be read"),
     ],
 )
-def test_mistakes_in_overrides(override: str, told: str) -> None:
-    assert told in refusal(None, override)
+def test_mistakes_in_overrides(override: str, output: str) -> None:
+    assert output in refusal(None, override)
 
 
 def test_override_below_a_value(tmp_path: Path) -> None:

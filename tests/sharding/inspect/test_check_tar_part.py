@@ -175,11 +175,11 @@ def test_memory_does_not_grow_with_a_part(store: Store, monkeypatch: pytest.Monk
     longest = 0
     real = type(store).get_range
 
-    def told(self: Store, name: str, start: int, end: int) -> bytes:
+    def watched(self: Store, name: str, start: int, end: int) -> bytes:
         nonlocal longest
         longest = max(longest, end - start)
         return real(self, name, start, end)
 
-    monkeypatch.setattr(type(store), "get_range", told)
+    monkeypatch.setattr(type(store), "get_range", watched)
     result = verify(store)
     assert "bytes long" in said(result) and 2**15 < longest <= 2**16

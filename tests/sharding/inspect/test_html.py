@@ -256,12 +256,12 @@ def test_only_what_is_shown_is_fetched(root: Path, monkeypatch: pytest.MonkeyPat
     fetched = 0
     real = type(store).get_range
 
-    def told(self: Store, path: str, start: int, end: int) -> bytes:
+    def watched(self: Store, path: str, start: int, end: int) -> bytes:
         nonlocal fetched
         fetched += end - start
         return real(self, path, start, end)
 
-    monkeypatch.setattr(type(store), "get_range", told)
+    monkeypatch.setattr(type(store), "get_range", watched)
     contact_sheet(store, index.current_index(store))
     needed = sum(sum(row["packet_size"][: row["frames"] // 2 + 1]) for _, row in rows(store))
     assert needed == fetched < sum(row["size"] for _, row in rows(store))

@@ -35,9 +35,9 @@ def packets(path: Path) -> list[bytes]:
         return [bytes(packet) for packet in container.demux(video=0) if packet.size]
 
 
-def table(found: Clip) -> list[bytes]:
-    rows = zip(found.packet_offset, found.packet_size, strict=True)
-    return [found.data[offset : offset + size] for offset, size in rows]
+def table(result: Clip) -> list[bytes]:
+    rows = zip(result.packet_offset, result.packet_size, strict=True)
+    return [result.data[offset : offset + size] for offset, size in rows]
 
 
 @pytest.fixture(scope="module")

@@ -52,11 +52,11 @@ def colours(y: NDArray[np.float64], u: NDArray[np.float64], v: NDArray[np.float6
 
 def shown(planes: NDArray[np.uint8], view: View, crop: int) -> NDArray[np.float64]:
     """Planes [T, h, w] as the view has them, by torch's own resize in double precision."""
-    found = torch.from_numpy(planes).double().unsqueeze(1)
-    if found.shape[-2:] != view.size:
-        shrinks = found.shape[-2] > view.size[0] or found.shape[-1] > view.size[1]
-        found = F.interpolate(found, view.size, mode="bilinear", align_corners=False, antialias=shrinks)
-    cut = found[:, 0, view.top : view.top + crop, view.left : view.left + crop].numpy()
+    result = torch.from_numpy(planes).double().unsqueeze(1)
+    if result.shape[-2:] != view.size:
+        shrinks = result.shape[-2] > view.size[0] or result.shape[-1] > view.size[1]
+        result = F.interpolate(result, view.size, mode="bilinear", align_corners=False, antialias=shrinks)
+    cut = result[:, 0, view.top : view.top + crop, view.left : view.left + crop].numpy()
     return cut[..., ::-1] if view.flip else cut
 
 
@@ -84,13 +84,13 @@ def batches(draw: st.DrawFn) -> tuple[list[Planes], list[View], ClipSettings]:
 def test_every_clip_of_a_batch_is_the_formulas(made: tuple[list[Planes], list[View], ClipSettings]) -> None:
     planes, views, clip = made
     batch = plane_batch(planes, views)
-    found = network_input(batch, clip)
-    assert found.dtype == torch.float32 and found.is_contiguous()
-    assert found.shape == (len(planes), 3, 2, clip.crop, clip.crop)
+    result = network_input(batch, clip)
+    assert result.dtype == torch.float32 and result.is_contiguous()
+    assert result.shape == (len(planes), 3, 2, clip.crop, clip.crop)
     expected = np.stack([exact(each, view, clip.crop) for each, view in zip(planes, views, strict=True)])
-    assert np.abs(found.double().numpy() - expected).max() < 0.001  # of 255
+    assert np.abs(result.double().numpy() - expected).max() < 0.001  # of 255
     whole = pictures(batch, clip)
-    assert whole.dtype == torch.uint8 and torch.equal(whole, found.round().to(torch.uint8))
+    assert whole.dtype == torch.uint8 and torch.equal(whole, result.round().to(torch.uint8))
 
 
 @settings(max_examples=40)
@@ -100,12 +100,12 @@ def test_an_accelerators_way_is_the_cpus(made: tuple[list[Planes], list[View], C
     planes, views, clip = made
     batch = plane_batch(planes, views)
     expected = network_input(batch, clip)
-    found = torch.full_like(expected, torch.nan)
+    result = torch.full_like(expected, torch.nan)
     layers = transforms._layers(batch, clip.crop)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transforms, "_across", transforms._gathered)
-        transforms._mix(layers, transforms._colours(batch), [(0.0, 255.0)] * 3, found)
-    assert_close(found, expected, rtol=0, atol=1e-3)
+        transforms._mix(layers, transforms._colours(batch), [(0.0, 255.0)] * 3, result)
+    assert_close(result, expected, rtol=0, atol=1e-3)
 
 
 def footage(name: str, count: int) -> tuple[Planes, list[av.VideoFrame]]:
@@ -137,11 +137,11 @@ def test_a_gpus_input_is_the_cpus() -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        found = network_input(batch.map_tensors(lambda planes: planes.to("cuda")), clip)
+        result = network_input(batch.map_tensors(lambda planes: planes.to("cuda")), clip)
     finally:
         torch.set_float32_matmul_precision(before)
-    assert found.is_cuda and found.is_contiguous()
-    assert_close(found.cpu(), network_input(batch, clip), rtol=0, atol=1e-3)
+    assert result.is_cuda and result.is_contiguous()
+    assert_close(result.cpu(), network_input(batch, clip), rtol=0, atol=1e-3)
 
 
 def test_reduced_precision_of_products_changes_nothing() -> None:
@@ -153,10 +153,10 @@ def test_reduced_precision_of_products_changes_nothing() -> None:
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            found = network_input(batch, clip)
+            result = network_input(batch, clip)
     finally:
         torch.set_float32_matmul_precision(before)
-    assert torch.equal(found, expected)
+    assert torch.equal(result, expected)
 
 
 @pytest.mark.slow
@@ -183,12 +183,12 @@ def test_memory_that_is_given_is_filled() -> None:
 def test_a_line_is_resized_as_pillow_does(source: int, target: int) -> None:
     line = np.random.default_rng(source).integers(0, 256, source).astype(np.float32)
     taps = linear_taps(source, target, 0, target)
-    found = (line[taps.index] * taps.weights).sum(1)
+    result = (line[taps.index] * taps.weights).sum(1)
     picture = Image.fromarray(np.repeat(line[None], 8, 0))
     expected = np.asarray(picture.resize((target, 8), Image.Resampling.BILINEAR))[0]
-    assert np.abs(found - expected).max() < 1e-3
+    assert np.abs(result - expected).max() < 1e-3
     mirrored = linear_taps(source, target, 2, 5, mirrored=True)
-    assert np.array_equal((line[mirrored.index] * mirrored.weights).sum(1), found[2:7][::-1])
+    assert np.array_equal((line[mirrored.index] * mirrored.weights).sum(1), result[2:7][::-1])
 
 
 @pytest.mark.parametrize("matrix", sorted(MATRICES))
@@ -205,7 +205,7 @@ def test_colours_are_swscales(matrix: str) -> None:
     size = side * 16
     y = np.repeat(lumas, size * size).reshape(-1, size, size)
     clip = ClipSettings(frames=len(lumas), resize=(size, size), crop=size, normalisation=LEVELS)
-    found = network_input(plane_batch([Planes(y, patches, matrix)], [centre_view(clip, (size, size))]), clip)[0]
+    result = network_input(plane_batch([Planes(y, patches, matrix)], [centre_view(clip, (size, size))]), clip)[0]
     error = []
     for number in range(len(lumas)):
         whole = np.concatenate([y[number], patches[number].reshape(size // 2, size)])
@@ -215,7 +215,7 @@ def test_colours_are_swscales(matrix: str) -> None:
         )  # fmt: skip
         centre = slice(side // 2, None, side)  # of every patch, where no neighbour reaches
         there = rgb.to_ndarray()[centre, centre].astype(float)
-        here = found[:, number].permute(1, 2, 0).numpy()[centre, centre]
+        here = result[:, number].permute(1, 2, 0).numpy()[centre, centre]
         error.append(np.abs(here - there).reshape(-1, 3)[: len(u)])
     assert np.max(error) < 0.6  # it rounds to whole levels, ours does not
 
@@ -227,13 +227,13 @@ def test_pictures_and_sizes_are_swscales(matrix: str) -> None:
         crop = min(size)
         clip = ClipSettings(frames=3, resize=size, crop=crop)
         view = View(size=size, top=0, left=0, flip=False)
-        found = pictures(plane_batch([Planes(planes.y, planes.uv, matrix)], [view]), clip)[0]
+        result = pictures(plane_batch([Planes(planes.y, planes.uv, matrix)], [view]), clip)[0]
         for number, frame in enumerate(frames):
             expected = frame.reformat(
                 width=size[1], height=size[0], format="rgb24", src_colorspace=MATRICES[matrix],
                 dst_colorspace=MATRICES[matrix], src_color_range=1, dst_color_range=2, interpolation="BILINEAR",
             ).to_ndarray()[:, :crop]  # fmt: skip
-            error = found[:, number].permute(1, 2, 0).numpy().astype(int) - expected.astype(int)
+            error = result[:, number].permute(1, 2, 0).numpy().astype(int) - expected.astype(int)
             assert np.abs(error).mean() < 0.8  # of 255; the other matrix is 1.2 off
 
 
@@ -262,8 +262,8 @@ def test_flow_is_in_pixels_of_the_view() -> None:
     sizes, bounds = [(36, 44), (24, 30)], [20.0, 30.0]
     flows = [flow_of(size) for size in sizes]
     views = [View((26, 42), top=1, left=9, flip=False), View((26, 42), top=2, left=18, flip=True)]
-    found = flow_input(flows, bounds, views, clip)
-    assert found.shape == (2, 2, 2, 24, 24) and found.is_contiguous()
+    result = flow_input(flows, bounds, views, clip)
+    assert result.shape == (2, 2, 2, 24, 24) and result.is_contiguous()
     for number, (flow, view, bound) in enumerate(zip(flows, views, bounds, strict=True)):
         stored = np.stack([dequantised(quantised(each, bound), bound) for each in flow]).astype(np.float64)
         for channel, size in ((0, 1), (1, 0)):
@@ -276,7 +276,7 @@ def test_flow_is_in_pixels_of_the_view() -> None:
             if view.flip:
                 moved = moved.flip(-1) * (-1 if channel == 0 else 1)
             expected = (moved - FLOW.mean[channel]) / FLOW.std[channel]
-            assert_close(found[number, channel].double(), expected, rtol=0, atol=2e-5)
+            assert_close(result[number, channel].double(), expected, rtol=0, atol=2e-5)
 
 
 def test_a_mirrored_scene_moves_the_other_way() -> None:

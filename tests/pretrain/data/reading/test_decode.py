@@ -40,24 +40,24 @@ def split(store: str) -> Split:
 
 def rows_of(split: Split) -> dict[str, tuple[str, int, int]]:
     """Tar, offset and size of every sample's mp4, by key, from the records themselves."""
-    found = {}
+    result = {}
     for part in split.index.parts:
         for row in read_record(split.store, part.split, part.job).to_pylist():
             if row["part"] == part.part:
-                found[row["key"]] = (part.path, row["offset"], row["size"])
-    return found
+                result[row["key"]] = (part.path, row["offset"], row["size"])
+    return result
 
 
 @pytest.fixture(scope="module")
 def ordinary(split: Split) -> list[list[NDArray[np.uint8]]]:
     """Every sample's frames by PyAV's own demuxer and decoder: luma over both chroma planes."""
     rows = rows_of(split)
-    found = []
+    result = []
     for number in range(len(split)):
         tar, offset, size = rows[split.sample(number).key]
         with av.open(io.BytesIO(split.store.get_range(tar, offset, offset + size))) as container:
-            found.append([frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)])
-    return found
+            result.append([frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)])
+    return result
 
 
 def as_ordinary(planes: Planes) -> NDArray[np.uint8]:

@@ -131,17 +131,17 @@ def test_a_signal_while_it_is_waited_for(ranks: ForkServer, moved: Path, tmp_pat
 
 
 def test_what_is_missing_in_a_store_that_is_there(store: str) -> None:
-    found = open_store(store)
-    index = next(path for path in found.list("index/") if path.endswith(".parquet"))
-    patient = PatientStore(found, index, 60.0)
+    result = open_store(store)
+    index = next(path for path in result.list("index/") if path.endswith(".parquet"))
+    patient = PatientStore(result, index, 60.0)
     begin = time.monotonic()
     with pytest.raises(FileNotFoundError):
         patient.size("train/none.tar")
-    tar = next(path for path in found.list("train/") if path.endswith(".tar"))
+    tar = next(path for path in result.list("train/") if path.endswith(".tar"))
     with pytest.raises(DamagedStore):
         patient.get_range(tar, 0, 10**9)
     assert time.monotonic() - begin < 5
-    assert patient.get_range(tar, 3, 9) == found.get_range(tar, 3, 9)
+    assert patient.get_range(tar, 3, 9) == result.get_range(tar, 3, 9)
     with pytest.raises(StoreGone, match="is waited for no longer"):
         PatientStore(open_store("/nowhere/at/all"), index, 0.2).get("a")
 
@@ -159,11 +159,11 @@ def test_a_store_that_cannot_be_used_for_a_while() -> None:
         def exists(self, path: str) -> bool:
             return True
 
-    told: list[StoreWait] = []
+    output: list[StoreWait] = []
     patient = PatientStore(Failing(), "index/1.parquet", 30.0)
-    patient.tell = told.append
+    patient.tell = output.append
     assert patient.get("a") == b"there"
-    assert [waiting.over for waiting in told] == [False, True] and "credentials" in told[0].why
+    assert [waiting.over for waiting in output] == [False, True] and "credentials" in output[0].why
 
 
 def test_the_log_of_an_outage(run_log: pytest.LogCaptureFixture) -> None:

@@ -188,10 +188,10 @@ def _fetch_slowly(folder: str, url: str, pipe: Connection) -> None:
 
 def test_a_killed_process_leaves_nothing(store: LocalStore, tmp_path: Path) -> None:
     cache = PartCache(tmp_path / "cache", 10**6)
-    here, there = multiprocessing.Pipe()
+    here, other = multiprocessing.Pipe()
     spawn = multiprocessing.get_context("spawn")
     for _ in range(2):
-        child = spawn.Process(target=_fetch_slowly, args=(str(cache.folder), store.url, there))
+        child = spawn.Process(target=_fetch_slowly, args=(str(cache.folder), store.url, other))
         child.start()
         assert here.poll(60) and here.recv() == 10_000
         assert not fetched(cache, store, SECOND) and names(cache) == [".lock", f".tmp-{SUMS[SECOND]}"]
@@ -200,7 +200,7 @@ def test_a_killed_process_leaves_nothing(store: LocalStore, tmp_path: Path) -> N
         assert names(cache) == [".lock", f".tmp-{SUMS[SECOND]}"]
         PartCache(cache.folder, 10**6)  # the next that comes removes it
         assert names(cache) == [".lock"]
-    child = spawn.Process(target=_fetch_slowly, args=(str(cache.folder), store.url, there))
+    child = spawn.Process(target=_fetch_slowly, args=(str(cache.folder), store.url, other))
     child.start()
     assert here.poll(60)
     child.kill()
@@ -245,13 +245,13 @@ def test_many_processes_share_it(store: LocalStore, tmp_path: Path) -> None:
 
 
 def _sizes(folder: Path) -> tuple[dict[str, int], int]:
-    found = {}
+    result = {}
     for entry in os.scandir(folder) if folder.exists() else ():
         try:
-            found[entry.name] = entry.stat().st_size
+            result[entry.name] = entry.stat().st_size
         except FileNotFoundError:
             continue
-    return found, sum(found.values())
+    return result, sum(result.values())
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:

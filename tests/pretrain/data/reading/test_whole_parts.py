@@ -30,8 +30,8 @@ def split(store: str) -> Split:
     return open_split(open_store(store), "train")
 
 
-def settings(**given: object) -> ReadingSettings:
-    return ReadingSettings.model_validate(given)
+def settings(**values: object) -> ReadingSettings:
+    return ReadingSettings.model_validate(values)
 
 
 def test_what_is_read(split: Split, tmp_path: Path) -> None:

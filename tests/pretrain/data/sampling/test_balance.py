@@ -36,16 +36,16 @@ def totals(histograms: Histograms) -> Counter[int]:
 
 def shown(shards: Balance, seed: int, pass_number: int) -> Counter[tuple[int, int, int]]:
     """How often a pass shows each (shard, row, label), straight from the shards' showings."""
-    found: Counter[tuple[int, int, int]] = Counter()
+    result: Counter[tuple[int, int, int]] = Counter()
     seen = set()
     for shard, count in enumerate(shards.showings(seed, pass_number).tolist()):
         columns = shards.shown(seed, pass_number, shard, np.arange(count))
         for row, label, repeat in zip(*(column.tolist() for column in columns), strict=True):
-            assert repeat == found[shard, row, label]
-            found[shard, row, label] += 1
+            assert repeat == result[shard, row, label]
+            result[shard, row, label] += 1
             seen.add((shard, row, label, repeat))
-    assert len(seen) == sum(found.values()) == shards.total
-    return found
+    assert len(seen) == sum(result.values()) == shards.total
+    return result
 
 
 @given(HISTOGRAMS, st.floats(0.01, 1), SEEDS, st.integers(0, 10**6))
@@ -53,32 +53,32 @@ def test_a_pass_gives_each_class_its_share_and_each_sample_of_it_the_same(
     histograms: Histograms, balance: float, seed: int, pass_number: int
 ) -> None:
     shards = balanced(histograms, balance)
-    found = shown(shards, seed, pass_number)
+    result = shown(shards, seed, pass_number)
     classes = totals(histograms)
     assert shards.classes.tolist() == sorted(classes)
     weights = {label: samples ** (1 - balance) for label, samples in classes.items()}
     for label, share in zip(shards.classes.tolist(), shards.shares, strict=True):
         assert share == pytest.approx(shards.total * weights[label] / sum(weights.values()))
         rows = [
-            found[shard, row, label]
+            result[shard, row, label]
             for shard, histogram in enumerate(histograms)
             for row in range(histogram.get(label, 0))
         ]
         assert abs(sum(rows) - share) < 1
         assert max(rows) - min(rows) <= 1
     # Nothing else is shown: every row is one of the shard's with this label.
-    assert all(0 <= row < histograms[shard].get(label, 0) for shard, row, label in found)
+    assert all(0 <= row < histograms[shard].get(label, 0) for shard, row, label in result)
 
 
 @pytest.mark.slow
 @given(HISTOGRAMS, st.sampled_from([0.3, 0.5, 1.0]), SEEDS)
 def test_over_the_passes_every_sample_comes_to_its_due(histograms: Histograms, balance: float, seed: int) -> None:
     shards, passes = balanced(histograms, balance), 60
-    found = sum((shown(shards, seed, number) for number in range(passes)), Counter())
+    result = sum((shown(shards, seed, number) for number in range(passes)), Counter())
     due = dict(zip(shards.classes.tolist(), shards.shares / shards.samples, strict=True))
     for label, samples in totals(histograms).items():
         rows = [
-            found[shard, row, label]
+            result[shard, row, label]
             for shard, histogram in enumerate(histograms)
             for row in range(histogram.get(label, 0))
         ]
@@ -127,10 +127,10 @@ def test_classes_become_equally_frequent() -> None:
 def test_a_sample_of_two_labels_counts_under_each() -> None:
     """Three samples, one of them of both labels: it is row 0 of label 0 as well as of label 7."""
     shards = balanced([{0: 1, 7: 3}], 1.0, samples=[3])
-    found = sum((shown(shards, 5, number) for number in range(100)), Counter())
-    assert {label for _, _, label in found} == {0, 7}
-    assert found[0, 0, 0] == pytest.approx(150, abs=2)
-    assert [found[0, row, 7] for row in range(3)] == pytest.approx([50] * 3, abs=4)
+    result = sum((shown(shards, 5, number) for number in range(100)), Counter())
+    assert {label for _, _, label in result} == {0, 7}
+    assert result[0, 0, 0] == pytest.approx(150, abs=2)
+    assert [result[0, row, 7] for row in range(3)] == pytest.approx([50] * 3, abs=4)
 
 
 def test_shards_without_a_showing_are_not_opened() -> None:

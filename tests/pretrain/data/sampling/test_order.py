@@ -233,15 +233,15 @@ def test_settings_that_cannot_be_are_refused(wrong: str) -> None:
 @given(WORDS, st.integers(0, 2**32), st.integers(0, 2**40), st.integers(1, 8))
 def test_a_showings_random_numbers(seed: int, pass_number: int, number: int, count: int) -> None:
     draw = Draw(pass_number, 3, 5, label=2, repeat=1, store=1)
-    found = sample_randoms(seed, draw, number, count)
-    assert len(found) == count and all(0.0 <= value < 1.0 for value in found)
-    assert len(set(found)) == count
-    assert found == sample_randoms(seed, draw, number, count + 3)[:count]
+    result = sample_randoms(seed, draw, number, count)
+    assert len(result) == count and all(0.0 <= value < 1.0 for value in result)
+    assert len(set(result)) == count
+    assert result == sample_randoms(seed, draw, number, count + 3)[:count]
     others = [draw._replace(**{name: getattr(draw, name) + 1}) for name in ("pass_number", "label", "repeat", "store")]
     shown = [(seed ^ 1, draw, number), (seed, draw, number + 1), *((seed, other, number) for other in others)]
-    assert not any(set(found) & set(sample_randoms(*each, count)) for each in shown)
+    assert not any(set(result) & set(sample_randoms(*each, count)) for each in shown)
     # A sample is the same wherever its shard or row: only its number counts.
-    assert found == sample_randoms(seed, draw._replace(shard=9, row=9), number, count)
+    assert result == sample_randoms(seed, draw._replace(shard=9, row=9), number, count)
 
 
 def test_the_random_numbers_are_uniform() -> None:

@@ -164,14 +164,14 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 def test_a_draw_says_everything(split: Split) -> None:
-    mine = draws(split)
-    batch = maker(split).training(1, mine)
-    assert same(maker(split).training(1, mine), batch)
-    assert maker(split).training(2, mine).planes.views != batch.planes.views
+    own = draws(split)
+    batch = maker(split).training(1, own)
+    assert same(maker(split).training(1, own), batch)
+    assert maker(split).training(2, own).planes.views != batch.planes.views
     assert maker(split).training(1, draws(split, 1)).planes.views != batch.planes.views
-    again = maker(split).training(1, [draw._replace(repeat=1) for draw in mine])
+    again = maker(split).training(1, [draw._replace(repeat=1) for draw in own])
     assert again.keys == batch.keys and again.planes.views != batch.planes.views
-    one = maker(split).training(1, mine[4:5])
+    one = maker(split).training(1, own[4:5])
     assert one.planes.views == batch.planes.views[4:5]
     assert np.array_equal(seen(one, 0, SETTINGS.crop)[1], seen(batch, 4, SETTINGS.crop)[1])
 

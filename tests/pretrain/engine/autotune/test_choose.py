@@ -61,8 +61,8 @@ def test_the_fastest_is_taken_and_kept(model: VideoNetwork, precision: Precision
 def test_what_was_kept_is_taken_again_on_the_same_device(model: VideoNetwork, tmp_path: Path) -> None:
     choose_compute_path(tmp_path, model, FP32, ALONE)
     kept = json.loads((tmp_path / "compute_path.json").read_text())
-    known = kept | {"compute_path": "planar", "planar": ["stem.0"]}
-    (tmp_path / "compute_path.json").write_text(json.dumps(known))
+    recorded = kept | {"compute_path": "planar", "planar": ["stem.0"]}
+    (tmp_path / "compute_path.json").write_text(json.dumps(recorded))
     assert choose_compute_path(tmp_path, model, FP32, ALONE).planar == frozenset({"stem.0"})
     for other in (
         {"device": "another"},
@@ -71,7 +71,7 @@ def test_what_was_kept_is_taken_again_on_the_same_device(model: VideoNetwork, tm
         {"batch": 4},
         {"more": 1},
     ):
-        (tmp_path / "compute_path.json").write_text(json.dumps(known | other))
+        (tmp_path / "compute_path.json").write_text(json.dumps(recorded | other))
         choose_compute_path(tmp_path, model, FP32, ALONE)
         assert json.loads((tmp_path / "compute_path.json").read_text()).keys() == kept.keys()
         assert json.loads((tmp_path / "compute_path.json").read_text())["device"] == "cpu"
@@ -112,7 +112,7 @@ def test_no_path_that_is_left(model: VideoNetwork, tmp_path: Path) -> None:
 
 
 def test_evaluation_takes_the_runs_path_on_the_same_device(tmp_path: Path) -> None:
-    known = {
+    recorded = {
         "compute_path": "planar",
         "planar": ["stem.0"],
         "recomputed": 0,
@@ -121,10 +121,10 @@ def test_evaluation_takes_the_runs_path_on_the_same_device(tmp_path: Path) -> No
         "precision": "fp32",
         "clips_per_second": {"planar": 1},
     }
-    (tmp_path / "compute_path.json").write_text(json.dumps(known))
+    (tmp_path / "compute_path.json").write_text(json.dumps(recorded))
     assert evaluation_compute_path(tmp_path, "auto", ALONE.device).planar == frozenset({"stem.0"})
     assert evaluation_compute_path(tmp_path, "plain", ALONE.device) == COMPUTE_PATHS["plain"]
-    (tmp_path / "compute_path.json").write_text(json.dumps(known | {"device": "a GPU"}))
+    (tmp_path / "compute_path.json").write_text(json.dumps(recorded | {"device": "a GPU"}))
     assert evaluation_compute_path(tmp_path, "auto", ALONE.device) == COMPUTE_PATHS["channels-last"]
 
 
@@ -264,7 +264,7 @@ def test_lanes_normalised_together_are_measured_so(
 ) -> None:
     seen = []
 
-    def noted(network: VideoNetwork, *given: object, **named: object) -> dict[str, float]:
+    def noted(network: VideoNetwork, *values: object, **named: object) -> dict[str, float]:
         seen.append(all(layer.gather for layer in network.modules() if isinstance(layer, LaneBatchNorm)))
         return {"plain": 1.0}
 
@@ -310,7 +310,7 @@ def test_clips_that_do_not_fit_are_computed_twice(
 def test_a_layer_that_does_not_fit_is_a_mistake_of_the_settings(
     model: VideoNetwork, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def short(*given: object) -> frozenset[str]:
+    def short(*values: object) -> frozenset[str]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("pretrain.engine.autotune.choose.planar_layers", short)

@@ -75,10 +75,10 @@ def test_paths_that_crash_are_left_out(
         measured(plan, monkeypatch, names=["planar"])
     assert "the compute path planar is left out: measuring planar, its process ended with SIGKILL" in run_log.text
     run_log.clear()
-    found = measured(plan | {"plain": "well"}, monkeypatch)
-    assert found.compute_path == "plain" and found.failed[0] == "planar" and "plain" in found.clips_per_second
+    result = measured(plan | {"plain": "well"}, monkeypatch)
+    assert result.compute_path == "plain" and result.failed[0] == "planar" and "plain" in result.clips_per_second
     # channels-last was tried in training if it measured faster than plain.
-    faster = "channels-last" in found.failed
+    faster = "channels-last" in result.failed
     assert ("training by channels-last, its process ended with exit code 3" in run_log.text) is faster
     assert len(children(pids)) == 1 + 2 + faster
     assert "path plain: " in run_log.text  # the child's own line
@@ -89,10 +89,10 @@ def test_a_path_that_hangs_is_left_out(
     pids: Path, monkeypatch: pytest.MonkeyPatch, run_log: pytest.LogCaptureFixture
 ) -> None:
     plan = {"plain": "hangs", "layers": "dies by a signal", "planar": "loses the device", "engine": False}
-    found = measured(plan, monkeypatch, limit=15.0)
-    assert found.failed == ["plain", "planar"] and set(found.clips_per_second) == {"channels-last"}
+    result = measured(plan, monkeypatch, limit=15.0)
+    assert result.failed == ["plain", "planar"] and set(result.clips_per_second) == {"channels-last"}
     assert "the compute path planar is left out: measuring planar, its process ended with exit code 1" in run_log.text
-    assert found.planar == [] and found.compute_path in found.clips_per_second
+    assert result.planar == [] and result.compute_path in result.clips_per_second
     assert "the compute path plain is left out: measuring plain, its process says nothing for 15 s" in run_log.text
     assert len(children(pids)) == 4
 

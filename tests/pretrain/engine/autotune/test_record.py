@@ -56,11 +56,11 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     ) -> AutotuneResult:
         asked.append(names)
         rates = {name: 100.0 - number for number, name in enumerate(names)}
-        found = AutotuneResult(
+        result = AutotuneResult(
             compute_path="", planar=["stem.0"], recomputed=0, device="cpu", batch=training.batch,
             precision=training.precision, clips_per_second=rates, made_by=library_versions(),
         )  # fmt: skip
-        return found.without([])
+        return result.without([])
 
     monkeypatch.setattr(choose, "autotune_in_child", autotune_in_child)
     monkeypatch.setenv("REELSCALE_CACHE", str(tmp_path / "cache"))

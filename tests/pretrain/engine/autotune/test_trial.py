@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+def trials(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     """By world size, what came out of each case on the first rank; of "failures", on each."""
     folder = tmp_path_factory.mktemp("trial")
     ranks = [process for size in (1, 2) for process in started(size, folder)]
@@ -57,8 +57,8 @@ def started(size: int, folder: Path) -> list[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize(("size", "case"), [*((1, name) for name in CASES), *((2, name) for name in ON_TWO)])
-def test_a_trial_leaves_all_as_it_was_to_the_bit(found: dict[int, dict[str, Any]], size: int, case: str) -> None:
-    result = found[size][case]
+def test_a_trial_leaves_all_as_it_was_to_the_bit(trials: dict[int, dict[str, Any]], size: int, case: str) -> None:
+    result = trials[size][case]
     assert result["outcome"] == ["FINE"] * STEPS
     lanes = 4 // size
     assert result["counts"] == [(step, step * lanes, 0) for step in range(STEPS)]
@@ -76,8 +76,8 @@ def test_a_trial_leaves_all_as_it_was_to_the_bit(found: dict[int, dict[str, Any]
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_what_fails_on_one_rank_is_known_on_all(found: dict[int, dict[str, Any]], size: int) -> None:
-    for rank in found[size]["failures"]:
+def test_what_fails_on_one_rank_is_known_on_all(trials: dict[int, dict[str, Any]], size: int) -> None:
+    for rank in trials[size]["failures"]:
         assert rank["forward"] == "FAILED" and rank["afterwards"] == "FINE"
         assert "does not fit into this device's memory" in rank["memory"]
         assert rank["forward seconds"] < 40 and rank["memory seconds"] < 40

@@ -92,10 +92,10 @@ def test_gradients_are_those_of_the_formula_in_every_order_of_memory(shape: tupl
         expected = (right - mean) / (variance + layer.eps).sqrt() * scale.view(1, -1, 1, 1, 1)
         expected = expected + shift.view(1, -1, 1, 1, 1)
         layer.zero_grad()
-        found = layer(left)
-        found.backward(gradients)
+        result = layer(left)
+        result.backward(gradients)
         expected.backward(gradients)
-        assert_close(found, expected)
+        assert_close(result, expected)
         assert_close(left.grad, right.grad)
         assert_close(layer.weight.grad, scale.grad)
         assert_close(layer.bias.grad, shift.grad)
@@ -313,13 +313,13 @@ def test_recomputed_statistics_are_the_mean_over_many_batches(shares: list[int])
     network(lane(8))  # and what is pending does not count
     before, dice = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     starts = [sum(shares[:rank]) for rank in range(len(shares))]
-    mine = [batches[start : start + share] for start, share in zip(starts, shares, strict=True)]
+    own = [batches[start : start + share] for start, share in zip(starts, shares, strict=True)]
     members = [copy.deepcopy(network) for _ in shares]
     sent: list[Tensor] = []
-    for member, share in zip(members, mine, strict=True):
+    for member, share in zip(members, own, strict=True):
         copied = copy.deepcopy(member)
         recompute_statistics(copied, share, copied, lambda sums: sent.append(sums.clone()))
-    for member, share in zip(members, mine, strict=True):
+    for member, share in zip(members, own, strict=True):
         recompute_statistics(member, share, member, lambda sums: sums.copy_(torch.stack(sent).sum(0)))
         found = member.state_dict()
         assert_close({name: found[name] for name in expected}, expected)

@@ -68,11 +68,11 @@ def test_in_bf16_it_errs_no_more_than_torchs() -> None:
     values = drawn((4, 6, 4, 8, 8), torch.bfloat16)
     exact = outcome({name: value.double() for name, value in values.items()}, True, True, "torch")
     half = {name: value.float() if name in ("weight", "bias") else value for name, value in values.items()}
-    found, expected = outcome(half, True, True, "ours"), outcome(half, True, True, "torch")
+    result, expected = outcome(half, True, True, "ours"), outcome(half, True, True, "torch")
     for name, value in exact.items():
-        ours, theirs = ((other[name].double() - value).norm() / value.norm() for other in (found, expected))
+        ours, theirs = ((other[name].double() - value).norm() / value.norm() for other in (result, expected))
         assert ours <= max(1.05 * theirs, 1e-5), name
-    assert found["y"].dtype == torch.bfloat16 and found["batch"].dtype == torch.float32
+    assert result["y"].dtype == torch.bfloat16 and result["batch"].dtype == torch.float32
 
 
 def test_a_mean_far_from_zero_costs_no_precision() -> None:

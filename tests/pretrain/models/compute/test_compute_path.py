@@ -61,10 +61,10 @@ def test_a_path_is_the_plain_network_in_double_precision(name: str, frames: int,
     other = copy.deepcopy(plain)
     plain.use(COMPUTE_PATHS["plain"])
     other.use(COMPUTE_PATHS[compute_path])
-    expected, found = taken_step(plain, batch), taken_step(other, batch)
-    assert expected.keys() == found.keys()
+    expected, result = taken_step(plain, batch), taken_step(other, batch)
+    assert expected.keys() == result.keys()
     for key in expected:
-        assert_close(found[key], expected[key], rtol=1e-9, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
+        assert_close(result[key], expected[key], rtol=1e-9, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
 
 
 def test_a_path_may_be_planar_in_some_layers_alone() -> None:
@@ -98,14 +98,14 @@ def assert_bf16_errors(name: str, frames: int, compute_paths: list[str], device:
     for compute_path in compute_paths:
         other = copy.deepcopy(model).float()
         other.use(COMPUTE_PATHS[compute_path])
-        found = taken_step(other, batch, half=True)
-        assert_close(found["logits"].double(), expected["logits"], rtol=0, atol=2**-6)
+        result = taken_step(other, batch, half=True)
+        assert_close(result["logits"].double(), expected["logits"], rtol=0, atol=2**-6)
         errors[compute_path] = (
-            torch.cat([found[key].double().flatten() for key in gradients]) - true
+            torch.cat([result[key].double().flatten() for key in gradients]) - true
         ).norm() / true.norm()
         for key in expected:
             if "running" in key:
-                assert_close(found[key].double(), expected[key], rtol=0.02, atol=0.01)
+                assert_close(result[key].double(), expected[key], rtol=0.02, atol=0.01)
     assert all(0 < error < 1.1 * errors["plain"] for error in errors.values()), errors
 
 

@@ -25,11 +25,11 @@ def test_on_a_gpu_a_path_is_the_plain_network(name: str) -> None:
     expected = taken_step(plain, batch)
     for compute_path, other in others.items():
         other.use(COMPUTE_PATHS[compute_path])
-        found = taken_step(other, batch)
-        assert expected.keys() == found.keys()
+        result = taken_step(other, batch)
+        assert expected.keys() == result.keys()
         for key in expected:
             assert_close(
-                found[key],
+                result[key],
                 expected[key],
                 rtol=1e-9,
                 atol=1e-9,

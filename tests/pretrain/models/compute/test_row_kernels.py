@@ -107,21 +107,21 @@ def test_they_are_the_formula_in_double_precision(
     relu: bool,
 ) -> None:
     values = drawn(rows, channels, padding, dtype, offset)
-    found = outcome(kernels, values, adding, relu)
+    result = outcome(kernels, values, adding, relu)
     # What rounds to nought has no sign: both let gradients through alike.
-    exact = outcome(row_functions, as_double(values), adding, relu, found["y"].double() if relu else None)
-    assert found.keys() == exact.keys()
-    assert found["y"].dtype == found["x"].dtype == dtype and found["weight"].dtype == torch.float32
+    exact = outcome(row_functions, as_double(values), adding, relu, result["y"].double() if relu else None)
+    assert result.keys() == exact.keys()
+    assert result["y"].dtype == result["x"].dtype == dtype and result["weight"].dtype == torch.float32
     rounded = HALF_STEP[dtype]
     for name in ("y", "x", "added"):
         if name in exact:
             bound = 1e-5 * (1 + rows**0.5 / 10)
-            assert_close(found[name].double(), exact[name], rtol=2 * rounded, atol=bound + rounded)
+            assert_close(result[name].double(), exact[name], rtol=2 * rounded, atol=bound + rounded)
     for name in ("bias", "weight", "pending", "statistics"):
-        assert_close(found[name].double(), exact[name], rtol=2e-5, atol=1e-4)
+        assert_close(result[name].double(), exact[name], rtol=2e-5, atol=1e-4)
     if padding:
-        assert not found["y"][:, channels:].any() or adding
-        assert not found["x"][:, channels:].any()
+        assert not result["y"][:, channels:].any() or adding
+        assert not result["x"][:, channels:].any()
 
 
 def test_many_partial_sums_are_added_in_two_rounds(kernels: ModuleType) -> None:
@@ -164,10 +164,10 @@ def test_a_mean_far_from_zero_costs_no_precision(kernels: ModuleType) -> None:
 def test_what_is_no_number_stays_none(kernels: ModuleType, adding: bool) -> None:
     values = drawn(40, 6, 0, torch.bfloat16, 0)
     values["x"][3, 1] = float("nan")
-    found = outcome(kernels, values, adding, True)
+    result = outcome(kernels, values, adding, True)
     for name in ("y", "x"):
-        assert found[name][:, 1].isnan().all() and found[name][:, [0, 2, 3, 4, 5]].isfinite().all()
-    assert found["weight"].isnan().tolist() == [False, True, False, False, False, False]
+        assert result[name][:, 1].isnan().all() and result[name][:, [0, 2, 3, 4, 5]].isfinite().all()
+    assert result["weight"].isnan().tolist() == [False, True, False, False, False, False]
 
 
 class Watched:
@@ -177,10 +177,12 @@ class Watched:
         self._kernel, self._names, self._seen = kernel, names, seen
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def launched(*given: Any, **named: Any) -> None:
-            tensors = [(name, value) for name, value in zip(self._names, given, strict=False) if torch.is_tensor(value)]
+        def launched(*values: Any, **named: Any) -> None:
+            tensors = [
+                (name, value) for name, value in zip(self._names, values, strict=False) if torch.is_tensor(value)
+            ]
             self._seen += [(f"{self._kernel.__name__}.{name}", value.data_ptr() % 16) for name, value in tensors]
-            self._kernel[grid](*given, **named)
+            self._kernel[grid](*values, **named)
 
         return launched
 
@@ -277,14 +279,14 @@ def test_synchronised_ranks_are_one_batch(kernels: ModuleType, shares: list[int]
 
         pending = torch.zeros(2, 6, device=DEVICE)
         x = part.clone().requires_grad_()
-        found = normalise(x, weight.to(DEVICE), bias.to(DEVICE), 1e-3, None, True, gather, pending)
+        result = normalise(x, weight.to(DEVICE), bias.to(DEVICE), 1e-3, None, True, gather, pending)
         begin = sum(shares[:number])
-        assert_close(found.double().cpu(), y[begin : begin + len(part)].detach(), rtol=1e-5, atol=1e-5)
+        assert_close(result.double().cpu(), y[begin : begin + len(part)].detach(), rtol=1e-5, atol=1e-5)
         wide = whole.double()
         moments = torch.stack([wide.mean((0, 2, 3, 4)), wide.var((0, 2, 3, 4))])
         assert_close(pending.double().cpu(), moments, rtol=1e-5, atol=1e-6)
         if len(shares) == 1:
-            found.backward(slope)
+            result.backward(slope)
             assert x.grad is not None and exact.grad is not None
             assert_close(x.grad.double().cpu(), exact.grad, rtol=1e-4, atol=1e-5)
 
@@ -305,7 +307,7 @@ def test_clips_may_lie_in_any_way(lie: str) -> None:
         return value[:1] if lie.endswith("torch") else rows[:1].contiguous().permute(0, 4, 1, 2, 3)
 
     placed = {name: laid(value) for name, value in values.items()}
-    found = []
+    result = []
     for own in (
         {name: value.detach() for name, value in placed.items()},
         {name: value.double() for name, value in placed.items()},
@@ -316,10 +318,10 @@ def test_clips_may_lie_in_any_way(lie: str) -> None:
         (y * 1).backward(own["gradient"])
         inner = normalise(x, scale, shift, 1e-3, relu=True)
         inner.backward(own["gradient"])
-        found.append(
+        result.append(
             [value.detach().double() for value in (y, inner)] + [v.grad.double() for v in (x, added, scale, shift)]
         )  # type: ignore[union-attr]
-    for ours, exact in zip(*found, strict=True):
+    for ours, exact in zip(*result, strict=True):
         assert_close(ours, exact, rtol=1e-4, atol=1e-4)
 
 

@@ -75,10 +75,10 @@ def test_a_gpus_compiler_takes_them_and_reads_rows_in_wide_loads_and_weights_in_
         [sys.executable, "-c", COMPILED], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert {name: set(kernel["free"]) for name, kernel in found.items() if kernel["free"]} == AT_ANY_PLACE
-    assert found["_statistics"]["narrow"] == 0
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert {name: set(kernel["free"]) for name, kernel in result.items() if kernel["free"]} == AT_ANY_PLACE
+    assert result["_statistics"]["narrow"] == 0
     for name in ("_moments", "_slopes", "_apply", "_inner"):
-        for dtype, loads, _ in found[name]["wide"]:
+        for dtype, loads, _ in result[name]["wide"]:
             assert loads >= 2, (name, dtype)
-    assert all(stores >= 2 for name in ("_apply", "_inner") for _, _, stores in found[name]["wide"])
+    assert all(stores >= 2 for name in ("_apply", "_inner") for _, _, stores in result[name]["wide"])

@@ -29,15 +29,15 @@ def test_it_is_the_convolution(
     x = torch.randn(2, channels, 4, height, width, dtype=torch.float64)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last_3d)
-    found = []
+    result = []
     for blocks in (False, True):
         layer.blocks = blocks
         layer.zero_grad()
         y = layer(x)
         y.square().sum().backward()
         assert layer.weight.grad is not None and layer.weight.grad.shape == layer.weight.shape
-        found.append((y.detach(), layer.weight.grad))
-    assert_close(found[1], found[0], **EXACT)
+        result.append((y.detach(), layer.weight.grad))
+    assert_close(result[1], result[0], **EXACT)
 
 
 def test_the_stem_of_r2plus1d_is_a_4x4_convolution_over_sixteen_channels() -> None:

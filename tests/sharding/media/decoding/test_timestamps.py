@@ -29,7 +29,7 @@ def made_even(*times: float | None) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("given", "right"),
+    ("values", "right"),
     [
         ([0, 1, 2, 3], [0, 1, 2, 3]),
         ([0, 3, 3.5, 9], [0, 3, 3.5, 9]),
@@ -53,8 +53,8 @@ def made_even(*times: float | None) -> list[float]:
         ([], []),
     ],
 )
-def test_times_by_example(given: list[float | None], right: list[float]) -> None:
-    assert made_even(*given) == right
+def test_times_by_example(values: list[float | None], right: list[float]) -> None:
+    assert made_even(*values) == right
 
 
 def test_a_time_that_strays_moves_no_other() -> None:

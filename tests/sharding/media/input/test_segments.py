@@ -87,7 +87,7 @@ def test_a_stretch_bounds_its_segments() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tree", "told"),
+    ("tree", "output"),
     [
         ({"encode": {"copy": True, "fps": 10, "crf": 20}}, "leave out fps, crf, or copy"),
         ({"encode": {"copy": True}, "segments": {"seconds": 5, "exact": True}}, "cut at key frames"),
@@ -96,8 +96,8 @@ def test_a_stretch_bounds_its_segments() -> None:
         ({"segments": {"seconds": 0}}, "greater than 0"),
     ],
 )
-def test_impossible_settings_are_refused(tree: dict[str, object], told: str) -> None:
-    with pytest.raises(pydantic.ValidationError, match=told):
+def test_impossible_settings_are_refused(tree: dict[str, object], output: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match=output):
         VideoSettings.model_validate(tree)
 
 
