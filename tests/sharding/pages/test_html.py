@@ -18,12 +18,12 @@ class Tags(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.outer: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.outer.append((tag, dict(attrs)))
+        self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -33,21 +33,21 @@ def test_whatever_is_shown_is_escaped() -> None:
     assert text_of(EVIL) == SAFE and text_of(7) == "7"
     pieces = [figures([(EVIL, EVIL, "main")]), table([EVIL], [[EVIL]]), image(EVIL, b"png")]
     page = Tags(document(EVIL, "", pieces))
-    assert [tag for tag, _ in page.outer if tag == "script"] == []
+    assert [tag for tag, _ in page.tags if tag == "script"] == []
     assert page.text.count("<script>alert(\"1\" & '2')</script>\\x07") == 5  # the title, too
-    assert [values["alt"] for tag, values in page.outer if tag == "img"] == ["<script>alert(\"1\" & '2')</script>\\x07"]
+    assert [values["alt"] for tag, values in page.tags if tag == "img"] == ["<script>alert(\"1\" & '2')</script>\\x07"]
 
 
 def test_a_document_forbids_what_it_does_not_hold() -> None:
     page = Tags(document("a page", "p { color: red; }", ["<p>one</p>", "<p>two</p>"]))
-    policy = next(values for _, values in page.outer if values.get("http-equiv") == "Content-Security-Policy")
+    policy = next(values for _, values in page.tags if values.get("http-equiv") == "Content-Security-Policy")
     assert policy["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     assert "p { color: red; }" in page.text and "one\ntwo" in page.text
 
 
 def test_a_table_has_a_cell_a_head() -> None:
     page = Tags(table(("name", "count"), [("a", 1), ("b", "2")], {1}))
-    cells = [(tag, values.get("class")) for tag, values in page.outer if tag in ("th", "td")]
+    cells = [(tag, values.get("class")) for tag, values in page.tags if tag in ("th", "td")]
     assert cells == [("th", None), ("th", "number")] + 2 * [("td", None), ("td", "number")]
     assert page.text == "namecounta1b2"
     with pytest.raises(ValueError, match="longer than"):

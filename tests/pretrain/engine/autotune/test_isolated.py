@@ -204,7 +204,7 @@ def test_the_child_begins_early_where_a_run_will_need_it(
     change: dict[str, Any], begins: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     begun: list[int] = []
-    monkeypatch.setattr(PRESTARTED, "begin", lambda: begun.append(1))
+    monkeypatch.setattr(PRESTARTED, "start", lambda: begun.append(1))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("RANK", change.get("rank", "0"))
     settings = TrainSettings.model_validate(
