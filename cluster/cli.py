@@ -16,7 +16,7 @@ from cluster.commands.shard import retry, shard
 from cluster.commands.store import bench_loader, inspect_store, verify
 from cluster.commands.training import finetune, pretrain
 from cluster.launch.signals import Interrupted, interruptible
-from cluster.terminal.output import end_process, exit_code_of
+from cluster.terminal.output import end_process, escape_what_stdout_lacks, exit_code_of
 from sharding.base import environment
 from sharding.base.exit_codes import DONE, FAILED, MISTAKE, STOPPED
 from sharding.base.printable import visible_lines
@@ -71,8 +71,7 @@ app.command("settings")(show_settings)
 
 def main() -> None:
     """Run the command line; a user's mistake is told in one message and ends with exit code 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is: `≥` is no reason to fail in Latin-1
+    escape_what_stdout_lacks()
     code = exit_code_of(_run)
     if environment.is_rank():
         end_process(code)  # without a clean-up, which may hang on what an error has left
@@ -84,11 +83,6 @@ def _run() -> int:
     try:
         with interruptible():
             return app(standalone_mode=False) or DONE
-    except SystemExit as asked:
-        if isinstance(asked.code, str):
-            print(visible_lines(asked.code), file=sys.stderr)
-            return FAILED
-        return asked.code or DONE
     except _UsageError as error:
         usage = io.StringIO()
         error.show(usage)

@@ -68,6 +68,18 @@ def with_current_names(settings: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
+def with_former_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """A copy of settings in which those that have been renamed have the names that earlier versions knew."""
+    former = copy.deepcopy(settings)
+    for (*sections, before), name in _RENAMED.items():
+        section: Any = former
+        for key in sections:
+            section = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict) and name in section:
+            section[before] = section.pop(name)
+    return former
+
+
 def read_settings_file(folder: Path) -> RunSettings:
     """RUN/settings.json. Raises UserError if the folder is no run's, or the file is damaged or another version's."""
     return parse_settings(_read(folder / SETTINGS), str(folder / SETTINGS))

@@ -12,7 +12,7 @@ import sys
 import pydantic
 
 from cluster.monitor.endpoint import MonitorSettings, serve
-from cluster.terminal.output import end_process, exit_code_of
+from cluster.terminal.output import end_process, escape_what_stdout_lacks, exit_code_of
 from pretrain.training.preflight import ResolvedRun
 from sharding.base.exit_codes import DONE, STOPPED
 from sharding.base.parent_death import die_with
@@ -48,4 +48,5 @@ def _main() -> int:
 
 if __name__ == "__main__":
     die_with(int(sys.argv[1]))
+    escape_what_stdout_lacks()
     end_process(exit_code_of(_main))  # without a clean-up, which may hang on what an error has left

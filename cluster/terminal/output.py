@@ -1,5 +1,6 @@
 """The end of a process: standard output kept clear for one result, errors in words, an exit code."""
 
+import io
 import logging
 import os
 import sys
@@ -9,7 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import NoReturn
 
 from sharding.base.errors import CommandFailed, UserError
-from sharding.base.exit_codes import FAILED, MISTAKE
+from sharding.base.exit_codes import DONE, FAILED, MISTAKE
 from sharding.base.printable import visible_lines
 
 
@@ -34,6 +35,11 @@ def exit_code_of(run: Callable[[], int]) -> int:
     """
     try:
         return run()
+    except SystemExit as asked:
+        if isinstance(asked.code, str):
+            print(visible_lines(asked.code), file=sys.stderr)
+            return FAILED
+        return asked.code or DONE
     except UserError as error:
         print(f"reelscale: {error}", file=sys.stderr)
         return MISTAKE
@@ -42,6 +48,12 @@ def exit_code_of(run: Callable[[], int]) -> int:
     except Exception:
         print(visible_lines(traceback.format_exc()), end="", file=sys.stderr)
     return FAILED
+
+
+def escape_what_stdout_lacks() -> None:
+    """Have standard output print escapes for characters that its encoding lacks, as standard error does."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def end_process(code: int) -> NoReturn:

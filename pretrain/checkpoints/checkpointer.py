@@ -127,7 +127,11 @@ class Checkpointer:
         except OSError as error:
             raise UserError(f"{name} cannot be written: {error}", str(self._run), "look after the disk") from error
         if self._store:
-            self._store.put(name, data)
+            try:
+                self._store.put(name, data)
+            except FileExistsError as error:
+                what = f"{name} cannot be written: {error}"
+                raise UserError(what, self._store.where, "look after the store") from error
 
     def read_beside(self, name: str) -> bytes | None:
         """A small file of the run's folder, or else of the store; None where it is in neither."""

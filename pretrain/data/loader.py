@@ -24,7 +24,7 @@ from pretrain.data.workers.pool import LoaderSettings, WorkerPool, decoder_count
 from pretrain.data.workers.worker import WorkerSetup
 from sharding.base.errors import UserError
 
-_FETCHED_AHEAD = 64  # steps before their first use that batches are sent for
+_FETCHED_AHEAD = 64  # steps before their first use that parts are sent for
 
 
 @dataclass(frozen=True)

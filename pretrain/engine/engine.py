@@ -119,7 +119,7 @@ class Engine:
 
     @property
     def input_buffer(self) -> Tensor | None:
-        """ClipBatch that lie here `forward` need not copy first, see `GraphedFeatures`; None without a graph."""
+        """Where clips may lie that `forward` then need not copy, see `GraphedFeatures`; None without a graph."""
         return self._graphed.input_buffer if self._graphed else None
 
     @property

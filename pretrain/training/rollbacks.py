@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pretrain.checkpoints.checkpoint import Checkpoint
 from pretrain.checkpoints.checkpointer import Checkpointer
+from pretrain.run_settings import with_former_names
 from pretrain.settings import TrainSettings, what_matters
 from sharding.base.errors import UserError
 from sharding.base.settings import digest
@@ -50,7 +51,8 @@ def parse_rollback(text: str, settings: TrainSettings) -> Rollback | None:
     """What `rollback_json` wrote with these settings; None of others, and of what is damaged."""
     try:
         tree = json.loads(text)
-        if tree["format"] != _FORMAT or tree["settings"] != digest(what_matters(settings)):
+        matters = what_matters(settings)
+        if tree["format"] != _FORMAT or tree["settings"] not in (digest(matters), digest(with_former_names(matters))):
             return None
         return Rollback(*(int(tree[name]) for name in ("step", "attempt", "times", "passed_over")))
     except (ValueError, KeyError, TypeError):

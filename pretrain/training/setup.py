@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from pretrain.resilience.loss_monitor import LossMonitor
 from pretrain.resilience.process_age import seconds_since_start
 from pretrain.resilience.stop_signal import Stop
 from pretrain.run_folder import Run
-from pretrain.settings import TrainSettings, is_deterministic
+from pretrain.settings import TrainSettings, derived, is_deterministic
 from pretrain.training.callbacks import (
     Callback,
     CheckpointCallback,
@@ -108,13 +109,22 @@ def keep_threads(settings: TrainSettings, world: World, run: Run) -> None:
         torch.set_num_threads(kept)
 
 
-def open_same_sources(resolved: ResolvedRun, world: World) -> Sources:
-    """The stores, at the versions of their indexes that rank 0 was started with: all ranks draw the same samples.
+def open_same_sources(resolved: ResolvedRun, run: Run, world: World) -> Sources:
+    """The stores, at the same versions of their indexes on every rank: all draw the same samples.
 
-    A launcher starts every rank with the same; under torchrun each has looked by itself, and a store may have grown.
+    These are what the run began with, by its folder on rank 0's machine, which a launcher need not see and which may
+    just have been fetched from `checkpoint.store`; else those that rank 0 was started with.
     """
-    versions = json.loads(world.broadcast_text(lambda: json.dumps(resolved.index)))
-    return open_sources(resolved.settings.data, versions)
+    data = resolved.settings.data
+    versions = world.broadcast_text(lambda: json.dumps(run.versions(data) or resolved.index))
+    return open_sources(data, json.loads(versions))
+
+
+def derived_from(resolved: ResolvedRun, sources: Sources, world: World) -> dict[str, Any]:
+    """The run's derived quantities, of these sources."""
+    if sources.versions == resolved.index:
+        return resolved.derived
+    return derived(resolved.settings, len(sources.classes), sources.samples, world.size)
 
 
 def lanes_of(world: World, lanes: int) -> range:

@@ -30,7 +30,7 @@ from pretrain.training.callbacks import Callback
 from pretrain.training.initial_network import prestart_autotune
 from pretrain.training.preflight import ResolvedRun
 from pretrain.training.resume import go_back
-from pretrain.training.setup import callbacks_of, open_same_sources, open_state
+from pretrain.training.setup import callbacks_of, derived_from, open_same_sources, open_state
 from pretrain.training.state import TrainState
 from pretrain.training.step import StepReport
 
@@ -60,9 +60,10 @@ def train(
         leaving.enter_context(names_lost_ranks())
         Checkpointer(folder, settings.checkpoint).fetch_settings()
         run = Run(folder, writes=world.rank == 0)
-        sources = open_same_sources(resolved, world)
-        require_memory(resolved.derived["memory_per_rank_bytes"], world.device)
-        run.begin(settings, sources.classes, sources.versions, resolved.derived)
+        sources = open_same_sources(resolved, run, world)
+        quantities = derived_from(resolved, sources, world)
+        require_memory(quantities["memory_per_rank_bytes"], world.device)
+        run.begin(settings, sources.classes, sources.versions, quantities)
         run.log_to_file()
         if on_start:
             on_start(world.rank)

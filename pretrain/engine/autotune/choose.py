@@ -140,7 +140,7 @@ def autotune(
             compute_paths = {name: result.by_name(name) for name in names}
             taken = measure(
                 model, clips.to(device), precision, compute_paths, held=training.held, listener=listener,
-                deadline=deadline,                graph=training.graph,
+                deadline=deadline, graph=training.graph,
             )  # fmt: skip
         except Exception as error:
             if not is_out_of_memory(error):

@@ -41,7 +41,7 @@ class AutotuneResult(BaseModel):
     precision: Precision
     clips_per_second: dict[str, float]
     failed: Annotated[list[str], Field(description="paths that do not run here, or not in training")] = []
-    made_by: Annotated[str, Field(description="the library_versions that computed, see `library_versions`")] = ""
+    made_by: Annotated[str, Field(description="the libraries that computed, see `library_versions`")] = ""
     key: Annotated[
         str, Field(description="by which it is in the cache folder, see `result_key`; empty if it is not")
     ] = ""
@@ -111,8 +111,8 @@ def read_cached_result(key: str) -> AutotuneResult | None:
 def result_key(model: nn.Module, training: MicroStep, device: str, recomputed: int | None, engine: str) -> str:
     """A hash of all that decides which compute path is the fastest, and whether it runs.
 
-    The network's layers and weights (their shapes, and which learn), the pass, the device's name, the library_versions;
-    `recomputed` as asked for; `engine`: its settings, as a text.
+    The network's layers and weights (their shapes, and which learn), the micro-step, the device's name, the versions
+    of libraries; `recomputed` as asked for; `engine`: its settings, as a text.
     """
     weights = [(name, tuple(value.shape), value.requires_grad) for name, value in model.named_parameters()]
     words = [str(model), weights, asdict(training), device, library_versions(), recomputed, engine]

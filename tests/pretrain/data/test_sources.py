@@ -16,9 +16,10 @@ from pretrain.data.loader import ClipBatch, Loader
 from pretrain.data.sources import DataSettings, Sources, describe_order, open_sources, order_of
 from pretrain.data.workers.pool import LoaderSettings
 from pretrain.engine.distributed import World
+from pretrain.run_folder import Run
 from pretrain.settings import TrainSettings
 from pretrain.training.preflight import preflight
-from pretrain.training.setup import open_same_sources
+from pretrain.training.setup import derived_from, open_same_sources
 from sharding.base.errors import UserError
 from sharding.corpora.manifest import CorpusSettings
 from sharding.storage.store import open_store
@@ -100,7 +101,7 @@ class Sharing(World):
 
     versions: list[str]
 
-    def share(self, make: object, patience: object = None) -> str:
+    def broadcast_text(self, make: object, patience: object = None) -> str:
         return json.dumps(self.versions)
 
 
@@ -122,8 +123,15 @@ def test_a_store_that_grew_is_read_as_it_was(pictures: Any, tmp_path: Path) -> N
     with pytest.raises(UserError, match="no such version of the index"):
         open_sources(data(url), ["000009-0123456789abcdef"])
     resolved = preflight(TrainSettings(data=data(url), lanes=1, lane_batch=2), 1)
-    assert open_same_sources(resolved, World(0, 1, torch.device("cpu"))).samples == 3
-    assert open_same_sources(resolved, Sharing(1, 2, torch.device("cpu"), begun.versions)).samples == 2
+    alone, run = World(0, 1, torch.device("cpu")), Run(tmp_path / "run", writes=True)
+    assert open_same_sources(resolved, run, alone).samples == 3
+    assert derived_from(resolved, open_sources(data(url)), alone) is resolved.derived
+    assert open_same_sources(resolved, run, Sharing(1, 2, torch.device("cpu"), begun.versions)).samples == 2
+    # Its folder is not where the launcher looked, or was just fetched from `checkpoint.store`.
+    run.begin(resolved.settings, begun.classes, begun.versions, {})
+    fetched = open_same_sources(resolved, run, alone)
+    assert fetched.samples == 2 and derived_from(resolved, fetched, alone)["training_samples"] == 2
+    run.begin(resolved.settings, fetched.classes, fetched.versions, {})
 
 
 def test_every_sample_of_a_pass_is_shown_once(store: str) -> None:

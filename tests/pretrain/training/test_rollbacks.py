@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pretrain.checkpoints.checkpointer import Checkpointer
-from pretrain.settings import DataSettings, TrainSettings
-from pretrain.training.rollbacks import Rollback, parse_rollback, rollback_text, write_rollback
+from pretrain.settings import DataSettings, TrainSettings, what_matters
+from pretrain.training.rollbacks import Rollback, parse_rollback, rollback_json, rollback_text, write_rollback
+from sharding.base.settings import digest
 
 
 def test_writers_of_one_process_id_do_not_meet(tmp_path: Path) -> None:
@@ -25,3 +27,12 @@ def test_writers_of_one_process_id_do_not_meet(tmp_path: Path) -> None:
     last = parse_rollback(rollback_text(Checkpointer(tmp_path)), settings)
     assert last is not None and last.step == 5
     assert [each.name for each in tmp_path.iterdir()] == ["rollbacks.json"]
+
+
+def test_a_count_that_an_earlier_version_wrote_goes_on() -> None:
+    """It knew engine.compute_path as engine.path, and wrote the digest of its own names."""
+    settings, rollback = TrainSettings.model_validate({"data": {"store": "s"}}), Rollback(4, 1, 2, 3)
+    tree = what_matters(settings)
+    tree["engine"]["path"] = tree["engine"].pop("compute_path")
+    former = json.loads(rollback_json(rollback, settings)) | {"settings": digest(tree)}
+    assert parse_rollback(json.dumps(former), settings) == rollback
