@@ -87,8 +87,7 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
 
 def _with_absolute_paths(settings: EvaluateSettings) -> EvaluateSettings:
     update: dict[str, Any] = {"run": absolute(settings.run)}
-    if settings.store:
-        update["store"] = absolute(settings.store)
+    update["store"] = absolute(settings.store) if settings.store else None  # also of an empty text
     if settings.fuse:
         update["fuse"] = settings.fuse.model_copy(update={"run": absolute(settings.fuse.run)})
     return settings.model_copy(update=update)

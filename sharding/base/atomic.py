@@ -119,7 +119,8 @@ def remove_folder(path: Path, removed: Path) -> None:
 
 def sync(path: Path) -> None:
     """Have a file, or the names in a folder, on the disk. Raises OSError; not for a disk that syncs no folders."""
-    handle = os.open(path, os.O_RDONLY)
+    # A file as it is written: SMB passes no sync on by a handle that only reads.
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_WRONLY)
     try:
         os.fsync(handle)
     except OSError as error:

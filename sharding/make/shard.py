@@ -223,8 +223,10 @@ class _VideoSamples:
         """Transcode the video in the child process, then append all its samples to the tar parts."""
         child, threads = decoding_child(worker.stall_seconds), worker.decoder_threads
         source = Source(root, self.video.uri)
+        # Of the plain class: a ShardSettings would have the child import this module, and pyarrow by it.
+        recipe = VideoSettings(encode=settings.encode, segments=settings.segments, flow=settings.flow)
         try:
-            items = child.all_of(transcode_with_cost, source, self.video, settings, threads, folder=parts.folder)
+            items = child.all_of(transcode_with_cost, source, self.video, recipe, threads, folder=parts.folder)
         except MemoryError as error:  # the child's, over this video
             raise BadVideo("crashed", "it needs more memory than there is", str(error)) from error
         for made in items:

@@ -51,7 +51,7 @@ class LoaderSettings(Settings):
             json_schema_extra=unit("processes"),
             ge=1,
             le=1024,
-            description="decoding processes of each rank; null: as many as its share of the cores",
+            description="decoding processes of each rank; null: its share of the cores, at most 16",
         ),
     ] = None
     prefetch: Annotated[

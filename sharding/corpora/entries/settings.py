@@ -17,7 +17,8 @@ class CorpusSettings(Settings):
         pydantic.Field(default="auto", description="format of the corpus; auto: detected from its files")
     )
     media: str | None = pydantic.Field(
-        default=None, description="folder or URL that the listed videos lie below; null: the list's own folder"
+        default=None,
+        description="folder or URL that the listed videos lie below; null: the list's folder or one beside it",
     )
     labels: str | None = pydantic.Field(
         default=None, description="file of class names, one a line; line 1 is class 0; null: none"

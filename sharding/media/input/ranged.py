@@ -124,7 +124,7 @@ class RangedFile:
 
     def _prefetch(self, number: int) -> None:
         if self._prefetch_pool is None:
-            self._prefetch_pool = ThreadPoolExecutor(1, thread_name_prefix="reelscale-prefetch_blocks")
+            self._prefetch_pool = ThreadPoolExecutor(1, thread_name_prefix="reelscale-prefetch")
         wanted = range(number + 1, number + 1 + self.prefetch_blocks)
         for other in [other for other in self._prefetched if other not in wanted]:
             self._prefetched.pop(other).cancel()  # the reader went elsewhere

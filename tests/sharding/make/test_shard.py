@@ -162,6 +162,17 @@ def test_a_video_too_large_for_the_memory_is_listed(
     assert found["failures"] == {"crashed": 8} and "memory" in found["failure_examples"][0]["reason"]
 
 
+def test_the_child_that_decodes_loads_no_more_than_that_takes(
+    corpus: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is started anew after every crash, and there is one a worker."""
+    monkeypatch.setattr("sharding.make.shard.transcode_with_cost", failing.naming_its_modules)
+    job, root = next(prepare(str(corpus), store, SETTINGS, READING).remaining_jobs())
+    make_shard(job, root, store, SETTINGS, WorkerSettings(stall_seconds=61.0))  # a child of its own
+    index.merge(store)
+    assert {failure["reason"] for failure in summary(store)["failure_examples"]} == {"none"}
+
+
 @pytest.mark.slow
 def test_videos_that_crash_or_hang_the_decoder_are_listed(
     corpus: Path, store: Store, monkeypatch: pytest.MonkeyPatch
@@ -170,7 +181,7 @@ def test_videos_that_crash_or_hang_the_decoder_are_listed(
         shutil.copyfile(corpus / "calm" / "piece0.mp4", corpus / "calm" / f"{name}.mp4")
     monkeypatch.setattr("sharding.make.shard.transcode_with_cost", failing.poisonous)
     for job, root in prepare(str(corpus), store, SETTINGS, READING).remaining_jobs():
-        make_shard(job, root, store, SETTINGS, WorkerSettings(stall_seconds=1.0))
+        make_shard(job, root, store, SETTINGS, WorkerSettings(stall_seconds=4.0))
     index.merge(store)
     tree = summary(store)
     assert tree["samples"] == 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,6 +28,13 @@ def by_zero(*_: object) -> Iterator[Any]:
 def too_large(*_: object) -> Iterator[Any]:
     yield from ()
     raise MemoryError("of all things")
+
+
+def naming_its_modules(*_: object) -> Iterator[Any]:
+    yield from ()
+    raise BadVideo(
+        "not_video", " ".join(name for name in ("pyarrow", "torch", "s3fs") if name in sys.modules) or "none"
+    )
 
 
 def of_the_machine(number: int, *_: object) -> Iterator[Any]:
