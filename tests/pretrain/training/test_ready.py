@@ -55,7 +55,7 @@ def test_a_path_that_fails_in_training_is_left_out(finished: Finished, tmp_path:
     assert output.index("a step on trial went well") < output.index("checkpoint")  # the first was not written before
     assert "step 1 is taken, " in output and "Traceback" not in output
     kept = json.loads((tmp_path / "run" / "compute_path.json").read_text())
-    assert (kept["path"], kept["failed"]) == ("channels-last", ["planar"])
+    assert (kept["compute_path"], kept["failed"]) == ("channels-last", ["planar"])
     # It is the run that had this path from its beginning, to the bit.
     here, there = weights(tmp_path / "run", 30), weights(finished.folder, 30)
     assert here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in there)
