@@ -39,9 +39,7 @@ log = logging.getLogger("reelscale")
 Outcome = Literal["finished", "stopped"]
 
 
-def train(
-    resolved: ResolvedRun, extra_callbacks: Sequence[Callback] = (), on_start: Callable[[int], None] | None = None
-) -> Outcome:
+def train(resolved: ResolvedRun, on_start: Callable[[int], None] | None = None) -> Outcome:
     """Train on this rank until the schedule ends ("finished") or all ranks agree to stop ("stopped", all saved).
 
     Called by every rank with what `preflight` gave; joins their process group. Goes on from the newest checkpoint in
@@ -69,7 +67,7 @@ def train(
             on_start(world.rank)
         with ends_on_device_loss():
             state = open_state(settings, world, run, sources, stop, leaving)
-            callbacks = [*callbacks_of(state), *extra_callbacks]
+            callbacks = callbacks_of(state)
         leaving.enter_context(state.watchdog)
         state.loader.set_stop_check(lambda: stop.asked, state.watchdog.excuse)
         stop.begin(looks=world.rank == 0)

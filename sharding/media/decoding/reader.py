@@ -43,7 +43,7 @@ class Reader(PacketReader):
         self._concealment = self.new_concealment_detector()
 
     def judge(self, decoded: DecodeStats, minimum: float) -> None:
-        """Raise as judge_frames; if too few frames of a whole video came, the header's declarations are checked first.
+        """Raise as `judge_frames`; if too few frames of a whole video came, its header is checked first.
 
         It may count frames that edits leave out, and declare the audio's duration, or that of a still last picture.
         """

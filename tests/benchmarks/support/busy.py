@@ -35,7 +35,7 @@ def taken(step: Callable[[], object], device: torch.device) -> Taken:
 
 
 def shares(step: Callable[[], object], device: torch.device, steps: Sequence[Taken]) -> dict[str, float]:
-    """busy_share of the device and, on a GPU, host_share: the part of a step that the host takes to send it.
+    """`busy_share` of the device and, on a GPU, `host_share`: the part of a step that the host takes to send it.
 
     On a GPU the seconds in which anything ran on it, in 3 more steps that are traced, over those of the median step,
     which was not: tracing slows the host alone. On a CPU the process' CPU seconds over those of all its threads.

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.jobs.evaluation import _with_absolute_paths
 from pretrain.checkpoints.checkpoint import Checkpoint
 from pretrain.data.sources import open_sources
+from pretrain.evaluation.evaluate import EvaluateSettings
 from pretrain.models.zoo import build_model
 from pretrain.run_folder import Run
 from pretrain.settings import TrainSettings
@@ -121,3 +123,8 @@ def test_damage_is_named_and_too_much_of_it_refused(say: Say, begun: Path, store
 def test_the_version_is_told(say: Say) -> None:
     told = say("--version")
     assert told.returncode == 0 and told.stdout.split()[0] == "reelscale" and told.stdout.count(".") == 2
+
+
+@pytest.mark.parametrize(("store", "expected"), [(None, None), ("", None), ("s3://a/b", "s3://a/b"), ("/a", "/a")])
+def test_no_store_is_named_by_an_empty_text_either(store: str | None, expected: str | None) -> None:
+    assert _with_absolute_paths(EvaluateSettings(run="/run", store=store)).store == expected

@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import sys
-import traceback
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain.engine.deepspeed_config import EngineSettings
-from pretrain.engine.distributed import World, free_port, leave_world, start_world
+from pretrain.engine.distributed import World, leave_world, start_world
 from pretrain.engine.engine import Engine, EngineState
 from pretrain.models.compute import bn_add_relu as normalise
 from pretrain.models.compute.batchnorm import LaneBatchNorm
@@ -28,6 +27,7 @@ from pretrain.models.compute.compute_path import COMPUTE_PATHS
 from pretrain.models.groups import parameter_groups
 from pretrain.models.network import VideoNetwork
 from pretrain.models.zoo import ModelSettings, build_model
+from tests.support.training.forked_worlds import all_ranks_end_well
 
 SIZES = (1, 2, 4)
 SLOW = ("deepspeed.runtime.engine", "torch._dynamo", "torch._functorch.partitioners", "torch._inductor.compile_fx")
@@ -212,22 +212,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in SLOW:
         importlib.import_module(name)
-    children = []
-    for size in SIZES:
-        port = free_port()
-        for rank in range(size):
-            child = os.fork()
-            if child == 0:
-                code = 1
-                try:
-                    run_rank(rank, size, port, folder)
-                    code = 0
-                except BaseException:
-                    traceback.print_exc()
-                os._exit(code)
-            children.append(child)
-    codes = [os.waitpid(child, 0)[1] for child in children]
-    sys.exit(any(codes))
+    sys.exit(not all_ranks_end_well(run_rank, SIZES, folder))
 
 
 if __name__ == "__main__":

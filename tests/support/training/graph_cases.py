@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,13 +17,14 @@ from torch.nn import functional
 
 from pretrain.engine.capture import Capture, Captured
 from pretrain.engine.deepspeed_config import EngineSettings
-from pretrain.engine.distributed import World, free_port, leave_world, start_world
+from pretrain.engine.distributed import World, leave_world, start_world
 from pretrain.engine.engine import Engine, EngineState
 from pretrain.models.compute.batchnorm import LaneBatchNorm
 from pretrain.models.compute.compute_path import COMPUTE_PATHS
 from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork
 from tests.support.training.engine_ranks import LANE_BATCH, RATE, lane_clips, network
+from tests.support.training.forked_worlds import all_ranks_end_well
 
 ROOT = Path(__file__).parents[3]
 WARM_UPS = 3
@@ -219,22 +219,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     names = json.loads((folder / "cases.json").read_text())
-    children = []
-    for size in {CASES[name].get("size", 1) for name in names}:
-        port = free_port()
-        for rank in range(size):
-            child = os.fork()
-            if child == 0:
-                code = 1
-                try:
-                    run_rank(rank, size, port, folder)
-                    code = 0
-                except BaseException:
-                    traceback.print_exc()
-                os._exit(code)
-            children.append(child)
-    codes = [os.waitpid(child, 0)[1] for child in children]
-    sys.exit(any(codes))
+    sizes = {CASES[name].get("size", 1) for name in names}
+    sys.exit(not all_ranks_end_well(run_rank, sizes, folder))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def test_a_path_that_failed_is_not_taken_again(
             following == "planar" and bool(kept["planar"])
         )
         assert json.loads((tmp_path / "compute_path.json").read_text())["failed"] == order[: number + 1]
-    # AutotuneResult anew, for other clips, it stays left out; with other library_versions it may run.
+    # Measured anew, for other clips, it stays left out; with other libraries it may run.
     assert choose_compute_path(tmp_path, model, MicroStep(CLIP, 3, "fp32"), ALONE)
     again = json.loads((tmp_path / "compute_path.json").read_text())
     assert again["failed"] == order[:-1] and list(again["clips_per_second"]) == order[-1:]
