@@ -179,6 +179,7 @@ def test_a_file_that_may_not_grow_does_not_end_training(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000001"] and newest(tmp_path) == 1
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_nothing_that_was_saved_is_lost(tmp_path: Path) -> None:
     chance = random.Random(5)
     saved = torn = 0

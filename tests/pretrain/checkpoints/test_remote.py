@@ -30,6 +30,8 @@ from tests.support.training.checkpoints import (
     save_steps,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_a_run_goes_on_on_an_empty_disk(tmp_path: Path, url: str, settings: CheckpointSettings) -> None:

@@ -17,6 +17,8 @@ from tests.pretrain.data.test_loader import SETTINGS, assert_same, data, kept
 from tests.support.network_faults import Proxy, before_s3
 from tests.support.s3 import S3Server, running_s3
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 
 

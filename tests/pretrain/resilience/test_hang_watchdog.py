@@ -11,6 +11,8 @@ import pytest
 
 from pretrain.resilience.hang_watchdog import WatchdogSettings
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 HEAD = """

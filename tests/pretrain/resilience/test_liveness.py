@@ -14,6 +14,8 @@ import pytest
 
 from pretrain.engine.distributed import free_port
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 LOST = 2.0
 RANK = """

@@ -13,6 +13,8 @@ import pytest
 
 from pretrain.engine.distributed import free_port
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 HEAD = """
 import signal, sys, time

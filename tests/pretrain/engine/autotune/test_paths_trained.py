@@ -98,6 +98,7 @@ def assert_follows(steps: Steps, exact: Steps, peer: Steps) -> None:
     assert off([*steps[1:], steps[0]], exact, "loss") > 3 * off(peer, exact, "loss")
 
 
+@pytest.mark.slow
 def test_a_run_follows_the_plain_paths_losses(store: str, tmp_path: Path) -> None:
     """The small form, on a CPU."""
     names = "plain fp32", "plain bf16", "channels-last bf16", "rows bf16"
