@@ -1,6 +1,5 @@
 """The jobs `pretrain` and `finetune`: settings read and checked here, once, then ranks started by a launcher."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -9,44 +8,20 @@ from pydantic import Field
 
 from cluster.jobs.user_paths import absolute, writable_folder
 from cluster.launch import local, ray_ranks
-from cluster.launch.choose import Launcher, choose_launcher, require_room
+from cluster.launch.choose import choose_launcher, require_room
+from cluster.launch.launch_settings import LaunchSettings, require_this_machine
 from cluster.launch.rank_main import RankTask, run_rank
 from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.endpoint import MonitorSettings
 from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.engine.distributed import world_size_from_environment
 from pretrain.report.run_data import read_metrics
-from pretrain.settings import InitSettings, TrainSettings, longest_wait
+from pretrain.settings import InitSettings, TrainSettings
 from pretrain.training.preflight import ResolvedRun, preflight
 from sharding.base.errors import UserError
-from sharding.base.exit_codes import FAILED, STOPPED
-from sharding.base.printable import visible_lines
-from sharding.base.settings import Inline, Settings, load_settings, unit
+from sharding.base.exit_codes import STOPPED
+from sharding.base.settings import Inline, Settings, load_settings
 from sharding.storage.store import open_store
-
-
-class LaunchSettings(Settings):
-    """How the processes of a training run are started."""
-
-    launcher: Launcher = "auto"
-    ranks: Annotated[
-        int,
-        Field(
-            json_schema_extra=unit("processes"),
-            ge=1,
-            le=2**16,
-            description="training processes; each runs lanes / ranks lanes",
-        ),
-    ] = 1
-    retries: Annotated[
-        int,
-        Field(
-            json_schema_extra=unit("restarts"),
-            ge=0,
-            le=1000,
-            description="restarts after the death of a worker, where Ray starts the ranks",
-        ),
-    ] = 3
 
 
 class TrainingJob(Settings):
@@ -77,7 +52,7 @@ def load_job(config: str, overrides: Sequence[str], needs_init: bool) -> Trainin
 
 def resolve(job: TrainingJob) -> ResolvedRun:
     """The job's run, checked. Raises UserError for one that could not start."""
-    return preflight(job.train, world_size_from_environment() or job.launch.ranks)
+    return preflight(job.train, world_size_from_environment() or job.launch.world_size)
 
 
 def run_training(job: TrainingJob, resolved: ResolvedRun) -> int:
@@ -87,13 +62,10 @@ def run_training(job: TrainingJob, resolved: ResolvedRun) -> int:
     if world_size_from_environment() is not None:
         return run_rank(task)
     if choose_launcher(launch.launcher) == "none":
-        require_room(launch.ranks, "ranks")
-        return local.run_ranks(task.model_dump_json(), launch.ranks)
-    try:
-        return ray_ranks.run_ranks(task, launch.ranks, launch.retries, longest_wait(job.train))
-    except RuntimeError as error:
-        print(visible_lines(f"training failed: {error}"), file=sys.stderr)
-        return FAILED
+        require_room(launch.world_size, "ranks")
+        require_this_machine(launch)
+        return local.run_ranks(task.model_dump_json(), launch.world_size)
+    return ray_ranks.run_ranks(task, launch)
 
 
 def training_summary(job: TrainingJob, code: int) -> dict[str, Any]:

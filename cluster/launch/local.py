@@ -4,20 +4,18 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from types import FrameType
 
-from cluster.launch.signals import NOT_BEGUN
+from cluster.launch.signals import INSISTED, NOT_BEGUN, StopRequests
 from pretrain.engine.distributed import free_port
 from sharding.base import environment
 from sharding.base.exit_codes import DONE, FAILED, MISTAKE, STOPPED
-from sharding.base.parent_death import stop_signals
 
 _GRACE_SECONDS = 20.0
 _NOT_BEGUN_SECONDS = 3.0
+_INSISTED_SECONDS = 3.0
 _BY_SIGNAL = (-signal.SIGTERM, -signal.SIGINT)
 
 
@@ -25,7 +23,8 @@ def run_ranks(task: str, ranks: int) -> int:
     """Run the JSON of a `RankTask` as `ranks` ranks and return their exit code.
 
     Signals that ask to stop are passed on as SIGTERM, so that the ranks save and stop: 75, also where they had not
-    begun. When a rank dies the others are ended; when this process dies, even by kill -9, the ranks die with it.
+    begun; at a second signal they are ended. When a rank dies the others are ended; when this process dies, even by
+    kill -9, the ranks die with it.
     """
     command = [sys.executable, "-m", "cluster.launch.rank_main", str(os.getpid())]
     shared = {
@@ -36,32 +35,38 @@ def run_ranks(task: str, ranks: int) -> int:
         environment.THREADS: environment.variable(environment.THREADS) or str(max(1, (os.cpu_count() or 1) // ranks)),
     }
     processes: list[subprocess.Popen[bytes]] = []
-    asked = threading.Event()
+    with StopRequests(lambda: _ask_to_stop(processes)) as requests:
+        try:
+            return _run_ranks(command, shared, task, ranks, processes, requests)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        asked.set()
-        _ask_to_stop(processes)
 
-    before = {number: signal.signal(number, pass_on) for number in stop_signals()}
-    try:
-        for rank in range(ranks):
-            variables = {**os.environ, **shared, environment.RANK: str(rank), environment.LOCAL_RANK: str(rank)}
-            rank_process = subprocess.Popen(command, env=variables, start_new_session=True, stdin=subprocess.PIPE)
-            processes.append(rank_process)
-            _hand_over(rank_process, task)
-        if asked.is_set():
-            _ask_to_stop(processes)  # a signal meets only the ranks that are in the list by then
-        codes = _exit_codes(processes, asked)
-        code = exit_code(codes, asked.is_set())
-        _print_failure(codes, code)
-        return code
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _run_ranks(
+    command: Sequence[str],
+    shared: Mapping[str, str],
+    task: str,
+    ranks: int,
+    processes: list[subprocess.Popen[bytes]],
+    requests: StopRequests,
+) -> int:
+    for rank in range(ranks):
+        variables = {**os.environ, **shared, environment.RANK: str(rank), environment.LOCAL_RANK: str(rank)}
+        rank_process = subprocess.Popen(command, env=variables, start_new_session=True, stdin=subprocess.PIPE)
+        processes.append(rank_process)
+        _hand_over(rank_process, task)
+    if requests.asked:
+        _ask_to_stop(processes)  # a signal meets only the ranks that are in the list by then
+    codes = _exit_codes(processes, requests)
+    if requests.insisted and None in codes:
+        print(INSISTED, file=sys.stderr)
+        return STOPPED
+    code = exit_code(codes, requests.asked)
+    _print_failure(codes, code)
+    return code
 
 
 def _hand_over(process: subprocess.Popen[bytes], task: str) -> None:
@@ -86,20 +91,25 @@ def exit_code(codes: Sequence[int | None], asked: bool) -> int:
     return STOPPED if STOPPED in codes else DONE
 
 
-def _exit_codes(processes: Sequence[subprocess.Popen[bytes]], asked: threading.Event) -> list[int | None]:
+def _exit_codes(processes: Sequence[subprocess.Popen[bytes]], requests: StopRequests) -> list[int | None]:
     """Exit codes of all ranks; once one has failed or stopped, the others get a little time to end by themselves."""
-    deadline: float | None = None
-    while any(process.poll() is None for process in processes):
+    deadline = float("inf")
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         codes = [process.poll() for process in processes]
-        if deadline is None:
-            if asked.is_set() and any(code in _BY_SIGNAL for code in codes):
-                deadline = time.monotonic() + _NOT_BEGUN_SECONDS
-            elif any(code not in (None, DONE, STOPPED) or (code is not None and asked.is_set()) for code in codes):
-                deadline = time.monotonic() + _GRACE_SECONDS
-        elif time.monotonic() > deadline:
-            break
+        deadline = min(deadline, time.monotonic() + _patience(codes, requests))
         time.sleep(0.1)
     return [process.poll() for process in processes]
+
+
+def _patience(codes: Sequence[int | None], requests: StopRequests) -> float:
+    """Seconds that ranks may take from now on to end by themselves."""
+    if requests.insisted:
+        return _INSISTED_SECONDS
+    if requests.asked and any(code in _BY_SIGNAL for code in codes):
+        return _NOT_BEGUN_SECONDS
+    if any(code not in (None, DONE, STOPPED) or (code is not None and requests.asked) for code in codes):
+        return _GRACE_SECONDS
+    return float("inf")
 
 
 def _ask_to_stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -5,38 +5,53 @@ import importlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from cluster.launch.ray_auth import authenticate, is_about_token, own_token, token_refused
 from cluster.launch.ray_folder import session_folder
-from cluster.launch.signals import raise_if_interrupted, signals_ignored, signals_postponed
+from cluster.launch.signals import NOT_BEGUN, insisting, raise_if_interrupted, signals_ignored, signals_postponed
+from cluster.terminal.output import end_process
 from sharding.base import environment
 from sharding.base.errors import CommandFailed, UserError
+from sharding.base.exit_codes import STOPPED
 
 _LOOK_SECONDS = 1.0
+_LEAVE_SECONDS = 30.0
 
 
 @contextmanager
 def ray_cluster() -> Iterator[Any]:
-    """The module `ray`, connected.
+    """The module `ray`, connected; a cluster of this machine listens on loopback alone, with a token of its own.
 
-    Raises UserError if RAY_ADDRESS names a cluster that does not answer, or no folder is fit for Ray's session.
+    A second signal while it connects ends the process: nothing has begun. Raises UserError if RAY_ADDRESS names a
+    cluster that does not answer or takes no token of ours, or no folder is fit for Ray's session.
     """
     # Read by Ray (2.59, 2.60) as it starts: relative paths stay the command's; the trainer that this file is written
     # for; and a task without GPUs still sees those that CUDA_VISIBLE_DEVICES names.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Seconds in which a node that seemed alive has to give what it seemed to have.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     address = environment.ray_address()
+    if address:
+        authenticate(address)
     folder = None if address else session_folder()
+    with nullcontext() if address else own_token():
+        yield from _connected(address, folder)
+
+
+def _connected(address: str | None, folder: str | None) -> Iterator[Any]:
     failed: list[BaseException] = []
     tried, over = threading.Event(), threading.Event()
 
     def hold() -> None:
         try:
-            with _sessions_of_their_own():
+            with _sessions_of_their_own(), nullcontext() if address else _on_loopback():
                 ray.init(
                     address=address or "local",
                     include_dashboard=None if address else False,
@@ -54,12 +69,15 @@ def ray_cluster() -> Iterator[Any]:
     # The thread stays, for Ray's processes die with the thread that started them.
     holder = threading.Thread(target=hold, daemon=True)
     try:
-        with _connecting():
+        with _connecting() as came:
             import ray
 
             holder.start()
             while not tried.wait(1):
                 signal.alarm(0)
+                if insisting(came):
+                    print(NOT_BEGUN, file=sys.stderr)
+                    end_process(STOPPED)
         if failed:
             raise _connection_error(failed[0], address)
         yield ray
@@ -67,7 +85,7 @@ def ray_cluster() -> Iterator[Any]:
         over.set()
         with signals_ignored():
             if holder.is_alive():
-                holder.join()
+                holder.join(timeout=_LEAVE_SECONDS)
 
 
 @contextmanager
@@ -88,17 +106,39 @@ def _sessions_of_their_own() -> Iterator[None]:
 
 
 @contextmanager
-def _connecting() -> Iterator[None]:
-    """Signals are answered afterwards. At SIGTERM Ray sets an alarm that would abort the process: it is taken back."""
+def _on_loopback() -> Iterator[None]:
+    """Have a cluster that Ray starts listen on 127.0.0.1 alone, and not on every interface.
+
+    That is what Ray (2.59, 2.60) does where no other machine can join: leans on
+    `ray._private.ray_constants.ENABLE_RAY_CLUSTER`, and on the variable from which its processes read it.
+    """
+    constants: Any = importlib.import_module("ray._private.ray_constants")
+    kept = constants.ENABLE_RAY_CLUSTER
+    constants.ENABLE_RAY_CLUSTER = False
     try:
-        with signals_postponed():
+        with environment.variables_set({constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
             yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = kept
+
+
+@contextmanager
+def _connecting() -> Iterator[list[float]]:
+    """Signals are answered afterwards. At SIGTERM Ray sets an alarm that would abort the process: it is taken back.
+
+    Gives the times at which they come.
+    """
+    try:
+        with signals_postponed() as came:
+            yield came
     finally:
         signal.alarm(0)
 
 
 def _connection_error(error: BaseException, address: str | None) -> BaseException:
     """The error to raise where Ray did not start: a UserError where a named cluster does not answer."""
+    if is_about_token(error):
+        return token_refused(str(address))
     if not isinstance(error, ConnectionError):
         return error
     remedy = "start it, correct RAY_ADDRESS, or unset it to run on this machine"

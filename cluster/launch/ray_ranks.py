@@ -1,173 +1,226 @@
-"""Ranks placed by Ray Train: started, restarted when a worker dies, their log shown here."""
+"""Ranks placed by Ray Train: started, started again when one dies, on fewer or more nodes where the settings say so."""
 
+from __future__ import annotations
+
+import importlib
 import os
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
+from cluster.launch.launch_settings import LaunchSettings
+from cluster.launch.placement import Placement
 from cluster.launch.rank_main import RankTask, run_rank
 from cluster.launch.ray_cluster import ray_cluster
-from cluster.launch.signals import NOT_BEGUN
-from pretrain.resilience.stop_signal import BEGUN_FILE, STOP_FILE
-from sharding.base.environment import FOLLOWED
-from sharding.base.errors import NotRetryable, UserError
+from cluster.launch.ray_failures import Failure, failure_of
+from cluster.launch.ray_link import RankLink, open_link
+from cluster.launch.ray_room import Room
+from cluster.launch.signals import INSISTED, NOT_BEGUN, StopRequests
+from pretrain.checkpoints.checkpointer import Checkpointer
+from sharding.base import environment
+from sharding.base.errors import CommandFailed, UserError
 from sharding.base.exit_codes import STOPPED
-from sharding.base.parent_death import stop_signals
 from sharding.base.printable import visible_lines
 
-_LOG = "train.log"
 _NOT_BEGUN_SECONDS = 3.0  # that a run which is asked to stop may take to begin
+_INSISTED_SECONDS = 3.0
+_LOOK_SECONDS = 0.3
 
 
-class _NotBegun(Exception):
-    """The run was asked to stop, and there is nothing to save yet."""
+@dataclass
+class Try:
+    """One try of a run on Ray, as the command sees it: where its ranks are, and how it ended."""
+
+    placement: Placement
+    hosts: dict[int, str] = field(default_factory=dict)
+    begun: bool = False
+    growing: bool = False  # asked to save and stop, so that more ranks go on
+    outcome: int | Failure | None = None
 
 
-def run_ranks(task: RankTask, ranks: int, retries: int, wait_seconds: float) -> int:
-    """Run a task as `ranks` Ray Train workers; returns rank 0's exit code.
+def run_ranks(task: RankTask, launch: LaunchSettings) -> int:
+    """Run a task as Ray Train workers; returns rank 0's exit code.
 
-    `wait_seconds`: after which a collective gives up. Signals ask the run to stop through its folder; one that has not
-    begun within seconds is left then.
-    Raises a worker's UserError or NotRetryable at once, RuntimeError with its error when the retries are used up.
+    Signals ask the run to stop; one that has not begun within seconds is left then, and any at a second signal.
+    Raises a worker's UserError or NotRetryable at once, CommandFailed when tries without progress are used up or there
+    is no room for the ranks.
     """
-    folder = Path(str(task.resolved.settings.run))
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (STOP_FILE, BEGUN_FILE):
-        (folder / name).unlink(missing_ok=True)
+    with StopRequests() as requests, ray_cluster() as ray:
+        return _RayRun(ray, task, launch, requests).run()
 
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
-        (folder / STOP_FILE).touch()
 
-    before = {number: signal.signal(number, ask_to_stop) for number in stop_signals()}
-    done = threading.Event()
-    follower = threading.Thread(target=_follow, args=(folder / _LOG, done), daemon=True)
-    follower.start()
-    try:
-        with ray_cluster() as ray:
-            for attempt in range(retries + 1):
-                (folder / BEGUN_FILE).unlink(missing_ok=True)
-                try:
-                    return _fit(ray, task, folder, ranks, wait_seconds)
-                except RuntimeError as error:
-                    if _asked_too_soon(folder):
-                        raise _NotBegun from error
-                    if attempt == retries or (folder / STOP_FILE).exists():
-                        raise
-        raise AssertionError
-    except _NotBegun:
-        print(NOT_BEGUN, file=sys.stderr)
+class _RayRun:
+    """A run on Ray: try after try, until it ends or is stopped."""
+
+    def __init__(self, ray: Any, task: RankTask, launch: LaunchSettings, requests: StopRequests) -> None:
+        self._ray, self._task, self._launch, self._requests = ray, task, launch, requests
+        settings = task.resolved.settings
+        self._folder, self._lanes, self._checkpoint = Path(str(settings.run)), settings.lanes, settings.checkpoint
+        self._room = Room(ray, launch, settings.lanes)
+        self._fruitless = 0  # tries in a row that saved nothing new
+        self._lost_at: float | None = None
+        self._began = False  # whether any try began to train
+
+    def run(self) -> int:
+        """The exit code of the run."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            placement = self._room.wait_for(self._requests)
+            if placement is None:
+                return self._stopped_between()
+            self._room.require_common_folder(placement, self._folder, self._checkpoint.store)
+            _say(self._room.describe(placement))
+            before, others, attempt = self._newest_step(), self._room.groups(), Try(placement)
+            self._watch(attempt)
+            if isinstance(attempt.outcome, int) and not (attempt.growing and attempt.outcome == STOPPED):
+                return attempt.outcome
+            if self._requests.asked:
+                return STOPPED if attempt.outcome == STOPPED else self._stopped_between(attempt)
+            if isinstance(attempt.outcome, Failure):
+                self._count(attempt.outcome, before)
+            if attempt.begun:
+                self._room.had_room()
+            self._room.wait_until_freed(others)
+
+    def _stopped_between(self, attempt: Try | None = None) -> int:
+        """STOPPED, with a word on what is kept; the failure's CommandFailed where the ranks could not stop in order."""
+        if self._requests.insisted:
+            print(INSISTED, file=sys.stderr)
+        elif attempt and attempt.begun and isinstance(attempt.outcome, Failure):
+            raise CommandFailed(f"training failed while it was stopping: {attempt.outcome.line}")
+        elif self._began:
+            step = self._newest_step()
+            print(f"reelscale: stopped between two tries; the same command goes on from step {step}", file=sys.stderr)
+        else:
+            print(NOT_BEGUN, file=sys.stderr)
         return STOPPED
-    finally:
-        done.set()
-        follower.join(timeout=5)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for name in (STOP_FILE, BEGUN_FILE):
-            (folder / name).unlink(missing_ok=True)
+
+    def _count(self, failure: Failure, before: int) -> None:
+        """Say why a try failed and what comes next. Raises its error where nothing does."""
+        if failure.error:
+            raise failure.error from None
+        now = self._newest_step()
+        self._fruitless = 0 if now > before else self._fruitless + failure.ranks_ran
+        if self._fruitless > self._launch.retries:
+            raise CommandFailed(
+                f"training failed: {failure.line}; {self._fruitless} tries in a row saved nothing new "
+                f"(retries={self._launch.retries})"
+            )
+        if failure.ranks_ran:
+            self._lost_at = self._lost_at or time.monotonic()
+        tries = f", try {self._fruitless} of {self._launch.retries} without progress" if self._fruitless else ""
+        onward = f"from the checkpoint at step {now}" if now > 0 else "from the beginning"
+        _say(f"{failure.line}; going on {onward}{tries}")
+
+    def _newest_step(self) -> int:
+        """The step of the newest checkpoint that this machine or the store has; -1 without any."""
+        try:
+            newest = Checkpointer(self._folder, self._checkpoint).newest()
+        except (UserError, OSError):
+            return -1
+        return newest.step if newest else -1
+
+    def _watch(self, attempt: Try) -> None:
+        """Run a try to its end, or until it is left at a signal; what its ranks log is printed meanwhile."""
+        link = open_link(self._ray)
+        thread = threading.Thread(target=self._fit, args=(attempt, link), daemon=True)
+        thread.start()
+        asked, looked, leave_at = False, time.monotonic(), float("inf")
+        while thread.is_alive() and time.monotonic() < leave_at:
+            thread.join(timeout=_LOOK_SECONDS)
+            self._take(link, attempt)
+            if self._requests.asked and not asked:
+                asked = True
+                link.ask_to_stop.remote()
+            if asked and not attempt.begun:
+                leave_at = min(leave_at, time.monotonic() + _NOT_BEGUN_SECONDS)
+            elif asked:
+                leave_at = float("inf")
+            if self._requests.insisted:
+                leave_at = min(leave_at, time.monotonic() + _INSISTED_SECONDS)
+            if self._launch.is_elastic and time.monotonic() - looked > self._launch.resize_seconds:
+                looked = time.monotonic()
+                self._grow(attempt, link)
+        self._take(link, attempt)
+        self._ray.kill(link)
+
+    def _grow(self, attempt: Try, link: Any) -> None:
+        """Have a run save and stop, so that it goes on with more ranks, where there is room for them now."""
+        if not attempt.begun or attempt.growing or attempt.placement.ranks == self._launch.world_size:
+            return
+        more = self._room.look(attempt.placement)
+        if more and more.ranks > attempt.placement.ranks:
+            _say(f"room for {more.ranks} ranks instead of {attempt.placement.ranks}: saving, then going on with them")
+            attempt.growing = True
+            link.ask_to_stop.remote()
+
+    def _take(self, link: Any, attempt: Try) -> None:
+        try:
+            text, begun, attempt.hosts = self._ray.get(link.take.remote(), timeout=10)
+        except self._ray.exceptions.RayError:
+            return
+        if text:
+            print(visible_lines(text), end="", flush=True)
+        if begun and not attempt.begun:
+            attempt.begun = self._began = True
+            if self._lost_at is not None:
+                _say(f"training again, {time.monotonic() - self._lost_at:.0f} s after ranks were lost")
+                self._lost_at = None
+
+    def _fit(self, attempt: Try, link: Any) -> None:
+        """One try, in a thread of its own, because Ray takes over SIGINT where it fits in the main one."""
+        from ray.train import WorkerGroupError
+
+        try:
+            result = _trainer(self._ray, self._task, self._folder, attempt.placement, link).fit()
+            # Ray keeps metrics only of reports with a checkpoint, so the outcome travels as rank 0's return value.
+            attempt.outcome = int(result.return_value)
+        except WorkerGroupError as error:
+            attempt.outcome = failure_of(error.worker_failures, attempt.hosts, attempt.placement.ranks)
+        except Exception as error:
+            first = str(getattr(error, "controller_failure", error)).strip().partition("\n")[0]
+            attempt.outcome = Failure(f"the ranks did not start ({first})", ranks_ran=False)
 
 
-def cpus_a_rank(nodes: Sequence[float], ranks: int) -> float:
-    """The most CPUs that each rank can have at once on these nodes: a whole number, or 1/k where CPUs are few."""
+def _trainer(ray: Any, task: RankTask, folder: Path, placement: Placement, link: Any) -> Any:
+    """Ray Train's trainer of one try.
 
-    def room(cpus: float) -> int:
-        return sum(int(node / cpus + 1e-6) for node in nodes)
+    Ray's own retries would repeat a user's mistake, and ask for nodes that are gone; its own resizing ends ranks
+    without saving, and takes numbers of them that do not divide the lanes.
+    """
+    from ray.train.torch import TorchTrainer
 
-    whole = [cpus for cpus in range(1, int(max(nodes, default=0)) + 1) if room(cpus) >= ranks]
-    if whole:
-        return whole[-1]
-    return next((1 / share for share in range(2, ranks + 1) if room(1 / share) >= ranks), 1 / ranks)
+    from cluster.launch.ray_backend import RankConfig
 
-
-def not_again(failures: Iterable[BaseException]) -> UserError | NotRetryable | None:
-    """The first of the ranks' errors that another try would only meet again; None where one may go better."""
-    return next((failure for failure in failures if isinstance(failure, UserError | NotRetryable)), None)
-
-
-def _fit(ray: Any, task: RankTask, folder: Path, ranks: int, wait_seconds: float) -> int:
-    """One try. Ray's own retries would repeat a user's mistake, too."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-    from ray.train.torch import TorchConfig, TorchTrainer
+    train: Any = importlib.import_module("ray.train")  # its types are those of the trainer that is not used
 
     def worker(config: dict[str, Any]) -> int:
-        os.environ[FOLLOWED] = "1"
-        return run_rank(RankTask.model_validate(config))
+        os.environ[environment.FOLLOWED] = "1"
+        import ray as ray_of_worker
 
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    trainer = TorchTrainer(
+        with RankLink(ray_of_worker, link, Path(str(config["resolved"]["settings"]["run"]))):
+            return run_rank(RankTask.model_validate(config))
+
+    return TorchTrainer(
         cast(Any, worker),
         train_loop_config=task.model_dump(mode="json"),
-        torch_config=TorchConfig(timeout_s=int(wait_seconds)),
-        scaling_config=ScalingConfig(
-            num_workers=ranks,
-            use_gpu=gpus >= ranks,
-            resources_per_worker=_resources(ray, ranks, gpus >= ranks),
+        torch_config=RankConfig(),
+        scaling_config=train.ScalingConfig(
+            num_workers=placement.ranks,
+            use_gpu=placement.gpus > 0,
+            resources_per_worker={"CPU": placement.cpus, **({"GPU": placement.gpus} if placement.gpus else {})},
+            label_selector=[{"ray.io/node-id": node.id} for node in placement.nodes],
         ),
-        run_config=RunConfig(
+        run_config=train.RunConfig(
             name="ray",
             storage_path=str(folder.absolute()),
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
-    outcome: dict[str, Any] = {}
-
-    def fit() -> None:
-        try:
-            outcome["result"] = trainer.fit()
-        except BaseException as error:
-            outcome["error"] = error
-
-    # In a thread, because `fit` takes over SIGINT when it runs in the main one.
-    thread = threading.Thread(target=fit, daemon=True)
-    asked = 0.0
-    thread.start()
-    while thread.is_alive():
-        if _asked_too_soon(folder):
-            asked = asked or time.monotonic()
-            if time.monotonic() - asked > _NOT_BEGUN_SECONDS:
-                raise _NotBegun
-        thread.join(timeout=0.2)
-    if "error" in outcome:
-        error = outcome["error"]
-        if isinstance(error, WorkerGroupError):
-            final = not_again(error.worker_failures.values())
-            if final:
-                raise final from None
-        raise RuntimeError(str(error)) from error
-    # Ray keeps metrics only of reports with a checkpoint, so the outcome travels as rank 0's return value.
-    return int(outcome["result"].return_value)
 
 
-def _asked_too_soon(folder: Path) -> bool:
-    """Whether the run is asked to stop, and has not begun."""
-    return (folder / STOP_FILE).exists() and not (folder / BEGUN_FILE).exists()
-
-
-def _resources(ray: Any, ranks: int, on_gpus: bool) -> dict[str, float]:
-    """What a rank asks for. Ray gives its worker as many threads as CPUs: all that an idle cluster has."""
-    nodes = [float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    cpus = cpus_a_rank(nodes, ranks)
-    if on_gpus:
-        return {"CPU": min(1.0, cpus), "GPU": 1}
-    idle = ray.available_resources().get("CPU", 0) >= sum(nodes)
-    return {"CPU": cpus if idle else min(1.0, cpus)}
-
-
-def _follow(path: Path, done: threading.Event) -> None:
-    """Print what is appended to `path` from now on, until `done`."""
-    position = path.stat().st_size if path.exists() else 0
-    while True:
-        last = done.wait(0.3)
-        if path.exists():
-            with path.open() as file:
-                file.seek(position)
-                text = file.read()
-                position = file.tell()
-            if text:
-                print(visible_lines(text), end="", flush=True)
-        if last:
-            return
+def _say(line: str) -> None:
+    print(visible_lines(f"{time.strftime('%H:%M:%S')} {line}"), flush=True)

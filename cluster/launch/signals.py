@@ -1,9 +1,11 @@
-"""Signals that ask a command to stop: raised as Interrupted, ignored during a clean-up, or postponed."""
+"""Signals that ask a command to stop: raised as Interrupted, counted, ignored during a clean-up, or postponed."""
 
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Self
 
 from pretrain.resilience.stop_signal import NOT_BEGUN as NOT_BEGUN
 from sharding.base.parent_death import STOP_SIGNALS, stop_signals
@@ -17,7 +19,52 @@ class Interrupted(BaseException):
     """
 
 
+INSISTED = (
+    "reelscale: stopped at the second signal without waiting for what is under way; the same command goes on from the "
+    "last checkpoint"
+)
+_SAME_REQUEST_SECONDS = 1.0  # `timeout` and terminals signal a process and its group: twice at once
+
 _came: list[int] = []
+
+
+class StopRequests:
+    """Counts the signals that ask to stop while the `with` lasts, and passes the first on to `on_first`.
+
+    A later one insists: who asks twice does not want to wait for what is being saved.
+    """
+
+    def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
+        self._on_first = on_first
+        self._came: list[float] = []
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has come."""
+        return bool(self._came)
+
+    @property
+    def insisted(self) -> bool:
+        """Whether a second one has come."""
+        return insisting(self._came)
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._count) for number in stop_signals()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        self._came.append(time.monotonic())
+        if len(self._came) == 1:
+            self._on_first()
+
+
+def insisting(came: Sequence[float]) -> bool:
+    """Whether of signals that came at these times, in seconds, a later one is a second request."""
+    return bool(came) and came[-1] - came[0] > _SAME_REQUEST_SECONDS
 
 
 @contextmanager
@@ -70,12 +117,18 @@ def signals_ignored() -> Iterator[None]:
 
 
 @contextmanager
-def signals_postponed() -> Iterator[None]:
-    """Signals that ask to stop and come inside the `with` are answered at its end."""
+def signals_postponed() -> Iterator[list[float]]:
+    """Signals that ask to stop are answered at the end of the `with`. Gives the times at which they come."""
     came: list[int] = []
-    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in STOP_SIGNALS}
+    times: list[float] = []
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        times.append(time.monotonic())
+
+    before = {number: signal.signal(number, keep) for number in STOP_SIGNALS}
     try:
-        yield
+        yield times
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -121,8 +121,8 @@ def open_same_sources(resolved: ResolvedRun, run: Run, world: World) -> Sources:
 
 
 def derived_from(resolved: ResolvedRun, sources: Sources, world: World) -> dict[str, Any]:
-    """The run's derived quantities, of these sources."""
-    if sources.versions == resolved.index:
+    """The run's derived quantities, of these sources and this world size."""
+    if sources.versions == resolved.index and resolved.derived["ranks"] == world.size:
         return resolved.derived
     return derived(resolved.settings, len(sources.classes), sources.samples, world.size)
 

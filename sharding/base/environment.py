@@ -6,6 +6,8 @@ All are read when they are asked for, and none when a module is imported.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,21 @@ _TORCHELASTIC = "TORCHELASTIC_"  # what torchrun's own variables begin with
 def variable(name: str) -> str:
     """The value of a variable; "" where it is not set."""
     return os.environ.get(name, "")
+
+
+@contextmanager
+def variables_set(values: Mapping[str, str]) -> Iterator[None]:
+    """Inside the `with`, variables of this process, and of those that it starts, have these values."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def is_rank() -> bool:
@@ -158,3 +175,11 @@ def ca_bundle() -> str | None:
 def ray_address() -> str | None:
     """The Ray cluster to connect to; None: one of this machine alone is started."""
     return os.environ.get("RAY_ADDRESS")
+
+
+RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+
+
+def ray_token_file() -> Path:
+    """The file in which Ray looks for the token by which a cluster knows its users."""
+    return Path(variable(RAY_AUTH_TOKEN_PATH) or os.path.expanduser("~/.ray/auth_token"))  # noqa: PTH111, as above

@@ -1,0 +1,106 @@
+"""What the command and the ranks that Ray placed say to each other, without a disk that both see.
+
+An actor on the command's node carries it: where ranks are, that the run has begun, what its log says; and the request
+to stop, which a thread of each node's first rank puts down as the file `stop` in the run's folder there.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, Self
+
+from pretrain.resilience.stop_signal import BEGUN_FILE, STOP_FILE
+from sharding.base import environment
+
+_LOG = "train.log"
+_EVERY_SECONDS = 0.5
+_ANSWER_SECONDS = 10.0
+
+
+class Link:
+    """The actor's class: keeps what ranks say until the command takes it, and the command's request to stop."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._hosts: dict[int, str] = {}
+        self._begun = self._asked = False
+
+    def arrive(self, rank: int, host: str) -> None:
+        """Keep where a rank runs."""
+        self._hosts[rank] = host
+
+    def report(self, text: str, begun: bool) -> bool:
+        """Keep what is new of a rank's log, and whether the run has begun; returns whether it is asked to stop."""
+        self._text.append(text)
+        self._begun = self._begun or begun
+        return self._asked
+
+    def ask_to_stop(self) -> None:
+        """Have the ranks save and stop."""
+        self._asked = True
+
+    def take(self) -> tuple[str, bool, dict[int, str]]:
+        """The log's new text, whether the run has begun, and the host of each rank that has come."""
+        text, self._text = "".join(self._text), []
+        return text, self._begun, self._hosts
+
+
+def open_link(ray: Any) -> Any:
+    """A handle of the actor, which lives on the command's own node as long as the command does."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Link).remote()
+
+
+class RankLink:
+    """A rank's end of it, for as long as the `with` lasts. On rank 0 it sends the log, too."""
+
+    def __init__(self, ray: Any, link: Any, folder: Path) -> None:
+        self._ray, self._link, self._folder = ray, link, folder
+        self._first, self._of_node = environment.rank() == 0, environment.local_rank() == 0
+        self._log = folder / _LOG
+        self._position = self._log.stat().st_size if self._log.exists() else 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._carry, name="link", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._link.arrive.remote(environment.rank(), self._ray.util.get_node_ip_address())
+        if self._of_node:
+            for name in (STOP_FILE, BEGUN_FILE):
+                (self._folder / name).unlink(missing_ok=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._of_node:
+            self._thread.join(timeout=_ANSWER_SECONDS)
+            for name in (STOP_FILE, BEGUN_FILE):
+                (self._folder / name).unlink(missing_ok=True)
+
+    def _carry(self) -> None:
+        last = False
+        while not last:
+            last = self._over.wait(_EVERY_SECONDS)
+            self._carry_once()
+
+    def _carry_once(self) -> None:
+        text = self._new_text() if self._first else ""
+        begun = self._first and (self._folder / BEGUN_FILE).exists()
+        try:
+            asked = self._ray.get(self._link.report.remote(text, begun), timeout=_ANSWER_SECONDS)
+        except self._ray.exceptions.RayError:
+            return  # the command is gone, and Ray ends this rank soon; or it is away for a while
+        if asked and self._folder.exists():
+            (self._folder / STOP_FILE).touch()
+
+    def _new_text(self) -> str:
+        if not self._log.exists():
+            return ""
+        with self._log.open(errors="replace") as file:
+            file.seek(self._position)
+            text = file.read()
+            self._position = file.tell()
+        return text

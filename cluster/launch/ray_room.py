@@ -1,0 +1,150 @@
+"""Room for ranks on a Ray cluster: what its nodes have free, waiting for it, and giving it back."""
+
+from __future__ import annotations
+
+import importlib
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.launch.launch_settings import LaunchSettings
+from cluster.launch.placement import Node, Placement, explain_room, place
+from cluster.launch.signals import StopRequests
+from sharding.base.errors import CommandFailed, UserError
+
+_LOOK_SECONDS = 1.0
+_FIRST_SAY_SECONDS, _SAY_SECONDS = 3.0, 30.0
+_PROBE_SECONDS = 20.0
+_FREED_SECONDS = 10.0
+
+
+class Room:
+    """The nodes of a cluster, as far as they have room for a run's ranks."""
+
+    def __init__(self, ray: Any, launch: LaunchSettings, lanes: int) -> None:
+        self._ray, self._launch, self._lanes = ray, launch, lanes
+        self._here = ray.get_runtime_context().get_node_id()
+        self._since = time.monotonic()  # when ranks last trained, or the run began to look for room
+
+    def look(self, own: Placement | None = None) -> Placement | None:
+        """Where ranks would find room now, with what those of `own` have; None without room."""
+        return place(self._nodes(own), self._launch, self._lanes)
+
+    def wait_for(self, requests: StopRequests) -> Placement | None:
+        """Where the ranks find room, once they do; None where a signal came first. It says what it waits for.
+
+        Raises CommandFailed after `room_seconds`.
+        """
+        began = said = time.monotonic()
+        self._ask_autoscaler()
+        while not requests.asked:
+            if (placement := self.look()) and self._all_answer(placement):
+                return placement
+            waited = time.monotonic() - self._since
+            if waited > self._launch.room_seconds:
+                what = explain_room(self._nodes(), self._launch)
+                raise CommandFailed(f"no room for the ranks after {waited:.0f} s: {what}; room_seconds waits longer")
+            if time.monotonic() - said > (_SAY_SECONDS if said > began else _FIRST_SAY_SECONDS):
+                said = time.monotonic()
+                left = self._launch.room_seconds - waited
+                print(f"waiting for room: {explain_room(self._nodes(), self._launch)}; {left:.0f} s left", flush=True)
+            time.sleep(_LOOK_SECONDS)
+        return None
+
+    def describe(self, placement: Placement) -> str:
+        """The ranks that are to start, in one line; with the reason, where they are fewer than all."""
+        hosts = list(dict.fromkeys(node.address for node in placement.nodes))
+        named = ", ".join(hosts[:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")
+        line = f"{placement.ranks} ranks on {named}"
+        if placement.ranks < self._launch.world_size:
+            line += f" of {self._launch.world_size}: the most that have room and divide {self._lanes} lanes"
+        return line
+
+    def groups(self) -> set[str]:
+        """The ids of the cluster's placement groups, by which ranks hold what they have."""
+        table = self._ray.util.placement_group_table()
+        return {group for group, its in table.items() if its["state"] != "REMOVED"}
+
+    def wait_until_freed(self, others: set[str]) -> None:
+        """Wait until no placement groups but `others` are left, at most for seconds.
+
+        A try gives back what it had when its controller has ended, and so before the next one counts what is free.
+        """
+        end = time.monotonic() + _FREED_SECONDS
+        while self.groups() - others and time.monotonic() < end:
+            time.sleep(0.2)
+
+    def had_room(self) -> None:
+        """Say that ranks have trained: from now on they may wait for room again."""
+        self._since = time.monotonic()
+
+    def require_common_folder(self, placement: Placement, folder: Path, store: str | None) -> None:
+        """Raises UserError where the nodes see different disks at the run's folder, and no store has checkpoints."""
+        others = [node for node in dict.fromkeys(placement.nodes) if node.id != self._here]
+        if store or not others:
+            return
+        mark = folder / f".seen-{uuid.uuid4().hex}"
+        mark.touch()
+        try:
+            blind = [node.address for node, sees in self._probe(others, str(mark)) if sees is False]
+        finally:
+            mark.unlink(missing_ok=True)
+        if blind:
+            raise UserError(
+                f"the nodes do not share the run's folder ({', '.join(blind[:4])} do not see it), so that no other "
+                "could go on from a checkpoint",
+                f"run={folder}",
+                "set checkpoint.store=s3://BUCKET/PREFIX, or run= to a folder on a disk that all nodes share",
+            )
+
+    def _nodes(self, own: Placement | None = None) -> list[Node]:
+        """The live nodes with what they have free, the command's own first, for its disk has the run's folder."""
+        state: Any = importlib.import_module("ray._private.state")  # a DeveloperAPI of Ray 2.59 and 2.60
+        free = state.available_resources_per_node()
+        nodes = [_node(each, free.get(each["NodeID"], {}), own) for each in self._ray.nodes() if each["Alive"]]
+        return sorted(nodes, key=lambda node: (node.id != self._here, node.address))
+
+    def _all_answer(self, placement: Placement) -> bool:
+        """Whether all nodes answer: Ray calls one alive for a while that has died."""
+        nodes = list(dict.fromkeys(placement.nodes))
+        return len(nodes) == 1 or all(sees is not None for _, sees in self._probe(nodes, "/"))
+
+    def _probe(self, nodes: Sequence[Node], path: str) -> list[tuple[Node, bool | None]]:
+        """For each node whether it sees a path; None where it does not answer in time."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        exists = self._ray.remote(num_cpus=0, max_retries=0)(_exists)
+        asked = {
+            exists.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(path): node
+            for node in nodes
+        }
+        ready, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=_PROBE_SECONDS)
+        answers: dict[Any, bool] = {}
+        for reference in ready:
+            try:
+                answers[reference] = self._ray.get(reference)
+            except self._ray.exceptions.RayError:
+                continue
+        for reference in set(asked) - set(answers):
+            self._ray.cancel(reference, force=True)
+        return [(node, answers.get(reference)) for reference, node in asked.items()]
+
+    def _ask_autoscaler(self) -> None:
+        """Say to a cluster that grows by itself what the run wants; others take no notice."""
+        from ray.autoscaler.sdk import request_resources
+
+        each = {"GPU": 1} if self._launch.gpus_per_node else {"CPU": 1}
+        request_resources(bundles=[each] * self._launch.world_size)
+
+
+def _exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _node(each: dict[str, Any], free: dict[str, float], own: Placement | None) -> Node:
+    ours = sum(node.id == each["NodeID"] for node in own.nodes) if own else 0
+    cpus = free.get("CPU", 0.0) + (ours * own.cpus if own else 0.0)
+    gpus = free.get("GPU", 0.0) + (ours * own.gpus if own else 0.0)
+    return Node(each["NodeID"], each["NodeManagerAddress"], cpus, gpus)
