@@ -1,4 +1,4 @@
-"""A real S3 server on loopback for tests: SeaweedFS from PyPI, ended by its process id."""
+"""A real S3 server for tests, on loopback unless they say where: SeaweedFS from PyPI, ended by its process id."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def s3_server() -> Iterator[tuple[dict[str, str], str]]:
 
 
 @contextlib.contextmanager
-def running_s3(public: bool = False) -> Iterator[S3Server]:
+def running_s3(public: bool = False, address: str = "127.0.0.1") -> Iterator[S3Server]:
     """A server that runs inside the `with`. Wrong secrets are refused and conditional puts enforced, as S3 does.
 
-    `public`: everybody may read, without any secret.
+    `public`: everybody may read, without any secret. `address`: of this machine, where it listens.
     """
     with tempfile.TemporaryDirectory(prefix="weed-") as name:
         folder = Path(name)
@@ -78,13 +78,13 @@ def running_s3(public: bool = False) -> Iterator[S3Server]:
         data = folder / "data"
         data.mkdir()
         command = [
-            _weed(), "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            _weed(), "server", f"-dir={data}", f"-ip={address}", f"-ip.bind={address}",
             f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}",
             "-s3", f"-s3.port={s3}", f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0",
             "-volume.max=20", "-master.volumeSizeLimitMB=512", "-master.electionTimeout=1s",
         ]  # fmt: skip
         environment = {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
+            "AWS_ENDPOINT_URL": f"http://{address}:{s3}",
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
