@@ -51,7 +51,7 @@ def _connected(address: str | None, folder: str | None) -> Iterator[Any]:
 
     def hold() -> None:
         try:
-            with _sessions_of_their_own(), nullcontext() if address else _on_loopback():
+            with _sessions_of_their_own(), _without_raylets_words(), nullcontext() if address else _on_loopback():
                 ray.init(
                     address=address or "local",
                     include_dashboard=None if address else False,
@@ -103,6 +103,22 @@ def _sessions_of_their_own() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = popen
+
+
+@contextmanager
+def _without_raylets_words() -> Iterator[None]:
+    """Have Ray print none of its nodes' messages, many lines for a fault that the command tells in one.
+
+    They are in its session's logs. Leans on `ray._private.worker.listen_error_messages`, the thread's function by which
+    Ray (2.59, 2.60) prints them.
+    """
+    worker: Any = importlib.import_module("ray._private.worker")
+    listen = worker.listen_error_messages
+    worker.listen_error_messages = lambda *_: None
+    try:
+        yield
+    finally:
+        worker.listen_error_messages = listen
 
 
 @contextmanager

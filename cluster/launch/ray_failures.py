@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sharding.base.errors import CommandFailed, NotRetryable, UserError
 
 _FIRST_LINE = 300  # characters
+_NODE_DEATHS = ("node has died", "node died", "node was terminated", "node is dead")  # in Ray's words
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def _what(error: BaseException) -> str:
     if not _is_death(error):
         first = text.strip().partition("\n")[0][:_FIRST_LINE]
         return f"failed: {first}" if isinstance(error, CommandFailed) else f"failed: {type(error).__name__}: {first}"
-    if "node has died" in text or "node died" in text or "node was terminated" in text or "node is dead" in text:
+    if any(words in text for words in _NODE_DEATHS):
         return "is lost: its node died, or cannot be reached"
-    if "memory" in text:
+    if "running low on memory" in text or "OutOfMemory" in text:
         return "is lost: its node ran out of memory, and Ray ended it"
     return "is lost: its process died"

@@ -10,12 +10,13 @@ import threading
 from pathlib import Path
 from typing import Any, Self
 
+from cluster.launch.ray_access import StoreAccess
 from pretrain.resilience.stop_signal import BEGUN_FILE, STOP_FILE
 from sharding.base import environment
 
 _LOG = "train.log"
 _EVERY_SECONDS = 0.5
-_ANSWER_SECONDS = 10.0
+_ANSWER_SECONDS, _ARRIVE_SECONDS = 10.0, 60.0
 
 
 class Link:
@@ -25,10 +26,16 @@ class Link:
         self._text: list[str] = []
         self._hosts: dict[int, str] = {}
         self._begun = self._asked = False
+        self._access = StoreAccess(())
 
-    def arrive(self, rank: int, host: str) -> None:
-        """Keep where a rank runs."""
+    def grant(self, access: StoreAccess) -> None:
+        """Keep the command's access to stores for the ranks."""
+        self._access = access
+
+    def arrive(self, rank: int, host: str) -> StoreAccess:
+        """Keep where a rank runs; returns the command's access to stores."""
         self._hosts[rank] = host
+        return self._access
 
     def report(self, text: str, begun: bool) -> bool:
         """Keep what is new of a rank's log, and whether the run has begun; returns whether it is asked to stop."""
@@ -51,7 +58,9 @@ def open_link(ray: Any) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Link).remote()
+    link = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Link).remote()
+    link.grant.remote(StoreAccess.of_this_process())
+    return link
 
 
 class RankLink:
@@ -66,7 +75,8 @@ class RankLink:
         self._thread = threading.Thread(target=self._carry, name="link", daemon=True)
 
     def __enter__(self) -> Self:
-        self._link.arrive.remote(environment.rank(), self._ray.util.get_node_ip_address())
+        host = self._ray.util.get_node_ip_address()
+        self._ray.get(self._link.arrive.remote(environment.rank(), host), timeout=_ARRIVE_SECONDS).adopt()
         if self._of_node:
             for name in (STOP_FILE, BEGUN_FILE):
                 (self._folder / name).unlink(missing_ok=True)

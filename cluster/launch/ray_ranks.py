@@ -79,10 +79,10 @@ class _RayRun:
                 return attempt.outcome
             if self._requests.asked:
                 return STOPPED if attempt.outcome == STOPPED else self._stopped_between(attempt)
-            if isinstance(attempt.outcome, Failure):
-                self._count(attempt.outcome, before)
             if attempt.begun:
                 self._room.had_room()
+            if isinstance(attempt.outcome, Failure):
+                self._count(self._with_cause(attempt, attempt.outcome), before)
             self._room.wait_until_freed(others)
 
     def _stopped_between(self, attempt: Try | None = None) -> int:
@@ -97,6 +97,18 @@ class _RayRun:
         else:
             print(NOT_BEGUN, file=sys.stderr)
         return STOPPED
+
+    def _with_cause(self, attempt: Try, failure: Failure) -> Failure:
+        """The failure by its cause, where that is a node which Ray calls alive: the other ranks end before it does."""
+        if failure.error or not failure.ranks_ran:
+            return failure
+        silent = {node.address for node in self._room.silent_nodes(attempt.placement)}
+        gone = sorted(rank for rank, host in attempt.hosts.items() if host in silent)
+        if not gone:
+            return failure
+        ranks = f"rank {gone[0]}" if len(gone) == 1 else f"ranks {gone[0]} to {gone[-1]}"
+        where = ", ".join(sorted(silent))
+        return Failure(f"{ranks} of {attempt.placement.ranks} on {where} cannot be reached: its node does not answer")
 
     def _count(self, failure: Failure, before: int) -> None:
         """Say why a try failed and what comes next. Raises its error where nothing does."""

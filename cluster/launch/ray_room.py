@@ -16,7 +16,8 @@ from sharding.base.errors import CommandFailed, UserError
 
 _LOOK_SECONDS = 1.0
 _FIRST_SAY_SECONDS, _SAY_SECONDS = 3.0, 30.0
-_PROBE_SECONDS = 20.0
+_PROBE_SECONDS = 15.0
+_SILENT_SECONDS = 30.0  # for which a node that did not answer is not asked again
 _FREED_SECONDS = 10.0
 
 
@@ -26,6 +27,7 @@ class Room:
     def __init__(self, ray: Any, launch: LaunchSettings, lanes: int) -> None:
         self._ray, self._launch, self._lanes = ray, launch, lanes
         self._here = ray.get_runtime_context().get_node_id()
+        self._silent: dict[str, float] = {}  # nodes that did not answer, and when
         self._since = time.monotonic()  # when ranks last trained, or the run began to look for room
 
     def look(self, own: Placement | None = None) -> Placement | None:
@@ -40,7 +42,7 @@ class Room:
         began = said = time.monotonic()
         self._ask_autoscaler()
         while not requests.asked:
-            if (placement := self.look()) and self._all_answer(placement):
+            if (placement := self.look()) and not self.silent_nodes(placement):
                 return placement
             waited = time.monotonic() - self._since
             if waited > self._launch.room_seconds:
@@ -52,6 +54,13 @@ class Room:
                 print(f"waiting for room: {explain_room(self._nodes(), self._launch)}; {left:.0f} s left", flush=True)
             time.sleep(_LOOK_SECONDS)
         return None
+
+    def silent_nodes(self, placement: Placement) -> list[Node]:
+        """Those that do not answer, and are left out for a while: Ray calls a node alive for long after its death."""
+        others = [node for node in dict.fromkeys(placement.nodes) if node.id != self._here]
+        silent = [node for node, sees in self._probe(others, "/") if sees is None] if others else []
+        self._silent |= {node.id: time.monotonic() for node in silent}
+        return silent
 
     def describe(self, placement: Placement) -> str:
         """The ranks that are to start, in one line; with the reason, where they are fewer than all."""
@@ -103,13 +112,13 @@ class Room:
         """The live nodes with what they have free, the command's own first, for its disk has the run's folder."""
         state: Any = importlib.import_module("ray._private.state")  # a DeveloperAPI of Ray 2.59 and 2.60
         free = state.available_resources_per_node()
-        nodes = [_node(each, free.get(each["NodeID"], {}), own) for each in self._ray.nodes() if each["Alive"]]
+        silent = {node for node, when in self._silent.items() if time.monotonic() - when < _SILENT_SECONDS}
+        nodes = [
+            _node(each, free.get(each["NodeID"], {}), own)
+            for each in self._ray.nodes()
+            if each["Alive"] and each["NodeID"] not in silent
+        ]
         return sorted(nodes, key=lambda node: (node.id != self._here, node.address))
-
-    def _all_answer(self, placement: Placement) -> bool:
-        """Whether all nodes answer: Ray calls one alive for a while that has died."""
-        nodes = list(dict.fromkeys(placement.nodes))
-        return len(nodes) == 1 or all(sees is not None for _, sees in self._probe(nodes, "/"))
 
     def _probe(self, nodes: Sequence[Node], path: str) -> list[tuple[Node, bool | None]]:
         """For each node whether it sees a path; None where it does not answer in time."""

@@ -46,6 +46,11 @@ def variables_set(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def adopt_variables(values: Mapping[str, str]) -> None:
+    """Set variables of this process."""
+    os.environ.update(values)
+
+
 def is_rank() -> bool:
     """Whether a launcher started this process as a rank of a run."""
     return RANK in os.environ
