@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from pretrain.network_interface import interface_address, interface_of, is_loopback, source_address
 from sharding.base import environment
 from sharding.base.errors import CommandFailed, UserError
 
 log = logging.getLogger("reelscale")
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "NCCL error")
+_REACHED_WITHIN = 30.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ def start_world(timeout_seconds: float = 600.0, deterministic: bool = False, mee
         if world_size is None:
             environment.become_only_rank(free_port())
         store = _meet(timedelta(seconds=meet_seconds))
+        if (environment.world_size() or 1) > 1:
+            _join_network(store, environment.rank(), environment.world_size() or 1)
         longest = timedelta(seconds=timeout_seconds)
         store.set_timeout(longest)
         backend = "nccl" if cuda else "gloo"
@@ -172,6 +176,66 @@ def _meet(within: timedelta) -> dist.Store:  # type: ignore[name-defined]  # tor
         ) from error
     start = f"ranks {environment.torchrun_restarts()}"
     return dist.PrefixStore(start, store)  # type: ignore[attr-defined]  # not listed as exported either
+
+
+def _join_network(
+    store: dist.Store,  # type: ignore[name-defined]  # torch does not list it as exported
+    rank: int,
+    size: int,
+) -> None:
+    """Have gloo and NCCL use the interface by which the ranks reach each other, and see that they do.
+
+    It is that of the route to where they met; on the machine where that is, and where its name may mean loopback, to
+    a rank elsewhere. Nothing is chosen where all ranks are on one machine, or the user has named an interface.
+    Raises CommandFailed, on all ranks, where one does not reach the next.
+    """
+    own = "127.0.0.1"
+    with contextlib.suppress(OSError):  # of a name that only the store's client understands
+        own = source_address(environment.variable(environment.MASTER_ADDR))
+    addresses = _exchange(store, "address", rank, size, own)
+    elsewhere = [address for address in addresses if not is_loopback(address)]
+    if not elsewhere:
+        return
+    if is_loopback(own):
+        with contextlib.suppress(OSError):
+            own = source_address(elsewhere[0])
+    interface = None if is_loopback(own) else interface_of(own)
+    if interface:
+        environment.use_interface(interface)
+    own = interface_address(environment.chosen_interface()) or own
+    with socket.create_server((own, 0), family=socket.AF_INET6 if ":" in own else socket.AF_INET) as server:
+        places = _exchange(store, "place", rank, size, f"{own} {server.getsockname()[1]}")
+        neighbour = (rank + 1) % size
+        host, port = places[neighbour].split()
+        problem = ""
+        try:
+            socket.create_connection((host, int(port)), timeout=_REACHED_WITHIN).close()
+        except OSError as error:
+            problem = (
+                f"rank {rank} on {socket.gethostname()} ({own}) does not reach rank {neighbour} at {host}: {error}"
+            )
+        problems = [each for each in _exchange(store, "problem", rank, size, problem) if each]
+    if problems:
+        store.set(f"heard {rank}", "")
+        if rank == 0:  # the store ends with it
+            store.multi_get([f"heard {number}" for number in range(size)])
+        raise CommandFailed(
+            f"{problems[0]}; ranks exchange tensors by TCP, on ports that the system chooses: let the machines' "
+            f"firewalls pass it, or name the interface of the network that they share by {environment.GLOO_INTERFACE} "
+            f"and {environment.NCCL_INTERFACE}"
+        )
+
+
+def _exchange(
+    store: dist.Store,  # type: ignore[name-defined]  # torch does not list it as exported
+    kind: str,
+    rank: int,
+    size: int,
+    text: str,
+) -> list[str]:
+    """Every rank's text of a kind, on every rank, by the store where they met. A collective."""
+    store.set(f"{kind} {rank}", text)
+    return [each.decode() for each in store.multi_get([f"{kind} {number}" for number in range(size)])]
 
 
 def enough_gpus(gpus: int, ranks: int) -> bool:

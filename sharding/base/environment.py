@@ -16,6 +16,9 @@ RANK, WORLD_SIZE = "RANK", "WORLD_SIZE"
 LOCAL_RANK, LOCAL_WORLD_SIZE = "LOCAL_RANK", "LOCAL_WORLD_SIZE"  # of the ranks of one machine
 MASTER_ADDR, MASTER_PORT = "MASTER_ADDR", "MASTER_PORT"  # where the ranks meet
 
+# The interfaces by which gloo and NCCL exchange tensors; several may be named, with commas between.
+GLOO_INTERFACE, NCCL_INTERFACE = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+
 THREADS = "OMP_NUM_THREADS"  # threads that a process computes with on a CPU
 FOLLOWED = "REELSCALE_FOLLOWED"  # of a rank whose launcher reads the run's folder
 CACHE = "REELSCALE_CACHE"  # the folder of what one run measures for others
@@ -84,6 +87,17 @@ def local_world_size() -> int:
 def meeting_place() -> str:
     """HOST:PORT where the ranks meet."""
     return f"{variable(MASTER_ADDR)}:{variable(MASTER_PORT)}"
+
+
+def use_interface(name: str) -> None:
+    """Have gloo and NCCL exchange tensors by a network interface, each unless the user has named one for it."""
+    for variable_name in (GLOO_INTERFACE, NCCL_INTERFACE):
+        os.environ.setdefault(variable_name, name)
+
+
+def chosen_interface() -> str:
+    """The first interface that gloo is to use; "" where none is named."""
+    return variable(GLOO_INTERFACE).partition(",")[0]
 
 
 def torchrun_restarts() -> str:

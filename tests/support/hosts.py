@@ -28,9 +28,11 @@ Names = Literal["network", "debian", "loopback"]
 
 _LOCKS = Path("/run/reelscale-hosts")  # a lock a network: who holds it owns hostsNUMBER; it ends with its process
 _NETWORKS = range(1, 250)
-# SIGCHLD ignored, which exec hands on: the kernel reaps orphans, as an init would.
+# Without a name server, as one out of reach costs seconds a question. SIGCHLD ignored, which exec hands on: the kernel
+# reaps orphans, as an init would.
 _INIT = """
 hostname "$1" && mount -t tmpfs tmpfs /dev/shm && mount --bind "$2" /etc/hosts && ip link set lo up || exit 1
+mount --bind /dev/null /etc/resolv.conf || exit 1
 trap "" CHLD
 echo ready
 exec sleep infinity
