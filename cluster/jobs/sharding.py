@@ -14,6 +14,7 @@ from cluster.jobs.stats import ShardingStats
 from cluster.jobs.user_paths import absolute
 from cluster.launch.choose import Launcher, choose_launcher, require_room
 from cluster.launch.process_pool import TaskDone, TaskRestarted, WorkerDied, run_in_processes
+from cluster.launch.ray_access import StoreAccess
 from cluster.launch.ray_cluster import cpus, is_gone, ray_cluster, result_of
 from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.endpoint import MonitorSettings, serve
@@ -147,7 +148,7 @@ def _by_ray(
 ) -> Generator[ShardProgress | None]:
     """The progress of jobs that Ray runs, and None now and then while they are silent."""
     with ray_cluster() as ray:
-        board = _board(ray)
+        board, access = _board(ray), StoreAccess.of_this_process()
         task = ray.remote(num_cpus=work.decoder_threads, max_retries=_TRIES)(_make_reporting)
         waiting = prepared.remaining_jobs()
         running: dict[Any, str] = {}
@@ -159,7 +160,7 @@ def _by_ray(
                 while len(running) < room and (following := next(waiting, None)):
                     job, root = following
                     stats.began(job.id)
-                    running[task.remote(board, job, root, prepared.store.url, settings, work)] = job.id
+                    running[task.remote(access, board, job, root, prepared.store.url, settings, work)] = job.id
                 if not running:
                     return
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)
@@ -208,8 +209,9 @@ def _of_running_jobs(reports: list[ShardProgress], running: Collection[str]) -> 
 
 
 def _make_reporting(
-    board: Any, job: ShardJob, root: str, url: str, settings: ShardSettings, work: WorkerSettings
+    access: StoreAccess, board: Any, job: ShardJob, root: str, url: str, settings: ShardSettings, work: WorkerSettings
 ) -> ShardProgress:
+    access.adopt()
     return make_shard(job, root, url, settings, work, board.tell.remote)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch.ray_ranks import cpus_a_rank
 from tests.cluster.conftest import SMALL
 from tests.support.commands import ROOT, reelscale, refused, running, shards, succeeded
 
@@ -53,6 +52,7 @@ def test_ranks_get_all_cores_and_a_mistake_of_theirs_is_not_tried_again(ray: dic
     program = f"""
 import os, pathlib
 from cluster.launch import ray_ranks
+from cluster.launch.launch_settings import LaunchSettings
 from cluster.launch.rank_main import RankTask
 from sharding.base.errors import UserError
 
@@ -60,10 +60,11 @@ def rank(task):
     (pathlib.Path(task.resolved.settings.run) / f"try-{{os.getpid()}}").touch()
     raise UserError("threads: " + os.environ["OMP_NUM_THREADS"], "here", "none")
 
-resolved = {{"settings": {{"run": {str(tmp_path)!r}, "data": {{"store": "s"}}}}, "index": [], "derived": {{}}}}
+settings = {{"lanes": 2, "run": {str(tmp_path)!r}, "data": {{"store": "s"}}}}
+resolved = {{"settings": settings, "index": [], "derived": {{}}}}
 ray_ranks.run_rank = rank
 try:
-    ray_ranks.run_ranks(RankTask.model_validate({{"resolved": resolved, "monitor": {{}}}}), 2, 3, wait_seconds=600)
+    ray_ranks.run_ranks(RankTask.model_validate({{"resolved": resolved, "monitor": {{}}}}), LaunchSettings(ranks=2))
 except UserError as error:
     print(error)
 """
@@ -86,23 +87,3 @@ def test_a_signal_before_the_ranks_begin(store: Path, recipe: Path, ray: dict[st
         assert command.exit_code() == 75, command.said
         assert "Traceback" not in command.err and "training failed" not in command.err, command.said
     assert not (run / "stop").exists()
-
-
-@pytest.mark.parametrize(
-    ("nodes", "ranks", "cpus"),
-    [
-        ([8], 1, 8),
-        ([8], 2, 4),
-        ([8], 3, 2),
-        ([1], 2, 0.5),
-        ([1], 3, 1 / 3),
-        ([8, 8], 2, 8),
-        ([8, 8], 3, 4),
-        ([8, 0], 2, 4),
-        ([1, 1], 3, 0.5),
-        ([0.5], 1, 1),
-        ([], 2, 0.5),
-    ],
-)
-def test_every_rank_finds_its_cpus(nodes: list[float], ranks: int, cpus: float) -> None:
-    assert cpus_a_rank(nodes, ranks) == pytest.approx(cpus)

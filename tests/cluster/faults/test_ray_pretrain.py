@@ -1,0 +1,208 @@
+"""A pretraining over Ray nodes, each with a disk of its own: nodes and processes are lost, and it ends all the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import reelscale, succeeded
+from tests.support.hosts import Host, gateway, hosts, require_hosts
+from tests.support.ray_nodes import HostCommand, RayHosts
+from tests.support.s3 import S3Server, running_s3
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+STEPS = 240
+RECIPE = f"""\
+lanes: 6
+lane_batch: 2
+log_steps: 1
+data:
+  clip: {{frames: 4, resize: [16, 16], crop: 16, flip: false}}
+  loader: {{workers: 1}}
+model: {{depth: 10, width: 0.125}}
+schedule: {{lr: 0.0001, epoch_clips: 12, epochs: {STEPS}, warmup_epochs: 1, decay: cosine}}
+engine: {{precision: fp32, zero: 1}}
+validation: {{every_steps: 1000}}
+checkpoint: {{every_steps: 10}}
+pulse: {{every_seconds: 1, lost_seconds: 6}}
+"""
+DISK = "/mnt"  # where each host sees its own disk, and no other's
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "six.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Step → loss of the run by one rank, with no fault."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    succeeded(reelscale("pretrain", recipe, f"data.store={store}", f"run={folder}/run", "launcher=none", folder=folder))
+    return losses(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[tuple[RayHosts, S3Server]]:
+    require_hosts()
+    with hosts(3) as three, running_s3(address=gateway(three[0])) as server:
+        for host in three:
+            see_own_disk(host)
+        yield RayHosts(three), server
+
+
+def see_own_disk(host: Host) -> None:
+    host.run(["mount", "--bind", str(host.disk), DISK])
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["event"] == "train"}
+
+
+@pytest.fixture()
+def pretrain(
+    cluster: tuple[RayHosts, S3Server], recipe: Path, store: Path, request: pytest.FixtureRequest
+) -> Callable[..., HostCommand]:
+    """Starts a run of the test's own name; its checkpoints are in the S3 server."""
+    nodes, server = cluster
+    name = re.sub(r"\W", "-", request.node.name)
+
+    def start(*more: str, on: Host | None = None) -> HostCommand:
+        return nodes.reelscale(
+            "pretrain", recipe, f"data.store={store}", f"run={DISK}/{name}", "launcher=ray",
+            f"checkpoint.store=s3://bucket/{name}", *more, environment=server.environment, on=on,
+        )  # fmt: skip
+
+    return start
+
+
+def back(command: HostCommand, times: int, since: float, fault: str) -> None:
+    """Wait until ranks train again for the `times`-th time, and print what that took."""
+    command.until(lambda: command.said.count("training again, ") == times)
+    print(f"{fault}: training again after {time.monotonic() - since:.0f} s")
+
+
+def assert_whole(command: HostCommand, run: Path, undisturbed: dict[int, float]) -> None:
+    """The run has ended by itself, and computed what one that nothing happened to computes."""
+    assert command.exit_code() == 0, command.said
+    assert "Traceback" not in command.said and "(raylet)" not in command.said
+    mine = losses(run)
+    assert sorted(mine) == sorted(undisturbed) == list(range(1, STEPS + 1))
+    assert max(abs(mine[step] - undisturbed[step]) for step in mine) < 1e-3
+
+
+def test_a_rank_and_a_node_are_killed_and_the_node_comes_back(
+    cluster: tuple[RayHosts, S3Server], pretrain: Callable[..., HostCommand], undisturbed: dict[int, float]
+) -> None:
+    """3 nodes, 2, and 3 again in one run."""
+    nodes, _ = cluster
+    lost = nodes.hosts[1]
+    command = pretrain("nodes=3", "min_ranks=1", "resize_seconds=3")
+    command.until(r"step 20/")
+    rank = next(pid for pid, words in nodes.hosts[2].processes().items() if "RayTrainWorker" in words)
+    began = time.monotonic()
+    os.kill(rank, signal.SIGKILL)
+    back(command, 1, began, "a rank killed")
+    assert re.search(
+        rf"rank \d of 3 on {nodes.hosts[2].address} is lost: its process died; going on from", command.said
+    )
+
+    reached = int(re.findall(r"step (\d+)/", command.said)[-1])
+    command.until(lambda: int(re.findall(r" step (\d+)/", command.said)[-1]) > reached + 20)
+    began = time.monotonic()
+    lost.kill()
+    command.until(r"2 ranks on [\d., ]+ of 3: the most that have room and divide 6 lanes")
+    back(command, 2, began, "a node killed")
+    assert lost.address in command.said.split("going on from the checkpoint")[2], command.said
+
+    lost.start()
+    see_own_disk(lost)
+    nodes.join(lost)
+    command.until(r"room for 3 ranks instead of 2")
+    command.until(lambda: command.said.count("3 ranks on ") >= 3)
+    name = "test_a_rank_and_a_node_are_killed_and_the_node_comes_back"
+    assert_whole(command, nodes.head.disk / name, undisturbed)
+
+
+def test_a_node_hangs_then_a_link_is_cut(
+    cluster: tuple[RayHosts, S3Server], pretrain: Callable[..., HostCommand], undisturbed: dict[int, float]
+) -> None:
+    nodes, _ = cluster
+    hung, cut = nodes.hosts[1], nodes.hosts[2]
+    command = pretrain("nodes=2", "min_ranks=1", "resize_seconds=1000")
+    command.until(r"step 20/")
+    busy = [host for host in (hung, cut) if any("RayTrainWorker" in words for words in host.processes().values())]
+    began = time.monotonic()
+    busy[0].freeze()
+    back(command, 1, began, "a node hangs")
+    busy[0].kill()
+    spare = cut if busy[0] is hung else hung
+    command.until(rf"2 ranks on [\d., ]*{spare.address}")
+
+    reached = int(re.findall(r" step (\d+)/", command.said)[-1])
+    command.until(lambda: int(re.findall(r" step (\d+)/", command.said)[-1]) > reached + 20)
+    began = time.monotonic()
+    spare.unplug()
+    back(command, 2, began, "a link cut")
+    spare.plug()
+    assert_whole(command, nodes.head.disk / "test_a_node_hangs_then_a_link_is_cut", undisturbed)
+    for host in (busy[0], spare):
+        host.kill()
+        host.start()
+        see_own_disk(host)
+        nodes.join(host)
+
+
+def test_nodes_that_share_no_disk(
+    cluster: tuple[RayHosts, S3Server], pretrain: Callable[..., HostCommand], undisturbed: dict[int, float]
+) -> None:
+    """Stopped from one node, where it was started; gone on from another, whose disk is empty."""
+    nodes, _ = cluster
+    refused = pretrain("nodes=2", "checkpoint.store=null")
+    assert refused.exit_code() == 2, refused.said
+    assert "the nodes do not share the run's folder" in refused.said and "checkpoint.store=s3://" in refused.said
+
+    first = pretrain("nodes=2")
+    first.until(r" step 20/")
+    first.process.send_signal(signal.SIGTERM)
+    assert first.exit_code() == 75, first.said
+    assert re.search(r"stopped at step \d+ with everything saved", first.said)
+    second = pretrain("nodes=2", on=nodes.hosts[1])
+    second.until(r"going on from the checkpoint at step \d+ of")
+    assert_whole(second, nodes.hosts[1].disk / "test_nodes_that_share_no_disk", undisturbed)
+
+
+def test_no_room_is_said_and_waited_for_no_longer_than_wanted(pretrain: Callable[..., HostCommand]) -> None:
+    waits = pretrain("nodes=4", "room_seconds=6")
+    assert waits.exit_code() == 1, waits.said
+    assert "waiting for room: 4 nodes with 1 ranks each wanted; the cluster has 3 nodes" in waits.said
+    assert "no room for the ranks after" in waits.said and "Traceback" not in waits.said
+
+    stopped = pretrain("nodes=4")
+    stopped.until("waiting for room")
+    stopped.process.send_signal(signal.SIGTERM)
+    assert stopped.exit_code() == 75, stopped.said
+
+
+def test_without_the_token_nobody_submits(cluster: tuple[RayHosts, S3Server], recipe: Path, store: Path) -> None:
+    nodes, _ = cluster
+    stranger = nodes.hosts[1]
+    words = ("pretrain", recipe, f"data.store={store}", f"run={DISK}/stranger", "launcher=ray")
+    none = nodes.reelscale(*words, environment={"HOME": "/mnt/nobody"}, on=stranger)
+    assert none.exit_code() == 2, none.said
+    assert "no token for this Ray cluster" in none.said and "ray get-auth-token --generate" in none.said
+    for wrong in ({"RAY_AUTH_TOKEN": "cd" * 32}, {"HOME": "/mnt/nobody", "RAY_AUTH_MODE": "disabled"}):
+        other = nodes.reelscale(*words, environment=wrong, on=stranger)
+        assert other.exit_code() == 2, other.said
+        assert "does not take this token" in other.said and len(other.said.splitlines()) < 40, other.said
