@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from cluster.launch.last_words import last_words
 from cluster.launch.ray_auth import authenticate, is_about_token, own_token, token_refused
 from cluster.launch.ray_folder import session_folder
 from cluster.launch.signals import NOT_BEGUN, insisting, raise_if_interrupted, signals_ignored, signals_postponed
@@ -41,7 +42,7 @@ def ray_cluster() -> Iterator[Any]:
     if address:
         authenticate(address)
     folder = None if address else session_folder()
-    with nullcontext() if address else own_token():
+    with last_words(), nullcontext() if address else own_token():
         yield from _connected(address, folder)
 
 
