@@ -147,6 +147,11 @@ def check_ranks(lanes: int, ranks: int) -> None:
         )
 
 
+def fitting_world_size(lanes: int, ranks: int) -> int:
+    """The most ranks, of `ranks` that there are, over which `lanes` lanes spread evenly."""
+    return next(size for size in range(min(lanes, ranks), 0, -1) if lanes % size == 0)
+
+
 def check_lane(settings: TrainSettings, classes: int) -> None:
     """Raises UserError where a layer would have a single value a channel to normalise, or a clip none to mix with."""
     if settings.loss.mixup and settings.lane_batch == 1:

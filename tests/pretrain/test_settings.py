@@ -11,6 +11,7 @@ from pretrain.settings import (
     TrainSettings,
     check_lane,
     derived,
+    fitting_world_size,
     held_bytes,
     is_deterministic,
     require_memory,
@@ -50,6 +51,13 @@ def test_what_a_rank_holds(engine: dict[str, Any], tensors: float) -> None:
 )
 def test_what_is_held_beside_a_whole_network(engine: dict[str, object], tensors: float) -> None:
     assert held_bytes(settings(engine=engine), 1000, 4) == 4000 * tensors
+
+
+@pytest.mark.parametrize(
+    ("lanes", "ranks", "size"), [(8, 8, 8), (8, 7, 4), (8, 3, 2), (8, 1, 1), (12, 5, 4), (7, 6, 1), (4, 100, 4)]
+)
+def test_as_many_ranks_train_as_share_the_lanes_evenly(lanes: int, ranks: int, size: int) -> None:
+    assert fitting_world_size(lanes, ranks) == size
 
 
 def test_mixup_needs_another_clip() -> None:
