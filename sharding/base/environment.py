@@ -16,6 +16,7 @@ MASTER_ADDR, MASTER_PORT = "MASTER_ADDR", "MASTER_PORT"  # where the ranks meet
 
 THREADS = "OMP_NUM_THREADS"  # threads that a process computes with on a CPU
 FOLLOWED = "REELSCALE_FOLLOWED"  # of a rank whose launcher reads the run's folder
+UNBUFFERED = "PYTHONUNBUFFERED"  # of a process whose lines are to come as it prints them
 CACHE = "REELSCALE_CACHE"  # the folder of what one run measures for others
 
 AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -104,6 +105,11 @@ def without_rank() -> dict[str, str]:
     """This process' environment for a child that is no rank."""
     ranks = (RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE)
     return {name: value for name, value in os.environ.items() if name not in ranks}
+
+
+def of_a_stage() -> dict[str, str]:
+    """This process' environment for a child whose lines are read as they come."""
+    return {**os.environ, UNBUFFERED: "1"}
 
 
 def as_only_rank(port: int) -> dict[str, str]:
