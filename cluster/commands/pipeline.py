@@ -11,7 +11,7 @@ import typer
 
 from cluster.commands.evaluation import evaluate
 from cluster.commands.import_export import export_network
-from cluster.commands.options import AsJson
+from cluster.commands.options import Address, AsJson, Detach, sent_to_cluster
 from cluster.commands.report import report
 from cluster.commands.settings import model_of
 from cluster.commands.shard import retry, shard
@@ -55,6 +55,8 @@ def run(
     again: Annotated[
         list[str] | None, typer.Option("--again", metavar="STAGE", help="a stage to run although it is done")
     ] = None,
+    address: Address = None,
+    detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the stages of a pipeline: shard, pretrain, fine-tune, evaluate, report. Run it again to go on.
@@ -71,8 +73,12 @@ def run(
 
       reelscale run configs/demo-pipeline.yaml root=demo store=s3://bucket/demo
 
+      reelscale run mine.yaml --address head:6379 --detach
+
       reelscale run mine.yaml parallel=2 pretrain.schedule.epochs=12
     """
+    if sent_to_cluster(address, detach, as_json):
+        return
     with signals_postponed():
         from cluster.jobs.pipeline import load_pipeline, require_stages
 
@@ -140,6 +146,9 @@ def _outputs_once_checked(command: str, words: Sequence[str]) -> list[str]:
         raise UserError(error.format_message(), f"reelscale {command} {shlex.join(words)}", remedy) from error
     except typer.Exit:
         raise UserError("a stage that only shows its help does nothing", command, "take --help out") from None
+    if values.get("detach"):
+        remedy = "take --detach out, and hand over the whole pipeline: reelscale run … --detach"
+        raise UserError("a stage that is handed over is not done when its command ends", command, remedy)
     made = [values.get(name) for name in (("store",) if command == "shard" else ("out", "file"))]
     if settings_of:
         made.append(_run_folder_of(settings_of, values))

@@ -16,6 +16,7 @@ MASTER_ADDR, MASTER_PORT = "MASTER_ADDR", "MASTER_PORT"  # where the ranks meet
 
 THREADS = "OMP_NUM_THREADS"  # threads that a process computes with on a CPU
 FOLLOWED = "REELSCALE_FOLLOWED"  # of a rank whose launcher reads the run's folder
+RAY_JOB_STOP_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S"  # that Ray leaves a job which it has asked to stop
 UNBUFFERED = "PYTHONUNBUFFERED"  # of a process whose lines are to come as it prints them
 CACHE = "REELSCALE_CACHE"  # the folder of what one run measures for others
 
@@ -164,3 +165,8 @@ def ca_bundle() -> str | None:
 def ray_address() -> str | None:
     """The Ray cluster to connect to; None: one of this machine alone is started."""
     return os.environ.get("RAY_ADDRESS")
+
+
+def use_ray_cluster(address: str) -> None:
+    """Have this command, and those that it starts, connect to the Ray cluster at HOST:PORT."""
+    os.environ["RAY_ADDRESS"] = address

@@ -39,6 +39,7 @@ def outcomes(said: str) -> dict[str, str]:
         ("{name: b, command: shard, arguments: [c, s, --fast]}", ["No such option: --fast"]),
         ("{name: b, command: evaluate}", ["Missing argument 'config'"]),
         ("{name: b, command: report, arguments: [--help]}", ["only shows its help"]),
+        ("{name: b, command: shard, arguments: [c, s, --detach]}", ["handed over is not done"]),
     ],
 )
 def test_every_stage_is_checked_before_the_first_begins(
@@ -46,7 +47,7 @@ def test_every_stage_is_checked_before_the_first_begins(
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(recipe.read_text())
     told = refused(say("run", pipeline(tmp_path, look("a", store), stage)), *parts, "stage b of")
-    assert "--help" in told or "correct the settings" in told or "init.run" in told
+    assert "--help" in told or "correct the settings" in told or "init.run" in told or "--detach" in told
     assert not (tmp_path / "records").exists()
 
 
