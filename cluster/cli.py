@@ -9,7 +9,9 @@ import typer
 
 from cluster.commands.evaluation import evaluate
 from cluster.commands.import_export import export_network, import_network
+from cluster.commands.jobs import logs, status, stop
 from cluster.commands.models import models
+from cluster.commands.pipeline import run
 from cluster.commands.report import report
 from cluster.commands.settings import show_settings
 from cluster.commands.shard import retry, shard
@@ -61,6 +63,10 @@ shards.command("inspect")(inspect_store)
 app.command()(pretrain)
 app.command()(finetune)
 app.command()(evaluate)
+app.command()(run)
+app.command()(status)
+app.command()(logs)
+app.command()(stop)
 app.command("bench-loader")(bench_loader)
 app.command()(report)
 app.command()(models)

@@ -2,12 +2,18 @@
 
 from contextlib import nullcontext
 
-from cluster.commands.options import AsJson, Config, Overrides
+from cluster.commands.options import Address, AsJson, Config, Detach, Overrides, sent_to_cluster
 from cluster.terminal.output import stdout_to_stderr
 from cluster.terminal.tables import print_json, print_table
 
 
-def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def evaluate(
+    config: Config,
+    overrides: Overrides = None,
+    address: Address = None,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:
     """Evaluate a run's network: clip@1, video@1, video@5, every video counted once.
 
     Classes are the run's, by name: the store may have some of them, and in another order. Files go to a folder of the
@@ -22,6 +28,8 @@ def evaluate(config: Config, overrides: Overrides = None, as_json: AsJson = Fals
 
       reelscale evaluate configs/demo-evaluate.yaml run=runs/rgb fuse.run=runs/flow
     """
+    if sent_to_cluster(address, detach, as_json):
+        return
     from cluster.jobs.evaluation import EvaluationJob, run_evaluation
     from sharding.base.settings import load_settings
 

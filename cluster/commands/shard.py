@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.commands.options import AsJson, Media, Overrides
+from cluster.commands.options import Address, AsJson, Detach, Media, Overrides, sent_to_cluster
 from cluster.launch.process_pool import WorkerDied
 from cluster.launch.signals import Interrupted, errors_as_interrupted, signals_postponed
 from cluster.terminal.output import stdout_to_stderr
@@ -27,6 +27,8 @@ def shard(
     overrides: Overrides = None,
     config: Annotated[str | None, typer.Option("--config", help="settings (YAML)")] = None,
     media: Media = None,
+    address: Address = None,
+    detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
     """Shard a corpus of videos into a store. Run it again to go on after a stop, or when videos were added.
@@ -46,8 +48,12 @@ def shard(
 
       reelscale shard sports-1m-dataset s3://bucket/sports1m --media s3://bucket/raw segments.seconds=10
 
+      reelscale shard list.csv s3://bucket/videos --address head:6379 --detach
+
       reelscale shard ucfTrainTestlist ./ucf --media UCF-101 fold=2
     """
+    if sent_to_cluster(address, detach, as_json):
+        return
     from_media = [f"media={json.dumps(media)}"] if media else []
     _shard("run_sharding", corpus, store, config, [*from_media, *(overrides or [])], as_json=as_json)
 
@@ -57,6 +63,8 @@ def retry(
     overrides: Overrides = None,
     config: Annotated[str | None, typer.Option("--config", help="settings (YAML): workers, launcher, …")] = None,
     media: Media = None,
+    address: Address = None,
+    detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
     """Try the videos and segments that failed once more, into new shards; those that are there stay untouched.
@@ -67,6 +75,8 @@ def retry(
 
       reelscale shards retry s3://bucket/videos --media s3://bucket/mended workers=4
     """
+    if sent_to_cluster(address, detach, as_json):
+        return
     from_media = [f"media={json.dumps(media)}"] if media else []
     _shard("run_retry", store, config, [*from_media, *(overrides or [])], as_json=as_json)
 

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import typer
 
-from cluster.commands.options import AsJson, Config, DryRun, Overrides
+from cluster.commands.options import Address, AsJson, Config, Detach, DryRun, Overrides, sent_to_cluster
 from cluster.launch.signals import NOT_BEGUN, Interrupted, signals_postponed
 from cluster.terminal.output import stdout_to_stderr
 from cluster.terminal.tables import print_json, print_table, readable
@@ -13,7 +13,14 @@ from sharding.base import environment
 from sharding.base.exit_codes import DONE, STOPPED
 
 
-def pretrain(config: Config, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+def pretrain(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    address: Address = None,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:
     """Pretrain a network on a store. The same command goes on from the run's newest checkpoint.
 
     Exit codes: 0 finished, 75 stopped by a signal with everything saved, 2 a mistake in the settings, 1 failed.
@@ -24,12 +31,22 @@ def pretrain(config: Config, overrides: Overrides = None, dry_run: DryRun = Fals
 
       reelscale pretrain configs/demo-pretrain.yaml data.store=./store ranks=2 launcher=none
 
+      reelscale pretrain configs/demo-pretrain.yaml ranks=16 --address head:6379 --detach
+
       torchrun --nproc-per-node 2 -m cluster.cli pretrain configs/demo-pretrain.yaml
     """
-    _train("pretrain", config, overrides or [], dry_run, as_json)
+    if not sent_to_cluster(address, detach, as_json):
+        _train("pretrain", config, overrides or [], dry_run, as_json)
 
 
-def finetune(config: Config, overrides: Overrides = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+def finetune(
+    config: Config,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    address: Address = None,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:
     """Fine-tune another run's network (init.run) on a store; its classifier is new where the classes differ.
 
     Examples:
@@ -38,7 +55,8 @@ def finetune(config: Config, overrides: Overrides = None, dry_run: DryRun = Fals
 
       reelscale finetune configs/demo-finetune.yaml init.run=runs/mine data.store=./store
     """
-    _train("finetune", config, overrides or [], dry_run, as_json)
+    if not sent_to_cluster(address, detach, as_json):
+        _train("finetune", config, overrides or [], dry_run, as_json)
 
 
 def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_json: bool) -> None:

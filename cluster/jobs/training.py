@@ -36,8 +36,8 @@ def load_job(config: str, overrides: Sequence[str], needs_init: bool) -> Trainin
     """The job of a recipe, its paths made absolute. Raises UserError for settings that do not fit."""
     job = load_settings(TrainingJob, config, list(overrides))
     train = job.train
-    if needs_init and train.init is None:
-        raise UserError("fine-tuning starts from a run, and none is named", config, "set init.run=RUN")
+    if needs_init:
+        require_init(train, config)
     store = open_store(train.data.store).url
     run = train.run or f"runs/{Path(config).stem}-{PurePosixPath(store.rstrip('/')).name}"
     kept = train.checkpoint.store and open_store(train.checkpoint.store, ask=False).url
@@ -48,6 +48,12 @@ def load_job(config: str, overrides: Sequence[str], needs_init: bool) -> Trainin
         "checkpoint": train.checkpoint.model_copy(update={"store": kept}),
     }
     return job.model_copy(update={"train": train.model_copy(update=update)})
+
+
+def require_init(train: TrainSettings, config: str) -> None:
+    """Raise UserError for a fine-tuning that starts from no run."""
+    if train.init is None:
+        raise UserError("fine-tuning starts from a run, and none is named", config, "set init.run=RUN")
 
 
 def resolve(job: TrainingJob) -> ResolvedRun:

@@ -21,6 +21,8 @@ GLOO_INTERFACE, NCCL_INTERFACE = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 
 THREADS = "OMP_NUM_THREADS"  # threads that a process computes with on a CPU
 FOLLOWED = "REELSCALE_FOLLOWED"  # of a rank whose launcher reads the run's folder
+RAY_JOB_STOP_SECONDS = "RAY_JOB_STOP_WAIT_TIME_S"  # that Ray leaves a job which it has asked to stop
+UNBUFFERED = "PYTHONUNBUFFERED"  # of a process whose lines are to come as it prints them
 CACHE = "REELSCALE_CACHE"  # the folder of what one run measures for others
 
 AWS_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -142,6 +144,11 @@ def without_rank() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ranks}
 
 
+def of_a_stage() -> dict[str, str]:
+    """This process' environment for a child whose lines are read as they come."""
+    return {**os.environ, UNBUFFERED: "1"}
+
+
 def as_only_rank(port: int) -> dict[str, str]:
     """This process' environment for a child that is a run's only rank, on the device that this process has.
 
@@ -202,3 +209,8 @@ RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_
 def ray_token_file() -> Path:
     """The file in which Ray looks for the token by which a cluster knows its users."""
     return Path(variable(RAY_AUTH_TOKEN_PATH) or os.path.expanduser("~/.ray/auth_token"))  # noqa: PTH111, as above
+
+
+def use_ray_cluster(address: str) -> None:
+    """Have this command, and those that it starts, connect to the Ray cluster at HOST:PORT."""
+    os.environ["RAY_ADDRESS"] = address

@@ -71,11 +71,19 @@ def load_settings(model: type[M], path: str | None, overrides: Sequence[str] = (
     Raises UserError for a file that is missing or not YAML, and for every unknown key, wrong type or
     malformed override, each named by its field's path with what was found.
     """
+    where = path if path is not None else "the settings given on the command line"
+    return validate(model, settings_tree(path, overrides), where)
+
+
+def settings_tree(path: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What the YAML file at `path` (None: nothing) and the overrides say, as users write it; errors of `load_settings`.
+
+    Whether a model has such settings is not asked.
+    """
     tree = _read_yaml(path) if path is not None else {}
     for override in overrides:
         _apply(tree, override)
-    where = path if path is not None else "the settings given on the command line"
-    return validate(model, tree, where)
+    return tree
 
 
 def validate(model: type[M], tree: dict[str, Any], where: str) -> M:

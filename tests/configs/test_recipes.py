@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.jobs.evaluation import EvaluationJob
+from cluster.jobs.pipeline import Pipeline
 from cluster.jobs.sharding import ShardingJob
 from cluster.jobs.training import TrainingJob
 from pretrain.lr_schedule import highest_rate, learning_rate
@@ -19,13 +20,15 @@ JOBS: dict[str, type[Settings]] = {
     "pretrain": TrainingJob,
     "finetune": TrainingJob,
     "evaluate": EvaluationJob,
+    "pipeline": Pipeline,
 }
+COMMANDS = {"pipeline": "run"}  # where it is not called as the recipe is
 
 
-def command_of(recipe: Path) -> str:
-    """The command a recipe is for: the only one of their names that its own name holds."""
-    (command,) = [name for name in JOBS if name in recipe.stem.split("-")]
-    return command
+def kind_of(recipe: Path) -> str:
+    """The kind of a recipe: the only one of their names that its own name holds."""
+    (kind,) = [name for name in JOBS if name in recipe.stem.split("-")]
+    return kind
 
 
 def head_of(recipe: Path) -> str:
@@ -36,15 +39,15 @@ def head_of(recipe: Path) -> str:
 
 
 def test_every_command_has_a_recipe() -> None:
-    assert {command_of(recipe) for recipe in RECIPES} == set(JOBS)
+    assert {kind_of(recipe) for recipe in RECIPES} == set(JOBS)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_loads(recipe: Path) -> None:
-    job = load_settings(JOBS[command_of(recipe)], str(recipe))
+    job = load_settings(JOBS[kind_of(recipe)], str(recipe))
     if isinstance(job, TrainingJob):
         assert job.train.lanes % job.launch.ranks == 0
-        assert (job.train.init is not None) == (command_of(recipe) == "finetune")
+        assert (job.train.init is not None) == (kind_of(recipe) == "finetune")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -52,7 +55,8 @@ def test_head_says_result_hardware_and_command(recipe: Path) -> None:
     head = head_of(recipe)
     assert "Expected: " in head
     assert "Hardware: " in head
-    assert f"Command: reelscale {command_of(recipe)} " in head
+    kind = kind_of(recipe)
+    assert f"Command: reelscale {COMMANDS.get(kind, kind)} " in head
     assert f"configs/{recipe.relative_to(CONFIGS).as_posix()}" in head
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,11 +13,13 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from sharding.base.parent_death import dying_with
 from tests.demo.corpora import CORPORA, Corpus, make_corpora
 
 WANTED_VIDEO1 = 0.80
 STOPPED = 75
 QUICK_CORPORA = tuple(Corpus(corpus.name, corpus.classes[-2:], train=4, val=2) for corpus in CORPORA)
+PIPELINE = "configs/demo-pipeline.yaml"
 QUICK_RUN = (
     "lane_batch=2", "data.clip.resize=[28,28]", "data.clip.crop=24",
     "schedule.epoch_clips=8", "schedule.epochs=2", "schedule.warmup_epochs=1", "launcher=none",
@@ -34,30 +37,17 @@ def main() -> int:
     args = parser.parse_args()
     root: Path = args.root
     store = (args.store or f"{root}/store").rstrip("/")
-    steps = QUICK_RUN if args.quick else ()
-    pretrained, finetuned = root / "runs/pretrain", root / "runs/finetune"
+    runs = [root / "runs" / name for name in ("pretrain", "finetune")]
     begin = time.monotonic()
     _begin_anew_unless_interrupted(root, store)
 
-    _say("1/6  corpora: clips of motion, cut from real footage")
+    _say("1/2  corpora: clips of motion, cut from real footage")
     make_corpora(root / "corpora", corpora=QUICK_CORPORA if args.quick else CORPORA)
-    _say("2/6  shard both corpora")
-    for corpus in ("motion", "motion2"):
-        _reelscale("shard", f"{root}/corpora/{corpus}", f"{store}/{corpus}", "--config", "configs/demo-shard.yaml")
-    _say("3/6  pretrain R(2+1)D on eight motions")
-    _reelscale("pretrain", "configs/demo-pretrain.yaml", f"data.store={store}/motion", f"run={pretrained}", *steps)
-    _say("4/6  fine-tune it on eight others")
-    _reelscale(
-        "finetune", "configs/demo-finetune.yaml",
-        f"data.store={store}/motion2", f"init.run={pretrained}", f"run={finetuned}", *steps,
-    )  # fmt: skip
-    _say("5/6  evaluate both on footage they never saw")
-    for run in (pretrained, finetuned):
-        _reelscale("evaluate", "configs/demo-evaluate.yaml", f"run={run}")
-    _say("6/6  report")
-    _reelscale("report", str(pretrained), str(finetuned), "--out", f"{root}/report")
+    _say("2/2  the pipeline: shard both, pretrain on eight motions, fine-tune on eight others, evaluate both, report")
+    quick = [f"{run.name}.{setting}" for run in runs for setting in QUICK_RUN] if args.quick else []
+    _reelscale("run", PIPELINE, f"root={root}", f"store={store}", *quick)
     (root / "finished").touch()
-    video1 = [_told_video1(run) for run in (pretrained, finetuned)]
+    video1 = [_told_video1(run) for run in runs]
     minutes = (time.monotonic() - begin) / 60
     print(f"took {minutes:.1f} minutes; look at {root / 'report/report.html'} (runs: {root / 'runs'})")
     return 0 if args.quick else _verdict(video1[0])
@@ -67,7 +57,7 @@ def _begin_anew_unless_interrupted(root: Path, store: str) -> None:
     """A demo that was stopped goes on; one that finished, or used another store, starts again."""
     used = root / "store.txt"
     if (root / "finished").exists() or (used.exists() and used.read_text() != store):
-        for left in (root / "runs", root / "store", root / "report"):
+        for left in (root / "runs", root / "store", root / "report", root / "pipeline"):
             shutil.rmtree(left, ignore_errors=True)
         (root / "finished").unlink(missing_ok=True)
     root.mkdir(exist_ok=True, parents=True)
@@ -77,7 +67,7 @@ def _begin_anew_unless_interrupted(root: Path, store: str) -> None:
 def _reelscale(*arguments: str) -> None:
     """Run one command as a user would; its failure, or a signal, ends the demo with its exit code.
 
-    Ctrl-C is left to the command, which a terminal sends it, too; SIGTERM is passed on.
+    Ctrl-C is left to the command, which a terminal sends it, too; SIGTERM is passed on. The command dies with the demo.
     """
     print(f"$ reelscale {' '.join(arguments)}", flush=True)
     asked: list[int] = []
@@ -89,7 +79,7 @@ def _reelscale(*arguments: str) -> None:
             process.terminate()
 
     before = {number: signal.signal(number, leave_to_it) for number in (signal.SIGINT, signal.SIGTERM)}
-    process = subprocess.Popen([sys.executable, "-m", "cluster.cli", *arguments])
+    process = subprocess.Popen(dying_with(os.getpid(), [sys.executable, "-m", "cluster.cli", *arguments]))
     code = process.wait()
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -38,7 +38,14 @@ def test_the_demo_runs_on_s3(s3: tuple[dict[str, str], str], tmp_path: Path) -> 
     done = subprocess.run(demo, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
-    assert sorted(path.name for path in root.iterdir()) == ["corpora", "finished", "report", "runs", "store.txt"]
+    assert sorted(path.name for path in root.iterdir()) == [
+        "corpora",
+        "finished",
+        "pipeline",
+        "report",
+        "runs",
+        "store.txt",
+    ]
     for corpus, run in (("motion", "pretrain"), ("motion2", "finetune")):
         inspect = ("shards", "inspect", f"{url}/{corpus}", "--json")
         found = json.loads(succeeded(reelscale(*inspect, folder=tmp_path, environment=environment)).stdout)

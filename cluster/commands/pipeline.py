@@ -1,0 +1,168 @@
+"""`reelscale run`: a pipeline of commands, each of which is done once."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster.commands.evaluation import evaluate
+from cluster.commands.import_export import export_network
+from cluster.commands.options import Address, AsJson, Detach, sent_to_cluster
+from cluster.commands.report import report
+from cluster.commands.settings import model_of
+from cluster.commands.shard import retry, shard
+from cluster.commands.store import inspect_store, verify
+from cluster.commands.training import finetune, pretrain
+from cluster.launch.signals import signals_postponed
+from cluster.terminal.tables import print_json
+from sharding.base.errors import UserError
+from sharding.base.exit_codes import DONE
+from sharding.base.printable import visible, visible_lines
+
+if TYPE_CHECKING:
+    from cluster.jobs.pipeline import Plan
+
+_UsageError: Any = typer.BadParameter.__base__  # click's
+_FUNCTIONS: dict[str, tuple[Callable[..., None], str | None]] = {  # by command: its function, and whose settings
+    "shard": (shard, "shard"),
+    "shards retry": (retry, "retry"),
+    "shards verify": (verify, None),
+    "shards inspect": (inspect_store, None),
+    "pretrain": (pretrain, "pretrain"),
+    "finetune": (finetune, "finetune"),
+    "evaluate": (evaluate, "evaluate"),
+    "report": (report, None),
+    "export": (export_network, None),
+}
+
+
+def run(
+    pipeline: Annotated[str, typer.Argument(help="a pipeline's file (YAML), e.g. configs/demo-pipeline.yaml")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="a variable's text, parallel or folder, or STAGE.KEY.PATH=VALUE: a setting of one stage's command",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything, print each stage, its state and its command, stop")
+    ] = False,
+    again: Annotated[
+        list[str] | None, typer.Option("--again", metavar="STAGE", help="a stage to run although it is done")
+    ] = None,
+    address: Address = None,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the stages of a pipeline: shard, pretrain, fine-tune, evaluate, report. Run it again to go on.
+
+    A stage that is done is passed over, unless its command, its settings or what it needs have changed since; then it
+    and all that needs it run again. Nothing is deleted: the commands themselves go on from what is there. What lies in
+    a corpus is not looked at: name its stage with --again where videos were added. The first stage that fails ends
+    the pipeline with its exit code. All stages are checked before the first one starts. The file's settings:
+    reelscale settings run.
+
+    Examples:
+
+      reelscale run configs/demo-pipeline.yaml --dry-run
+
+      reelscale run configs/demo-pipeline.yaml root=demo store=s3://bucket/demo
+
+      reelscale run mine.yaml --address head:6379 --detach
+
+      reelscale run mine.yaml parallel=2 pretrain.schedule.epochs=12
+    """
+    if sent_to_cluster(address, detach, as_json):
+        return
+    with signals_postponed():
+        from cluster.jobs.pipeline import load_pipeline, require_stages
+
+        plan = load_pipeline(pipeline, overrides or [], _outputs_once_checked)
+        require_stages(plan, again or [])
+        perform = _show_plan if dry_run else _run
+    raise typer.Exit(perform(plan, again or [], as_json))
+
+
+def _run(plan: "Plan", again: Sequence[str], as_json: bool) -> int:
+    """Run a plan, print how it ended, and return its exit code."""
+    from cluster.jobs.stage_processes import run_pipeline
+
+    out = sys.stderr if as_json else sys.stdout
+
+    def show(line: str) -> None:
+        out.write(f"{visible_lines(line)}\n")
+        out.flush()
+
+    code, ends = run_pipeline(plan, show, again)
+    if as_json:
+        print_json({"pipeline": plan.path, "folder": str(plan.folder), "stages": [asdict(end) for end in ends]})
+    elif code == DONE:
+        print(visible(f"pipeline {plan.path}: all {len(ends)} stages are done; records and logs: {plan.folder}"))
+    return code
+
+
+def _show_plan(plan: "Plan", again: Sequence[str], as_json: bool) -> int:
+    """Print each stage, its state and its command; the exit code."""
+    from cluster.jobs.stages import read_records, states
+
+    stage_states = states(plan, read_records(plan), again)
+    rows: list[dict[str, Any]] = [
+        {
+            "stage": stage.name,
+            **asdict(stage_states[stage.name]),
+            "needs": list(stage.needs),
+            "command": ["reelscale", *stage.words],
+        }
+        for stage in plan.stages
+    ]
+    if as_json:
+        print_json({"pipeline": plan.path, "folder": str(plan.folder), "stages": rows})
+        return DONE
+    print(visible(f"pipeline {plan.path}"))
+    for row in rows:
+        reason = f"  ({row['reason']})" if row["reason"] else ""
+        print(visible(f"  {row['stage']:<20} {row['state']:<8} {shlex.join(row['command'])}{reason}"))
+    return DONE
+
+
+def _outputs_once_checked(command: str, words: Sequence[str]) -> list[str]:
+    """The files and folders of this machine that a command line makes, once it is known to be one.
+
+    Its words are read by the command's own parser, and its settings by the command's own model. Raises UserError for
+    what either refuses.
+    """
+    function, settings_of = _FUNCTIONS[command]
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command()(function)
+    try:
+        values = typer.main.get_command(alone).make_context(command, list(words)).params
+    except _UsageError as error:
+        remedy = f"correct the stage's arguments; reelscale {command} --help shows them"
+        raise UserError(error.format_message(), f"reelscale {command} {shlex.join(words)}", remedy) from error
+    except typer.Exit:
+        raise UserError("a stage that only shows its help does nothing", command, "take --help out") from None
+    if values.get("detach"):
+        remedy = "take --detach out, and hand over the whole pipeline: reelscale run … --detach"
+        raise UserError("a stage that is handed over is not done when its command ends", command, remedy)
+    made = [values.get(name) for name in (("store",) if command == "shard" else ("out", "file"))]
+    if settings_of:
+        made.append(_run_folder_of(settings_of, values))
+    return [str(path) for path in made if path is not None and "://" not in str(path)]
+
+
+def _run_folder_of(command: str, values: dict[str, Any]) -> str | None:
+    """The run's folder that the settings of a command line name, if any. Raises UserError for settings that misfit."""
+    from sharding.base.settings import load_settings
+
+    media = [f"media={json.dumps(values['media'])}"] if values.get("media") else []
+    job = load_settings(model_of(command), values["config"], [*media, *(values["overrides"] or [])])
+    if command == "finetune":
+        from cluster.jobs.training import require_init
+
+        require_init(job.train, values["config"])
+    return job.train.run if command in ("pretrain", "finetune") else None
