@@ -1,4 +1,9 @@
-"""Prometheus metrics of training, declared where they are counted; `cluster.monitor` serves them."""
+"""Prometheus metrics of training, declared where they are counted; `cluster.monitor` serves them.
+
+A gauge is NaN until it is measured.
+"""
+
+import math
 
 from prometheus_client import Counter, Gauge
 
@@ -33,3 +38,9 @@ MEMORY = Gauge("reelscale_train_memory_bytes", "Memory of this rank: of its GPU 
 LOSS_SPIKES = Counter("reelscale_loss_spikes_total", "Steps whose loss was far above those before them.")
 ROLLBACKS = Counter("reelscale_rollbacks_total", "Times that the run was set back to its last checkpoint.")
 SLOW_RANKS = Counter("reelscale_slow_ranks_total", "Log lines at which a rank took far longer than the others.")
+
+for _gauge in (
+    SAMPLES, STEP, STEPS, LOSS, TOP1, LEARNING_RATE, GRADIENT_NORM, CLIP_RATE, DATA_WAIT, VALIDATION_CLIP1,
+    CHECKPOINT_SECONDS, SAVING, MEMORY,
+):  # fmt: skip
+    _gauge.set(math.nan)  # prometheus_client's own first value, 0, would pass for a figure

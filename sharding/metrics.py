@@ -1,4 +1,6 @@
-"""The Prometheus metrics that sharding counts; cluster/monitor serves them."""
+"""The Prometheus metrics that sharding counts; cluster/monitor serves them. A gauge is NaN until it is measured."""
+
+import math
 
 from prometheus_client import Counter, Gauge
 
@@ -10,5 +12,8 @@ BYTES_READ = Counter("reelscale_shard_read_bytes_total", "Bytes of source videos
 BYTES = Counter("reelscale_shard_bytes_total", "Bytes of shard parts put into the store")
 JOBS = Counter("reelscale_shard_jobs_total", "Shard jobs done")
 REMAINING = Gauge("reelscale_shard_remaining_videos", "Source videos still to be done")
-LEFT_SECONDS = Gauge("reelscale_shard_left_seconds", "Time left at the rate of the last five minutes; 0: unknown")
+LEFT_SECONDS = Gauge("reelscale_shard_left_seconds", "Time left at the rate of the last five minutes; NaN: unknown")
 OLDEST_SECONDS = Gauge("reelscale_shard_oldest_job_seconds", "How long the job that began first has been running")
+
+for _gauge in (REMAINING, LEFT_SECONDS, OLDEST_SECONDS):
+    _gauge.set(math.nan)  # prometheus_client's own first value, 0, would pass for a figure

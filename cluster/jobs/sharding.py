@@ -126,10 +126,10 @@ def _make_shards(prepared: Prepared, settings: ShardSettings, job: ShardingJob |
     if choose_launcher(job.launch.launcher) == "none":
         require_room(job.launch.workers, "workers")
         runner = _by_processes
+    stats = ShardingStats(prepared.remaining_videos)  # before its gauges are served
     address = serve(job.monitor)
     if address:
         print(f"metrics at {address}", file=sys.stderr)
-    stats = ShardingStats(prepared.remaining_videos)
     with (
         progress("shard", prepared.remaining_videos) as advance,
         closing(runner(prepared, settings, job.work, job.launch.workers, stats)) as results,
@@ -139,6 +139,8 @@ def _make_shards(prepared: Prepared, settings: ShardSettings, job: ShardingJob |
             raise_if_interrupted()
             if update is not None:
                 stats.add(update)
+            else:
+                stats.refresh()
             advance(stats.videos - counted, stats.line())
             counted = stats.videos
 

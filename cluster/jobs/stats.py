@@ -1,5 +1,6 @@
 """Statistics of a sharding job under way: counts, rates, failures by kind, the time left, stragglers."""
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -26,6 +27,7 @@ class ShardingStats:
         self._since: dict[str, float] = {}
         self._past: deque[tuple[float, int, int, int, int]] = deque([(clock(), 0, 0, 0, 0)])
         self._took: deque[float] = deque(maxlen=100)  # seconds of the last jobs
+        self.refresh()
 
     def began(self, job: str) -> None:
         """Note that a job was given to a worker."""
@@ -46,7 +48,7 @@ class ShardingStats:
             metrics.JOBS.inc()
         elif progress.videos > last.videos:
             self._running[progress.job] = progress
-        self._sample()
+        self.refresh()
 
     def straggler(self) -> tuple[str, float] | None:
         """The job that has run the longest, and its seconds, if that is over three times the usual."""
@@ -102,14 +104,16 @@ class ShardingStats:
             self.failures[kind] += more
             metrics.FAILURES.labels(kind=kind).inc(more)
 
-    def _sample(self) -> None:
+    def refresh(self) -> None:
+        """Bring the gauges up to now, which go on while no job reports."""
         now = self._clock()
         if now - self._past[-1][0] > _WINDOW_SECONDS / 30:
             self._past.append((now, self.videos, self.frames, self.bytes_in, self.bytes_out))
             while now - self._past[1][0] > _WINDOW_SECONDS:
                 self._past.popleft()
         metrics.REMAINING.set(max(0, self.total - self.videos))
-        metrics.LEFT_SECONDS.set(self.seconds_left() or 0.0)
+        left = self.seconds_left()
+        metrics.LEFT_SECONDS.set(math.nan if left is None else left)
         metrics.OLDEST_SECONDS.set(now - min(self._since.values(), default=now))
 
 

@@ -29,7 +29,8 @@ class LogCallback:
         self._peak = peak_flops(state.world.device, state.settings.engine.half)
         self._hosts = state.world.hosts()
         self._begin_interval(state)
-        metrics.STEPS.set(state.settings.steps)
+        metrics.STEP.set(state.position.step)
+        metrics.SAMPLES.set(state.position.step * state.settings.batch)
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         """See `Callback`."""

@@ -63,6 +63,7 @@ def train(resolved: ResolvedRun, on_start: Callable[[int], None] | None = None) 
         require_memory(quantities["memory_per_rank_bytes"], world.device)
         run.begin(settings, sources.classes, sources.versions, quantities)
         run.log_to_file()
+        metrics.STEPS.set(settings.steps)
         if on_start:
             on_start(world.rank)
         with ends_on_device_loss():

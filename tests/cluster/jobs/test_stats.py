@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cluster.jobs.sharding
+from cluster.jobs.sharding import ShardingJob
 from cluster.jobs.stats import ShardingStats, duration
+from sharding import metrics
+from sharding.base.settings import validate
 from sharding.make.shard import ShardProgress
 
 
@@ -61,6 +69,38 @@ def test_what_another_command_made_is_not_counted() -> None:
     stats = ShardingStats(10)
     stats.add(ShardProgress("a", "train", videos=4, done=True, made_by_another=True))
     assert (stats.total, stats.videos) == (6, 0)
+
+
+def gauge(metric: Any) -> float:
+    """A gauge's value, as Prometheus reads it."""
+    return metric.collect()[0].samples[0].value
+
+
+def test_gauges_go_on_while_no_job_reports() -> None:
+    clock = Clock()
+    stats = ShardingStats(60, clock)
+    assert (gauge(metrics.REMAINING), gauge(metrics.OLDEST_SECONDS)) == (60, 0)
+    assert math.isnan(gauge(metrics.LEFT_SECONDS))
+    stats.began("g0-000000")
+    clock.now += 40
+    stats.refresh()
+    assert gauge(metrics.OLDEST_SECONDS) == 40 and gauge(metrics.REMAINING) == 60
+
+
+def test_what_remains_is_right_from_the_moment_that_it_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Served(Exception):
+        """What a scrape in the first moment reads."""
+
+    def scraped_at_once(settings: object) -> None:
+        raise Served(gauge(metrics.REMAINING))
+
+    monkeypatch.setattr(cluster.jobs.sharding, "serve", scraped_at_once)
+    metrics.REMAINING.set(math.nan)
+    job = validate(ShardingJob, {"launcher": "none"}, "the test's settings")
+    prepared: Any = SimpleNamespace(remaining_videos=8)
+    with pytest.raises(Served) as served:
+        cluster.jobs.sharding._make_shards(prepared, job.shards, job)
+    assert served.value.args == (8,)
 
 
 def test_rates_time_left_and_stragglers() -> None:
