@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import hosts as hosts_module
-from tests.support.hosts import ROOT, Host, Names, gateway, hosts, require_hosts
+from tests.support.nodes import hosts as hosts_module
+from tests.support.nodes.hosts import ROOT, Host, Names, gateway, hosts, require_hosts
 from tests.support.processes import gone
 from tests.support.s3 import running_s3
 
@@ -23,7 +23,7 @@ _SERVE = ["python", "-m", "http.server", "8000", "--directory"]
 _OWN = "import socket; print(socket.gethostname(), socket.gethostbyname(socket.gethostname()))"
 _HOLDS_HOST = """
 import sys, time
-from tests.support.hosts import hosts
+from tests.support.nodes.hosts import hosts
 with hosts(1) as (host,):
     print(host.popen(["sleep", "1000"]).inner, host._bridge, flush=True)
     time.sleep(1000)

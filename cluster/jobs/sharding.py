@@ -13,9 +13,9 @@ from pydantic import Field
 from cluster.jobs.stats import ShardingStats
 from cluster.jobs.user_paths import absolute
 from cluster.launch.choose import Launcher, choose_launcher, require_room
+from cluster.launch.on_ray.access import StoreAccess
+from cluster.launch.on_ray.cluster import cpus, is_gone, ray_cluster, result_of
 from cluster.launch.process_pool import TaskDone, TaskRestarted, WorkerDied, run_in_processes
-from cluster.launch.ray_access import StoreAccess
-from cluster.launch.ray_cluster import cpus, is_gone, ray_cluster, result_of
 from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.endpoint import MonitorSettings, serve
 from cluster.terminal.progress import progress

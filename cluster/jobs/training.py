@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from cluster.jobs.user_paths import absolute, writable_folder
-from cluster.launch import local, ray_ranks
+from cluster.launch import local
 from cluster.launch.choose import choose_launcher, require_room
 from cluster.launch.launch_settings import LaunchSettings, require_this_machine
+from cluster.launch.on_ray import ranks as ray_ranks
 from cluster.launch.rank_main import RankTask, run_rank
 from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.endpoint import MonitorSettings

@@ -29,7 +29,7 @@ def run(program: str) -> str:
 
 def test_imports_are_really_read(tmp_path: Path) -> None:
     assert "pretrain/training/trainer.py" in importers("torch")
-    assert "cluster/launch/ray_cluster.py" in importers("ray")
+    assert "cluster/launch/on_ray/cluster.py" in importers("ray")
     assert len(MODULES) > 30
     hidden = tmp_path / "hidden.py"
     hidden.write_text(

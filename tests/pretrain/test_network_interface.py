@@ -15,7 +15,7 @@ from pretrain.network_interface import (
     network_interface,
     source_address,
 )
-from tests.support.hosts import Host, Names, hosts, require_hosts
+from tests.support.nodes.hosts import Host, Names, hosts, require_hosts
 
 RANK = """
 import os, sys, torch

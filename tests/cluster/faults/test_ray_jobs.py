@@ -20,8 +20,8 @@ from pretrain.settings import TrainSettings
 from sharding.storage.store import open_store
 from tests.cluster.conftest import RECIPE, SMALL
 from tests.support.commands import reelscale, succeeded
-from tests.support.hosts import Host, gateway, hosts, require_hosts
-from tests.support.ray_nodes import RayHosts
+from tests.support.nodes.hosts import Host, gateway, hosts, require_hosts
+from tests.support.nodes.on_ray import RayHosts
 from tests.support.s3 import S3Server, running_s3
 from tests.support.training.checkpoints import commit
 

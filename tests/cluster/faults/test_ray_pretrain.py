@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import reelscale, succeeded
-from tests.support.hosts import Host, gateway, hosts, require_hosts
-from tests.support.ray_nodes import HostCommand, RayHosts
+from tests.support.nodes.hosts import Host, gateway, hosts, require_hosts
+from tests.support.nodes.on_ray import HostCommand, RayHosts
 from tests.support.s3 import S3Server, running_s3
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1500)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch.ray_failures import not_again
+from cluster.launch.on_ray.failures import not_again
 from pretrain.checkpoints.attempts import Superseded, newest_attempt
 from pretrain.data.workers.pool import DecoderDied, DecodersStalled
 from sharding.base.errors import CommandFailed, DamagedStore, NotRetryable, UserError

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from cluster.jobs.sharding import _board, _new_progress, _of_running_jobs
-from cluster.launch.ray_cluster import ray_cluster
+from cluster.launch.on_ray.cluster import ray_cluster
 from sharding.make.shard import ShardProgress
 
 

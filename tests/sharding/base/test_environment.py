@@ -12,9 +12,8 @@ from sharding.base import environment
 ROOT = Path(__file__).parents[3]
 SETS_THEM = {  # for libraries that read them themselves, or for the processes that it starts
     "cluster/launch/local.py",
-    "cluster/launch/ray_cluster.py",
-    "cluster/launch/ray_ranks.py",
-    "cluster/launch/ray_folder.py",
+    "cluster/launch/on_ray/cluster.py",
+    "cluster/launch/on_ray/folder.py",
     "pretrain/engine/distributed.py",
     "pretrain/engine/deepspeed_import.py",
 }

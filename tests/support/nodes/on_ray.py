@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.hosts import Host, HostProcess
+from tests.support.nodes.hosts import Host, HostProcess
 
 LONGEST = 300.0  # seconds that anything here may take before it counts as hung
 TOKEN = "ab" * 32

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch.ray_auth import authenticate, is_here, own_token
+from cluster.launch.on_ray.auth import authenticate, is_here, own_token
 from sharding.base.errors import UserError
 
 NAMES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")

@@ -5,7 +5,6 @@ The ranks then meet by themselves (`start_world`), by the same road and with the
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import ray
@@ -45,6 +44,5 @@ def _meeting_place() -> tuple[str, int]:
 def _become_rank(host: str, port: int) -> None:
     context = get_context()
     environment.become_rank(str(context.get_world_rank()), str(context.get_world_size()), str(context.get_local_rank()))
-    os.environ[environment.LOCAL_WORLD_SIZE] = str(context.get_local_world_size())
-    os.environ[environment.MASTER_ADDR] = host
-    os.environ[environment.MASTER_PORT] = str(port)
+    more = {environment.LOCAL_WORLD_SIZE: str(context.get_local_world_size())}
+    environment.adopt_variables(more | {environment.MASTER_ADDR: host, environment.MASTER_PORT: str(port)})

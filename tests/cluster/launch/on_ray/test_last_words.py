@@ -7,10 +7,15 @@ import sys
 
 import pytest
 
-from cluster.launch.last_words import ENDED
+from cluster.launch.on_ray.last_words import ENDED
 from tests.support.commands import ROOT
 
-PROGRAM = "import os, signal, sys\nfrom cluster.launch.last_words import last_words\nwith last_words():\n    {end}\n"
+PROGRAM = """
+import os, signal, sys
+from cluster.launch.on_ray.last_words import last_words
+with last_words():
+    {end}
+"""
 
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(1)", "os.abort()"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.launch.launch_settings import LaunchSettings
-from cluster.launch.placement import Node, Placement, explain_room, place
+from cluster.launch.on_ray.placement import Node, Placement, explain_room, place
 from cluster.launch.signals import StopRequests
 from sharding.base.errors import CommandFailed, UserError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch import ray_folder
+from cluster.launch.on_ray import folder as session
 from sharding.base.errors import UserError
 from tests.cluster.conftest import SMALL
 from tests.support.commands import reelscale, succeeded
@@ -18,20 +18,20 @@ def test_the_folders_that_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "file").touch()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "ray").touch()
-    long = "x" * (ray_folder.ROOM + 1)
+    long = "x" * (session.ROOM + 1)
     (tmp_path / long).mkdir()
     (tmp_path / long[:-1]).mkdir()
-    assert ray_folder.fitting([long, "file", "taken", "absent", "short"]) == "short"
-    assert ray_folder.fitting([long, long[:-1]]) == long[:-1]
-    assert ray_folder.fitting([long, "absent"]) is None
+    assert session.fitting([long, "file", "taken", "absent", "short"]) == "short"
+    assert session.fitting([long, long[:-1]]) == long[:-1]
+    assert session.fitting([long, "absent"]) is None
 
 
 def test_where_no_folder_fits_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_folder, "_SHORT", ("/proc/none",))
+    monkeypatch.setattr(session, "_SHORT", ("/proc/none",))
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/tmp/" + "long" * 20)
-    with pytest.raises(UserError, match=f"at most {ray_folder.ROOM} bytes") as caught:
-        ray_folder.session_folder()
+    with pytest.raises(UserError, match=f"at most {session.ROOM} bytes") as caught:
+        session.session_folder()
     assert "RAY_TMPDIR" in caught.value.remedy and "long" in caught.value.where
 
 

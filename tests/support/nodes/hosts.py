@@ -22,7 +22,7 @@ from typing import IO, Any, Literal
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # What a host's own name resolves to on it: its address, 127.0.1.1 as Debian has it, 127.0.0.1.
 Names = Literal["network", "debian", "loopback"]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.launch.launch_settings import LaunchSettings, require_this_machine
-from cluster.launch.placement import Node, cpus_a_rank, explain_room, place
+from cluster.launch.on_ray.placement import Node, cpus_a_rank, explain_room, place
 from sharding.base.errors import UserError
 
 

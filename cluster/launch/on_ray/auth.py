@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import ipaddress
-import os
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -55,7 +54,7 @@ def authenticate(address: str) -> None:
     if mode == _DISABLED:
         return
     if environment.variable(environment.RAY_AUTH_TOKEN) or environment.ray_token_file().is_file():
-        os.environ[environment.RAY_AUTH_MODE] = _TOKEN
+        environment.adopt_variables({environment.RAY_AUTH_MODE: _TOKEN})
         _read_anew()
     elif mode == _TOKEN or not is_here(address):
         what = "no token for this Ray cluster: without one, whoever reaches it may run code on it"

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 PROGRAM = """
 import ipaddress, json, os, pathlib, psutil
-from cluster.launch.ray_cluster import ray_cluster
+from cluster.launch.on_ray.cluster import ray_cluster
 
 def listening(process):
     return [each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]

@@ -51,7 +51,7 @@ def test_ctrl_c_while_sharding(long_corpus: Path, ray: dict[str, str], tmp_path:
 def test_ranks_get_all_cores_and_a_mistake_of_theirs_is_not_tried_again(ray: dict[str, str], tmp_path: Path) -> None:
     program = f"""
 import os, pathlib
-from cluster.launch import ray_ranks
+from cluster.launch.on_ray import ranks as ray_ranks
 from cluster.launch.launch_settings import LaunchSettings
 from cluster.launch.rank_main import RankTask
 from sharding.base.errors import UserError

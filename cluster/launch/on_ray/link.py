@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any, Self
 
-from cluster.launch.ray_access import StoreAccess
+from cluster.launch.on_ray.access import StoreAccess
 from pretrain.resilience.stop_signal import BEGUN_FILE, STOP_FILE
 from sharding.base import environment
 

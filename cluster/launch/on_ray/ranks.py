@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import threading
 import time
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from cluster.launch.launch_settings import LaunchSettings
-from cluster.launch.placement import Placement
+from cluster.launch.on_ray.cluster import ray_cluster
+from cluster.launch.on_ray.failures import Failure, failure_of
+from cluster.launch.on_ray.link import RankLink, open_link
+from cluster.launch.on_ray.placement import Placement
+from cluster.launch.on_ray.room import Room
 from cluster.launch.rank_main import RankTask, run_rank
-from cluster.launch.ray_cluster import ray_cluster
-from cluster.launch.ray_failures import Failure, failure_of
-from cluster.launch.ray_link import RankLink, open_link
-from cluster.launch.ray_room import Room
 from cluster.launch.signals import INSISTED, NOT_BEGUN, StopRequests
 from pretrain.checkpoints.checkpointer import Checkpointer
 from sharding.base import environment
@@ -205,12 +204,12 @@ def _trainer(ray: Any, task: RankTask, folder: Path, placement: Placement, link:
     """
     from ray.train.torch import TorchTrainer
 
-    from cluster.launch.ray_backend import RankConfig
+    from cluster.launch.on_ray.backend import RankConfig
 
     train: Any = importlib.import_module("ray.train")  # its types are those of the trainer that is not used
 
     def worker(config: dict[str, Any]) -> int:
-        os.environ[environment.FOLLOWED] = "1"
+        environment.adopt_variables({environment.FOLLOWED: "1"})
         import ray as ray_of_worker
 
         with RankLink(ray_of_worker, link, Path(str(config["resolved"]["settings"]["run"]))):

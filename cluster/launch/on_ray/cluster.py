@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from cluster.launch.last_words import last_words
-from cluster.launch.ray_auth import authenticate, is_about_token, own_token, token_refused
-from cluster.launch.ray_folder import session_folder
+from cluster.launch.on_ray.auth import authenticate, is_about_token, own_token, token_refused
+from cluster.launch.on_ray.folder import session_folder
+from cluster.launch.on_ray.last_words import last_words
 from cluster.launch.signals import NOT_BEGUN, insisting, raise_if_interrupted, signals_ignored, signals_postponed
 from cluster.terminal.output import end_process
 from sharding.base import environment

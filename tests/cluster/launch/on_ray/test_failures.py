@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.launch.ray_failures import failure_of
+from cluster.launch.on_ray.failures import failure_of
 from sharding.base.errors import CommandFailed, NotRetryable, UserError
 
 
