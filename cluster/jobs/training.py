@@ -78,7 +78,7 @@ def run_training(job: TrainingJob, resolved: ResolvedRun) -> int:
 def training_summary(job: TrainingJob, code: int) -> dict[str, Any]:
     """The outcome of a run: the step that is saved, and the last figures of training and validation up to it."""
     folder = Path(str(job.train.run))
-    newest = Checkpointer(folder).newest()
+    newest = Checkpointer(folder, job.train.checkpoint).newest()
     step = newest.step if newest else 0
     train, validation, _ = read_metrics(folder / "metrics.jsonl")
     return {

@@ -31,6 +31,12 @@ def failure_of(failures: Mapping[int, BaseException], hosts: Mapping[int, str], 
     return Failure(line, not_again(failures.values()))
 
 
+def start_failure(error: BaseException) -> Failure:
+    """The failure of a try whose ranks did not come to train, from Ray Train's error: in its last line is the cause."""
+    lines = [line.strip() for line in str(getattr(error, "controller_failure", error)).splitlines() if line.strip()]
+    return Failure(f"the ranks did not start ({(lines or [type(error).__name__])[-1][:_FIRST_LINE]})", ranks_ran=False)
+
+
 def not_again(failures: Iterable[BaseException]) -> UserError | NotRetryable | None:
     """The first of the ranks' errors that another try would only meet again; None where one may go better."""
     return next((failure for failure in failures if isinstance(failure, UserError | NotRetryable)), None)

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from cluster.launch.launch_settings import LaunchSettings
 from cluster.launch.on_ray.cluster import ray_cluster
-from cluster.launch.on_ray.failures import Failure, failure_of
+from cluster.launch.on_ray.failures import Failure, failure_of, start_failure
 from cluster.launch.on_ray.link import RankLink, open_link
 from cluster.launch.on_ray.placement import Placement
 from cluster.launch.on_ray.room import Room
@@ -192,8 +192,7 @@ class _RayRun:
         except WorkerGroupError as error:
             attempt.outcome = failure_of(error.worker_failures, attempt.hosts, attempt.placement.ranks)
         except Exception as error:
-            first = str(getattr(error, "controller_failure", error)).strip().partition("\n")[0]
-            attempt.outcome = Failure(f"the ranks did not start ({first})", ranks_ran=False)
+            attempt.outcome = start_failure(error)
 
 
 def _trainer(ray: Any, task: RankTask, folder: Path, placement: Placement, link: Any) -> Any:

@@ -16,7 +16,7 @@ from sharding.base.errors import CommandFailed, UserError
 
 _LOOK_SECONDS = 1.0
 _FIRST_SAY_SECONDS, _SAY_SECONDS = 3.0, 30.0
-_PROBE_SECONDS = 15.0
+_PROBE_SECONDS = 20.0
 _SILENT_SECONDS = 30.0  # for which a node that did not answer is not asked again
 _FREED_SECONDS = 10.0
 

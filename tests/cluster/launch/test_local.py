@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from cluster.launch.local import exit_code
+from cluster.launch.signals import INSISTED
 from tests.support.commands import checkpoints, gone, reelscale, running, succeeded, train_steps
 
 TWO = ("launcher=none", "ranks=2", "schedule.epochs=60", "run=run")  # 120 steps
@@ -50,6 +52,21 @@ def test_killed_ranks_and_commands_leave_nothing_and_the_run_goes_on(store: Path
     assert told["train"]["step"] == told["validation"]["step"] == 120 and 0 <= told["validation"]["clip1"] <= 1
     assert checkpoints(run)[-1] == 120
     assert set(train_steps(run)) == set(range(1, 121))
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_it_whatever_hangs(store: Path, recipe: Path, tmp_path: Path) -> None:
+    with running("pretrain", recipe, f"data.store={store}", *TWO, folder=tmp_path) as command:
+        command.until(lambda: checkpoints(tmp_path / "run"))
+        ranks = list(command.ranks().values())
+        for rank in ranks:
+            os.kill(rank, signal.SIGSTOP)
+        command.process.send_signal(signal.SIGTERM)
+        time.sleep(1.5)
+        assert command.process.poll() is None
+        command.process.send_signal(signal.SIGTERM)
+        assert command.exit_code() == 75, command.said
+        assert INSISTED in command.err and gone(ranks)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from cluster.launch.signals import Interrupted, errors_as_interrupted, interruptible
+from cluster.launch.signals import Interrupted, StopRequests, errors_as_interrupted, insisting, interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -26,3 +26,18 @@ def test_an_error_that_comes_of_a_signal_is_the_interruption(number: int) -> Non
 def test_an_error_without_a_signal_stays_what_it_is() -> None:
     with interruptible(), pytest.raises(RuntimeError, match="of its own"), errors_as_interrupted():
         raise RuntimeError("of its own")
+
+
+def test_signals_that_ask_are_counted_and_the_first_passed_on() -> None:
+    passed_on: list[int] = []
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequests(lambda: passed_on.append(1)) as requests:
+        assert not requests.asked
+        for _ in range(2):  # to the process, and to its group
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert requests.asked and not requests.insisted and passed_on == [1]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_who_asks_again_later_insists() -> None:
+    assert not insisting([]) and not insisting([5.0]) and not insisting([5.0, 5.1]) and insisting([5.0, 5.1, 7.0])

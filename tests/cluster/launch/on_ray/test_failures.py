@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.launch.on_ray.failures import failure_of
+from cluster.launch.on_ray.failures import failure_of, start_failure
 from sharding.base.errors import CommandFailed, NotRetryable, UserError
 
 
@@ -47,3 +47,9 @@ def test_what_another_try_would_meet_again_is_kept() -> None:
     mistake, given_up = UserError("a", "b", "c"), NotRetryable("went wrong")
     assert failure_of({0: RayActorError("died"), 1: mistake}, HOSTS, 2).error is mistake
     assert failure_of({0: given_up, 1: SEEN}, HOSTS, 2).error is given_up
+
+
+def test_ranks_that_did_not_start_were_none_that_failed() -> None:
+    failure = start_failure(RuntimeError("ray::Worker.start() (pid=1)\n  File x\nConnectionError: no route to host\n"))
+    assert failure.line == "the ranks did not start (ConnectionError: no route to host)" and not failure.ranks_ran
+    assert start_failure(RuntimeError()).line == "the ranks did not start (RuntimeError)"
