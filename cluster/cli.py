@@ -10,6 +10,7 @@ import typer
 from cluster.commands.evaluation import evaluate
 from cluster.commands.import_export import export_network, import_network
 from cluster.commands.models import models
+from cluster.commands.plan import plan
 from cluster.commands.report import report
 from cluster.commands.settings import show_settings
 from cluster.commands.shard import retry, shard
@@ -64,6 +65,7 @@ app.command()(evaluate)
 app.command("bench-loader")(bench_loader)
 app.command()(report)
 app.command()(models)
+app.command()(plan)
 app.command("export")(export_network)
 app.command("import")(import_network)
 app.command("settings")(show_settings)

@@ -16,6 +16,7 @@ _MODELS = {  # by command: where its settings are declared
     "finetune": ("cluster.jobs.training", "TrainingJob"),
     "evaluate": ("cluster.jobs.evaluation", "EvaluationJob"),
     "bench-loader": ("cluster.jobs.loader_bench", "LoaderBench"),
+    "plan": ("cluster.jobs.planning", "PlanJob"),
     "models": ("pretrain.models.describe", "NetworkQuery"),
 }
 
