@@ -58,7 +58,7 @@ bench-scale: .venv/installed
 
 bench-loader: .venv/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
-	$(BIN)/python -m tests.benchmarks.loader
+	$(BIN)/python -m tests.benchmarks.loader --out bench/loader.json
 	$(BIN)/python -m tests.benchmarks.loader --s3
 	$(BIN)/python -m tests.benchmarks.loader --leak
 

@@ -12,6 +12,7 @@ from cluster.commands.import_export import export_network, import_network
 from cluster.commands.jobs import logs, status, stop
 from cluster.commands.models import models
 from cluster.commands.pipeline import run
+from cluster.commands.plan import plan
 from cluster.commands.report import report
 from cluster.commands.settings import show_settings
 from cluster.commands.shard import retry, shard
@@ -70,6 +71,7 @@ app.command()(stop)
 app.command("bench-loader")(bench_loader)
 app.command()(report)
 app.command()(models)
+app.command()(plan)
 app.command("export")(export_network)
 app.command("import")(import_network)
 app.command("settings")(show_settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pretrain.data.sources import DataSettings
 from pretrain.engine.autotune.choose import candidate_names
 from pretrain.engine.distributed import leave_world, start_world
 from pretrain.models.zoo import ModelSettings, build_model
+from pretrain.planning.measured import clip_rate, read_measured
 from sharding.corpora.manifest import Video
 from sharding.inspect.verify import verify
 from sharding.media.encoder import EncodeSettings
@@ -26,7 +28,7 @@ from sharding.media.h264 import packet_table
 from sharding.media.input.source import Source
 from sharding.media.transcode import VideoSettings, transcode
 from sharding.storage.store import open_store
-from tests.benchmarks import encoding, loader, models, training, transforms
+from tests.benchmarks import encoding, loader, models, store, training, transforms
 from tests.benchmarks.support import busy, children, loader_ways, models_steps, tables
 from tests.benchmarks.support.loader_s3 import enlarged
 from tests.benchmarks.support.loader_stores import segmented
@@ -288,3 +290,31 @@ def test_every_contender_of_training_tells_its_windows(
         assert all(window.seconds > 0 for window in windows) and not each.failed
         assert 0 < each.first_lines[0] < 200
     assert all(0 <= each.logged("data_wait_ratio") <= 1 for each in (result[0], result[3]))
+
+
+def test_a_plan_reads_what_benchmarks_write(tmp_path: Path) -> None:
+    """Each benchmark's figures, made as its file has them, of a run that was not measured here."""
+    row = {"name": "ours", "ranks": 2, "clips_per_second": 500.0}
+    case = {"rows": [row, {"name": "ours", "ranks": 1, "failed": "no"}], "gmacs_per_clip": 76.2, "precision": "bf16"}
+    case |= {"saving": {"seconds": 0.1}, "first_step": {"first": 60.0, "later": 30.0}, "checkpoint_bytes": 10**9}
+    result = {"rows": {"ours": {"median_clips_per_second": 560.0}, "plain": {}}, "summary": {"ours": "ours"}}
+    result |= {"precision": "bf16", "gflops_per_clip": 457.2}
+    loaded = {"name": "ours, loader of 1 worker", "clips_per_cpu_second": 400.0, "bytes_per_clip": 20_000.0}
+    ranges = [{"bytes": store.SIZES["20 kB"], "cpu_ms_wall_ms": {"ours": [0.5, 2.0]}}]
+    files = {
+        "training": training.measured_figures({"case": case}, "NVIDIA H200"),
+        "models": models.measured_figures([result, {**result, "summary": {"ours": None}}], "NVIDIA H200"),
+        "loader": loader.measured_figures({"rows": [loaded]}),
+        "store": store.measured_figures(ranges),
+    }
+    for name, figures in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"measured": figures}))
+    measured = read_measured([str(tmp_path / f"{name}.json") for name in files])
+    assert measured.silent == []
+    assert {(figure.figure, figure.value) for _, figure in measured.figures} == {
+        ("training_clips_per_second", 250.0), ("checkpoint_pause_seconds", 0.1), ("start_seconds", 30.0),
+        ("network_clips_per_second", 560.0), ("clips_per_core_second", 400.0), ("bytes_per_clip", 20_000.0),
+        ("range_cpu_seconds", 0.0005),
+    }  # fmt: skip
+    rate = clip_rate(measured, "H200", True, 152.4e9)
+    assert rate and rate.is_training and rate.rate == pytest.approx(125)

@@ -17,6 +17,7 @@ _MODELS = {  # by command: where its settings are declared
     "evaluate": ("cluster.jobs.evaluation", "EvaluationJob"),
     "run": ("cluster.jobs.pipeline", "Pipeline"),
     "bench-loader": ("cluster.jobs.loader_bench", "LoaderBench"),
+    "plan": ("cluster.jobs.planning", "PlanJob"),
     "models": ("pretrain.models.describe", "NetworkQuery"),
 }
 

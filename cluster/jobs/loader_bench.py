@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,8 +18,10 @@ from cluster.terminal.progress import progress
 from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import ClipBatch, Loader
 from pretrain.data.sources import DataSettings, open_sources, order_of
+from pretrain.data.views.frames import needed_frames
 from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.pool import decoder_count
+from pretrain.planning.measured import MeasuredFigure
 from sharding.base.settings import Seconds, Settings, load_settings, unit
 
 
@@ -79,7 +81,17 @@ def run_loader_bench(store: str, overrides: list[str]) -> dict[str, Any]:
         "retries": stats.retries,
         "damaged": damaged,
         "looped_clips": stats.looped_clips,
+        "measured": _measured_figures(planes, data.clip, "://" in data.store),
     }
+
+
+def _measured_figures(planes: dict[str, Any], clip: ClipSettings, remote: bool) -> list[dict[str, Any]]:
+    """What `reelscale plan --measured` takes: what a core and a clip's reading cost; of clips at a stride."""
+    if clip.fps is not None:
+        return []
+    names: tuple[Literal["clips_per_core_second", "bytes_per_clip"], ...] = ("clips_per_core_second", "bytes_per_clip")
+    span = needed_frames(clip.frames, clip.stride)
+    return [MeasuredFigure(figure=name, value=planes[name], frames=span, remote=remote).tree() for name in names]
 
 
 def figure_lines(figures: dict[str, Any]) -> dict[str, str]:

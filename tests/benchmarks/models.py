@@ -31,6 +31,7 @@ from pretrain.engine.autotune.choose import candidate_names
 from pretrain.engine.mfu import mfu, product_flops
 from pretrain.models.count import macs
 from pretrain.models.zoo import ModelSettings, build_model
+from pretrain.planning.measured import MeasuredFigure
 from tests.benchmarks.support.children import ChildFailed, in_a_child
 from tests.benchmarks.support.models_steps import CLASSES, Case, Contender, chosen, rows
 
@@ -107,6 +108,7 @@ def compare(case: Case, device: torch.device, rounds: int, quick: bool) -> dict[
             row["median_clips_per_second"] = case.batch / row["median_seconds"]
             row["mfu"] = mfu(row["clips_per_second"], per_clip, limit, 1)
     figures = {"case": case.name, "matrix_product_tflops": limit / 1e12, "gflops_per_clip": 6 * per_clip / 1e9}
+    figures["precision"] = case.precision
     figures |= {
         "chosen": measured["compute_path"],
         "planar": measured["planar"],
@@ -234,6 +236,25 @@ def verdict(rows_by_name: Mapping[str, Mapping[str, Any]], judgement: Mapping[st
     return "; ".join(parts)
 
 
+def measured_figures(results: Sequence[Mapping[str, Any]], device: str) -> list[dict[str, Any]]:
+    """What `reelscale plan --measured` takes of the results: clips/s of the networks by a run's choice."""
+    rates = (
+        (result, result["rows"].get(result["summary"]["ours"] or "", {}).get("median_clips_per_second"))
+        for result in results
+    )
+    return [
+        MeasuredFigure(
+            figure="network_clips_per_second",
+            value=rate,
+            device=device,
+            precision=result["precision"],
+            gmacs=result["gflops_per_clip"] / 6,
+        ).tree()
+        for result, rate in rates
+        if rate is not None
+    ]
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}%" if share == share else "–"
 
@@ -271,7 +292,8 @@ def main() -> None:
         most = 12 if device.type == "cpu" else 30
         results.append(compare(case, device, args.rounds or (most // 4 if args.quick else most), args.quick))
         print(table(results[-1]), flush=True)
-        args.out.write_text(json.dumps({"device": name, "torch": torch.__version__, "results": results}, indent=1))
+        figures = {"device": name, "torch": torch.__version__, "measured": measured_figures(results, name)}
+        args.out.write_text(json.dumps(figures | {"results": results}, indent=1))
     print(f"\nfigures: {args.out}; took {(time.perf_counter() - begin) / 60:.1f} minutes")
 
 

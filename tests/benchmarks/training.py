@@ -33,10 +33,11 @@ from cluster.jobs.process_usage import started_by, usage_of
 from cluster.jobs.training import TrainingJob
 from pretrain.engine.distributed import free_port
 from pretrain.engine.mfu import peak_flops, product_flops
-from pretrain.models.count import macs
+from pretrain.models.count import macs, parameters
 from pretrain.models.zoo import build_model
+from pretrain.planning.measured import MeasuredFigure
 from pretrain.report.run_data import read_metrics
-from pretrain.settings import TrainSettings
+from pretrain.settings import TrainSettings, state_bytes
 from sharding.base.settings import validate
 from tests.benchmarks.support.loader_stores import segmented
 from tests.benchmarks.support.training_figures import Seen, Window, judged, median, row, saved, table
@@ -208,7 +209,8 @@ def compare(bench: Bench, ranks: Sequence[int], rounds: int, device: torch.devic
     job, peak = bench.job, 0.0
     clip = job.data.clip
     with torch.device("meta"):
-        per_clip = macs(build_model(job.model, 400, clip.frames, clip.crop), clip.frames, clip.crop, clip.crop)
+        model = build_model(job.model, 400, clip.frames, clip.crop)
+    per_clip = macs(model, clip.frames, clip.crop, clip.crop)
     seen_by_name = {
         (name, count): Seen(name, count)
         for count in ranks
@@ -226,6 +228,8 @@ def compare(bench: Bench, ranks: Sequence[int], rounds: int, device: torch.devic
     rows = [row(seen, seen_by_name, per_clip, peak, seen.ranks if devices > 1 else 1) for seen in seen_by_name.values()]
     result = {
         "gmacs_per_clip": per_clip / 1e9,
+        "precision": job.engine.precision,
+        "checkpoint_bytes": state_bytes(job, count := parameters(model), 1) - 4 * count,
         "peak_tflops": peak / 1e12,
         "load": os.getloadavg()[0],
         "rows": rows,
@@ -233,6 +237,27 @@ def compare(bench: Bench, ranks: Sequence[int], rounds: int, device: torch.devic
         "first_step": {"first": median(saving.first_lines[:1]), "later": median(saving.first_lines[1:])},
     }
     return result | {"judged": judged(result, seen_by_name, ranks, device)}
+
+
+def measured_figures(results: Mapping[str, Mapping[str, Any]], device: str) -> list[dict[str, Any]]:
+    """What `reelscale plan --measured` takes of the cases: a rank's clips/s, a checkpoint's pause, a start's seconds.
+
+    Of a GPU; what ranks on a CPU do, which share its cores, says nothing of another number of them.
+    """
+    figures = []
+    for result in results.values():
+        common = {"device": device, "precision": result["precision"]}
+        for each in result["rows"]:
+            if each["name"] == "ours" and "clips_per_second" in each:
+                rate = each["clips_per_second"] / each["ranks"]
+                gmacs = result["gmacs_per_clip"]
+                figures.append(MeasuredFigure(figure="training_clips_per_second", value=rate, gmacs=gmacs, **common))
+        pause, start, size = result["saving"]["seconds"], result["first_step"]["later"], result["checkpoint_bytes"]
+        if pause == pause:
+            figures.append(MeasuredFigure(figure="checkpoint_pause_seconds", value=pause, bytes=size, **common))
+        if start == start:
+            figures.append(MeasuredFigure(figure="start_seconds", value=start, **common))
+    return [figure.tree() for figure in figures]
 
 
 def main() -> None:
@@ -260,7 +285,9 @@ def main() -> None:
             results[case] = compare(bench, ranks, rounds, device)
             print(table(case, results[case]), flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"torch": torch.__version__, "device": str(device), "cases": results}, indent=1))
+    measured = measured_figures(results, torch.cuda.get_device_name()) if device.type == "cuda" else []
+    figures = {"torch": torch.__version__, "device": str(device), "measured": measured, "cases": results}
+    args.out.write_text(json.dumps(figures, indent=1))
     print(f"\nfigures: {args.out}; took {(time.perf_counter() - begin) / 60:.1f} minutes")
 
 

@@ -12,12 +12,13 @@ import pytest
 from cluster.jobs.evaluation import EvaluationJob
 from cluster.jobs.loader_bench import LoaderBench
 from cluster.jobs.pipeline import Pipeline
+from cluster.jobs.planning import PlanJob
 from cluster.jobs.sharding import RetryJob, ShardingJob
 from cluster.jobs.training import TrainingJob
 from pretrain.models.describe import NetworkQuery
 
 Model = type[pydantic.BaseModel]
-JOBS: list[Model] = [TrainingJob, ShardingJob, RetryJob, EvaluationJob, LoaderBench, NetworkQuery, Pipeline]
+JOBS: list[Model] = [TrainingJob, ShardingJob, RetryJob, EvaluationJob, LoaderBench, NetworkQuery, Pipeline, PlanJob]
 
 
 def models_in(annotation: Any) -> Iterator[Model]:

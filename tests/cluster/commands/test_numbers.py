@@ -11,6 +11,7 @@ import pytest
 
 from cluster.jobs.evaluation import EvaluationJob
 from cluster.jobs.loader_bench import LoaderBench
+from cluster.jobs.planning import PlanJob
 from cluster.jobs.sharding import RetryJob, ShardingJob
 from cluster.jobs.training import TrainingJob
 from pretrain.models.describe import NetworkQuery
@@ -22,6 +23,7 @@ from tests.support.commands import refused
 UNUSABLE = (".inf", "-.inf", ".nan", "nan", "1e300", "-1.0e+300", "99999999999999999999", "-99999999999999999999")
 NEEDED: dict[type[pydantic.BaseModel], list[str]] = {
     TrainingJob: ["data.store=S"],
+    PlanJob: ["data.store=S"],
     LoaderBench: ["data.store=S"],
     EvaluationJob: ["run=R"],
     ShardingJob: [],

@@ -64,7 +64,9 @@ def test_the_schema_is_of_the_file_that_users_write() -> None:
     assert schema["additionalProperties"] is False
 
 
-@pytest.mark.parametrize("command", ["shard", "retry", "pretrain", "finetune", "evaluate", "bench-loader", "models"])
+@pytest.mark.parametrize(
+    "command", ["shard", "retry", "pretrain", "finetune", "evaluate", "bench-loader", "plan", "models"]
+)
 def test_every_command_shows_its_settings(command: str) -> None:
     rows = setting_rows(model_of(command))
     keys = [row.key for row in rows]

@@ -33,6 +33,8 @@ def test_json_and_nothing_else(store: Path, say: Say) -> None:
         assert figures["decode_ms_per_clip"] > 0 and figures["own_cpu_ms_per_clip"] > 0
         assert len(figures["worker_memory"]) == 1 and figures["worker_memory"][0] > 10**7 < figures["own_memory"]
     assert bench["network_input"]["own_cpu_ms_per_clip"] > bench["planes"]["own_cpu_ms_per_clip"]
+    names = ("clips_per_core_second", "bytes_per_clip")
+    assert bench["measured"] == [{"figure": name, "value": bench["planes"][name], "frames": 4} for name in names]
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""What a training run on a cluster takes, worked out before it begins: time, data rates, interruptions, cost."""
