@@ -220,7 +220,12 @@ def _client(address: str) -> Any:
 
 
 def _require_answer(address: str) -> None:
-    """Raise UserError unless something listens at HOST:PORT or at a URL: Ray would try for a minute."""
+    """Raise UserError unless something listens at HOST:PORT or at a URL: Ray would try for a minute.
+
+    `auto` is the cluster of this machine, which Ray finds by its files.
+    """
+    if address == "auto":
+        return
     try:
         place = urlsplit(address if "://" in address else f"//{address}")
         if not place.hostname or not place.port:

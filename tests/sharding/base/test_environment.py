@@ -113,3 +113,10 @@ def test_services(monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     monkeypatch.setenv("REELSCALE_FOLLOWED", "1")
     assert environment.is_followed()
+
+
+def test_a_ray_cluster_is_taken_over_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "here:1")
+    environment.use_ray_cluster("there:2")
+    assert environment.ray_address() == "there:2"
+    assert environment.of_a_stage() == {**os.environ, "PYTHONUNBUFFERED": "1"}

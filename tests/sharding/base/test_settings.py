@@ -13,7 +13,7 @@ import pytest
 from pydantic import Field
 
 from sharding.base.errors import UserError
-from sharding.base.settings import Inline, Settings, differences, digest, load_settings
+from sharding.base.settings import Inline, Settings, differences, digest, load_settings, settings_tree
 
 
 class Optimizer(Settings):
@@ -168,3 +168,10 @@ def test_an_inlined_fields_settings_are_written_beside_the_others(tmp_path: Path
 def test_an_inlined_fields_settings_are_named_as_users_write_them(override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         load_settings(Job, None, [override])
+
+
+def test_a_tree_is_read_as_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "some.yaml"
+    file.write_text("a: {b: 1}\n")
+    assert settings_tree(str(file), ["a.c=[2]", "d=x"]) == {"a": {"b": 1, "c": [2]}, "d": "x"}
+    assert settings_tree(None) == {}
