@@ -16,8 +16,10 @@ from cluster.monitor.endpoint import MonitorSettings
 from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.engine.distributed import world_size_from_environment
 from pretrain.report.run_data import read_metrics
-from pretrain.settings import InitSettings, TrainSettings, longest_wait
+from pretrain.resilience.spare_ranks import tells_spares, wait_as_spare
+from pretrain.settings import InitSettings, TrainSettings, fitting_world_size, longest_wait
 from pretrain.training.preflight import ResolvedRun, preflight
+from sharding.base import environment
 from sharding.base.errors import UserError
 from sharding.base.exit_codes import FAILED, STOPPED
 from sharding.base.printable import visible_lines
@@ -77,15 +79,17 @@ def load_job(config: str, overrides: Sequence[str], needs_init: bool) -> Trainin
 
 def resolve(job: TrainingJob) -> ResolvedRun:
     """The job's run, checked. Raises UserError for one that could not start."""
-    return preflight(job.train, world_size_from_environment() or job.launch.ranks)
+    started = world_size_from_environment()
+    return preflight(job.train, fitting_world_size(job.train.lanes, started) if started else job.launch.ranks)
 
 
 def run_training(job: TrainingJob, resolved: ResolvedRun) -> int:
     """Run a job to its exit code: DONE, STOPPED with everything saved, FAILED, or a rank's MISTAKE."""
     raise_if_interrupted()
     task, launch = RankTask(resolved=resolved, monitor=job.monitor), job.launch
-    if world_size_from_environment() is not None:
-        return run_rank(task)
+    started = world_size_from_environment()
+    if started is not None:
+        return _run_started_rank(task, started)
     if choose_launcher(launch.launcher) == "none":
         require_room(launch.ranks, "ranks")
         return local.run_ranks(task.model_dump_json(), launch.ranks)
@@ -94,6 +98,18 @@ def run_training(job: TrainingJob, resolved: ResolvedRun) -> int:
     except RuntimeError as error:
         print(visible_lines(f"training failed: {error}"), file=sys.stderr)
         return FAILED
+
+
+def _run_started_rank(task: RankTask, started: int) -> int:
+    """Train as one of `started` ranks that a launcher started, or wait for the run's end as one too many."""
+    settings = task.resolved.settings
+    size, rank = fitting_world_size(settings.lanes, started), environment.rank()
+    if rank >= size:
+        return wait_as_spare(Path(str(settings.run)))
+    environment.become_rank(str(rank), str(size), str(environment.local_rank()))
+    with tells_spares(started - size) as end:
+        end.code = run_rank(task.model_copy(update={"spares": started - size}))
+        return end.code
 
 
 def training_summary(job: TrainingJob, code: int) -> dict[str, Any]:
