@@ -17,8 +17,10 @@ from cluster.monitor.endpoint import MonitorSettings
 from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.engine.distributed import world_size_from_environment
 from pretrain.report.run_data import read_metrics
-from pretrain.settings import InitSettings, TrainSettings
+from pretrain.resilience.spare_ranks import tells_spares, wait_as_spare
+from pretrain.settings import InitSettings, TrainSettings, fitting_world_size
 from pretrain.training.preflight import ResolvedRun, preflight
+from sharding.base import environment
 from sharding.base.errors import UserError
 from sharding.base.exit_codes import STOPPED
 from sharding.base.settings import Inline, Settings, load_settings
@@ -59,20 +61,34 @@ def require_init(train: TrainSettings, config: str) -> None:
 
 def resolve(job: TrainingJob) -> ResolvedRun:
     """The job's run, checked. Raises UserError for one that could not start."""
-    return preflight(job.train, world_size_from_environment() or job.launch.world_size)
+    started = world_size_from_environment()
+    return preflight(job.train, fitting_world_size(job.train.lanes, started) if started else job.launch.world_size)
 
 
 def run_training(job: TrainingJob, resolved: ResolvedRun) -> int:
     """Run a job to its exit code: DONE, STOPPED with everything saved, FAILED, or a rank's MISTAKE."""
     raise_if_interrupted()
     task, launch = RankTask(resolved=resolved, monitor=job.monitor), job.launch
-    if world_size_from_environment() is not None:
-        return run_rank(task)
+    started = world_size_from_environment()
+    if started is not None:
+        return _run_started_rank(task, started)
     if choose_launcher(launch.launcher) == "none":
         require_room(launch.world_size, "ranks")
         require_this_machine(launch)
         return local.run_ranks(task.model_dump_json(), launch.world_size)
     return ray_ranks.run_ranks(task, launch)
+
+
+def _run_started_rank(task: RankTask, started: int) -> int:
+    """Train as one of `started` ranks that a launcher started, or wait for the run's end as one too many."""
+    settings = task.resolved.settings
+    size, rank = fitting_world_size(settings.lanes, started), environment.rank()
+    if rank >= size:
+        return wait_as_spare(Path(str(settings.run)))
+    environment.become_rank(str(rank), str(size), str(environment.local_rank()))
+    with tells_spares(started - size) as end:
+        end.code = run_rank(task.model_copy(update={"spares": started - size}))
+        return end.code
 
 
 def training_summary(job: TrainingJob, code: int) -> dict[str, Any]:

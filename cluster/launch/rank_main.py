@@ -21,25 +21,33 @@ log = logging.getLogger("reelscale")
 
 
 class RankTask(pydantic.BaseModel):
-    """What a rank is to do: the run, and where rank 0 serves its metrics."""
+    """What a rank is to do: the run, where rank 0 serves its metrics, and how many ranks the lanes leave idle."""
 
     model_config = pydantic.ConfigDict(frozen=True)
 
     resolved: ResolvedRun
     monitor: MonitorSettings
+    spares: int = 0
 
 
 def run_rank(task: RankTask) -> int:
     """Train as the rank that the environment says this process is: DONE, or STOPPED with everything saved."""
     from pretrain.training.trainer import train
 
-    return STOPPED if train(task.resolved, on_start=lambda rank: _serve_metrics(task, rank)) == "stopped" else DONE
+    return STOPPED if train(task.resolved, on_start=lambda rank: _begin(task, rank)) == "stopped" else DONE
 
 
-def _serve_metrics(task: RankTask, rank: int) -> None:
-    url = serve(task.monitor) if rank == 0 else None
+def _begin(task: RankTask, rank: int) -> None:
+    """What rank 0 does once the run's log is open."""
+    if rank != 0:
+        return
+    url = serve(task.monitor)
     if url:
         log.info("metrics at %s", url)
+    if task.spares:
+        lanes, ranks = task.resolved.settings.lanes, task.resolved.derived["ranks"]
+        log.warning("%d lanes do not spread over %d ranks: %d train, and %d stay idle until the run ends",
+                    lanes, ranks + task.spares, ranks, task.spares)  # fmt: skip
 
 
 def _main() -> int:

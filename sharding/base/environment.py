@@ -83,7 +83,7 @@ def local_rank() -> int:
 
 def local_world_size() -> int:
     """The number of ranks on this machine; 1 where the launcher does not tell."""
-    return int(os.environ.get(LOCAL_WORLD_SIZE, "1"))
+    return int(os.environ.get(LOCAL_WORLD_SIZE) or os.environ.get("LOCAL_SIZE", "1"))  # the latter is deepspeed's
 
 
 def meeting_place() -> str:
@@ -105,6 +105,11 @@ def chosen_interface() -> str:
 def torchrun_restarts() -> str:
     """How often torchrun has started this run's ranks again; "0" under other launchers."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def torchrun_hosts_store() -> bool:
+    """Whether torchrun's agent serves the store at which the ranks meet; else the first rank does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def become_rank(rank: str, world_size: str, local_rank: str) -> None:

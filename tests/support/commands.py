@@ -16,20 +16,22 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 LONGEST = 200.0  # seconds that anything here may take before it counts as hung
-_MARK = "REELSCALE_TEST_COMMAND"
+_MARK, _CLI = "REELSCALE_TEST_COMMAND", "cluster.cli"
 
 
 class Command:
     """A running `reelscale` command: its output so far, and every process that comes of it."""
 
-    def __init__(self, arguments: list[str], folder: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], folder: Path, environment: Mapping[str, str] | None = None, module: str = _CLI
+    ) -> None:
         self.mark = uuid.uuid4().hex
         self._out, self._err = folder / f"{self.mark}.out", folder / f"{self.mark}.err"
         variables = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "RAY_"))}
         variables |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", _MARK: self.mark, **(environment or {})}
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cluster.cli", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 stdout=out, stderr=err, stdin=subprocess.DEVNULL, cwd=folder, env=variables, start_new_session=True,
             )  # fmt: skip
 
@@ -125,9 +127,11 @@ sys.stdin.read()
 
 
 @contextmanager
-def running(*arguments: str | Path, folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Command]:
-    """`reelscale ARGUMENTS` in the background, in `folder`, for as long as the `with` lasts."""
-    command = Command([str(argument) for argument in arguments], folder, environment)
+def running(
+    *arguments: str | Path, folder: Path, environment: Mapping[str, str] | None = None, module: str = _CLI
+) -> Iterator[Command]:
+    """`reelscale ARGUMENTS`, or another Python module, in the background, in `folder`, while the `with` lasts."""
+    command = Command([str(argument) for argument in arguments], folder, environment, module)
     try:
         yield command
     finally:

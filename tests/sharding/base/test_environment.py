@@ -60,13 +60,20 @@ def test_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "5")
     assert (environment.world_size(), environment.local_rank(), environment.local_world_size()) == (4, 1, 2)
-    assert environment.torchrun_restarts() == "5"
+    assert environment.torchrun_restarts() == "5" and not environment.torchrun_hosts_store()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    assert environment.torchrun_hosts_store()
     assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"} & set(environment.without_rank())
     alone = environment.as_only_rank(1234)
     assert alone["RANK"] == "0" and alone["WORLD_SIZE"] == alone["LOCAL_WORLD_SIZE"] == "1"
     assert alone["LOCAL_RANK"] == "1", "the device is this rank's"
     assert (alone["MASTER_ADDR"], alone["MASTER_PORT"]) == ("127.0.0.1", "1234")
     assert not [name for name in alone if name.startswith("TORCHELASTIC_")] and alone["PATH"] == os.environ["PATH"]
+
+
+def test_a_rank_of_the_deepspeed_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_SIZE", "4")
+    assert environment.local_world_size() == 4
 
 
 def test_a_process_becomes_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
