@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import io
+import os
 import sys
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from cluster.launch.signals import Interrupted, interruptible
 from cluster.terminal.output import end_process, escape_what_stdout_lacks, exit_code_of
 from sharding.base import environment
 from sharding.base.exit_codes import DONE, FAILED, MISTAKE, STOPPED
+from sharding.base.parent_death import die_with
 from sharding.base.printable import visible_lines
 
 _UsageError: Any = typer.BadParameter.__base__  # click's, which typer may bring along under a name of its own
@@ -80,8 +82,12 @@ app.command("settings")(show_settings)
 def main() -> None:
     """Run the command line; a user's mistake is told in one message and ends with exit code 2."""
     escape_what_stdout_lacks()
+    if environment.is_torchrun():
+        die_with(os.getppid())  # a rank whose agent was killed would train on, and nobody could end it
     code = exit_code_of(_run)
     if environment.is_rank():
+        if code == STOPPED and environment.is_torchrun():
+            code = DONE  # it starts ranks again for any other
         end_process(code)  # without a clean-up, which may hang on what an error has left
     sys.exit(code)
 

@@ -37,6 +37,10 @@ SAVING = Gauge("reelscale_train_saving_ratio", "Share of time that training stoo
 MEMORY = Gauge("reelscale_train_memory_bytes", "Memory of this rank: of its GPU at most, on a CPU of its process.")
 LOSS_SPIKES = Counter("reelscale_loss_spikes_total", "Steps whose loss was far above those before them.")
 ROLLBACKS = Counter("reelscale_rollbacks_total", "Times that the run was set back to its last checkpoint.")
+INTERRUPTIONS = Gauge("reelscale_train_interruptions", "Times that the run went on after it did not stop in order.")
+LOST_SECONDS = Gauge(
+    "reelscale_train_lost_seconds", "Time from checkpoints to where the run went on from them after interruptions."
+)
 SLOW_RANKS = Counter("reelscale_slow_ranks_total", "Log lines at which a rank took far longer than the others.")
 
 for _gauge in (

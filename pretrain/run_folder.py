@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pretrain.checkpoints.history import HISTORY
+from pretrain.checkpoints.history import HISTORY, cut_history
 from pretrain.data.sources import DataSettings
 from pretrain.run_settings import (
     CLASSES,
@@ -92,6 +92,15 @@ class Run:
             self._failing = True
         else:
             self._failing = False
+
+    def keep_up_to(self, step: int) -> None:
+        """Have no line of metrics.jsonl be of a step after this one, from which the run goes on."""
+        if not self._writes:
+            return
+        try:
+            cut_history(self.folder, step)
+        except OSError as error:
+            log.warning("%s cannot be cut at step %d: %s; training goes on", HISTORY, step, error)
 
     def log_to_file(self) -> None:
         """Send log lines to train.log and, unless something else follows that file, to standard output."""

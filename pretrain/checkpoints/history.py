@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sharding.base.atomic import atomic_write_bytes
+from sharding.base.atomic import atomic_write, atomic_write_bytes
 
 HISTORY = "metrics.jsonl"
 SETTINGS_HISTORY = "settings-history.jsonl"
@@ -25,6 +25,15 @@ def restore_history(run: Path, checkpoint: Path) -> None:
     for name in (HISTORY, SETTINGS_HISTORY):
         if (checkpoint / name).exists() and not (run / name).exists():
             atomic_write_bytes(run / name, (checkpoint / name).read_bytes())
+
+
+def cut_history(run: Path, step: int) -> None:
+    """Leave out of a run's metrics what came after a step, from which it goes on: those steps are taken anew."""
+    path = run / HISTORY
+    if not path.exists():
+        return
+    with path.open("rb") as lines, atomic_write(path) as aside, aside.open("wb") as file:
+        file.writelines(line for line in lines if _is_up_to(line, step))
 
 
 def _is_up_to(line: bytes, step: int) -> bool:

@@ -4,7 +4,10 @@ import contextlib
 import logging
 import os
 import random
+import re
 import socket
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +24,11 @@ log = logging.getLogger("reelscale")
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "NCCL error")
 _REACHED_WITHIN = 30.0  # seconds
+_PAUSE_SECONDS = 0.1  # between two looks into the store
+
+
+class RankLost(CommandFailed):
+    """A collective failed because another rank is gone."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class World:
             try:
                 dist.all_reduce(word, dist.ReduceOp.MAX, group=group)
             except RuntimeError as error:
-                reason = str(error).partition("\n")[0]
+                reason = plain_reason(error)
                 raise CommandFailed(f"training failed: another rank does not answer ({reason})") from error
             return int(word)
 
@@ -161,21 +169,45 @@ def start_world(timeout_seconds: float = 600.0, deterministic: bool = False, mee
 
 
 def _meet(within: timedelta) -> dist.Store:  # type: ignore[name-defined]  # torch does not list it as exported
-    """The store by which all ranks have met, at the first of them.
+    """The store by which all ranks have met, at the first of them, or at torchrun, which keeps it for all starts.
 
-    torchrun keeps its own for all starts of a run: each has its part of it, where no former rank's address is.
+    Each start has its part of it, where no former rank's address is.
     """
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=within))  # type: ignore[attr-defined]  # not listed
+        start = _agree_on_start(store, environment.rank(), environment.world_size() or 1, within)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
-        where, reason = environment.meeting_place(), str(error).partition("\n")[0]
+        where, reason = environment.meeting_place(), plain_reason(error)
         raise CommandFailed(
             f"the {environment.world_size()} ranks of the run did not meet at {where} within "
             f"{within.total_seconds():g} s (rank {environment.rank()}: {reason}); look for those that did not start, "
             "or cannot reach it"
         ) from error
-    start = f"ranks {environment.torchrun_restarts()}"
-    return dist.PrefixStore(start, store)  # type: ignore[attr-defined]  # not listed as exported either
+    return dist.PrefixStore(f"ranks {start}", store)  # type: ignore[attr-defined]  # not listed as exported either
+
+
+def _agree_on_start(store: dist.Store, rank: int, size: int, within: timedelta) -> str:  # type: ignore[name-defined]
+    """A name of this start of the ranks, the same on all of them and another than any before it in the store.
+
+    The launcher has none: torchrun's count of restarts is each agent's own, and that of one started anew is 0. Rank 0
+    makes the name; the others answer with a word of their own, and take the name once rank 0 repeats that word: what
+    ranks before them left in the store does not hold it.
+    Raises DistStoreError where they have not all answered within that time.
+    """
+    own = uuid.uuid4().hex
+    if rank == 0:
+        store.set("start", own)
+        answers = store.multi_get([f"{own} {number}" for number in range(1, size)]) if size > 1 else []
+        store.set(f"{own} all", " ".join(answer.decode() for answer in answers))
+        return own
+    deadline = time.monotonic() + within.total_seconds()
+    while time.monotonic() < deadline:
+        start = str(store.get("start").decode())
+        store.set(f"{start} {rank}", own)
+        if store.check([f"{start} all"]) and own in store.get(f"{start} all").decode().split():
+            return start
+        time.sleep(_PAUSE_SECONDS)
+    raise dist.DistStoreError("rank 0 did not answer")
 
 
 def _join_network(
@@ -245,16 +277,22 @@ def enough_gpus(gpus: int, ranks: int) -> bool:
     return gpus >= ranks
 
 
+def plain_reason(error: BaseException) -> str:
+    """Why torch's collectives or stores failed, in one line: without gloo's source file and its advice."""
+    line = re.sub(r"\[/\S+:\d+\] ", "", str(error).partition("\n")[0])
+    return line.partition(" This is typically caused by")[0].rstrip(".")
+
+
 @contextlib.contextmanager
 def names_lost_ranks() -> Iterator[None]:
-    """Inside the `with`, a collective that fails because a rank is gone raises CommandFailed."""
+    """Inside the `with`, a collective that fails because a rank is gone raises RankLost."""
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+        reason = plain_reason(error)
         if not any(words in reason for words in _LOST):
             raise
-        raise CommandFailed(
+        raise RankLost(
             f"training failed: another rank is gone ({reason}); unless it tells an error of its own, the same command "
             "goes on from the last checkpoint"
         ) from error

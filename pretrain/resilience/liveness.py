@@ -14,7 +14,7 @@ from typing import Annotated, Self
 import torch.distributed as dist
 from pydantic import Field
 
-from pretrain.engine.distributed import World
+from pretrain.engine.distributed import RankLost, World, plain_reason
 from sharding.base.exit_codes import FAILED
 from sharding.base.settings import Seconds, Settings
 
@@ -44,7 +44,7 @@ class LivenessMonitor:
 
     def __init__(self, world: World, settings: LivenessSettings) -> None:
         self._world, self._settings = world, settings
-        self._left, self._failed = threading.Event(), False
+        self._left, self._failed, self._reported = threading.Event(), False, False
         self._thread = threading.Thread(target=self._watch, name="liveness", daemon=True)
 
     def __enter__(self) -> Self:
@@ -55,8 +55,11 @@ class LivenessMonitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """One that leaves in order is not missed; one that an error ends is."""
-        self._failed = error is not None
+        """One that leaves in order is not missed; one that an error ends is.
+
+        Where it is the loss of a rank that the log has already, the process ends here, without a second message.
+        """
+        self._failed = error is not None and not (self._reported and isinstance(error, RankLost))
         self._left.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -88,7 +91,7 @@ class LivenessMonitor:
                     return
                 beat = store.get(str(neighbour)).decode() if store.check([str(neighbour)]) else ""
             except (RuntimeError, ValueError) as error:  # what torch raises of a store that is gone
-                self._end(0, str(error).partition("\n")[0], reported=False)
+                self._end(0, plain_reason(error), reported=False)
                 return
             if beat != last_beat or beat == "left":
                 last_beat, since = beat, time.monotonic()
@@ -101,8 +104,12 @@ class LivenessMonitor:
         """End this process. `reported`: the store says so, too, which the others have yet to read."""
         if self._left.is_set():
             return
-        log.error("rank %d: rank %d is gone (%s); unless it tells an error of its own, the same command goes on from "
-                  "the last checkpoint", self._world.rank, lost, why)  # fmt: skip
+        self._reported = True
+        if lost == self._world.rank:
+            log.error("rank %d: the others go on without it (%s); the same command joins them", lost, why)
+        else:
+            log.error("rank %d: rank %d is gone (%s); unless it tells an error of its own, the same command goes on "
+                      "from the last checkpoint", self._world.rank, lost, why)  # fmt: skip
         for handler in log.handlers:
             handler.flush()
         sys.stdout.flush()

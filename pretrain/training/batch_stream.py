@@ -80,4 +80,4 @@ def save_before(state: TrainState, report: StepReport) -> None:
     """Save the run as it was before a step that was left out. A collective."""
     state.position.step = report.step - 1
     with state.watchdog.patience(PATIENCE):
-        state.save()
+        state.save(last=True)

@@ -116,7 +116,7 @@ class CheckpointCallback:
         """See `Callback`."""
         if report.step % state.settings.checkpoint.every_steps and not (report.last or report.best):
             return
-        state.save(report.clip1)
+        state.save(report.clip1, report.last)
 
 
 class FirstStepCallback:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from pretrain import metrics
 from pretrain.checkpoints.checkpoint import Checkpoint
@@ -33,6 +34,32 @@ def restore_progress(position: Position, loss_monitor: LossMonitor, checkpoint: 
         loss_monitor.load({**loss_monitor.state(), "skipped": 0})
 
 
+def count_interruptions(position: Position, checkpoint: Checkpoint, starts: int) -> None:
+    """Count that a run goes on which did not stop in order, and the time since its checkpoint, which is lost.
+
+    starts: of the run since the one that saved the checkpoint; those between saved none.
+    """
+    state = checkpoint.state
+    position.interruptions, position.lost_seconds = state.get("interruptions", 0), state.get("lost_seconds", 0.0)
+    in_order = state.get("last", True)  # also of a version that did not say
+    position.interruptions += starts - 1 if in_order else starts
+    if not in_order:
+        seconds = max(0.0, time.time() - state["time"])
+        position.lost_seconds += seconds
+        log.info(
+            "the run was interrupted, for the %s time: %.0f s since its checkpoint at step %d was saved are lost, "
+            "%.0f s in all", _ordinal(position.interruptions), seconds, checkpoint.step, position.lost_seconds,
+        )  # fmt: skip
+    metrics.INTERRUPTIONS.set(position.interruptions)
+    metrics.LOST_SECONDS.set(position.lost_seconds)
+
+
+def _ordinal(number: int) -> str:
+    """1st, 2nd, 3rd, 4th."""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number % 100 not in (11, 12, 13) else "th"
+    return f"{number}{ending}"
+
+
 def go_back(state: TrainState, step: int) -> None:
     """Set a run that went wrong by `step` back to its last checkpoint, to go on with the samples that come next.
 
@@ -61,6 +88,7 @@ def go_back(state: TrainState, step: int) -> None:
         )
     load_engine(state.engine, checkpoint)
     restore_progress(position, state.loss_monitor, checkpoint)
+    state.run.keep_up_to(checkpoint.step)
     state.loader.last = state.settings.steps + position.passed_over
     metrics.ROLLBACKS.inc()
     log.warning(

@@ -29,7 +29,7 @@ from pretrain.training.callbacks import (
 from pretrain.training.log_callback import LogCallback
 from pretrain.training.preflight import ResolvedRun
 from pretrain.training.ready import ready_engine
-from pretrain.training.resume import restore_progress
+from pretrain.training.resume import count_interruptions, restore_progress
 from pretrain.training.rollbacks import parse_rollback, refuse_given_up, rollback_text
 from pretrain.training.settings_history import record_start
 from pretrain.training.state import Position, Timers, TrainState
@@ -54,12 +54,14 @@ def open_state(
     checkpoint = checkpointer.load(newest) if newest else None
     rollback = parse_rollback(world.broadcast_text(lambda: rollback_text(checkpointer)), settings)
     refuse_given_up(rollback, checkpoint, folder)
+    run.keep_up_to(checkpoint.step if checkpoint else 0)
     if world.rank == 0:
         record_start(folder, settings, world, attempt, checkpoint.step if checkpoint else 0, run.before)
     position, loss_monitor = Position(rollback=rollback), LossMonitor(settings.health)
     engine, macs = ready_engine(settings, folder, sources.classes, world, checkpoint)
-    if checkpoint:
+    if newest and checkpoint:
         restore_progress(position, loss_monitor, checkpoint)
+        count_interruptions(position, checkpoint, attempt - newest.attempt)
         log.info("going on from the checkpoint at step %d of %d in %s", position.step, settings.steps, folder)
 
     order = order_of(sources, data, settings.seed, settings.lanes, settings.lane_batch)

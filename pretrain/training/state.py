@@ -28,12 +28,16 @@ class Position:
     """Where a run is: optimizer steps taken, and steps' worth of samples that were shown in vain.
 
     `best`: the highest clip@1 of a validation so far; `rollback`: how often the run went back to its checkpoint.
+    `interruptions`: how often it went on without having stopped in order, and `lost_seconds` from the checkpoints to
+    there.
     """
 
     step: int = 0
     passed_over: int = 0
     best: float | None = None
     rollback: Rollback | None = None
+    interruptions: int = 0
+    lost_seconds: float = 0.0
 
     @property
     def data_step(self) -> int:
@@ -94,8 +98,11 @@ class TrainState:
     watchdog: Watchdog
     stop: Stop
 
-    def save(self, clip1: float | None = None) -> None:
-        """Save a checkpoint of where the run is, in the background. A collective. `clip1`: of its validation now."""
+    def save(self, clip1: float | None = None, last: bool = False) -> None:
+        """Save a checkpoint of where the run is, in the background. A collective.
+
+        `clip1`: of its validation now. `last`: the run ends or stops in order with it.
+        """
         with self.timers.saving():
             whole, position = self.engine.state(), self.position
             values = {
@@ -106,5 +113,9 @@ class TrainState:
                 "watch": self.loss_monitor.state(),
                 "scaler": whole.scaler,
                 "clip1": clip1,
+                "time": time.time(),
+                "last": last,
+                "interruptions": position.interruptions,
+                "lost_seconds": position.lost_seconds,
             }
             self.checkpointer.save(Checkpoint(position.step, whole.model, whole.optimizer, whole.average, values))

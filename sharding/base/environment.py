@@ -102,9 +102,9 @@ def chosen_interface() -> str:
     return variable(GLOO_INTERFACE).partition(",")[0]
 
 
-def torchrun_restarts() -> str:
-    """How often torchrun has started this run's ranks again; "0" under other launchers."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+def is_torchrun() -> bool:
+    """Whether torchrun, of which each machine's ranks are the children, started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def torchrun_hosts_store() -> bool:

@@ -44,6 +44,24 @@ def test_a_full_disk_costs_lines_of_the_log_alone(tmp_path: Path, caplog: pytest
     assert json.loads(path.read_text().splitlines()[-1])["loss"] is None
 
 
+def test_steps_that_are_taken_anew_have_one_line(tmp_path: Path) -> None:
+    run, path = Run(tmp_path, writes=True), tmp_path / "metrics.jsonl"
+    run.keep_up_to(0)
+    assert not path.exists()
+    for step in range(1, 6):
+        run.event("train", {"step": step, "loss": 1.0})
+    run.event("validation", {"step": 5, "clip1": 0.5})
+    with path.open("a") as file:
+        file.write('{"event": "train", "st')
+    Run(tmp_path, writes=False).keep_up_to(3)
+    assert len(path.read_text().splitlines()) == 7
+    run.keep_up_to(3)
+    for step in range(4, 6):
+        run.event("train", {"step": step, "loss": 2.0})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0)]
+
+
 def test_settings_of_runs_from_before_a_renaming_are_read(tmp_path: Path) -> None:
     changed = {
         "data": {"store": "s", "reading": {"mode": "ranges"}, "loader": {"prefetch": 7, "workers": 2}},

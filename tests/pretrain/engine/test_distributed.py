@@ -8,12 +8,24 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
-from pretrain.engine.distributed import enough_gpus, free_port, leave_world, start_world, world_size_from_environment
+from pretrain.engine.distributed import (
+    _agree_on_start,
+    enough_gpus,
+    free_port,
+    leave_world,
+    names_lost_ranks,
+    plain_reason,
+    start_world,
+    world_size_from_environment,
+)
 from sharding.base.errors import CommandFailed, UserError
 
 STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "2", "SLURM_LOCALID": "1"}
@@ -93,6 +105,23 @@ def test_ranks_that_torchrun_starts_again_meet_again(tmp_path: Path) -> None:
     assert {f"start 1 rank {rank} 2.0" for rank in (0, 1)} <= set(found.stdout.splitlines())
 
 
+def test_each_start_has_a_name_of_its_own_in_a_store_that_outlives_them() -> None:
+    """Whoever was started anew, and whatever ranks before left: one that died after it had answered, and all words."""
+    store, within = dist.HashStore(), timedelta(seconds=60)
+    names: list[str] = []
+    for start in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            others = [pool.submit(_agree_on_start, store, rank, 3, within) for rank in (2, 1)]
+            time.sleep(0.3)  # they read the name of the start before
+            ranks = [pool.submit(_agree_on_start, store, 0, 3, within), *others]
+            (name,) = {rank.result() for rank in ranks}
+        assert name not in names
+        names.append(name)
+        store.set(f"{name} 1", f"of a rank that was started alone, {start}")
+    with pytest.raises(dist.DistStoreError):
+        _agree_on_start(store, 1, 3, timedelta(seconds=0.3))
+
+
 def _share(rank: int, port: int, heard: SimpleQueue[tuple[int, str]]) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     world = start_world(timeout_seconds=2)
@@ -118,6 +147,19 @@ def test_what_rank_0_takes_long_for_is_shared() -> None:
         process.join(120)
     assert [process.exitcode for process in ranks] == [0, 0]
     assert sorted(heard.get() for _ in ranks) == [(0, "rank 0’s word"), (1, "rank 0’s word")]
+
+
+def test_a_lost_rank_is_told_without_gloos_own_words() -> None:
+    said = (
+        "[/__w/pytorch/third_party/gloo/gloo/tcp/pair.cc:537] Read error [10.77.1.3]:20713: Connection reset by "
+        "peer. This is typically caused by a remote worker hanging or bugs in the application. GLHF!\nException raised"
+    )
+    assert plain_reason(RuntimeError(said)) == "Read error [10.77.1.3]:20713: Connection reset by peer"
+    with (
+        pytest.raises(CommandFailed, match=r"another rank is gone \(Read error .*: Connection reset by peer\); unless"),
+        names_lost_ranks(),
+    ):
+        raise RuntimeError(said)
 
 
 def test_a_free_port_is_none_that_connections_get() -> None:

@@ -45,7 +45,7 @@ def test_variables_are_read_in_one_place() -> None:
 def test_a_process_of_its_own() -> None:
     assert environment.is_first_rank() and not environment.is_rank() and environment.world_size() is None
     assert (environment.rank(), environment.local_rank(), environment.local_world_size()) == (0, 0, 1)
-    assert environment.torchrun_restarts() == "0" and environment.slurm_task() is None
+    assert not environment.is_torchrun() and environment.slurm_task() is None
     assert not environment.is_followed()
     assert environment.s3_endpoint() is None and environment.ca_bundle() is None and environment.aws_variables() == ()
     assert environment.ray_address() is None and environment.temporary_folder() == "TMPDIR"
@@ -58,9 +58,9 @@ def test_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "5")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
     assert (environment.world_size(), environment.local_rank(), environment.local_world_size()) == (4, 1, 2)
-    assert environment.torchrun_restarts() == "5" and not environment.torchrun_hosts_store()
+    assert environment.is_torchrun() and not environment.torchrun_hosts_store()
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     assert environment.torchrun_hosts_store()
     assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"} & set(environment.without_rank())
