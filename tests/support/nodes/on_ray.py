@@ -50,6 +50,7 @@ class HostCommand:
     """A command that runs on a host, and what it has said so far."""
 
     def __init__(self, host: Host, arguments: list[str], variables: Mapping[str, str]) -> None:
+        self.run = ""  # the name of a run's folder, for the test that gave it
         self._file = host.disk / f"{time.time_ns()}.out"
         with self._file.open("wb") as output:
             words = [sys.executable, "-m", "cluster.cli", *arguments]
