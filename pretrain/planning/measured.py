@@ -26,6 +26,7 @@ import pydantic
 
 from pretrain.engine.mfu import listed_peak
 from pretrain.planning.compute import flops_per_clip
+from pretrain.planning.figure import number
 from pretrain.planning.reading import KEY_FRAME_EVERY
 from sharding.base.errors import UserError
 
@@ -168,5 +169,5 @@ def by_frames(measured: Measured, name: Name, span: int) -> tuple[float, str, bo
         value = figure.value * (span + KEY_FRAME_EVERY) / (figure.frames + KEY_FRAME_EVERY)
     how = f"measured: {path}"
     if figure.frames != span:
-        how += f", {figure.value:.4g} at {figure.frames} frames; by frames"
+        how += f", {number(figure.value)} at {figure.frames} frames; by frames"
     return value, how, figure.remote
