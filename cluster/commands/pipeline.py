@@ -24,7 +24,7 @@ from sharding.base.exit_codes import DONE
 from sharding.base.printable import visible, visible_lines
 
 if TYPE_CHECKING:
-    from cluster.jobs.pipeline import Plan
+    from cluster.jobs.pipeline import Plan, StagePaths
 
 _UsageError: Any = typer.BadParameter.__base__  # click's
 _FUNCTIONS: dict[str, tuple[Callable[..., None], str | None]] = {  # by command: its function, and whose settings
@@ -37,6 +37,17 @@ _FUNCTIONS: dict[str, tuple[Callable[..., None], str | None]] = {  # by command:
     "evaluate": (evaluate, "evaluate"),
     "report": (report, None),
     "export": (export_network, None),
+}
+_MADE_AND_READ: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # by command: parameters that name paths
+    "shard": (("store",), ("corpus", "media")),
+    "shards retry": ((), ("store", "media")),
+    "shards verify": ((), ("store",)),
+    "shards inspect": (("out",), ("store",)),
+    "pretrain": ((), ()),
+    "finetune": ((), ()),
+    "evaluate": ((), ()),
+    "report": (("out",), ("runs",)),
+    "export": (("file",), ("run",)),
 }
 
 
@@ -82,7 +93,7 @@ def run(
     with signals_postponed():
         from cluster.jobs.pipeline import load_pipeline, require_stages
 
-        plan = load_pipeline(pipeline, overrides or [], _outputs_once_checked)
+        plan = load_pipeline(pipeline, overrides or [], _paths_once_checked)
         require_stages(plan, again or [])
         perform = _show_plan if dry_run else _run
     raise typer.Exit(perform(plan, again or [], as_json))
@@ -130,12 +141,14 @@ def _show_plan(plan: "Plan", again: Sequence[str], as_json: bool) -> int:
     return DONE
 
 
-def _outputs_once_checked(command: str, words: Sequence[str]) -> list[str]:
-    """The files and folders of this machine that a command line makes, once it is known to be one.
+def _paths_once_checked(command: str, words: Sequence[str]) -> "StagePaths":
+    """What a command line makes and reads, once it is known to be one.
 
     Its words are read by the command's own parser, and its settings by the command's own model. Raises UserError for
     what either refuses.
     """
+    from cluster.jobs.pipeline import StagePaths
+
     function, settings_of = _FUNCTIONS[command]
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
     alone.command()(function)
@@ -149,20 +162,34 @@ def _outputs_once_checked(command: str, words: Sequence[str]) -> list[str]:
     if values.get("detach"):
         remedy = "take --detach out, and hand over the whole pipeline: reelscale run … --detach"
         raise UserError("a stage that is handed over is not done when its command ends", command, remedy)
-    made = [values.get(name) for name in (("store",) if command == "shard" else ("out", "file"))]
-    if settings_of:
-        made.append(_run_folder_of(settings_of, values))
-    return [str(path) for path in made if path is not None and "://" not in str(path)]
+    made, read = _MADE_AND_READ[command]
+    paths = StagePaths(_texts(values, made), _texts(values, read))
+    return _with_settings_paths(settings_of, values, paths) if settings_of else paths
 
 
-def _run_folder_of(command: str, values: dict[str, Any]) -> str | None:
-    """The run's folder that the settings of a command line name, if any. Raises UserError for settings that misfit."""
+def _texts(values: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """The paths that parameters of these names hold."""
+    held = [values[name] for name in names if values[name] is not None]
+    return [str(path) for value in held for path in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _with_settings_paths(command: str, values: dict[str, Any], paths: "StagePaths") -> "StagePaths":
+    """A command line's paths with those that its settings name. Raises UserError for settings that do not fit."""
+    from cluster.jobs.pipeline import StagePaths
     from sharding.base.settings import load_settings
 
     media = [f"media={json.dumps(values['media'])}"] if values.get("media") else []
     job = load_settings(model_of(command), values["config"], [*media, *(values["overrides"] or [])])
-    if command == "finetune":
-        from cluster.jobs.training import require_init
+    if command == "evaluate":
+        fused = [job.evaluation.fuse.run] if job.evaluation.fuse else []
+        return StagePaths(paths.made, [job.evaluation.run, *filter(None, [job.evaluation.store]), *fused])
+    if command not in ("pretrain", "finetune"):
+        return paths
+    from cluster.jobs.training import require_init, run_folder
+    from cluster.jobs.user_paths import absolute
 
+    if command == "finetune":
         require_init(job.train, values["config"])
-    return job.train.run if command in ("pretrain", "finetune") else None
+    data = job.train.data
+    read = [data.store, *(mixed.store for mixed in data.mix), *([job.train.init.run] if job.train.init else [])]
+    return StagePaths([run_folder(job.train, values["config"], absolute(data.store))], read)

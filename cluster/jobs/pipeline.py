@@ -24,8 +24,17 @@ _CONFIG_OPTION = ("shard", "shards retry")
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
-# A command line of a stage, without `reelscale`, → the files and folders that it makes. Raises UserError for a mistake.
-Check = Callable[[StageCommand, Sequence[str]], list[str]]
+
+@dataclass(frozen=True)
+class StagePaths:
+    """The files and folders that a command line makes, and those that it reads, as far as it names them; or URLs."""
+
+    made: Sequence[str] = ()
+    read: Sequence[str] = ()
+
+
+# A stage's command, and its line without the command → its paths. Raises UserError for a mistake in the line.
+Check = Callable[[StageCommand, Sequence[str]], StagePaths]
 
 
 class Stage(Settings):
@@ -76,7 +85,7 @@ class Pipeline(Settings):
 class PlannedStage:
     """A stage as it is to run: `words` is its command line without `reelscale`, `settings` what its file and words say.
 
-    `outputs` are the files and folders of this machine that it makes, as far as its command line names them.
+    `outputs` and `inputs` are the files and folders of this machine that it makes and reads, absolute.
     """
 
     name: str
@@ -84,6 +93,7 @@ class PlannedStage:
     settings: Mapping[str, Any]
     needs: tuple[str, ...]
     outputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
     retries: int = 0
 
 
@@ -124,6 +134,7 @@ def load_pipeline(path: str, overrides: Sequence[str], check: Check) -> Plan:
         except UserError as error:
             where = f"stage {stage.name} of {path}: {error.where}"
             raise UserError(error.what, where, error.remedy) from error
+    _require_inputs(stages, path)
     folder = put_in(pipeline.folder) if pipeline.folder else f"runs/{Path(path).stem}"
     return Plan(path, Path(absolute(folder)), pipeline.parallel, tuple(stages))
 
@@ -221,11 +232,32 @@ def _planned(stage: Stage, needs: tuple[str, ...], check: Check) -> PlannedStage
         words = [*stage.arguments, *(["--config", *config] if config else []), *stage.overrides]
     for word in words:
         require_no_password(word.partition("=")[2] if "=" in word else word)
-    outputs = check(stage.command, words)
+    paths = check(stage.command, words)
     settings = settings_tree(stage.config, stage.overrides) if takes_settings else {}
     plain = pydantic.TypeAdapter(Any).dump_python(settings, mode="json")
     whole = (*stage.command.split(), *words)
-    return PlannedStage(stage.name, whole, plain, needs, tuple(map(absolute, outputs)), stage.retries)
+    return PlannedStage(stage.name, whole, plain, needs, _local(paths.made), _local(paths.read), stage.retries)
+
+
+def _local(paths: Sequence[str]) -> tuple[str, ...]:
+    return tuple(absolute(path) for path in paths if "://" not in path)
+
+
+def _require_inputs(stages: Sequence[PlannedStage], path: str) -> None:
+    """Raise UserError for a stage that reads what is not there, and that none of the stages it needs makes."""
+    by_name = {stage.name: stage for stage in stages}
+    for stage in stages:
+        before, left = set[str](), list(stage.needs)
+        while left:
+            if (name := left.pop()) not in before:
+                before.add(name)
+                left += by_name[name].needs
+        made = [output for name in before for output in by_name[name].outputs]
+        for needed in stage.inputs:
+            if not Path(needed).exists() and not any(Path(needed).is_relative_to(output) for output in made):
+                what = f"{needed} is not there, and no stage that this one needs makes it"
+                remedy = "correct the path, or name in `needs` the stage that makes it"
+                raise UserError(what, f"stage {stage.name} of {path}", remedy)
 
 
 def _near(name: str, names: Sequence[str]) -> str:

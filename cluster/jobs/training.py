@@ -42,7 +42,7 @@ def load_job(config: str, overrides: Sequence[str], needs_init: bool) -> Trainin
     if needs_init:
         require_init(train, config)
     store = open_store(train.data.store).url
-    run = train.run or f"runs/{Path(config).stem}-{PurePosixPath(store.rstrip('/')).name}"
+    run = run_folder(train, config, store)
     kept = train.checkpoint.store and open_store(train.checkpoint.store, ask=False).url
     update = {
         "run": writable_folder(run, "run"),
@@ -51,6 +51,11 @@ def load_job(config: str, overrides: Sequence[str], needs_init: bool) -> Trainin
         "checkpoint": train.checkpoint.model_copy(update={"store": kept}),
     }
     return job.model_copy(update={"train": train.model_copy(update=update)})
+
+
+def run_folder(train: TrainSettings, config: str, store: str) -> str:
+    """The folder of a recipe's run: where it names none, after the recipe and its store's absolute path or URL."""
+    return train.run or f"runs/{Path(config).stem}-{PurePosixPath(store.rstrip('/')).name}"
 
 
 def require_init(train: TrainSettings, config: str) -> None:

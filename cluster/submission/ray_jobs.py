@@ -1,6 +1,7 @@
 """Commands as jobs of a Ray cluster, by its job API: submitted, listed, followed, and asked to stop."""
 
 import datetime
+import logging
 import re
 import secrets
 import shlex
@@ -214,6 +215,8 @@ def _client(address: str) -> Any:
     from ray._private.authentication import authentication_token_setup as tokens
     from ray.job_submission import JobSubmissionClient
 
+    for module in ("dashboard_sdk", "job.sdk"):  # which say how they connect and that they do no more
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
     tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)
     return JobSubmissionClient(address)

@@ -92,13 +92,13 @@ def _until(condition: Any, process: subprocess.Popen[bytes], said: Path) -> None
 
 def submitted(*words: str | Path, folder: Path, head: dict[str, str]) -> str:
     """The id of a command line that was handed over."""
-    told = succeeded(reelscale(*words, "--detach", "--json", folder=folder, environment=head)).stdout
-    return str(json.loads(told)["job"])
+    message = succeeded(reelscale(*words, "--detach", "--json", folder=folder, environment=head)).stdout
+    return str(json.loads(message)["job"])
 
 
 def state_of(job: str, folder: Path, head: dict[str, str]) -> dict[str, Any]:
-    told = succeeded(reelscale("status", job, "--json", folder=folder, environment=head)).stdout
-    return dict(json.loads(told))
+    message = succeeded(reelscale("status", job, "--json", folder=folder, environment=head)).stdout
+    return dict(json.loads(message))
 
 
 @pytest.mark.slow
@@ -132,8 +132,12 @@ def test_a_command_is_handed_over_and_followed(store: Path, recipe: Path, head: 
 @pytest.mark.slow
 @needs_job_api
 def test_a_job_that_is_stopped_has_saved(store: Path, recipe: Path, head: dict[str, str], tmp_path: Path) -> None:
+    """Ray asks the pipeline, its stage and its ranks at once, and each asks those below it once more."""
     run = tmp_path / "run"
-    job = submitted("pretrain", recipe, f"data.store={store}", f"run={run}", *LONG, folder=tmp_path, head=head)
+    settings = ", ".join((f"data.store={store}", f"run={run}", *LONG, "ranks=2"))
+    stage = f"{{name: train, command: pretrain, config: {recipe}, overrides: [{settings}]}}"
+    (tmp_path / "all.yaml").write_text(f"folder: records\nstages:\n  - {stage}\n")
+    job = submitted("run", "all.yaml", folder=tmp_path, head=head)
     deadline = time.monotonic() + LONGEST
     while len(checkpoints(run)) < 2:
         assert time.monotonic() < deadline, state_of(job, tmp_path, head)

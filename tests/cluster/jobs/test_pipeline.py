@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.jobs.pipeline import Plan, load_pipeline, require_stages
+from cluster.jobs.pipeline import Plan, StagePaths, load_pipeline, require_stages
 from cluster.jobs.stages import StageRecord, read_records, record_file, record_of, sole_use, states, write_record
 from sharding.base.errors import UserError
 
@@ -22,8 +22,8 @@ stages:
 """
 
 
-def no_outputs(command: str, words: Sequence[str]) -> list[str]:
-    return []
+def no_paths(command: str, words: Sequence[str]) -> StagePaths:
+    return StagePaths()
 
 
 @pytest.fixture()
@@ -37,7 +37,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plan_of(file: Path, *overrides: str) -> Plan:
-    return load_pipeline(str(file), overrides, no_outputs)
+    return load_pipeline(str(file), overrides, no_paths)
 
 
 def finished(plan: Plan) -> dict[str, StageRecord]:
@@ -153,12 +153,37 @@ def test_what_ran_again_has_what_needs_it_run_again(file: Path) -> None:
 def test_what_was_made_and_is_gone_is_made_again(file: Path, tmp_path: Path) -> None:
     made = tmp_path / "made"
     made.mkdir()
-    plan = load_pipeline(str(file), [], lambda command, words: ["made"] if command == "shard" else [])
+    plan = load_pipeline(str(file), [], lambda command, words: StagePaths(["made"] if command == "shard" else []))
     records = finished(plan)
     assert to_run(plan, records) == []
     made.rmdir()
     assert states(plan, records)["shard"].reason == f"{made} is gone"
     assert to_run(plan, records) == ["shard", "one", "two", "report"]
+
+
+@pytest.mark.parametrize(
+    ("read", "refused"),
+    [("work/store", False), ("work/store/train", False), ("s3://b/x", False), ("configs", False), ("work/stroe", True)],
+)
+def test_what_no_stage_before_makes_must_be_there(file: Path, read: str, refused: bool) -> None:
+    def paths(command: str, words: Sequence[str]) -> StagePaths:
+        return StagePaths(made=["work/store"]) if command == "shard" else StagePaths(read=[read])
+
+    if not refused:
+        load_pipeline(str(file), [], paths)
+        return
+    with pytest.raises(UserError, match=r"work/stroe is not there, and no stage that this one needs makes it") as error:
+        load_pipeline(str(file), [], paths)
+    assert error.value.where == f"stage one of {file}"
+
+
+def test_what_a_stage_makes_that_is_not_needed_is_not_there(file: Path) -> None:
+    def paths(command: str, words: Sequence[str]) -> StagePaths:
+        return StagePaths(made=["work/store"]) if command == "shard" else StagePaths(read=["work/store"])
+
+    file.write_text(TEXT.replace("needs: [shard]", "needs: []"))
+    with pytest.raises(UserError, match="is not there"):
+        load_pipeline(str(file), [], paths)
 
 
 def test_records_are_kept_and_a_damaged_one_is_named(file: Path) -> None:
