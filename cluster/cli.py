@@ -9,6 +9,7 @@ import typer
 
 from cluster.commands.evaluation import evaluate
 from cluster.commands.import_export import export_network, import_network
+from cluster.commands.launch import launch
 from cluster.commands.models import models
 from cluster.commands.report import report
 from cluster.commands.settings import show_settings
@@ -61,6 +62,7 @@ shards.command("inspect")(inspect_store)
 app.command()(pretrain)
 app.command()(finetune)
 app.command()(evaluate)
+app.add_typer(launch, name="launch")
 app.command("bench-loader")(bench_loader)
 app.command()(report)
 app.command()(models)

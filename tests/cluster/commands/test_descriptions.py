@@ -13,10 +13,16 @@ from cluster.jobs.evaluation import EvaluationJob
 from cluster.jobs.loader_bench import LoaderBench
 from cluster.jobs.sharding import RetryJob, ShardingJob
 from cluster.jobs.training import TrainingJob
+from cluster.launch.hostfile import HostfileSettings
+from cluster.launch.kuberay import KubeRaySettings
+from cluster.launch.slurm import SlurmSettings
 from pretrain.models.describe import NetworkQuery
 
 Model = type[pydantic.BaseModel]
-JOBS: list[Model] = [TrainingJob, ShardingJob, RetryJob, EvaluationJob, LoaderBench, NetworkQuery]
+JOBS: list[Model] = [
+    TrainingJob, ShardingJob, RetryJob, EvaluationJob, LoaderBench, NetworkQuery, SlurmSettings, KubeRaySettings,
+    HostfileSettings,
+]  # fmt: skip
 
 
 def models_in(annotation: Any) -> Iterator[Model]:
