@@ -11,6 +11,7 @@ import typer
 from cluster.commands.evaluation import evaluate
 from cluster.commands.import_export import export_network, import_network
 from cluster.commands.jobs import logs, status, stop
+from cluster.commands.launch import launch
 from cluster.commands.models import models
 from cluster.commands.pipeline import run
 from cluster.commands.plan import plan
@@ -70,6 +71,7 @@ app.command()(run)
 app.command()(status)
 app.command()(logs)
 app.command()(stop)
+app.add_typer(launch, name="launch")
 app.command("bench-loader")(bench_loader)
 app.command()(report)
 app.command()(models)

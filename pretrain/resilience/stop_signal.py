@@ -69,13 +69,13 @@ class Stop:
     def begin(self, looks: bool) -> None:
         """From now on requests only mark: there is something to save.
 
-        `looks`: rank 0's, which says so by a file `begun` where a launcher follows the run.
+        `looks`: rank 0's, which says so by a file `begun`, with its process id, where a launcher follows the run.
         """
         with self._deciding:
             self._begun = True
         self._looks = looks
         if looks and environment.is_followed():
-            self._begun_file.touch()
+            self._begun_file.write_text(str(os.getpid()))
         self._listen_no_more()
 
     def clear(self) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 LONGEST = 200.0  # seconds that anything here may take before it counts as hung
-_MARK, _CLI = "REELSCALE_TEST_COMMAND", "cluster.cli"
+MARK = "REELSCALE_TEST_COMMAND"  # a variable of every process that comes of a command, which all end with it
+_CLI = "cluster.cli"
 
 
 class Command:
@@ -28,7 +29,7 @@ class Command:
         self.mark = uuid.uuid4().hex
         self._out, self._err = folder / f"{self.mark}.out", folder / f"{self.mark}.err"
         variables = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "RAY_"))}
-        variables |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", _MARK: self.mark, **(environment or {})}
+        variables |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", MARK: self.mark, **(environment or {})}
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
@@ -70,7 +71,7 @@ class Command:
         living = {}
         for folder in Path("/proc").glob("[0-9]*"):
             pid = int(folder.name)
-            if pid != self.process.pid and _environment(pid).get(_MARK) == self.mark and _alive(pid):
+            if pid != self.process.pid and _environment(pid).get(MARK) == self.mark and _alive(pid):
                 living[pid] = _words(pid, "cmdline")
         return living
 

@@ -15,10 +15,25 @@ from cluster.jobs.pipeline import Pipeline
 from cluster.jobs.planning import PlanJob
 from cluster.jobs.sharding import RetryJob, ShardingJob
 from cluster.jobs.training import TrainingJob
+from cluster.launch.hostfile import HostfileSettings
+from cluster.launch.kuberay import KubeRaySettings
+from cluster.launch.slurm import SlurmSettings
 from pretrain.models.describe import NetworkQuery
 
 Model = type[pydantic.BaseModel]
-JOBS: list[Model] = [TrainingJob, ShardingJob, RetryJob, EvaluationJob, LoaderBench, NetworkQuery, Pipeline, PlanJob]
+JOBS: list[Model] = [
+    TrainingJob,
+    ShardingJob,
+    RetryJob,
+    EvaluationJob,
+    LoaderBench,
+    NetworkQuery,
+    Pipeline,
+    PlanJob,
+    SlurmSettings,
+    KubeRaySettings,
+    HostfileSettings,
+]
 
 
 def models_in(annotation: Any) -> Iterator[Model]:

@@ -1,0 +1,193 @@
+"""The job `launch`: a run's recipe checked, and written down for Slurm, KubeRay or the hosts of a hostfile."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import cast
+
+from cluster.jobs.training import TrainingJob
+from cluster.jobs.user_paths import absolute
+from cluster.launch.hostfile import HostfileSettings, by_ssh, deepspeed_command, hostfile_text, torchrun_commands
+from cluster.launch.kuberay import RECIPE, KubeRaySettings, manifests
+from cluster.launch.signals import Interrupted, raise_if_interrupted, signals_ignored
+from cluster.launch.slurm import SlurmSettings, batch_script
+from pretrain.settings import fitting_world_size
+from sharding.base.atomic import atomic_write_text
+from sharding.base.errors import CommandFailed, UserError
+from sharding.base.exit_codes import DONE, FAILED, STOPPED
+from sharding.base.settings import load_settings
+from sharding.base.text import read_text
+
+_OTHERS_SECONDS = 60.0  # that agents may go on for when another has failed and all are needed
+
+
+def slurm_script(
+    settings: SlurmSettings, command: str, config: str, overrides: Sequence[str], python: str
+) -> tuple[str, str]:
+    """The batch script of a run, and a remark. Raises UserError for a recipe that does not fit."""
+    job = load_settings(TrainingJob, config, overrides)
+    words = [python, "-m", *_module(command, config, overrides)]
+    remark = _remark(job.train.lanes, settings.nodes * settings.tasks_per_node)
+    return batch_script(settings, words, str(Path.cwd())), remark
+
+
+def submit_slurm(script: str) -> str:
+    """The number of the job that sbatch makes of a script. Raises UserError, CommandFailed."""
+    return _output(["sbatch", "--parsable"], script).strip().partition(";")[0]
+
+
+def kuberay_manifests(
+    settings: KubeRaySettings, command: str, config: str, overrides: Sequence[str]
+) -> tuple[str, str]:
+    """The manifests of a run, and a remark. Raises UserError for a recipe that does not fit, or cannot be shared."""
+    job = load_settings(TrainingJob, config, overrides)
+    recipe = read_text(Path(config), config, "settings file")
+    run = str(PurePosixPath(settings.folder, job.train.run or f"runs/{settings.name}"))
+    _require_shared(job, settings, run)
+    ranks = fitting_world_size(job.train.lanes, settings.ranks)
+    words = [
+        *("reelscale", command, str(RECIPE), *overrides, f"run={run}", "launcher=ray", f"ranks={ranks}"),
+        *("monitor.address=0.0.0.0", f"monitor.port={settings.metrics_port}"),
+    ]
+    return manifests(settings, words, run, recipe), _remark(job.train.lanes, settings.ranks)
+
+
+def submit_kuberay(text: str) -> str:
+    """What kubectl says of the objects that it applied. Raises UserError, CommandFailed."""
+    return _output(["kubectl", "apply", "-f", "-"], text)
+
+
+def host_commands(
+    settings: HostfileSettings, command: str, config: str, overrides: Sequence[str], python: str, hostfile: str
+) -> tuple[list[list[str]], str]:
+    """The commands that start a run on hosts, and a remark: one of deepspeed's, or one of torchrun's for each host.
+
+    Raises UserError for a recipe that does not fit.
+    """
+    job = load_settings(TrainingJob, config, overrides)
+    words = _module(command, config, overrides)
+    remark = _remark(job.train.lanes, sum(host.slots for host in settings.hosts))
+    if settings.launcher == "deepspeed":
+        return [deepspeed_command(settings, hostfile, python, words)], remark
+    return torchrun_commands(settings, python, words), remark
+
+
+def run_on_hosts(settings: HostfileSettings, commands: Sequence[Sequence[str]], hostfile: str) -> int:
+    """Run the commands to their end, here or by ssh; returns the highest exit code, or STOPPED after a signal.
+
+    A signal is passed on, by ssh as Ctrl-C, and the ranks save: FAILED where they do not end in `save_seconds`.
+    Raises UserError where there is no ssh.
+    """
+    if settings.launcher == "deepspeed":
+        atomic_write_text(Path(hostfile), hostfile_text(settings.hosts))
+        here = [list(commands[0])]
+    else:
+        pairs = zip(settings.hosts, commands, strict=True)
+        here = [by_ssh(settings, host, command, str(Path.cwd())) for host, command in pairs]
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for words in here:
+            processes.append(_start(words))
+        return _wait(processes, all_needed=not settings.fewest_nodes)
+    except Interrupted:
+        with signals_ignored():
+            _ask_to_end(processes)
+            return STOPPED if _all_end(processes, settings.save_seconds + 30.0) else FAILED
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def _module(command: str, config: str, overrides: Sequence[str]) -> list[str]:
+    """The module that a rank runs, and its arguments; a single rank is a process of its machine."""
+    return ["cluster.cli", command, absolute(config), "launcher=none", *overrides]
+
+
+def _remark(lanes: int, ranks: int) -> str:
+    """What is to be known of ranks that the lanes leave idle; "" where there are none."""
+    fitting = fitting_world_size(lanes, ranks)
+    if fitting == ranks:
+        return ""
+    return f"{lanes} lanes do not spread over {ranks} ranks: {fitting} train, and {ranks - fitting} stay idle"
+
+
+def _require_shared(job: TrainingJob, settings: KubeRaySettings, run: str) -> None:
+    """Raises UserError for paths that only one pod sees: what it makes or needs would be lost, or missed, elsewhere."""
+    train = job.train
+    remedy = "name a PersistentVolumeClaim that all pods mount (--claim NAME), or"
+    if not settings.claim and not train.checkpoint.store:
+        raise UserError(
+            f"no other node can see the run's folder {run}, and checkpoints are kept nowhere else",
+            "--claim, checkpoint.store",
+            f"{remedy} set checkpoint.store=s3://BUCKET/PREFIX",
+        )
+    for store in (train.data.store, *(mixed.store for mixed in train.data.mix)):
+        inside = settings.claim and PurePosixPath(store).is_relative_to(settings.mount)
+        if "://" not in store and not inside:
+            raise UserError(
+                f"no pod can see the store {store}", "data.store", f"{remedy} set data.store=s3://BUCKET/PREFIX"
+            )
+
+
+def _output(words: Sequence[str], text: str) -> str:
+    """What a program prints that reads a text. Raises UserError where there is none, CommandFailed where it fails."""
+    try:
+        done = subprocess.run(words, input=text, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        remedy = "run this where it is installed, or leave out --submit and take the text there"
+        raise UserError(f"there is no program {words[0]} on this machine", "--submit", remedy) from None
+    if done.returncode:
+        raise CommandFailed(f"{words[0]} failed with exit code {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _start(words: Sequence[str]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no program {words[0]} on this machine", "--submit", "install it") from None
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], all_needed: bool) -> int:
+    """The highest exit code; `all_needed`: once one has failed, the others are ended after a while."""
+    deadline: float | None = None
+    while any(process.poll() is None for process in processes):
+        raise_if_interrupted()
+        if deadline is None and all_needed and any(process.poll() not in (None, DONE) for process in processes):
+            deadline = time.monotonic() + _OTHERS_SECONDS
+        elif deadline is not None and time.monotonic() > deadline:
+            print("a host failed, and the others cannot go on without it", file=sys.stderr)
+            _ask_to_end(processes)
+            _all_end(processes, _OTHERS_SECONDS)
+            return FAILED
+        time.sleep(0.2)
+    return max(process.returncode if process.returncode >= 0 else FAILED for process in processes)
+
+
+def _ask_to_end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Send those that are left SIGTERM, and ssh what Ctrl-C sends: its end would say nothing of the other side's."""
+    for process in processes:
+        if process.poll() is not None:
+            continue
+        if "-tt" in cast(list[str], process.args) and process.stdin:
+            with suppress(BrokenPipeError):
+                process.stdin.write(b"\x03")
+                process.stdin.flush()
+        else:
+            process.send_signal(signal.SIGTERM)
+
+
+def _all_end(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> bool:
+    """Whether all processes end within a time."""
+    deadline = time.monotonic() + seconds
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return all(process.poll() is not None for process in processes)

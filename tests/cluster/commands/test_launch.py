@@ -1,0 +1,91 @@
+"""`reelscale launch`: what is printed, what is refused before anything is sent, and what of the programs that send."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.conftest import Say
+from tests.support.commands import refused, succeeded
+
+SLURM = ("--nodes", "2", "--gpus-per-node", "1")
+KUBERAY = ("--nodes", "1", "--gpus-per-node", "8", "--image", "registry/reelscale:1")
+
+
+def test_slurm_prints_the_script_and_starts_nothing(say: Say, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    made = succeeded(say("launch", "slurm", recipe, "data.store=/a store", *SLURM, "--setup", "one", "--setup", "two"))
+    assert made.stdout.startswith("#!/bin/bash\n#SBATCH --job-name=reelscale\n") and "\none\ntwo\n" in made.stdout
+    assert made.stderr == ""
+    (line,) = [line.strip() for line in made.stdout.splitlines() if line.strip().startswith("srun")]
+    assert shlex.split(line)[-4:] == ["pretrain", str(recipe), "launcher=none", "data.store=/a store"]
+    assert f"#SBATCH --chdir={Path.cwd()}\n" in made.stdout
+    words = refused(say("launch", "slurm", recipe, "data.store=store", *SLURM, "--submit"), "--submit")
+    assert "there is no program sbatch" in words
+
+
+def test_sbatch_that_fails_is_quoted(say: Say, recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "sbatch"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'invalid partition specified' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    failed = say("launch", "slurm", recipe, "data.store=store", *SLURM, "--submit")
+    assert failed.returncode == 1 and failed.stderr.count("\n") == 1
+    assert "sbatch failed with exit code 1: invalid partition specified" in failed.stderr
+
+
+def test_idle_ranks_are_told(say: Say, recipe: Path) -> None:
+    made = succeeded(say("launch", "slurm", recipe, "data.store=s", "--nodes", "3", "--gpus-per-node", "1"))
+    assert made.stderr == "reelscale: 2 lanes do not spread over 3 ranks: 2 train, and 1 stay idle\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("slurm", "data.store=s", "lanez=3", *SLURM), "lanez: there is no such setting"),
+        (("slurm", "data.store=s", *SLURM, "--time", "a day"), "time: found 'a day'"),
+        (("slurm", "data.store=s", "--nodes", "2"), "gpus_per_node: is required"),
+        (("slurm", "data.store=s", "--gpus-per-node", "0", "--nodes", "0"), "nodes: found 0"),
+        (("hostfile", "data.store=s"), "no hosts are named"),
+        (("hostfile", "data.store=s", "--hostfile", "none"), "no such hostfile"),
+        (("hostfile", "data.store=s", "--hosts", "a,a"), "a is there twice"),
+        (("kuberay", "data.store=s3://b/s", *KUBERAY), "no other node can see the run's folder"),
+        (("kuberay", "data.store=store", "--claim", "data", *KUBERAY), "no pod can see the store store"),
+        (("kuberay", "data.store=s3://b/s", "checkpoint.store=s3://b/r", "--node-labels", "x", *KUBERAY), "KEY=VALUE"),
+        (("kuberay", "data.store=s3://b/s", "--claim", "data", "--name", "A", *KUBERAY), "name: found 'A'"),
+    ],
+)
+def test_mistakes(say: Say, recipe: Path, arguments: tuple[str, ...], words: str) -> None:
+    assert words in refused(say("launch", arguments[0], recipe, *arguments[1:]))
+
+
+def test_kuberay_prints_a_job_that_trains_the_recipe(say: Say, recipe: Path) -> None:
+    options = ("--claim", "data", "--name", "tiny", "--node-labels", "gpu=H200", "--secrets", "a", "--secrets", "b")
+    made = succeeded(say("launch", "kuberay", recipe, "data.store=/data/store", *options, *KUBERAY))
+    recipe_map, job = yaml.safe_load_all(made.stdout)
+    assert recipe_map["data"] == {"recipe.yaml": recipe.read_text()}
+    assert shlex.split(job["spec"]["entrypoint"]) == [
+        "reelscale", "pretrain", "/etc/reelscale/recipe.yaml", "data.store=/data/store", "run=/data/runs/tiny",
+        "launcher=ray", "ranks=2", "monitor.address=0.0.0.0", "monitor.port=9400",
+    ]  # fmt: skip
+    workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    assert workers["nodeSelector"] == {"gpu": "H200"} and len(workers["containers"][0]["envFrom"]) == 2
+    assert "2 lanes do not spread over 8 ranks" in made.stderr
+    run = ("data.store=s3://b/store", "checkpoint.store=s3://b/runs", "run=mine")
+    made = succeeded(say("launch", "kuberay", recipe, *run, *KUBERAY))
+    assert "run=/tmp/reelscale/mine" in made.stdout, "a folder of the pod's own"
+
+
+def test_hostfile_prints_the_hosts_and_a_command_for_each(say: Say, recipe: Path) -> None:
+    common = ("launch", "hostfile", recipe, "data.store=/data/store", "--python", "/env/bin/python")
+    made = succeeded(say(*common, "--hosts", "node1, node2", "--gpus-per-node", "4")).stdout
+    assert "# the hostfile hostfile:\nnode1 slots=4\nnode2 slots=4\n" in made
+    assert made.count("torch.distributed.run") == made.count("--rdzv-endpoint node1:29500") == 2
+    Path("hosts").write_text("node3 slots=2\n")
+    made = succeeded(say(*common, "--hostfile", "hosts", "--launcher", "deepspeed")).stdout
+    assert "/env/bin/python -m deepspeed.launcher.runner --hostfile hosts --master_addr node3" in made
+    assert not Path("hostfile").exists(), "it is printed, and not written"
