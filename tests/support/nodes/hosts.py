@@ -85,10 +85,12 @@ class Host:
         apart = ["unshare", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._init = subprocess.Popen(
             [*_dying_with_us(), *apart, "sh", "-c", _INIT, "sh", self.name, str(self._hosts_file)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        assert self._init.stdout is not None
-        assert self._init.stdout.readline() == b"ready\n", f"{self.name} did not start"
+        assert self._init.stdout is not None and self._init.stderr is not None
+        if self._init.stdout.readline() != b"ready\n":
+            self._init.wait()
+            raise OSError(f"{self.name} did not start: {self._init.stderr.read().decode(errors='replace').strip()}")
         self._pid = _children(self._init.pid)[0]
         with contextlib.suppress(subprocess.CalledProcessError):  # of a host just killed, which the kernel still clears
             _ip("link", "delete", self._link)
@@ -163,8 +165,9 @@ class Host:
             process.follow(signal.SIGKILL)
         self._init.kill()
         self._init.wait()
-        assert self._init.stdout is not None
-        self._init.stdout.close()
+        for pipe in (self._init.stdout, self._init.stderr):
+            assert pipe is not None
+            pipe.close()
         self._init = None
 
     def freeze(self) -> None:
