@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.commands.evaluation import evaluate
+from cluster.commands.evaluation import evaluate, report
 from cluster.commands.import_export import export_network, import_network
 from cluster.commands.jobs import logs, status, stop
 from cluster.commands.launch import launch
 from cluster.commands.models import models
 from cluster.commands.pipeline import run
 from cluster.commands.plan import plan
-from cluster.commands.report import report
 from cluster.commands.settings import show_settings
 from cluster.commands.shard import retry, shard
 from cluster.commands.store import bench_loader, inspect_store, verify

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.commands.evaluation import evaluate
+from cluster.commands.evaluation import evaluate, report
 from cluster.commands.import_export import export_network
 from cluster.commands.options import Address, AsJson, Detach, sent_to_cluster
-from cluster.commands.report import report
 from cluster.commands.settings import model_of
 from cluster.commands.shard import retry, shard
 from cluster.commands.store import inspect_store, verify
@@ -24,7 +23,7 @@ from sharding.base.exit_codes import DONE
 from sharding.base.printable import visible, visible_lines
 
 if TYPE_CHECKING:
-    from cluster.jobs.pipeline import Plan, StagePaths
+    from cluster.jobs.pipeline.plan import Plan, StagePaths
 
 _UsageError: Any = typer.BadParameter.__base__  # click's
 _FUNCTIONS: dict[str, tuple[Callable[..., None], str | None]] = {  # by command: its function, and whose settings
@@ -91,7 +90,7 @@ def run(
     if sent_to_cluster(address, detach, as_json):
         return
     with signals_postponed():
-        from cluster.jobs.pipeline import load_pipeline, require_stages
+        from cluster.jobs.pipeline.plan import load_pipeline, require_stages
 
         plan = load_pipeline(pipeline, overrides or [], _paths_once_checked)
         require_stages(plan, again or [])
@@ -101,7 +100,7 @@ def run(
 
 def _run(plan: "Plan", again: Sequence[str], as_json: bool) -> int:
     """Run a plan, print how it ended, and return its exit code."""
-    from cluster.jobs.stage_processes import run_pipeline
+    from cluster.jobs.pipeline.processes import run_pipeline
 
     out = sys.stderr if as_json else sys.stdout
 
@@ -119,7 +118,7 @@ def _run(plan: "Plan", again: Sequence[str], as_json: bool) -> int:
 
 def _show_plan(plan: "Plan", again: Sequence[str], as_json: bool) -> int:
     """Print each stage, its state and its command; the exit code."""
-    from cluster.jobs.stages import read_records, states
+    from cluster.jobs.pipeline.records import read_records, states
 
     stage_states = states(plan, read_records(plan), again)
     rows: list[dict[str, Any]] = [
@@ -147,7 +146,7 @@ def _paths_once_checked(command: str, words: Sequence[str]) -> "StagePaths":
     Its words are read by the command's own parser, and its settings by the command's own model. Raises UserError for
     what either refuses.
     """
-    from cluster.jobs.pipeline import StagePaths
+    from cluster.jobs.pipeline.plan import StagePaths
 
     function, settings_of = _FUNCTIONS[command]
     alone = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -175,7 +174,7 @@ def _texts(values: dict[str, Any], names: Sequence[str]) -> list[str]:
 
 def _with_settings_paths(command: str, values: dict[str, Any], paths: "StagePaths") -> "StagePaths":
     """A command line's paths with those that its settings name. Raises UserError for settings that do not fit."""
-    from cluster.jobs.pipeline import StagePaths
+    from cluster.jobs.pipeline.plan import StagePaths
     from sharding.base.settings import load_settings
 
     media = [f"media={json.dumps(values['media'])}"] if values.get("media") else []

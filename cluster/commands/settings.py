@@ -15,7 +15,7 @@ _MODELS = {  # by command: where its settings are declared
     "pretrain": ("cluster.jobs.training", "TrainingJob"),
     "finetune": ("cluster.jobs.training", "TrainingJob"),
     "evaluate": ("cluster.jobs.evaluation", "EvaluationJob"),
-    "run": ("cluster.jobs.pipeline", "Pipeline"),
+    "run": ("cluster.jobs.pipeline.plan", "Pipeline"),
     "bench-loader": ("cluster.jobs.loader_bench", "LoaderBench"),
     "plan": ("cluster.jobs.planning", "PlanJob"),
     "models": ("pretrain.models.describe", "NetworkQuery"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.jobs.evaluation import EvaluationJob
-from cluster.jobs.pipeline import Pipeline
+from cluster.jobs.pipeline.plan import Pipeline
 from cluster.jobs.sharding import ShardingJob
 from cluster.jobs.training import TrainingJob
 from pretrain.lr_schedule import highest_rate, learning_rate

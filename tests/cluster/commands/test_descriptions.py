@@ -11,7 +11,7 @@ import pytest
 
 from cluster.jobs.evaluation import EvaluationJob
 from cluster.jobs.loader_bench import LoaderBench
-from cluster.jobs.pipeline import Pipeline
+from cluster.jobs.pipeline.plan import Pipeline
 from cluster.jobs.planning import PlanJob
 from cluster.jobs.sharding import RetryJob, ShardingJob
 from cluster.jobs.training import TrainingJob

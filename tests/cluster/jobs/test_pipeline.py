@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from cluster.jobs.pipeline import Plan, StagePaths, load_pipeline, require_stages
-from cluster.jobs.stages import StageRecord, read_records, record_file, record_of, sole_use, states, write_record
+from cluster.jobs.pipeline.plan import Plan, StagePaths, load_pipeline, require_stages
+from cluster.jobs.pipeline.records import (
+    StageRecord,
+    read_records,
+    record_file,
+    record_of,
+    sole_use,
+    states,
+    write_record,
+)
 from sharding.base.errors import UserError
 
 TEXT = """\

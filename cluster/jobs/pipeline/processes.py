@@ -14,8 +14,16 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import IO, Any
 
-from cluster.jobs.pipeline import Plan, PlannedStage
-from cluster.jobs.stages import StageRecord, log_file, read_records, record_of, sole_use, state_of, write_record
+from cluster.jobs.pipeline.plan import Plan, PlannedStage
+from cluster.jobs.pipeline.records import (
+    StageRecord,
+    log_file,
+    read_records,
+    record_of,
+    sole_use,
+    state_of,
+    write_record,
+)
 from cluster.launch.signals import raise_if_interrupted
 from sharding.base import environment
 from sharding.base.child_process import end_children, signal_of

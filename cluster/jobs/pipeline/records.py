@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from cluster.jobs.pipeline import Plan, PlannedStage
+from cluster.jobs.pipeline.plan import Plan, PlannedStage
 from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import UserError
 from sharding.base.settings import differences, digest

@@ -1,0 +1,1 @@
+"""Pipelines: stages read from a file, kept in records, and run as processes."""
