@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sharding.storage.store import open_store
+from tests.cluster.faults.torchrun_job import TorchrunJob
 from tests.support.commands import reelscale, succeeded
 from tests.support.hosts import Host, gateway, hosts, require_hosts
 from tests.support.s3 import S3Server, running_s3
-from tests.support.torchrun import TorchrunJob
 from tests.support.training.checkpoints import load_newest
 
 STEPS = 200

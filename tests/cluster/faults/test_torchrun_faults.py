@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from tests.cluster.faults.conftest import STEPS, Machines
+from tests.cluster.faults.torchrun_job import Agent, TorchrunJob
 from tests.support.commands import train_steps
 from tests.support.processes import gone
-from tests.support.torchrun import Agent, TorchrunJob
 from tests.support.training.checkpoints import load_newest
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
