@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.nodes.torchrun import TorchrunJob
 
 from sharding.storage.store import open_store
+from tests.cluster.faults.torchrun_job import TorchrunJob
 from tests.support.commands import reelscale, succeeded
 from tests.support.nodes.hosts import Host, gateway, hosts, require_hosts
-from tests.support.nodes.torchrun import TorchrunJob
 from tests.support.s3 import S3Server, running_s3
 from tests.support.training.checkpoints import load_newest
 

@@ -12,10 +12,11 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
+from tests.support.nodes.torchrun import Agent, TorchrunJob
 
 from tests.cluster.faults.conftest import STEPS, Machines
+from tests.cluster.faults.torchrun_job import Agent, TorchrunJob
 from tests.support.commands import train_steps
-from tests.support.nodes.torchrun import Agent, TorchrunJob
 from tests.support.processes import gone
 from tests.support.training.checkpoints import load_newest
 

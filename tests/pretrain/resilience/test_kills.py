@@ -48,8 +48,8 @@ def losses(run: Path) -> dict[int, float]:
 
 def logged(run: Path) -> int:
     """Lines of the log of steps, those of former starts included."""
-    path = run / "metrics.jsonl"
-    return path.read_text().count('"event": "train"') if path.exists() else 0
+    path = run / "train.log"
+    return path.read_text().count("  epoch ") if path.exists() else 0
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from pretrain.engine.distributed import free_port
+from pretrain.engine.distributed import RankLost, World, free_port
+from pretrain.resilience.liveness import LivenessMonitor, LivenessSettings
 
 pytestmark = pytest.mark.slow
 
@@ -100,6 +102,23 @@ def test_a_rank_that_an_error_ends_is_missed(tmp_path: Path) -> None:
         for process in processes:
             process.kill()
     assert "rank 1 is gone (no sign of life for 2 s)" in (tmp_path / "0.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("reported", "error", "tells"),
+    [
+        (True, RankLost("a collective failed, too"), False),
+        (True, OSError("its own disk"), True),
+        (False, RankLost("nobody said so"), True),
+        (False, None, False),
+    ],
+)
+def test_a_lost_rank_is_told_once(reported: bool, error: Exception | None, tells: bool) -> None:
+    """By the log or by the error that the main thread ends with; one that is not about it is told as well."""
+    monitor = LivenessMonitor(World(0, 1, torch.device("cpu")), LivenessSettings())
+    monitor._reported = reported
+    monitor.__exit__(type(error) if error else None, error, None)
+    assert monitor._failed is tells
 
 
 def test_ranks_that_leave_in_order_are_not_missed(tmp_path: Path) -> None:

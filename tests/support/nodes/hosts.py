@@ -73,6 +73,7 @@ class Host:
     def __init__(self, network: int, number: int, name: str, disk: Path, hosts_file: Path) -> None:
         self.name, self.address, self.disk = name, f"10.77.{network}.{number + 1}", disk
         self._bridge, self._link = f"hosts{network}", f"hosts{network}-{number}"
+        self._hardware = f"02:00:0a:4d:{network:02x}:{number + 1:02x}"
         self._hosts_file, self._gateway = hosts_file, f"10.77.{network}.1"
         self._init: subprocess.Popen[bytes] | None = None
         self._pid = 0
@@ -98,6 +99,7 @@ class Host:
         _ip("link", "set", self._link, "master", self._bridge, "up")
         inside = ("nsenter", "-t", str(self._pid), "-n", "ip")
         for words in (
+            ("link", "set", "eth0", "address", self._hardware),  # the same after a boot, as others still know it
             ("address", "add", f"{self.address}/24", "dev", "eth0"),
             ("link", "set", "eth0", "up"),
             ("route", "add", "default", "via", self._gateway),
