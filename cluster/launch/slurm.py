@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from sharding.base.exit_codes import DONE, MISTAKE, STOPPED
 from sharding.base.settings import Settings, unit
@@ -87,10 +87,27 @@ class SlurmSettings(Settings):
     ] = 1000
     output: Annotated[Text, Field(min_length=1, description="the file of the job's output")] = "reelscale-%j.out"
 
+    @model_validator(mode="after")
+    def _time_to_train(self) -> Self:
+        if self.time and time_limit_seconds(self.time) <= self.save_seconds:
+            raise ValueError(
+                f"time={self.time} leaves none to train: save_seconds={self.save_seconds} before it the ranks stop"
+            )
+        return self
+
     @property
     def tasks_per_node(self) -> int:
         """Ranks of a node."""
         return self.gpus_per_node or self.ranks_per_node
+
+
+def time_limit_seconds(time: str) -> int:
+    """The seconds of a time limit as sbatch takes it: MINUTES[:SECONDS], H:M:S, or DAYS-H[:M[:S]]."""
+    days, dash, clock = time.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    first = 0 if dash or len(parts) == 3 else 1  # which of hours, minutes and seconds the first one is
+    hours, minutes, seconds = ([0] * first + parts + [0, 0])[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def batch_script(settings: SlurmSettings, command: Sequence[str], folder: str) -> str:
@@ -166,10 +183,10 @@ if [ "$cancelled" = yes ]; then
   exit {stopped}
 fi
 if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {requeues} ]; then
-  echo "stopped with all saved, and not queued again after {requeues} times; submit the script to go on"
+  echo "the ranks have stopped; the job does not queue again after {requeues} times: submit it anew to go on"
   exit {stopped}
 fi
-echo "stopped with all saved: the job is queued again"
+echo "the ranks have stopped: the job is queued again"
 scontrol requeue "$SLURM_JOB_ID"
 exit {stopped}
 """

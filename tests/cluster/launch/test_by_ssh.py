@@ -32,7 +32,7 @@ def test_hosts_train_together_and_save_when_asked(ssh: str, store: Path, recipe:
     hosts = ("--hosts", "127.0.0.1,localhost", "--gpus-per-node", "1", "--port", str(free_port()), "--ssh", ssh)
     training = ("launch", "hostfile", recipe, f"data.store={store}", "run=run", *hosts, "--submit")
     with running(*training, "schedule.epochs=9000", folder=tmp_path) as command:
-        command.until(lambda: checkpoints(run) and train_steps(run))
+        command.until(lambda: len(checkpoints(run)) > 1)
         ranks = [int(process.name) for process in Path("/proc").glob("[0-9]*") if works_in(process, tmp_path)]
         command.process.terminate()
         assert command.exit_code() == 75, command.said

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.launch.slurm import SlurmSettings, batch_script
+from cluster.launch.slurm import SlurmSettings, batch_script, time_limit_seconds
 from sharding.base.errors import UserError
 from sharding.base.settings import validate
 
@@ -79,6 +79,14 @@ def test_the_ranks_command_is_a_line_that_the_shell_reads_back() -> None:
 
 
 @pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("5", 300), ("5:30", 330), ("2:00:01", 7201), ("1-12", 129600), ("1-0:30", 88200), ("2-0:0:9", 172809)],
+)
+def test_a_time_limit_as_slurm_reads_it(time: str, seconds: int) -> None:
+    assert time_limit_seconds(time) == seconds
+
+
+@pytest.mark.parametrize(
     ("values", "words"),
     [
         ({"time": "a day"}, "time: found 'a day'"),
@@ -87,6 +95,7 @@ def test_the_ranks_command_is_a_line_that_the_shell_reads_back() -> None:
         ({"options": ["exclusive"]}, "options.0: found 'exclusive'"),
         ({"options": ["--a\nrm"]}, "options.0: found"),
         ({"setup": ["a\x1b[2J"]}, "setup.0: found"),
+        ({"time": "5", "save_seconds": 300}, "time=5 leaves none to train"),
         ({"nodes": 0}, "nodes: found 0"),
         ({"save_seconds": 70000}, "save_seconds: found 70000"),
     ],
