@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.nodes.torchrun import TorchrunJob
 
 from sharding.storage.store import open_store
 from tests.cluster.faults.torchrun_job import TorchrunJob

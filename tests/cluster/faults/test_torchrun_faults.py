@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
-from tests.support.nodes.torchrun import Agent, TorchrunJob
 
 from tests.cluster.faults.conftest import STEPS, Machines
 from tests.cluster.faults.torchrun_job import Agent, TorchrunJob
