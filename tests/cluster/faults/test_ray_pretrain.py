@@ -63,6 +63,19 @@ def cluster() -> Iterator[tuple[RayHosts, S3Server]]:
         yield RayHosts(three), server
 
 
+@pytest.fixture()
+def broken(cluster: tuple[RayHosts, S3Server]) -> Iterator[list[Host]]:
+    """The hosts that a test breaks: after it they are booted anew, and are nodes again."""
+    hosts_broken: list[Host] = []
+    yield hosts_broken
+    for host in hosts_broken:
+        host.plug()
+        host.kill()
+        host.start()
+        see_own_disk(host)
+        cluster[0].join(host)
+
+
 def see_own_disk(host: Host) -> None:
     host.run(["mount", "--bind", str(host.disk), DISK])
 
@@ -127,11 +140,13 @@ def assert_whole(command: HostCommand, disk: Path, undisturbed: dict[int, float]
 
 
 def test_a_rank_and_a_node_are_killed_and_the_node_comes_back(
-    cluster: tuple[RayHosts, S3Server], pretrain: Callable[..., HostCommand], undisturbed: dict[int, float]
-) -> None:
+    cluster: tuple[RayHosts, S3Server], pretrain: Callable[..., HostCommand], undisturbed: dict[int, float],
+    broken: list[Host],
+) -> None:  # fmt: skip
     """3 nodes, 2, and 3 again in one run."""
     nodes, _ = cluster
     lost, other = nodes.hosts[1:]
+    broken.append(lost)
     command = pretrain("nodes=3", "min_ranks=1", "resize_seconds=3")
     further(command)
     with outlived(command, "a rank killed"):
@@ -153,10 +168,12 @@ def test_a_rank_and_a_node_are_killed_and_the_node_comes_back(
 
 
 def test_a_node_hangs_then_a_link_is_cut(
-    cluster: tuple[RayHosts, S3Server], pretrain: Callable[..., HostCommand], undisturbed: dict[int, float]
-) -> None:
+    cluster: tuple[RayHosts, S3Server], pretrain: Callable[..., HostCommand], undisturbed: dict[int, float],
+    broken: list[Host],
+) -> None:  # fmt: skip
     """Two ranks on three nodes: the spare takes the place of the one that hangs; then one goes on alone."""
     nodes, _ = cluster
+    broken += nodes.hosts[1:]
     command = pretrain("nodes=2", "min_ranks=1", "resize_seconds=1000")
     further(command)
     hung = next(
@@ -171,11 +188,6 @@ def test_a_node_hangs_then_a_link_is_cut(
         spare.unplug()
     spare.plug()
     assert_whole(command, nodes.head.disk, undisturbed)
-    for host in (hung, spare):
-        host.kill()
-        host.start()
-        see_own_disk(host)
-        nodes.join(host)
 
 
 def test_nodes_that_share_no_disk(
@@ -198,12 +210,12 @@ def test_nodes_that_share_no_disk(
 
 
 def test_no_room_is_said_and_waited_for_no_longer_than_wanted(pretrain: Callable[..., HostCommand]) -> None:
-    waits = pretrain("nodes=4", "room_seconds=6")
+    waits = pretrain("nodes=6", "room_seconds=6")
     assert waits.exit_code() == 1, waits.said
-    assert "waiting for room: 4 nodes with 1 ranks each wanted; the cluster has 3 nodes" in waits.said
+    assert "waiting for room: 6 nodes with 1 ranks each wanted; the cluster has 3 nodes" in waits.said
     assert "no room for the ranks after" in waits.said and "Traceback" not in waits.said
 
-    stopped = pretrain("nodes=4")
+    stopped = pretrain("nodes=6")
     stopped.until("waiting for room")
     stopped.process.send_signal(signal.SIGTERM)
     assert stopped.exit_code() == 75, stopped.said
