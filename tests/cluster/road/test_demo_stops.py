@@ -15,7 +15,7 @@ import pytest
 
 from tests.demo.__main__ import PIPELINE, QUICK_CORPORA, QUICK_RUN
 from tests.demo.corpora import make_corpora
-from tests.support.commands import LONGEST, ROOT, checkpoints, gone, reelscale, running, succeeded
+from tests.support.commands import LONGEST, ROOT, checkpoints, gone, running
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]  # whole pipelines, on a machine that may be busy
 
@@ -52,7 +52,7 @@ def test_a_pipeline_killed_at_random_moments_ends_the_same(tmp_path: Path) -> No
     """The moments are numbers of printed lines, and a while after: so they lie alike on any machine."""
     make_corpora(tmp_path / "corpora", corpora=QUICK_CORPORA)
     moments = random.Random(18)
-    left_lines = _run_whole(tmp_path / "whole")
+    left_lines = _run_whole(tmp_path / "whole").count("\n")
     for _ in range(3):
         with running(*_pipeline(tmp_path / "killed"), folder=tmp_path) as command:
             line, seconds = moments.randint(1, left_lines // 2), moments.uniform(0, 2)
@@ -62,7 +62,7 @@ def test_a_pipeline_killed_at_random_moments_ends_the_same(tmp_path: Path) -> No
             command.kill()
             assert gone(left), command.said
             left_lines -= line
-    end = succeeded(reelscale(*_pipeline(tmp_path / "killed"), folder=tmp_path)).stdout
+    end = _run_whole(tmp_path / "killed")
     assert "done already" in end and "all 7 stages are done" in end
     whole, killed = (_results(tmp_path / name) for name in ("whole", "killed"))
     assert len(whole) == 8 and killed == whole
@@ -80,9 +80,11 @@ def _pipeline(root: Path) -> tuple[str, ...]:
     return "run", str(ROOT / PIPELINE), f"root={root}", *quick, *same, *without_ray
 
 
-def _run_whole(root: Path) -> int:
-    """Run the pipeline without a disturbance; the number of lines that it prints."""
-    return succeeded(reelscale(*_pipeline(root), folder=root)).stdout.count("\n")
+def _run_whole(root: Path) -> str:
+    """Run the pipeline without a disturbance; what it prints. Seven commands may take longer than one."""
+    with running(*_pipeline(root), folder=root) as command:
+        assert command.process.wait(timeout=4 * LONGEST) == 0, command.said
+        return command.out
 
 
 def _results(root: Path) -> dict[str, bytes | str]:
