@@ -68,7 +68,8 @@ def test_a_job_saves_queues_again_survives_a_lost_rank_and_ends(
     reached = checkpoints(run)[-1]
     assert reached == train_steps(run)[-1] < 400
 
-    slurm.ask("scontrol", "update", f"JobId={number}", "StartTime=now")  # not minutes later
+    # Not minutes later, though not in the second of its end: the node would take it for the job that was ended.
+    slurm.ask("scontrol", "update", f"JobId={number}", "StartTime=now+5")
     until(lambda: checkpoints(run)[-1] > reached)
     assert f"going on from the checkpoint at step {reached} of 400" in said()
     os.kill(rank_of(slurm, number, "1"), signal.SIGKILL)
