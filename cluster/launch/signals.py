@@ -23,7 +23,7 @@ INSISTED = (
     "reelscale: stopped at the second signal without waiting for what is under way; the same command goes on from the "
     "last checkpoint"
 )
-_SAME_REQUEST_SECONDS = 1.0  # `timeout` and terminals signal a process and its group: twice at once
+_SAME_REQUEST_SECONDS = 2.0  # schedulers, terminals and pipelines signal a process, its group and its parent: at once
 
 _came: list[int] = []
 

@@ -62,7 +62,7 @@ def test_a_second_signal_ends_it_whatever_hangs(store: Path, recipe: Path, tmp_p
         for rank in ranks:
             os.kill(rank, signal.SIGSTOP)
         command.process.send_signal(signal.SIGTERM)
-        time.sleep(1.5)
+        time.sleep(2.5)
         assert command.process.poll() is None
         command.process.send_signal(signal.SIGTERM)
         assert command.exit_code() == 75, command.said

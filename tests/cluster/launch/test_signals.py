@@ -40,4 +40,4 @@ def test_signals_that_ask_are_counted_and_the_first_passed_on() -> None:
 
 
 def test_who_asks_again_later_insists() -> None:
-    assert not insisting([]) and not insisting([5.0]) and not insisting([5.0, 5.1]) and insisting([5.0, 5.1, 7.0])
+    assert not insisting([]) and not insisting([5.0]) and not insisting([5.0, 5.1]) and insisting([5.0, 5.1, 7.5])
