@@ -72,9 +72,9 @@ def is_here(address: str) -> bool:
         return False
 
 
-def is_about_token(error: BaseException) -> bool:
-    """Whether Ray refused a connection for its token."""
-    return type(error).__name__ == "AuthenticationError" or "AuthToken" in str(error) or "auth token" in str(error)
+def is_about_token(words: str) -> bool:
+    """Whether an error's words, or a line that Ray wrote, say that a connection was refused for its token."""
+    return any(each in words for each in ("AuthenticationError", "InvalidAuthToken", "Unauthenticated"))
 
 
 def token_refused(address: str) -> UserError:

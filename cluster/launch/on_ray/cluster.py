@@ -6,9 +6,10 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from cluster.launch.on_ray.auth import authenticate, is_about_token, own_token, token_refused
@@ -69,8 +70,9 @@ def _connected(address: str | None, folder: str | None) -> Iterator[Any]:
     # A signal must not leave Ray half connected, and in the main thread Ray would answer SIGTERM itself, and end there.
     # The thread stays, for Ray's processes die with the thread that started them.
     holder = threading.Thread(target=hold, daemon=True)
+    stderr: AbstractContextManager[list[str]] = _stderr_kept() if address else nullcontext([])
     try:
-        with _connecting() as came:
+        with _connecting() as came, stderr as words:
             import ray
 
             holder.start()
@@ -80,7 +82,7 @@ def _connected(address: str | None, folder: str | None) -> Iterator[Any]:
                     print(NOT_BEGUN, file=sys.stderr)
                     end_process(STOPPED)
         if failed:
-            raise _connection_error(failed[0], address)
+            raise _connection_error(failed[0], address, "".join(words))
         yield ray
     finally:
         over.set()
@@ -152,9 +154,37 @@ def _connecting() -> Iterator[list[float]]:
         signal.alarm(0)
 
 
-def _connection_error(error: BaseException, address: str | None) -> BaseException:
-    """The error to raise where Ray did not start: a UserError where a named cluster does not answer."""
-    if is_about_token(error):
+@contextmanager
+def _stderr_kept() -> Iterator[list[str]]:
+    """Keep what comes to standard error inside the `with`; gives it at its end, and passes on what is not of tokens.
+
+    Ray's library writes a line a second about a token that a cluster does not take, and then says that none answers.
+    """
+    words: list[str] = []
+    sys.stderr.flush()
+    outside = os.dup(2)
+    try:
+        with tempfile.TemporaryFile() as file:
+            os.dup2(file.fileno(), 2)
+            try:
+                yield words
+            finally:
+                sys.stderr.flush()
+                os.dup2(outside, 2)
+                file.seek(0)
+                words.append(file.read().decode(errors="replace"))
+                rest = [line for line in words[0].splitlines(keepends=True) if not is_about_token(line)]
+                os.write(2, "".join(rest).encode())
+    finally:
+        os.close(outside)
+
+
+def _connection_error(error: BaseException, address: str | None, words: str) -> BaseException:
+    """The error to raise where Ray did not start: a UserError where a named cluster does not answer.
+
+    `words`: what Ray's library wrote meanwhile.
+    """
+    if is_about_token(f"{type(error).__name__} {error} {words}"):
         return token_refused(str(address))
     if not isinstance(error, ConnectionError):
         return error

@@ -41,8 +41,8 @@ class RayHosts:
         self, *arguments: str | Path, environment: Mapping[str, str] | None = None, on: Host | None = None
     ) -> HostCommand:
         """Start a command of Reelscale on a host (the head), with the cluster's address and no word of its token."""
-        variables = {**_RAY, "RAY_ADDRESS": f"{self.head.address}:6379", **(environment or {})}
-        del variables["RAY_AUTH_MODE"]
+        own = {name: value for name, value in _RAY.items() if name != "RAY_AUTH_MODE"}
+        variables = {**own, "RAY_ADDRESS": f"{self.head.address}:6379", **(environment or {})}
         return HostCommand(on or self.head, [str(argument) for argument in arguments], variables)
 
 

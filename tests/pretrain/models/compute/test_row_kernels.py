@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 # Where a parameter may be given: never read or written several numbers at once.
 AT_ANY_PLACE = {"_statistics": {"rows", "weight", "bias", "pending"}}
 SEARCH = [Phase.explicit, Phase.reuse, Phase.generate]  # an interpreter is too slow to make a failing case small
+NEARLY_THE_SAME = 0.05
 HALF_STEP = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
@@ -107,6 +108,8 @@ def test_they_are_the_formula_in_double_precision(
     relu: bool,
 ) -> None:
     values = drawn(rows, channels, padding, dtype, offset)
+    # A channel of few rows that are almost the same is divided by almost nought, and so is the rounding in it.
+    assume(rows == 1 or values["x"][:, :channels].double().std(0, correction=0).min() > NEARLY_THE_SAME)
     result = outcome(kernels, values, adding, relu)
     # What rounds to nought has no sign: both let gradients through alike.
     exact = outcome(row_functions, as_double(values), adding, relu, result["y"].double() if relu else None)
