@@ -45,6 +45,6 @@ SLOW_RANKS = Counter("reelscale_slow_ranks_total", "Log lines at which a rank to
 
 for _gauge in (
     SAMPLES, STEP, STEPS, LOSS, TOP1, LEARNING_RATE, GRADIENT_NORM, CLIP_RATE, DATA_WAIT, VALIDATION_CLIP1,
-    CHECKPOINT_SECONDS, SAVING, MEMORY,
+    CHECKPOINT_SECONDS, SAVING, MEMORY, INTERRUPTIONS, LOST_SECONDS,
 ):  # fmt: skip
     _gauge.set(math.nan)  # prometheus_client's own first value, 0, would pass for a figure

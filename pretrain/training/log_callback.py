@@ -30,6 +30,8 @@ class LogCallback:
         self._hosts = state.world.hosts()
         self._begin_interval(state)
         metrics.STEP.set(state.position.step)
+        metrics.INTERRUPTIONS.set(state.position.interruptions)
+        metrics.LOST_SECONDS.set(state.position.lost_seconds)
         metrics.SAMPLES.set(state.position.step * state.settings.batch)
 
     def after_step(self, state: TrainState, report: StepReport) -> None:

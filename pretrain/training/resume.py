@@ -50,8 +50,6 @@ def count_interruptions(position: Position, checkpoint: Checkpoint, starts: int)
             "the run was interrupted, for the %s time: %.0f s since its checkpoint at step %d was saved are lost, "
             "%.0f s in all", _ordinal(position.interruptions), seconds, checkpoint.step, position.lost_seconds,
         )  # fmt: skip
-    metrics.INTERRUPTIONS.set(position.interruptions)
-    metrics.LOST_SECONDS.set(position.lost_seconds)
 
 
 def _ordinal(number: int) -> str:

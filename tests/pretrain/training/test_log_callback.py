@@ -20,14 +20,15 @@ def gauge(metric: Any) -> float:
 
 def test_a_resumed_run_says_where_it_is_before_its_first_step() -> None:
     settings = TrainSettings.model_validate({"data": {"store": "s"}, "lanes": 2, "lane_batch": 4})
-    for metric in (metrics.STEP, metrics.SAMPLES, metrics.LOSS):
+    for metric in (metrics.STEP, metrics.SAMPLES, metrics.LOSS, metrics.INTERRUPTIONS, metrics.LOST_SECONDS):
         metric.set(math.nan)
     state: Any = SimpleNamespace(
         world=SimpleNamespace(device=torch.device("cpu"), hosts=lambda: ["here"]),
         settings=settings,
-        position=Position(step=5_000),
+        position=Position(step=5_000, interruptions=2, lost_seconds=30.0),
         timers=SimpleNamespace(waited=0.0, saved=0.0, validated=0.0),
     )
     LogCallback(state)
     assert (gauge(metrics.STEP), gauge(metrics.SAMPLES)) == (5_000, 40_000)
+    assert (gauge(metrics.INTERRUPTIONS), gauge(metrics.LOST_SECONDS)) == (2, 30.0)
     assert math.isnan(gauge(metrics.LOSS))

@@ -73,7 +73,7 @@ except UserError as error:
         [sys.executable, "-c", program], env={**mine, **ray, "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
         capture_output=True, text=True,
     )  # fmt: skip
-    assert done.stdout.startswith("threads: 2\n  where: here\n"), f"{done.stdout}\n{done.stderr}"
+    assert "\nthreads: 2\n  where: here\n" in done.stdout, f"{done.stdout}\n{done.stderr}"
     assert 1 <= len(list(tmp_path.glob("try-*"))) <= 2
 
 
