@@ -10,7 +10,7 @@ from pydantic import Field
 
 from cluster.jobs.user_paths import absolute, writable_folder
 from cluster.launch.choose import Launcher, choose_launcher
-from cluster.launch.on_ray.access import StoreAccess
+from cluster.launch.on_ray.credentials import StoreCredentials
 from cluster.launch.on_ray.cluster import cpus, first_ready, is_gone, ray_cluster, result_of
 from cluster.launch.signals import raise_if_interrupted
 from cluster.terminal.progress import progress
@@ -119,13 +119,13 @@ def _by_ray(settings: EvaluateSettings, workers: int, subject: Subject, todo: li
         gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
         # Processes are kept, also those with a GPU: each has the network from its first task on.
         task = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=0, max_calls=0)(_task)
-        shared, name, access = [ray.put(subject)], uuid.uuid4().hex, StoreAccess.of_this_process()
+        shared, name, credentials = [ray.put(subject)], uuid.uuid4().hex, StoreCredentials.of_this_process()
         shares = [(todo[begin : begin + size], 1) for begin in range(0, len(todo), size)]
         running: dict[Any, tuple[list[int], int]] = {}
         while shares or running:
             while shares and len(running) < workers:
                 rows, tries = shares.pop(0)
-                running[task.remote(access, name, shared, rows, settings.clips, settings.batch)] = rows, tries
+                running[task.remote(credentials, name, shared, rows, settings.clips, settings.batch)] = rows, tries
             ready = first_ready(ray, list(running))
             rows, tries = running.pop(ready)
             try:
@@ -145,13 +145,13 @@ _scorers: dict[str, Scorer] = {}  # of this worker process: that of the evaluati
 
 
 def _task(
-    access: StoreAccess, name: str, shared: list[Any], rows: list[int], clips: int, batch: int
+    credentials: StoreCredentials, name: str, shared: list[Any], rows: list[int], clips: int, batch: int
 ) -> list[VideoScore]:
     """The scores of rows of a subject, which a worker process fetches once; `name` identifies the evaluation."""
     if name not in _scorers:
         import ray
 
-        access.adopt()
+        credentials.adopt()
         for scorer in _scorers.values():
             scorer.close()
         _scorers.clear()

@@ -13,7 +13,7 @@ from pydantic import Field
 from cluster.jobs.stats import ShardingStats
 from cluster.jobs.user_paths import absolute
 from cluster.launch.choose import Launcher, choose_launcher, require_room
-from cluster.launch.on_ray.access import StoreAccess
+from cluster.launch.on_ray.credentials import StoreCredentials
 from cluster.launch.on_ray.cluster import cpus, is_gone, ray_cluster, result_of
 from cluster.launch.process_pool import TaskDone, TaskRestarted, WorkerDied, run_in_processes
 from cluster.launch.signals import raise_if_interrupted
@@ -150,7 +150,7 @@ def _by_ray(
 ) -> Generator[ShardProgress | None]:
     """The progress of jobs that Ray runs, and None now and then while they are silent."""
     with ray_cluster() as ray:
-        board, access = _board(ray), StoreAccess.of_this_process()
+        board, credentials = _board(ray), StoreCredentials.of_this_process()
         task = ray.remote(num_cpus=work.decoder_threads, max_retries=_TRIES)(_make_reporting)
         waiting = prepared.remaining_jobs()
         running: dict[Any, str] = {}
@@ -162,7 +162,7 @@ def _by_ray(
                 while len(running) < room and (following := next(waiting, None)):
                     job, root = following
                     stats.began(job.id)
-                    running[task.remote(access, board, job, root, prepared.store.url, settings, work)] = job.id
+                    running[task.remote(credentials, board, job, root, prepared.store.url, settings, work)] = job.id
                 if not running:
                     return
                 ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)
@@ -211,9 +211,15 @@ def _of_running_jobs(reports: list[ShardProgress], running: Collection[str]) -> 
 
 
 def _make_reporting(
-    access: StoreAccess, board: Any, job: ShardJob, root: str, url: str, settings: ShardSettings, work: WorkerSettings
+    credentials: StoreCredentials,
+    board: Any,
+    job: ShardJob,
+    root: str,
+    url: str,
+    settings: ShardSettings,
+    work: WorkerSettings,
 ) -> ShardProgress:
-    access.adopt()
+    credentials.adopt()
     return make_shard(job, root, url, settings, work, board.tell.remote)
 
 

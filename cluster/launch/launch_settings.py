@@ -56,7 +56,7 @@ class LaunchSettings(Settings):
     resize_seconds: Annotated[
         Seconds, Field(description="seconds between two looks for room for more ranks, where min_ranks is set")
     ] = 60.0
-    room_seconds: Annotated[
+    placement_timeout_seconds: Annotated[
         Seconds, Field(description="seconds that a run on Ray waits for nodes with room for its ranks")
     ] = 1800.0
     retries: Annotated[

@@ -8,14 +8,14 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from cluster.launch.signals import INSISTED, NOT_BEGUN, StopRequests
+from cluster.launch.signals import FORCED, NOT_BEGUN, StopRequests
 from pretrain.engine.distributed import free_port
 from sharding.base import environment
 from sharding.base.exit_codes import DONE, FAILED, MISTAKE, STOPPED
 
 _GRACE_SECONDS = 20.0
 _NOT_BEGUN_SECONDS = 3.0
-_INSISTED_SECONDS = 3.0
+_FORCED_SECONDS = 3.0
 _BY_SIGNAL = (-signal.SIGTERM, -signal.SIGINT)
 
 
@@ -61,8 +61,8 @@ def _run_ranks(
     if requests.asked:
         _ask_to_stop(processes)  # a signal meets only the ranks that are in the list by then
     codes = _exit_codes(processes, requests)
-    if requests.insisted and None in codes:
-        print(INSISTED, file=sys.stderr)
+    if requests.forced and None in codes:
+        print(FORCED, file=sys.stderr)
         return STOPPED
     code = exit_code(codes, requests.asked)
     _print_failure(codes, code)
@@ -103,8 +103,8 @@ def _exit_codes(processes: Sequence[subprocess.Popen[bytes]], requests: StopRequ
 
 def _patience(codes: Sequence[int | None], requests: StopRequests) -> float:
     """Seconds that ranks may take from now on to end by themselves."""
-    if requests.insisted:
-        return _INSISTED_SECONDS
+    if requests.forced:
+        return _FORCED_SECONDS
     if requests.asked and any(code in _BY_SIGNAL for code in codes):
         return _NOT_BEGUN_SECONDS
     if any(code not in (None, DONE, STOPPED) or (code is not None and requests.asked) for code in codes):

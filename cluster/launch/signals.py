@@ -19,7 +19,7 @@ class Interrupted(BaseException):
     """
 
 
-INSISTED = (
+FORCED = (
     "reelscale: stopped at the second signal without waiting for what is under way; the same command goes on from the "
     "last checkpoint"
 )
@@ -44,9 +44,9 @@ class StopRequests:
         return bool(self._came)
 
     @property
-    def insisted(self) -> bool:
+    def forced(self) -> bool:
         """Whether a second one has come."""
-        return insisting(self._came)
+        return is_forced(self._came)
 
     def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._count) for number in stop_signals()}
@@ -62,7 +62,7 @@ class StopRequests:
             self._on_first()
 
 
-def insisting(came: Sequence[float]) -> bool:
+def is_forced(came: Sequence[float]) -> bool:
     """Whether of signals that came at these times, in seconds, a later one is a second request."""
     return bool(came) and came[-1] - came[0] > _SAME_REQUEST_SECONDS
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from cluster.launch.on_ray.auth import authenticate, is_about_token, own_token, token_refused
 from cluster.launch.on_ray.folder import session_folder
-from cluster.launch.on_ray.last_words import last_words
-from cluster.launch.signals import NOT_BEGUN, insisting, raise_if_interrupted, signals_ignored, signals_postponed
+from cluster.launch.on_ray.exit_notice import exit_notice
+from cluster.launch.signals import NOT_BEGUN, is_forced, raise_if_interrupted, signals_ignored, signals_postponed
 from cluster.terminal.output import end_process
 from sharding.base import environment
 from sharding.base.errors import CommandFailed, UserError
@@ -43,7 +43,7 @@ def ray_cluster() -> Iterator[Any]:
     if address:
         authenticate(address)
     folder = None if address else session_folder()
-    with last_words(), nullcontext() if address else own_token():
+    with exit_notice(), nullcontext() if address else own_token():
         yield from _connected(address, folder)
 
 
@@ -78,7 +78,7 @@ def _connected(address: str | None, folder: str | None) -> Iterator[Any]:
             holder.start()
             while not tried.wait(1):
                 signal.alarm(0)
-                if insisting(came):
+                if is_forced(came):
                     print(NOT_BEGUN, file=sys.stderr)
                     end_process(STOPPED)
         if failed:

@@ -44,7 +44,7 @@ def place(nodes: Sequence[Node], launch: LaunchSettings, lanes: int) -> Placemen
     return None
 
 
-def explain_room(nodes: Sequence[Node], launch: LaunchSettings) -> str:
+def explain_capacity(nodes: Sequence[Node], launch: LaunchSettings) -> str:
     """What is asked for, and what the nodes have free, in one line."""
     each = f" with {launch.world_size // launch.nodes} ranks each" if launch.nodes else ""
     kind = "GPUs" if _with_gpus(nodes, launch) else "CPUs"

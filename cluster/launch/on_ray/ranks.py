@@ -13,11 +13,11 @@ from typing import Any, cast
 from cluster.launch.launch_settings import LaunchSettings
 from cluster.launch.on_ray.cluster import ray_cluster
 from cluster.launch.on_ray.failures import Failure, failure_of, start_failure
-from cluster.launch.on_ray.link import RankLink, open_link
+from cluster.launch.on_ray.channel import RankChannel, open_channel
 from cluster.launch.on_ray.placement import Placement
-from cluster.launch.on_ray.room import Room
+from cluster.launch.on_ray.capacity import Capacity
 from cluster.launch.rank_main import RankTask, run_rank
-from cluster.launch.signals import INSISTED, NOT_BEGUN, StopRequests
+from cluster.launch.signals import FORCED, NOT_BEGUN, StopRequests
 from pretrain.checkpoints.checkpointer import Checkpointer
 from sharding.base import environment
 from sharding.base.errors import CommandFailed, UserError
@@ -25,12 +25,12 @@ from sharding.base.exit_codes import STOPPED
 from sharding.base.printable import visible_lines
 
 _NOT_BEGUN_SECONDS = 3.0  # that a run which is asked to stop may take to begin
-_INSISTED_SECONDS = 3.0
+_FORCED_SECONDS = 3.0
 _LOOK_SECONDS = 0.3
 
 
 @dataclass
-class Try:
+class Attempt:
     """One try of a run on Ray, as the command sees it: where its ranks are, and how it ended."""
 
     placement: Placement
@@ -58,8 +58,8 @@ class _RayRun:
         self._ray, self._task, self._launch, self._requests = ray, task, launch, requests
         settings = task.resolved.settings
         self._folder, self._lanes, self._checkpoint = Path(str(settings.run)), settings.lanes, settings.checkpoint
-        self._room = Room(ray, launch, settings.lanes)
-        self._fruitless = 0  # tries in a row that saved nothing new
+        self._capacity = Capacity(ray, launch, settings.lanes)
+        self._failures_in_a_row = 0  # tries in a row that saved nothing new
         self._lost_at: float | None = None
         self._began = False  # whether any try began to train
 
@@ -67,27 +67,27 @@ class _RayRun:
         """The exit code of the run."""
         self._folder.mkdir(parents=True, exist_ok=True)
         while True:
-            placement = self._room.wait_for(self._requests)
+            placement = self._capacity.wait_for(self._requests)
             if placement is None:
                 return self._stopped_between()
-            self._room.require_common_folder(placement, self._folder, self._checkpoint.store)
-            _say(self._room.describe(placement))
-            before, others, attempt = self._newest_step(), self._room.groups(), Try(placement)
+            self._capacity.require_common_folder(placement, self._folder, self._checkpoint.store)
+            _say(self._capacity.describe(placement))
+            before, others, attempt = self._newest_step(), self._capacity.groups(), Attempt(placement)
             self._watch(attempt)
             if isinstance(attempt.outcome, int) and not (attempt.growing and attempt.outcome == STOPPED):
                 return attempt.outcome
             if self._requests.asked:
                 return STOPPED if attempt.outcome == STOPPED else self._stopped_between(attempt)
             if attempt.begun:
-                self._room.had_room()
+                self._capacity.restart_timeout()
             if isinstance(attempt.outcome, Failure):
                 self._count(self._with_cause(attempt, attempt.outcome), before)
-            self._room.wait_until_freed(others)
+            self._capacity.wait_until_freed(others)
 
-    def _stopped_between(self, attempt: Try | None = None) -> int:
+    def _stopped_between(self, attempt: Attempt | None = None) -> int:
         """STOPPED, with a word on what is kept; the failure's CommandFailed where the ranks could not stop in order."""
-        if self._requests.insisted:
-            print(INSISTED, file=sys.stderr)
+        if self._requests.forced:
+            print(FORCED, file=sys.stderr)
         elif attempt and attempt.begun and isinstance(attempt.outcome, Failure):
             raise CommandFailed(f"training failed while it was stopping: {attempt.outcome.line}")
         elif self._began:
@@ -97,16 +97,16 @@ class _RayRun:
             print(NOT_BEGUN, file=sys.stderr)
         return STOPPED
 
-    def _with_cause(self, attempt: Try, failure: Failure) -> Failure:
+    def _with_cause(self, attempt: Attempt, failure: Failure) -> Failure:
         """The failure by its cause, where that is a node which Ray calls alive: the other ranks end before it does."""
         if failure.error or not failure.ranks_ran:
             return failure
-        silent = {node.address for node in self._room.silent_nodes(attempt.placement)}
-        gone = sorted(rank for rank, host in attempt.hosts.items() if host in silent)
+        unresponsive = {node.address for node in self._capacity.unresponsive_nodes(attempt.placement)}
+        gone = sorted(rank for rank, host in attempt.hosts.items() if host in unresponsive)
         if not gone:
             return failure
         ranks = f"rank {gone[0]}" if len(gone) == 1 else f"ranks {gone[0]} to {gone[-1]}"
-        where = ", ".join(sorted(silent))
+        where = ", ".join(sorted(unresponsive))
         return Failure(f"{ranks} of {attempt.placement.ranks} on {where} cannot be reached: its node does not answer")
 
     def _count(self, failure: Failure, before: int) -> None:
@@ -114,15 +114,19 @@ class _RayRun:
         if failure.error:
             raise failure.error from None
         now = self._newest_step()
-        self._fruitless = 0 if now > before else self._fruitless + failure.ranks_ran
-        if self._fruitless > self._launch.retries:
+        self._failures_in_a_row = 0 if now > before else self._failures_in_a_row + failure.ranks_ran
+        if self._failures_in_a_row > self._launch.retries:
             raise CommandFailed(
-                f"training failed: {failure.line}; {self._fruitless} tries in a row saved nothing new "
+                f"training failed: {failure.line}; {self._failures_in_a_row} tries in a row saved nothing new "
                 f"(retries={self._launch.retries})"
             )
         if failure.ranks_ran:
             self._lost_at = self._lost_at or time.monotonic()
-        tries = f", try {self._fruitless} of {self._launch.retries} without progress" if self._fruitless else ""
+        tries = (
+            f", try {self._failures_in_a_row} of {self._launch.retries} without progress"
+            if self._failures_in_a_row
+            else ""
+        )
         onward = f"from the checkpoint at step {now}" if now > 0 else "from the beginning"
         _say(f"{failure.line}; going on {onward}{tries}")
 
@@ -134,43 +138,43 @@ class _RayRun:
             return -1
         return newest.step if newest else -1
 
-    def _watch(self, attempt: Try) -> None:
+    def _watch(self, attempt: Attempt) -> None:
         """Run a try to its end, or until it is left at a signal; what its ranks log is printed meanwhile."""
-        link = open_link(self._ray)
-        thread = threading.Thread(target=self._fit, args=(attempt, link), daemon=True)
+        channel = open_channel(self._ray)
+        thread = threading.Thread(target=self._fit, args=(attempt, channel), daemon=True)
         thread.start()
         asked, looked, leave_at = False, time.monotonic(), float("inf")
         while thread.is_alive() and time.monotonic() < leave_at:
             thread.join(timeout=_LOOK_SECONDS)
-            self._take(link, attempt)
+            self._take(channel, attempt)
             if self._requests.asked and not asked:
                 asked = True
-                link.ask_to_stop.remote()
+                channel.ask_to_stop.remote()
             if asked and not attempt.begun:
                 leave_at = min(leave_at, time.monotonic() + _NOT_BEGUN_SECONDS)
             elif asked:
                 leave_at = float("inf")
-            if self._requests.insisted:
-                leave_at = min(leave_at, time.monotonic() + _INSISTED_SECONDS)
+            if self._requests.forced:
+                leave_at = min(leave_at, time.monotonic() + _FORCED_SECONDS)
             if self._launch.is_elastic and time.monotonic() - looked > self._launch.resize_seconds:
                 looked = time.monotonic()
-                self._grow(attempt, link)
-        self._take(link, attempt)
-        self._ray.kill(link)
+                self._grow(attempt, channel)
+        self._take(channel, attempt)
+        self._ray.kill(channel)
 
-    def _grow(self, attempt: Try, link: Any) -> None:
+    def _grow(self, attempt: Attempt, channel: Any) -> None:
         """Have a run save and stop, so that it goes on with more ranks, where there is room for them now."""
         if not attempt.begun or attempt.growing or attempt.placement.ranks == self._launch.world_size:
             return
-        more = self._room.look(attempt.placement)
+        more = self._capacity.look(attempt.placement)
         if more and more.ranks > attempt.placement.ranks:
             _say(f"room for {more.ranks} ranks instead of {attempt.placement.ranks}: saving, then going on with them")
             attempt.growing = True
-            link.ask_to_stop.remote()
+            channel.ask_to_stop.remote()
 
-    def _take(self, link: Any, attempt: Try) -> None:
+    def _take(self, channel: Any, attempt: Attempt) -> None:
         try:
-            text, begun, attempt.hosts = self._ray.get(link.take.remote(), timeout=10)
+            text, begun, attempt.hosts = self._ray.get(channel.take.remote(), timeout=10)
         except self._ray.exceptions.RayError:
             return
         if text:
@@ -181,12 +185,12 @@ class _RayRun:
                 _say(f"training again, {time.monotonic() - self._lost_at:.0f} s after ranks were lost")
                 self._lost_at = None
 
-    def _fit(self, attempt: Try, link: Any) -> None:
+    def _fit(self, attempt: Attempt, channel: Any) -> None:
         """One try, in a thread of its own, because Ray takes over SIGINT where it fits in the main one."""
         from ray.train import WorkerGroupError
 
         try:
-            result = _trainer(self._ray, self._task, self._folder, attempt.placement, link).fit()
+            result = _trainer(self._ray, self._task, self._folder, attempt.placement, channel).fit()
             # Ray keeps metrics only of reports with a checkpoint, so the outcome travels as rank 0's return value.
             attempt.outcome = int(result.return_value)
         except WorkerGroupError as error:
@@ -195,7 +199,7 @@ class _RayRun:
             attempt.outcome = start_failure(error)
 
 
-def _trainer(ray: Any, task: RankTask, folder: Path, placement: Placement, link: Any) -> Any:
+def _trainer(ray: Any, task: RankTask, folder: Path, placement: Placement, channel: Any) -> Any:
     """Ray Train's trainer of one try.
 
     Ray's own retries would repeat a user's mistake, and ask for nodes that are gone; its own resizing ends ranks
@@ -211,7 +215,7 @@ def _trainer(ray: Any, task: RankTask, folder: Path, placement: Placement, link:
         environment.adopt_variables({environment.FOLLOWED: "1"})
         import ray as ray_of_worker
 
-        with RankLink(ray_of_worker, link, Path(str(config["resolved"]["settings"]["run"]))):
+        with RankChannel(ray_of_worker, channel, Path(str(config["resolved"]["settings"]["run"]))):
             return run_rank(RankTask.model_validate(config))
 
     return TorchTrainer(

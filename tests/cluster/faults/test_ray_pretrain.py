@@ -214,7 +214,7 @@ def test_nodes_that_share_no_disk(
 
 
 def test_no_room_is_said_and_waited_for_no_longer_than_wanted(pretrain: Callable[..., HostCommand]) -> None:
-    waits = pretrain("nodes=6", "room_seconds=6")
+    waits = pretrain("nodes=6", "placement_timeout_seconds=6")
     assert waits.exit_code() == 1, waits.said
     assert "waiting for room: 6 nodes with 1 ranks each wanted; the cluster has 3 nodes" in waits.said
     assert "no room for the ranks after" in waits.said and "Traceback" not in waits.said

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.launch.local import exit_code
-from cluster.launch.signals import INSISTED
+from cluster.launch.signals import FORCED
 from tests.support.commands import checkpoints, gone, reelscale, running, succeeded, train_steps
 
 TWO = ("launcher=none", "ranks=2", "schedule.epochs=60", "run=run")  # 120 steps
@@ -66,7 +66,7 @@ def test_a_second_signal_ends_it_whatever_hangs(store: Path, recipe: Path, tmp_p
         assert command.process.poll() is None
         command.process.send_signal(signal.SIGTERM)
         assert command.exit_code() == 75, command.said
-        assert INSISTED in command.err and gone(ranks)
+        assert FORCED in command.err and gone(ranks)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from cluster.launch.signals import Interrupted, StopRequests, errors_as_interrupted, insisting, interruptible
+from cluster.launch.signals import Interrupted, StopRequests, errors_as_interrupted, is_forced, interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -35,9 +35,9 @@ def test_signals_that_ask_are_counted_and_the_first_passed_on() -> None:
         assert not requests.asked
         for _ in range(2):  # to the process, and to its group
             os.kill(os.getpid(), signal.SIGTERM)
-        assert requests.asked and not requests.insisted and passed_on == [1]
+        assert requests.asked and not requests.forced and passed_on == [1]
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_who_asks_again_later_insists() -> None:
-    assert not insisting([]) and not insisting([5.0]) and not insisting([5.0, 5.1]) and insisting([5.0, 5.1, 7.5])
+    assert not is_forced([]) and not is_forced([5.0]) and not is_forced([5.0, 5.1]) and is_forced([5.0, 5.1, 7.5])

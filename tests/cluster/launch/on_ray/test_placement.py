@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.launch.launch_settings import LaunchSettings, require_this_machine
-from cluster.launch.on_ray.placement import Node, cpus_a_rank, explain_room, place
+from cluster.launch.on_ray.placement import Node, cpus_a_rank, explain_capacity, place
 from sharding.base.errors import UserError
 
 
@@ -73,10 +73,10 @@ def test_a_node_lost_leaves_the_most_that_divide_the_lanes() -> None:
 def test_without_min_ranks_all_are_waited_for() -> None:
     launch = LaunchSettings(nodes=3)
     assert place(nodes(1, 1), launch, 6) is None
-    assert explain_room(nodes(1, 1), launch) == (
+    assert explain_capacity(nodes(1, 1), launch) == (
         "3 nodes with 1 ranks each wanted; the cluster has 2 nodes: 10.0.0.0 (1 CPUs free), 10.0.0.1 (1 CPUs free)"
     )
-    assert "none" in explain_room([], launch)
+    assert "none" in explain_capacity([], launch)
 
 
 def test_an_elastic_run_takes_whole_cpus_and_no_shares_of_them() -> None:

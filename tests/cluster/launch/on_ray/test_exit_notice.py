@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from cluster.launch.on_ray.last_words import ENDED
+from cluster.launch.on_ray.exit_notice import ENDED
 from tests.support.commands import ROOT
 
 PROGRAM = """
 import os, signal, sys
-from cluster.launch.on_ray.last_words import last_words
-with last_words():
+from cluster.launch.on_ray.exit_notice import exit_notice
+with exit_notice():
     {end}
 """
 

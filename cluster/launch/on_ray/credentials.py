@@ -13,7 +13,7 @@ from sharding.base import environment
 
 
 @dataclass(frozen=True)
-class StoreAccess:
+class StoreCredentials:
     """Variables by which object stores are reached; none of them is ever printed."""
 
     variables: tuple[tuple[str, str], ...] = field(repr=False)

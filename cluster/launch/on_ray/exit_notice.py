@@ -14,7 +14,7 @@ _WAIT = 'read -r word || echo "$1" >&2'  # without a word its standard input end
 
 
 @contextmanager
-def last_words() -> Iterator[None]:
+def exit_notice() -> Iterator[None]:
     """Inside the `with`, the sudden end of this process is followed by one line on standard error.
 
     Ray's library ends the process, with no exception, once the raylet of its machine has died.

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any, Self
 
-from cluster.launch.on_ray.access import StoreAccess
+from cluster.launch.on_ray.credentials import StoreCredentials
 from pretrain.resilience.stop_signal import BEGUN_FILE, STOP_FILE
 from sharding.base import environment
 
@@ -19,23 +19,23 @@ _EVERY_SECONDS = 0.5
 _ANSWER_SECONDS, _ARRIVE_SECONDS = 10.0, 60.0
 
 
-class Link:
+class Channel:
     """The actor's class: keeps what ranks say until the command takes it, and the command's request to stop."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
         self._hosts: dict[int, str] = {}
         self._begun = self._asked = False
-        self._access = StoreAccess(())
+        self._credentials = StoreCredentials(())
 
-    def grant(self, access: StoreAccess) -> None:
+    def keep_credentials(self, credentials: StoreCredentials) -> None:
         """Keep the command's access to stores for the ranks."""
-        self._access = access
+        self._credentials = credentials
 
-    def arrive(self, rank: int, host: str) -> StoreAccess:
+    def arrive(self, rank: int, host: str) -> StoreCredentials:
         """Keep where a rank runs; returns the command's access to stores."""
         self._hosts[rank] = host
-        return self._access
+        return self._credentials
 
     def report(self, text: str, begun: bool) -> bool:
         """Keep what is new of a rank's log, and whether the run has begun; returns whether it is asked to stop."""
@@ -53,30 +53,30 @@ class Link:
         return text, self._begun, self._hosts
 
 
-def open_link(ray: Any) -> Any:
+def open_channel(ray: Any) -> Any:
     """A handle of the actor, which lives on the command's own node as long as the command does."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    link = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Link).remote()
-    link.grant.remote(StoreAccess.of_this_process())
-    return link
+    channel = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Channel).remote()
+    channel.keep_credentials.remote(StoreCredentials.of_this_process())
+    return channel
 
 
-class RankLink:
+class RankChannel:
     """A rank's end of it, for as long as the `with` lasts. On rank 0 it sends the log, too."""
 
-    def __init__(self, ray: Any, link: Any, folder: Path) -> None:
-        self._ray, self._link, self._folder = ray, link, folder
+    def __init__(self, ray: Any, channel: Any, folder: Path) -> None:
+        self._ray, self._channel, self._folder = ray, channel, folder
         self._first, self._of_node = environment.rank() == 0, environment.local_rank() == 0
         self._log = folder / _LOG
         self._position = self._log.stat().st_size if self._log.exists() else 0
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._carry, name="link", daemon=True)
+        self._thread = threading.Thread(target=self._carry, name="channel", daemon=True)
 
     def __enter__(self) -> Self:
         host = self._ray.util.get_node_ip_address()
-        self._ray.get(self._link.arrive.remote(environment.rank(), host), timeout=_ARRIVE_SECONDS).adopt()
+        self._ray.get(self._channel.arrive.remote(environment.rank(), host), timeout=_ARRIVE_SECONDS).adopt()
         if self._of_node:
             for name in (STOP_FILE, BEGUN_FILE):
                 (self._folder / name).unlink(missing_ok=True)
@@ -100,7 +100,7 @@ class RankLink:
         text = self._new_text() if self._first else ""
         begun = self._first and (self._folder / BEGUN_FILE).exists()
         try:
-            asked = self._ray.get(self._link.report.remote(text, begun), timeout=_ANSWER_SECONDS)
+            asked = self._ray.get(self._channel.report.remote(text, begun), timeout=_ANSWER_SECONDS)
         except self._ray.exceptions.RayError:
             return  # the command is gone, and Ray ends this rank soon; or it is away for a while
         if asked and self._folder.exists():

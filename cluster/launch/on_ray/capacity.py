@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from cluster.launch.launch_settings import LaunchSettings
-from cluster.launch.on_ray.placement import Node, Placement, explain_room, place
+from cluster.launch.on_ray.placement import Node, Placement, explain_capacity, place
 from cluster.launch.signals import StopRequests
 from sharding.base.errors import CommandFailed, UserError
 
 _LOOK_SECONDS = 1.0
 _FIRST_SAY_SECONDS, _SAY_SECONDS = 3.0, 30.0
 _PROBE_SECONDS = 20.0
-_SILENT_SECONDS = 30.0  # for which a node that did not answer is not asked again
+_UNRESPONSIVE_SECONDS = 30.0  # for which a node that did not answer is not asked again
 _FREED_SECONDS = 10.0
 
 
-class Room:
+class Capacity:
     """The nodes of a cluster, as far as they have room for a run's ranks."""
 
     def __init__(self, ray: Any, launch: LaunchSettings, lanes: int) -> None:
         self._ray, self._launch, self._lanes = ray, launch, lanes
         self._here = ray.get_runtime_context().get_node_id()
-        self._silent: dict[str, float] = {}  # nodes that did not answer, and when
+        self._unresponsive: dict[str, float] = {}  # nodes that did not answer, and when
         self._since = time.monotonic()  # when ranks last trained, or the run began to look for room
 
     def look(self, own: Placement | None = None) -> Placement | None:
@@ -37,30 +37,34 @@ class Room:
     def wait_for(self, requests: StopRequests) -> Placement | None:
         """Where the ranks find room, once they do; None where a signal came first. It says what it waits for.
 
-        Raises CommandFailed after `room_seconds`.
+        Raises CommandFailed after `placement_timeout_seconds`.
         """
         began = said = time.monotonic()
         self._ask_autoscaler()
         while not requests.asked:
-            if (placement := self.look()) and not self.silent_nodes(placement):
+            if (placement := self.look()) and not self.unresponsive_nodes(placement):
                 return placement
             waited = time.monotonic() - self._since
-            if waited > self._launch.room_seconds:
-                what = explain_room(self._nodes(), self._launch)
-                raise CommandFailed(f"no room for the ranks after {waited:.0f} s: {what}; room_seconds waits longer")
+            if waited > self._launch.placement_timeout_seconds:
+                what = explain_capacity(self._nodes(), self._launch)
+                raise CommandFailed(
+                    f"no room for the ranks after {waited:.0f} s: {what}; placement_timeout_seconds waits longer"
+                )
             if time.monotonic() - said > (_SAY_SECONDS if said > began else _FIRST_SAY_SECONDS):
                 said = time.monotonic()
-                left = self._launch.room_seconds - waited
-                print(f"waiting for room: {explain_room(self._nodes(), self._launch)}; {left:.0f} s left", flush=True)
+                left = self._launch.placement_timeout_seconds - waited
+                print(
+                    f"waiting for room: {explain_capacity(self._nodes(), self._launch)}; {left:.0f} s left", flush=True
+                )
             time.sleep(_LOOK_SECONDS)
         return None
 
-    def silent_nodes(self, placement: Placement) -> list[Node]:
+    def unresponsive_nodes(self, placement: Placement) -> list[Node]:
         """Those that do not answer, and are left out for a while: Ray calls a node alive for long after its death."""
         others = [node for node in dict.fromkeys(placement.nodes) if node.id != self._here]
-        silent = [node for node, sees in self._probe(others, "/") if sees is None] if others else []
-        self._silent |= {node.id: time.monotonic() for node in silent}
-        return silent
+        unresponsive = [node for node, sees in self._probe(others, "/") if sees is None] if others else []
+        self._unresponsive |= {node.id: time.monotonic() for node in unresponsive}
+        return unresponsive
 
     def describe(self, placement: Placement) -> str:
         """The ranks that are to start, in one line; with the reason, where they are fewer than all."""
@@ -79,13 +83,13 @@ class Room:
     def wait_until_freed(self, others: set[str]) -> None:
         """Wait until no placement groups but `others` are left, at most for seconds.
 
-        A try gives back what it had when its controller has ended, and so before the next one counts what is free.
+        An attempt gives back what it had when its controller has ended, and so before the next one counts what is free.
         """
         end = time.monotonic() + _FREED_SECONDS
         while self.groups() - others and time.monotonic() < end:
             time.sleep(0.2)
 
-    def had_room(self) -> None:
+    def restart_timeout(self) -> None:
         """Say that ranks have trained: from now on they may wait for room again."""
         self._since = time.monotonic()
 
@@ -112,11 +116,13 @@ class Room:
         """The live nodes with what they have free, the command's own first, for its disk has the run's folder."""
         state: Any = importlib.import_module("ray._private.state")  # a DeveloperAPI of Ray 2.59 and 2.60
         free = state.available_resources_per_node()
-        silent = {node for node, when in self._silent.items() if time.monotonic() - when < _SILENT_SECONDS}
+        unresponsive = {
+            node for node, when in self._unresponsive.items() if time.monotonic() - when < _UNRESPONSIVE_SECONDS
+        }
         nodes = [
             _node(each, free.get(each["NodeID"], {}), own)
             for each in self._ray.nodes()
-            if each["Alive"] and each["NodeID"] not in silent
+            if each["Alive"] and each["NodeID"] not in unresponsive
         ]
         return sorted(nodes, key=lambda node: (node.id != self._here, node.address))
 
