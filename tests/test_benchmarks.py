@@ -34,6 +34,8 @@ from tests.benchmarks.support.loader_s3 import enlarged
 from tests.benchmarks.support.loader_stores import segmented
 from tests.benchmarks.support.models_steps import Case, Contender, plain_network
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parent / "benchmarks").rglob("*.py")), ids=lambda path: path.stem
@@ -52,7 +54,6 @@ def test_the_plain_network_is_ours_without_our_classes(settings: dict[str, float
     assert all(type(module).__module__.startswith(("torch.", "tests.")) for module in plain.modules())
 
 
-@pytest.mark.slow
 def test_every_contender_of_a_case_is_timed() -> None:
     """Ours as the engine takes its step, and as a network alone."""
     case = Case(ModelSettings(depth=10, width=0.125), 8, 16, 2, half=True, threads=1)
@@ -69,7 +70,6 @@ def test_every_contender_of_a_case_is_timed() -> None:
     assert all(name in models.table(result) for name in result["rows"])
 
 
-@pytest.mark.slow
 def test_a_step_through_the_engine_is_the_networks() -> None:
     """Both contenders of a path train alike: what is timed differs by who calls it alone."""
     case = Case(ModelSettings(depth=10, width=0.125), 8, 16, 2, half=False, threads=1)
@@ -149,7 +149,6 @@ def test_ours_is_judged_against_the_best_peer() -> None:
     assert "ours, rows, not measured" in models.verdict(result | {"ours, rows": {"failed": "faulty"}}, failed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "said"), [((os._exit, [3]), "died with exit code 3"), ((time.sleep, [0, 600]), "silent for 4 s")]
 )
@@ -268,7 +267,6 @@ def test_an_enlarged_store_is_whole(task: loader_ways.Task, tmp_path: Path) -> N
     assert 10**6 <= written <= found.bytes
 
 
-@pytest.mark.slow
 def test_every_contender_of_training_tells_its_windows(
     task: loader_ways.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from cluster.jobs.user_paths import absolute, writable_folder
 from cluster.launch.choose import Launcher, choose_launcher
-from cluster.launch.on_ray.credentials import StoreCredentials
 from cluster.launch.on_ray.cluster import cpus, first_ready, is_gone, ray_cluster, result_of
+from cluster.launch.on_ray.credentials import StoreCredentials
 from cluster.launch.signals import raise_if_interrupted
 from cluster.terminal.progress import progress
 from pretrain.data.workers.pool import DecoderDied, LoaderSettings, decoder_count

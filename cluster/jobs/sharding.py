@@ -13,8 +13,8 @@ from pydantic import Field
 from cluster.jobs.stats import ShardingStats
 from cluster.jobs.user_paths import absolute
 from cluster.launch.choose import Launcher, choose_launcher, require_room
+from cluster.launch.on_ray.cluster import actor_here, cpus, is_gone, ray_cluster, result_of
 from cluster.launch.on_ray.credentials import StoreCredentials
-from cluster.launch.on_ray.cluster import cpus, is_gone, ray_cluster, result_of
 from cluster.launch.process_pool import TaskDone, TaskRestarted, WorkerDied, run_in_processes
 from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.endpoint import MonitorSettings, serve
@@ -150,7 +150,7 @@ def _by_ray(
 ) -> Generator[ShardProgress | None]:
     """The progress of jobs that Ray runs, and None now and then while they are silent."""
     with ray_cluster() as ray:
-        board, credentials = _board(ray), StoreCredentials.of_this_process()
+        board, credentials = actor_here(ray, _Board), StoreCredentials.of_this_process()
         task = ray.remote(num_cpus=work.decoder_threads, max_retries=_TRIES)(_make_reporting)
         waiting = prepared.remaining_jobs()
         running: dict[Any, str] = {}
@@ -170,14 +170,6 @@ def _by_ray(
                 for reference in ready:
                     yield _ended(ray, reference, running.pop(reference))
                 yield None
-
-
-def _board(ray: Any) -> Any:
-    """The board, on the driver's own node if it can be, so that it outlives the others; started again if it dies."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Board).remote()
 
 
 def _new_progress(ray: Any, board: Any) -> list[ShardProgress]:

@@ -10,11 +10,18 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import yaml
 
 from cluster import cli
+from pretrain.checkpoints.checkpoint import Checkpoint
+from pretrain.data.sources import open_sources
+from pretrain.models.zoo import build_model
+from pretrain.run_folder import Run
+from pretrain.settings import TrainSettings
 from tests.sharding.conftest import FOOTAGE, cut
 from tests.support.commands import ray_elsewhere, reelscale, succeeded
 from tests.support.s3 import S3Server, running_s3, s3_server
+from tests.support.training.checkpoints import commit
 
 Say = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = ["encode.short_edge=16", "encode.preset=ultrafast"]
@@ -144,3 +151,16 @@ def s3_running() -> Iterator[S3Server]:
     """A server of the module's own, which its tests may stop and start."""
     with running_s3() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def begun(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a checkpoint of a network that learned nothing."""
+    run = tmp_path_factory.mktemp("begun") / "run"
+    tree = yaml.safe_load(RECIPE)
+    settings = TrainSettings.model_validate(tree | {"data": {**tree["data"], "store": str(store)}})
+    sources = open_sources(settings.data)
+    Run(run, writes=True).begin(settings, sources.classes, sources.versions, {})
+    state = build_model(settings.model, len(sources.classes), 4).state_dict()
+    commit(run, Checkpoint(1, state, {}, {}, {"step": 1}))
+    return run

@@ -215,3 +215,8 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def evaluation_summary(text: str) -> dict[str, Any]:
+    """What `evaluate --json` printed, without the entries that name the run's folder."""
+    return {name: value for name, value in json.loads(text).items() if name not in ("weights", "folder")}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +25,40 @@ _FREED_SECONDS = 10.0
 class Capacity:
     """The nodes of a cluster, as far as they have room for a run's ranks."""
 
-    def __init__(self, ray: Any, launch: LaunchSettings, lanes: int) -> None:
-        self._ray, self._launch, self._lanes = ray, launch, lanes
+    def __init__(self, ray: Any, launch: LaunchSettings, lanes: int, requests: StopRequests) -> None:
+        self._ray, self._launch, self._lanes, self._requests = ray, launch, lanes, requests
         self._here = ray.get_runtime_context().get_node_id()
         self._unresponsive: dict[str, float] = {}  # nodes that did not answer, and when
         self._since = time.monotonic()  # when ranks last trained, or the run began to look for room
+
+    @contextmanager
+    def asked_for(self) -> Iterator[None]:
+        """Inside the `with`, a cluster that grows by itself is asked for all ranks; others take no notice.
+
+        Ray keeps such a request until another takes its place, also after the command.
+        """
+        from ray.autoscaler.sdk import request_resources
+
+        each = {"GPU": 1} if self._launch.gpus_per_node else {"CPU": 1}
+        request_resources(bundles=[each] * self._launch.world_size)
+        try:
+            yield
+        finally:
+            request_resources(bundles=[])
 
     def look(self, own: Placement | None = None) -> Placement | None:
         """Where ranks would find room now, with what those of `own` have; None without room."""
         return place(self._nodes(own), self._launch, self._lanes)
 
-    def wait_for(self, requests: StopRequests) -> Placement | None:
+    def wait(self) -> Placement | None:
         """Where the ranks find room, once they do; None where a signal came first. It says what it waits for.
 
         Raises CommandFailed after `placement_timeout_seconds`.
         """
         began = said = time.monotonic()
-        self._ask_autoscaler()
-        while not requests.asked:
+        while not self._requests.asked:
             if (placement := self.look()) and not self.unresponsive_nodes(placement):
-                return placement
+                return None if self._requests.asked else placement
             waited = time.monotonic() - self._since
             if waited > self._launch.placement_timeout_seconds:
                 what = explain_capacity(self._nodes(), self._launch)
@@ -60,9 +75,14 @@ class Capacity:
         return None
 
     def unresponsive_nodes(self, placement: Placement) -> list[Node]:
-        """Those that do not answer, and are left out for a while: Ray calls a node alive for long after its death."""
+        """Those that do not answer, and are left out for a while: Ray calls a node alive for long after its death.
+
+        None where a signal comes meanwhile.
+        """
         others = [node for node in dict.fromkeys(placement.nodes) if node.id != self._here]
         unresponsive = [node for node, sees in self._probe(others, "/") if sees is None] if others else []
+        if self._requests.asked:
+            return []
         self._unresponsive |= {node.id: time.monotonic() for node in unresponsive}
         return unresponsive
 
@@ -127,7 +147,7 @@ class Capacity:
         return sorted(nodes, key=lambda node: (node.id != self._here, node.address))
 
     def _probe(self, nodes: Sequence[Node], path: str) -> list[tuple[Node, bool | None]]:
-        """For each node whether it sees a path; None where it does not answer in time."""
+        """For each node whether it sees a path; None where it does not answer in time, or before a signal."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         exists = self._ray.remote(num_cpus=0, max_retries=0)(_exists)
@@ -135,7 +155,10 @@ class Capacity:
             exists.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(path): node
             for node in nodes
         }
-        ready, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=_PROBE_SECONDS)
+        end, ready, left = time.monotonic() + _PROBE_SECONDS, [], list(asked)
+        while left and time.monotonic() < end and not self._requests.asked:
+            # In short turns, because Ray's wait puts off signals to its end.
+            ready, left = self._ray.wait(list(asked), num_returns=len(asked), timeout=_LOOK_SECONDS)
         answers: dict[Any, bool] = {}
         for reference in ready:
             try:
@@ -145,13 +168,6 @@ class Capacity:
         for reference in set(asked) - set(answers):
             self._ray.cancel(reference, force=True)
         return [(node, answers.get(reference)) for reference, node in asked.items()]
-
-    def _ask_autoscaler(self) -> None:
-        """Say to a cluster that grows by itself what the run wants; others take no notice."""
-        from ray.autoscaler.sdk import request_resources
-
-        each = {"GPU": 1} if self._launch.gpus_per_node else {"CPU": 1}
-        request_resources(bundles=[each] * self._launch.world_size)
 
 
 def _exists(path: str) -> bool:

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any, Self
 
+from cluster.launch.on_ray.cluster import actor_here
 from cluster.launch.on_ray.credentials import StoreCredentials
 from pretrain.resilience.stop_signal import BEGUN_FILE, STOP_FILE
 from sharding.base import environment
@@ -55,10 +56,7 @@ class Channel:
 
 def open_channel(ray: Any) -> Any:
     """A handle of the actor, which lives on the command's own node as long as the command does."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    channel = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(Channel).remote()
+    channel = actor_here(ray, Channel)
     channel.keep_credentials.remote(StoreCredentials.of_this_process())
     return channel
 

@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from cluster.launch.on_ray.auth import authenticate, is_about_token, own_token, token_refused
-from cluster.launch.on_ray.folder import session_folder
 from cluster.launch.on_ray.exit_notice import exit_notice
+from cluster.launch.on_ray.folder import session_folder
 from cluster.launch.signals import NOT_BEGUN, is_forced, raise_if_interrupted, signals_ignored, signals_postponed
 from cluster.terminal.output import end_process
 from sharding.base import environment
@@ -190,6 +190,14 @@ def _connection_error(error: BaseException, address: str | None, words: str) -> 
         return error
     remedy = "start it, correct RAY_ADDRESS, or unset it to run on this machine"
     return UserError(f"no Ray cluster answers ({error})", f"RAY_ADDRESS={address}", remedy)
+
+
+def actor_here(ray: Any, actor: type) -> Any:
+    """A handle of an actor on this node, if that has it, which takes no CPU, outlives others, and is started again."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(actor).remote()
 
 
 def first_ready(ray: Any, references: list[Any]) -> Any:

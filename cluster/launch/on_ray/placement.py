@@ -48,7 +48,7 @@ def explain_capacity(nodes: Sequence[Node], launch: LaunchSettings) -> str:
     """What is asked for, and what the nodes have free, in one line."""
     each = f" with {launch.world_size // launch.nodes} ranks each" if launch.nodes else ""
     kind = "GPUs" if _with_gpus(nodes, launch) else "CPUs"
-    wanted = f"{launch.nodes or 'any'} nodes{each}" if launch.nodes else f"room for {launch.world_size} ranks"
+    wanted = f"{launch.nodes} nodes{each}" if launch.nodes else f"room for {launch.world_size} ranks"
     if launch.is_elastic:
         wanted += f" (at least {launch.fewest} in all)"
     free = ", ".join(

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from cluster.launch.launch_settings import LaunchSettings
+from cluster.launch.on_ray.capacity import Capacity
+from cluster.launch.on_ray.channel import RankChannel, open_channel
 from cluster.launch.on_ray.cluster import ray_cluster
 from cluster.launch.on_ray.failures import Failure, failure_of, start_failure
-from cluster.launch.on_ray.channel import RankChannel, open_channel
 from cluster.launch.on_ray.placement import Placement
-from cluster.launch.on_ray.capacity import Capacity
 from cluster.launch.rank_main import RankTask, run_rank
 from cluster.launch.signals import FORCED, NOT_BEGUN, StopRequests
 from pretrain.checkpoints.checkpointer import Checkpointer
@@ -48,17 +48,20 @@ def run_ranks(task: RankTask, launch: LaunchSettings) -> int:
     is no room for the ranks.
     """
     with StopRequests() as requests, ray_cluster() as ray:
-        return _RayRun(ray, task, launch, requests).run()
+        capacity = Capacity(ray, launch, task.resolved.settings.lanes, requests)
+        with capacity.asked_for():
+            return _RayRun(ray, task, launch, requests, capacity).run()
 
 
 class _RayRun:
     """A run on Ray: try after try, until it ends or is stopped."""
 
-    def __init__(self, ray: Any, task: RankTask, launch: LaunchSettings, requests: StopRequests) -> None:
-        self._ray, self._task, self._launch, self._requests = ray, task, launch, requests
+    def __init__(
+        self, ray: Any, task: RankTask, launch: LaunchSettings, requests: StopRequests, capacity: Capacity
+    ) -> None:
+        self._ray, self._task, self._launch, self._requests, self._capacity = ray, task, launch, requests, capacity
         settings = task.resolved.settings
-        self._folder, self._lanes, self._checkpoint = Path(str(settings.run)), settings.lanes, settings.checkpoint
-        self._capacity = Capacity(ray, launch, settings.lanes)
+        self._folder, self._checkpoint = Path(str(settings.run)), settings.checkpoint
         self._failures_in_a_row = 0  # tries in a row that saved nothing new
         self._lost_at: float | None = None
         self._began = False  # whether any try began to train
@@ -67,7 +70,7 @@ class _RayRun:
         """The exit code of the run."""
         self._folder.mkdir(parents=True, exist_ok=True)
         while True:
-            placement = self._capacity.wait_for(self._requests)
+            placement = self._capacity.wait()
             if placement is None:
                 return self._stopped_between()
             self._capacity.require_common_folder(placement, self._folder, self._checkpoint.store)
@@ -91,8 +94,8 @@ class _RayRun:
         elif attempt and attempt.begun and isinstance(attempt.outcome, Failure):
             raise CommandFailed(f"training failed while it was stopping: {attempt.outcome.line}")
         elif self._began:
-            step = self._newest_step()
-            print(f"reelscale: stopped between two tries; the same command goes on from step {step}", file=sys.stderr)
+            onward = _onward(self._newest_step())
+            print(f"reelscale: stopped between two tries; the same command goes on {onward}", file=sys.stderr)
         else:
             print(NOT_BEGUN, file=sys.stderr)
         return STOPPED
@@ -127,8 +130,7 @@ class _RayRun:
             if self._failures_in_a_row
             else ""
         )
-        onward = f"from the checkpoint at step {now}" if now > 0 else "from the beginning"
-        _say(f"{failure.line}; going on {onward}{tries}")
+        _say(f"{failure.line}; going on {_onward(now)}{tries}")
 
     def _newest_step(self) -> int:
         """The step of the newest checkpoint that this machine or the store has; -1 without any."""
@@ -234,6 +236,10 @@ def _trainer(ray: Any, task: RankTask, folder: Path, placement: Placement, chann
             failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
+
+
+def _onward(step: int) -> str:
+    return f"from the checkpoint at step {step}" if step > 0 else "from the beginning"
 
 
 def _say(line: str) -> None:

@@ -41,6 +41,7 @@ def corpus(pieces: list[Path], broken: dict[str, Path], tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_sharding_and_looking(say: Say, corpus: Path, tmp_path: Path) -> None:
     store = f"store {EVIL}"
     results = [say("shard", corpus, store, *SMALL, *ALONE)]

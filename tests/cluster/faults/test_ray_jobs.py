@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from pretrain.checkpoints.checkpoint import Checkpoint
-from pretrain.data.sources import open_sources
-from pretrain.models.zoo import build_model
-from pretrain.run_folder import Run
-from pretrain.settings import TrainSettings
 from sharding.storage.store import open_store
-from tests.cluster.conftest import RECIPE, SMALL
-from tests.support.commands import reelscale, succeeded
+from tests.cluster.conftest import SMALL
+from tests.support.commands import evaluation_summary, reelscale, succeeded
 from tests.support.nodes.hosts import Host, gateway, hosts, require_hosts
 from tests.support.nodes.on_ray import RayHosts
 from tests.support.s3 import S3Server, running_s3
-from tests.support.training.checkpoints import commit
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1500)]
 
@@ -46,19 +37,6 @@ def lost(cluster: tuple[RayHosts, S3Server]) -> Iterator[Host]:
     host.kill()
     host.start()
     nodes.join(host)
-
-
-@pytest.fixture(scope="module")
-def begun(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a checkpoint of a network that learned nothing."""
-    run = tmp_path_factory.mktemp("begun") / "run"
-    tree = yaml.safe_load(RECIPE)
-    settings = TrainSettings.model_validate(tree | {"data": {**tree["data"], "store": str(store)}})
-    sources = open_sources(settings.data)
-    Run(run, writes=True).begin(settings, sources.classes, sources.versions, {})
-    state = build_model(settings.model, len(sources.classes), 4).state_dict()
-    commit(run, Checkpoint(1, state, {}, {}, {"step": 1}))
-    return run
 
 
 def working(host: Host, word: str) -> bool:
@@ -96,7 +74,7 @@ def test_a_node_is_lost_while_videos_are_scored(
     runs = {name: shutil.copytree(begun, tmp_path / name) for name in ("ray", "none")}
     for name, run in runs.items():
         (tmp_path / f"{name}.yaml").write_text(f"run: {run}\nlauncher: {name}\n")
-    whole = summary(succeeded(reelscale("evaluate", tmp_path / "none.yaml", "--json", *long, folder=tmp_path)).stdout)
+    alone = succeeded(reelscale("evaluate", tmp_path / "none.yaml", "--json", *long, folder=tmp_path))
     command = nodes.reelscale("evaluate", tmp_path / "ray.yaml", "--json", *long)
     command.until(lambda: working(lost, "_task"))
     began = time.monotonic()
@@ -104,7 +82,7 @@ def test_a_node_is_lost_while_videos_are_scored(
     assert command.exit_code() == 0, command.said
     print(f"evaluate: done {time.monotonic() - began:.0f} s after it")
     assert "another takes them" in command.said and "Traceback" not in command.said
-    assert summary(command.said[command.said.index("{") :]) == whole
+    assert evaluation_summary(command.said[command.said.index("{") :]) == evaluation_summary(alone.stdout)
 
 
 def test_a_node_is_lost_while_a_network_is_fine_tuned(
@@ -130,8 +108,3 @@ def test_a_node_is_lost_while_a_network_is_fine_tuned(
     if host is not lost:
         host.start()
         nodes.join(host)
-
-
-def summary(text: str) -> dict[str, Any]:
-    """The summary without the entries that name the run's folder."""
-    return {name: value for name, value in json.loads(text).items() if name not in ("weights", "folder")}

@@ -10,18 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from cluster.jobs.evaluation import _with_absolute_paths
-from pretrain.checkpoints.checkpoint import Checkpoint
-from pretrain.data.sources import open_sources
 from pretrain.evaluation.evaluate import EvaluateSettings
-from pretrain.models.zoo import build_model
-from pretrain.run_folder import Run
-from pretrain.settings import TrainSettings
-from tests.cluster.conftest import RECIPE, Say
-from tests.support.commands import Command, reelscale, refused, running, succeeded
-from tests.support.training.checkpoints import commit
+from tests.cluster.conftest import Say
+from tests.support.commands import Command, evaluation_summary, reelscale, refused, running, succeeded
 from tests.support.training.evaluations import spoil
 
 pytestmark = pytest.mark.timeout(900)  # whole commands, on a machine that may be busy
@@ -30,30 +23,12 @@ LONG = ("clips=300", "batch=1")  # some of a second a video
 
 
 @pytest.fixture(scope="module")
-def begun(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a checkpoint of a network that learned nothing."""
-    run = tmp_path_factory.mktemp("begun") / "run"
-    tree = yaml.safe_load(RECIPE)
-    settings = TrainSettings.model_validate(tree | {"data": {**tree["data"], "store": str(store)}})
-    sources = open_sources(settings.data)
-    Run(run, writes=True).begin(settings, sources.classes, sources.versions, {})
-    state = build_model(settings.model, len(sources.classes), 4).state_dict()
-    commit(run, Checkpoint(1, state, {}, {}, {"step": 1}))
-    return run
-
-
-@pytest.fixture(scope="module")
 def whole(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The summary of an evaluation that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     run = shutil.copytree(begun, folder / "run")
     (folder / "none.yaml").write_text(f"run: {run}\nlauncher: none\n")
-    return summary(succeeded(reelscale("evaluate", "none.yaml", "--json", *LONG, folder=folder)).stdout)
-
-
-def summary(text: str) -> dict[str, Any]:
-    """The summary without the entries that name the run's folder."""
-    return {name: value for name, value in json.loads(text).items() if name not in ("weights", "folder")}
+    return evaluation_summary(succeeded(reelscale("evaluate", "none.yaml", "--json", *LONG, folder=folder)).stdout)
 
 
 def pieces(run: Path) -> list[Path]:
@@ -77,7 +52,7 @@ def test_an_evaluation_goes_on_where_it_was_stopped(begun: Path, whole: dict[str
     assert not list(run.glob("evaluation/*/*.*"))
     last = succeeded(reelscale(*command, folder=tmp_path))
     assert int(last.stderr.partition(" of 6 videos are scored already")[0].split()[-1]) >= 2
-    assert summary(last.stdout) == whole and not pieces(run)
+    assert evaluation_summary(last.stdout) == whole and not pieces(run)
 
 
 @pytest.mark.cluster
@@ -95,7 +70,7 @@ def test_a_worker_of_ray_that_dies_is_replaced(begun: Path, whole: dict[str, Any
         os.kill(command.until(lambda: scoring(command))[0], signal.SIGKILL)
         assert command.exit_code() == 0, command.said
     assert "is gone (" in command.err and "another takes them" in command.err and "Traceback" not in command.err
-    found = summary(command.out)
+    found = evaluation_summary(command.out)
     assert {name: found[name] for name in ("videos", "clips", "clip1", "video1", "per_class")} == {
         name: whole[name] for name in ("videos", "clips", "clip1", "video1", "per_class")
     }

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from cluster.jobs.sharding import _board, _new_progress, _of_running_jobs
-from cluster.launch.on_ray.cluster import ray_cluster
+from cluster.jobs.sharding import _Board, _new_progress, _of_running_jobs
+from cluster.launch.on_ray.cluster import actor_here, ray_cluster
 from sharding.make.shard import ShardProgress
 
 
@@ -15,7 +15,7 @@ from sharding.make.shard import ShardProgress
 @pytest.mark.timeout(300)
 def test_a_board_that_died_begins_anew() -> None:
     with ray_cluster() as ray:
-        board = _board(ray)
+        board = actor_here(ray, _Board)
         ray.get(board.tell.remote(ShardProgress("g0-000000", "train", videos=1)))
         ray.kill(board, no_restart=False)
         reports: list[ShardProgress] = []

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from cluster.launch.signals import Interrupted, StopRequests, errors_as_interrupted, is_forced, interruptible
+from cluster.launch.signals import Interrupted, StopRequests, errors_as_interrupted, interruptible, is_forced
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -20,6 +20,8 @@ from tests.support.s3 import S3Server, free_port
 from tests.support.training.checkpoints import begin_attempt, begin_run, committed, made, names, newest, save_steps
 from tests.support.training.saving_process import saving
 
+pytestmark = pytest.mark.slow
+
 
 def flip(store: Store, path: str) -> None:
     body = bytearray(store.get(path))
@@ -65,7 +67,6 @@ def test_damage_here_is_mended_from_the_store(tmp_path: Path, settings: Checkpoi
     assert names(run) == ["step-00000001", "step-00000002"]
 
 
-@pytest.mark.slow
 def test_an_upload_that_was_killed_is_not_seen(tmp_path: Path, url: str, server: S3Server) -> None:
     run, settings = tmp_path / "run", CheckpointSettings(keep=2, store=url)
     store = open_store(url)
@@ -102,7 +103,6 @@ def test_a_killed_download_leaves_nothing_for_long(tmp_path: Path, settings: Che
     assert names(run) == [".fetching-78", "step-00000001"]
 
 
-@pytest.mark.slow
 def test_a_store_that_cannot_be_reached_does_not_end_training(
     tmp_path: Path, url: str, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +144,6 @@ def test_a_directory_that_cannot_be_made_is_told_at_the_start(tmp_path: Path) ->
         begin_run(run, seed=1)
 
 
-@pytest.mark.slow
 def test_two_attempts_on_two_machines(tmp_path: Path, url: str, settings: CheckpointSettings) -> None:
     here, moved = tmp_path / "a" / "run", tmp_path / "b" / "run"
     old = save_steps(here, settings, 1)

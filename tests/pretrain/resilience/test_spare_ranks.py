@@ -74,6 +74,7 @@ def test_the_end_of_a_former_start_ends_nothing(meeting: int, tmp_path: Path) ->
     assert spare.code == 0
 
 
+@pytest.mark.slow
 def test_silence_and_a_store_that_is_gone_end_a_spare_rank(
     meeting: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,8 @@ from tests.support import network_faults as faults
 from tests.support.network_faults import Proxy, before_s3
 from tests.support.s3 import KEY, SECRET, S3Server, free_port, running_s3
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 
 
@@ -52,7 +54,6 @@ def opened(name: str, patience: float = 60) -> S3Store:
     return store
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "objects"), [(0.1, 30), (0.4, 12)])
 def test_all_arrives_whatever_breaks(
     proxy: Proxy, tmp_path: Path, small_parts: None, rate: float, objects: int
@@ -137,7 +138,6 @@ def test_an_upload_in_parts_whose_end_was_lost(proxy: Proxy, tmp_path: Path, sma
     assert sum(request.startswith("PUT") for request in proxy.requests) == 2  # nothing was sent twice
 
 
-@pytest.mark.slow
 def test_a_server_that_is_gone_for_a_while(server: S3Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_LONGEST_PAUSE", 1.0)
     store = opened("gone")
@@ -169,7 +169,6 @@ def test_a_server_that_hangs(server: S3Server, proxy: Proxy, monkeypatch: pytest
     assert sum(request.startswith("PUT") for request in proxy.requests) > 1
 
 
-@pytest.mark.slow
 def test_opening_is_quick_and_bears_a_little(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy.script += [("GET", fault) for fault in (faults.SLOW_DOWN, faults.RESET_BEFORE, faults.CUT_ANSWER)]
     store = opened("quick")
@@ -212,7 +211,6 @@ def test_a_listing_comes_page_by_page(proxy: Proxy, monkeypatch: pytest.MonkeyPa
     assert dict(store.walk()) == names and store.list() == sorted(names)
 
 
-@pytest.mark.slow
 def test_errors_tell_no_secrets(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = ("hunter2", SECRET, "AKIAABCDEFGHIJKLMNOP")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://somebody:hunter2@127.0.0.1:{free_port()}")

@@ -24,6 +24,8 @@ from tests.support import network_faults as faults
 from tests.support.network_faults import Proxy, before_s3, fault_proxy
 from tests.support.s3 import SECRET, S3Server, running_s3
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 DATA = random.Random(0).randbytes(32 * MIB)
 
@@ -167,7 +169,6 @@ def test_a_server_that_hangs(server: S3Server, proxy: Proxy, monkeypatch: pytest
     assert read.result() == b"234"
 
 
-@pytest.mark.slow
 def test_a_url_that_has_ended_is_signed_anew(proxy: Proxy, signed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sharding.storage.s3.GOOD_SECONDS", 4)  # a busy machine takes one of them to ask
     store = opened(b"0123456789")
@@ -252,7 +253,6 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, 
     return context, certificate
 
 
-@pytest.mark.slow
 def test_over_https(
     server: S3Server, proxy: Proxy, identity: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def proxy(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         yield found
 
 
+@pytest.mark.slow
 def test_a_server_is_asked_many_at_once(proxy: Proxy) -> None:
     store = open_store("s3://bucket/ahead")
     store.put("object", DATA)

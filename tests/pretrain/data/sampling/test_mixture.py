@@ -41,6 +41,7 @@ def test_every_period_has_the_ratio(mixed: Mixture, number: int) -> None:
         assert [counts[store] for store in range(len(mixed.orders))] == list(mixed.parts)
 
 
+@pytest.mark.slow
 @given(mixtures(), st.integers(0, 50), st.integers(1, 40))
 def test_each_store_comes_in_its_own_order(mixed: Mixture, first: int, count: int) -> None:
     for lane in range(mixed.orders[0].lanes):

@@ -161,6 +161,7 @@ def test_a_cross_validation_that_leaks(sports: Path) -> None:
         read(folder, media=str(sports / "media"), kind="sports1m", fold=5)
 
 
+@pytest.mark.slow
 def test_sports1m_in_a_store(sports: Path, s3: tuple[dict[str, str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3[0].items():
         monkeypatch.setenv(name, value)
