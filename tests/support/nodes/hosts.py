@@ -117,7 +117,8 @@ class Host:
         variables = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
         folders = {"HOME": str(self.disk / "home"), "TMPDIR": str(self.disk / "tmp")}
         ray = {"RAY_TMPDIR": str(self.disk / "tmp")}
-        own = {"HOSTNAME": self.name, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        programs = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+        own = {"HOSTNAME": self.name, "PATH": programs, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         return variables | folders | ray | own | dict(more or {})
 
     def popen(
