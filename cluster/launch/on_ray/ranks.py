@@ -13,7 +13,7 @@ from typing import Any, cast
 from cluster.launch.launch_settings import LaunchSettings
 from cluster.launch.on_ray.capacity import Capacity
 from cluster.launch.on_ray.channel import RankChannel, open_channel
-from cluster.launch.on_ray.cluster import ray_cluster
+from cluster.launch.on_ray.cluster import kill_actors, ray_cluster
 from cluster.launch.on_ray.failures import Failure, failure_of, start_failure
 from cluster.launch.on_ray.placement import Placement
 from cluster.launch.rank_main import RankTask, run_rank
@@ -26,6 +26,7 @@ from sharding.base.printable import visible_lines
 
 _NOT_BEGUN_SECONDS = 3.0  # that a run which is asked to stop may take to begin
 _FORCED_SECONDS = 3.0
+_LEAVE_SECONDS = 20.0  # that a try may take to end once its controller is killed
 _LOOK_SECONDS = 0.3
 
 
@@ -162,7 +163,18 @@ class _RayRun:
                 looked = time.monotonic()
                 self._grow(attempt, channel)
         self._take(channel, attempt)
+        self._leave(thread)
         self._ray.kill(channel)
+
+    def _leave(self, thread: threading.Thread) -> None:
+        """End a try that is left: its thread must be out of Ray before the connection is closed.
+
+        Ray's library would end the process with code 1 under it.
+        """
+        end = time.monotonic() + _LEAVE_SECONDS
+        while thread.is_alive() and time.monotonic() < end:
+            kill_actors(self._ray, "TrainController")
+            thread.join(timeout=_LOOK_SECONDS)
 
     def _grow(self, attempt: Attempt, channel: Any) -> None:
         """Have a run save and stop, so that it goes on with more ranks, where there is room for them now."""

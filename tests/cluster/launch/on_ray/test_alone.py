@@ -55,3 +55,39 @@ def test_it_listens_on_loopback_alone(seen: dict[str, object]) -> None:
 def test_its_token_is_its_own_and_goes_with_it(seen: dict[str, object]) -> None:
     assert seen["mode"] == 0o700 and seen["same"] and not seen["left"]
     assert isinstance(seen["commands"], list) and not any(str(seen["secret"]) in words for words in seen["commands"])
+
+
+LEAVES_A_THREAD = """
+import threading, time
+from cluster.launch.on_ray.cluster import kill_actors, ray_cluster
+
+class Slow:
+    def run(self):
+        time.sleep(1000)
+
+with ray_cluster() as ray:
+    slow = ray.remote(num_cpus=0)(Slow).remote()
+
+    def wait():
+        try:
+            ray.get(slow.run.remote())
+        except ray.exceptions.RayActorError:
+            print("its actor is gone", flush=True)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        kill_actors(ray, "Other")
+        kill_actors(ray, "Slow")
+        thread.join(0.2)
+raise SystemExit(75)
+"""
+
+
+def test_a_thread_that_waits_for_an_actor_is_freed_before_the_end() -> None:
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES_A_THREAD], env={**variables, "PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (75, "its actor is gone\n"), done.stderr
