@@ -169,13 +169,13 @@ def test_a_slow_rank_is_named(ranks: ForkServer, store: str, tmp_path: Path, zer
 def test_a_slow_save_is_no_hang(ranks: ForkServer, store: str, tmp_path: Path) -> None:
     """Rank 0 waits for the save before; the others wait with it, by its patience."""
     run = tmp_path / "run"
-    settings = short(store, run, 3, watchdog={"stall_seconds": 2})
-    assert ranks.ended(ranks.start(settings, 2, save=5.0)) == [0, 0]
+    settings = short(store, run, 2, watchdog={"stall_seconds": 8})
+    assert ranks.ended(ranks.start(settings, 2, save=16.0)) == [0, 0]
 
 
 def test_ranks_that_hang_say_where_and_end(ranks: ForkServer, store: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = short(store, run, 9, watchdog={"stall_seconds": 5})
+    settings = short(store, run, 9, watchdog={"stall_seconds": 8})
     pids = ranks.start(settings, 2, hangs=[1, 4])
     assert ranks.ended(pids) == [75, 75]
     stacks = [path.read_text() for path in sorted((run / "stacks").glob("rank-*"))]
