@@ -176,7 +176,8 @@ class Engine:
         """
         self._awaits_verdict, self.was_skipped = False, not finite
         if not finite:
-            metrics.SKIPPED_STEPS.inc()
+            if self.world.rank == 0:
+                metrics.SKIPPED_STEPS.labels("overflow" if self.was_overflow else "not_finite").inc()
             scale = f" (loss scale {self._scale.factor:g})" if self._half is torch.float16 else ""
             log.warning("a step was left out: a loss or a gradient is not finite%s", scale)
         self._scale.after_step(finite)

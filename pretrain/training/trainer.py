@@ -63,7 +63,6 @@ def train(resolved: ResolvedRun, on_start: Callable[[int], None] | None = None) 
         require_memory(quantities["memory_per_rank_bytes"], world.device)
         run.begin(settings, sources.classes, sources.versions, quantities)
         run.log_to_file()
-        metrics.STEPS.set(settings.steps)
         if on_start:
             on_start(world.rank)
         with ends_on_device_loss():
@@ -122,6 +121,8 @@ def run_steps(state: TrainState, callbacks: Sequence[Callback]) -> Outcome:
             read = sent.popleft()
             read.read()
             if read.absent:
+                if state.world.rank == 0:
+                    metrics.SKIPPED_STEPS.labels("no_clips").inc()
                 save_before(state, read)
                 return "stopped"
             stopping |= read.stopping
@@ -148,7 +149,8 @@ def judge(state: TrainState, report: StepReport) -> Verdict:
     state.engine.record_verdict(not report.skipped)
     verdict = state.loss_monitor.step(report.mean_loss, report.skipped and not state.engine.was_overflow)
     if verdict == "spike":
-        metrics.LOSS_SPIKES.inc()
+        if state.world.rank == 0:
+            metrics.LOSS_SPIKES.inc()
         log.warning("the loss of step %d, %.3f, is far above those before it", report.step, report.mean_loss)
     return verdict
 
