@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,6 +169,22 @@ class Engine:
         The norm is inf where it was left out, and nan before the first.
         """
         return self._judge.verdict
+
+    def on_exchange(self, begin: Callable[[], object], end: Callable[[], object]) -> None:
+        """Have these called before and after gradients are summed over the ranks, at the end of each backward pass."""
+        exchange = self._engine.allreduce_gradients
+
+        def marked(*arguments: Any, **options: Any) -> None:
+            begin()
+            exchange(*arguments, **options)
+            end()
+
+        self._engine.allreduce_gradients = marked
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What the coming step's loss is multiplied by in fp16; None in other precisions."""
+        return self._scale.factor if self._half is torch.float16 else None
 
     def record_verdict(self, finite: bool) -> None:
         """Take note of a step's verdict on the host: in the loss scale, a metric and the log. Once a step, in order.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,11 +64,15 @@ class HostCollector(Collector):
         return [memory, free, size]
 
 
-def watch_host(folders: Mapping[str, Path], registry: CollectorRegistry = REGISTRY) -> HostCollector:
-    """Have the figures of this host served from now on."""
+@contextmanager
+def watching_host(folders: Mapping[str, Path], registry: CollectorRegistry = REGISTRY) -> Iterator[None]:
+    """Inside the `with`, the figures of this host are served."""
     collector = HostCollector(folders)
     registry.register(collector)
-    return collector
+    try:
+        yield
+    finally:
+        registry.unregister(collector)
 
 
 def room_of(folder: Path) -> Room:

@@ -7,7 +7,8 @@ are no such metrics.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,8 +60,21 @@ class GpuCollector(Collector):
             yield family
 
 
-def watch_gpu(device: torch.device, registry: CollectorRegistry = REGISTRY) -> GpuCollector | None:
-    """Have the figures of a rank's GPU served from now on; None where there are none to be had."""
+@contextmanager
+def watching_gpu(device: torch.device, registry: CollectorRegistry = REGISTRY) -> Iterator[None]:
+    """Inside the `with`, the figures of a rank's GPU are served, where there are any to be had."""
+    collector = gpu_collector(device)
+    if collector:
+        registry.register(collector)
+    try:
+        yield
+    finally:
+        if collector:
+            registry.unregister(collector)
+
+
+def gpu_collector(device: torch.device) -> GpuCollector | None:
+    """What serves a device's figures; None where it is no GPU, or the library or its driver is not there."""
     if device.type != "cuda":
         return None
     try:
@@ -69,9 +83,7 @@ def watch_gpu(device: torch.device, registry: CollectorRegistry = REGISTRY) -> G
         handle = _handle(nvml, str(torch.cuda.get_device_properties(device).uuid))
     except Exception:  # not installed, no driver, or one of another version: a run is worth more than its metrics
         return None
-    collector = GpuCollector(lambda: figures_of(nvml, handle))
-    registry.register(collector)
-    return collector
+    return GpuCollector(lambda: figures_of(nvml, handle))
 
 
 def figures_of(nvml: Any, handle: Any) -> dict[str, float]:
@@ -94,6 +106,6 @@ def figures_of(nvml: Any, handle: Any) -> dict[str, float]:
 def _handle(nvml: Any, uuid: str) -> Any:
     """NVML's word for the GPU that CUDA knows by this number, whichever of the host's GPUs are visible here."""
     try:
-        return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+        return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
     except nvml.NVMLError:
-        return nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}".encode())
+        return nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
