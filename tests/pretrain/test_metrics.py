@@ -11,10 +11,14 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -22,7 +26,11 @@ import pretrain.metrics
 import pretrain.telemetry.gpu_usage
 import pretrain.telemetry.run_served
 import sharding.metrics
-from pretrain.engine.distributed import free_port
+from pretrain.engine.distributed import World, free_port
+from pretrain.engine.engine import Engine
+from pretrain.engine.scaler import LossScale
+from pretrain.training.batch_stream import save_before
+from pretrain.training.step import StepReport
 from sharding.telemetry.declare import DECLARED, PREFIX, metrics_table
 from tests.support.made_once import made_once
 from tests.support.training.forked_ranks import config
@@ -223,6 +231,48 @@ def test_a_rate_sinks_while_no_step_is_taken(monkeypatch: pytest.MonkeyPatch) ->
     assert throughput.rate() == 4.0
     now[0] += 4000
     assert throughput.rate() == 0.01
+
+
+def skipped() -> dict[str, float]:
+    """Steps left out, by reason, over all tests of this process."""
+    (family,) = pretrain.metrics.SKIPPED_STEPS.collect()
+    return {each.labels["reason"]: each.value for each in family.samples if each.name.endswith("_total")}
+
+
+@pytest.mark.parametrize(
+    ("rank", "half", "factor", "reason"),
+    [
+        (0, torch.float16, 2.0**16, "overflow"),
+        (0, torch.float16, 0.5, "not_finite"),  # it is not the scale's fault
+        (0, torch.bfloat16, 1.0, "not_finite"),
+        (1, torch.bfloat16, 1.0, None),
+    ],
+)
+def test_a_step_left_out_counts_once_by_its_reason(
+    rank: int, half: torch.dtype, factor: float, reason: str | None
+) -> None:
+    engine = object.__new__(Engine)
+    engine.world, engine._half, engine._scale = World(rank, 2, torch.device("cpu")), half, LossScale(True)
+    engine._scale.factor = factor
+    before = skipped()
+    engine.record_verdict(True)
+    engine.record_verdict(False)
+    assert {name: value - before[name] for name, value in skipped().items() if value > before[name]} == (
+        {reason: 1} if reason else {}
+    )
+
+
+def test_a_step_without_clips_counts_as_left_out() -> None:
+    saved: list[bool] = []
+    state: Any = SimpleNamespace(
+        world=World(0, 1, torch.device("cpu")),
+        position=SimpleNamespace(step=8),
+        watchdog=SimpleNamespace(patience=lambda seconds: nullcontext()),
+        save=lambda last: saved.append(last),
+    )
+    before = skipped()["no_clips"]
+    save_before(state, StepReport(8, 64, 0.1, absent=True))
+    assert (state.position.step, saved, skipped()["no_clips"] - before) == (7, [True], 1)
 
 
 if __name__ == "__main__":
