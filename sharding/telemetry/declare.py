@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from prometheus_client import Counter, Gauge, Histogram, Metric
 
-ServedBy = Literal["every process", "every rank", "rank 0", "`shard`, `shards retry`"]
+ServedBy = Literal["every process", "every rank", "rank 0", "`shard`, `shards retry`", "`evaluate`"]
 Kind = Literal["counter", "gauge", "histogram", "info"]
 
 PREFIX = "reelscale_"

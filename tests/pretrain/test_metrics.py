@@ -1,7 +1,4 @@
-"""The metrics of a run: which there are, on which rank, and that Prometheus is content with them.
-
-`python -m tests.pretrain.test_metrics` writes the table of all metrics into cluster/README.md.
-"""
+"""The metrics of a run: which there are, on which rank, and that Prometheus is content with them."""
 
 from __future__ import annotations
 
@@ -24,20 +21,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import pretrain.metrics
 import pretrain.telemetry.gpu_usage
-import pretrain.telemetry.run_served
 import sharding.metrics
 from pretrain.engine.distributed import World, free_port
 from pretrain.engine.engine import Engine
 from pretrain.engine.scaler import LossScale
 from pretrain.training.batch_stream import save_before
 from pretrain.training.step import StepReport
-from sharding.telemetry.declare import DECLARED, PREFIX, metrics_table
+from sharding.telemetry.declare import DECLARED, PREFIX
 from tests.support.made_once import made_once
 from tests.support.training.forked_ranks import config
 
-DECLARING = (
-    pretrain.metrics, pretrain.telemetry.gpu_usage, pretrain.telemetry.run_served, sharding.metrics,
-)  # fmt: skip  # imported, all metrics are declared
+DECLARING = pretrain.metrics, pretrain.telemetry.gpu_usage, sharding.metrics  # imported, they declare theirs
 ROOT = Path(__file__).parents[2]
 STEPS = 12
 
@@ -197,24 +191,9 @@ def test_promtool_is_content(scrapes: dict[str, Scrape]) -> None:
 @pytest.mark.cluster
 def test_all_that_is_declared_is_served_or_said_to_be_rare(scrapes: dict[str, Scrape]) -> None:
     served = {name for scrape in scrapes.values() for name in scrape.families}
-    sharding_alone = {name for name in DECLARED if name.startswith("reelscale_shard_")}
-    assert {name.removesuffix("_total") for name in DECLARED.keys() - sharding_alone} == served | NOW_AND_THEN
-
-
-README = ROOT / "cluster" / "README.md"
-BEGIN, END = "<!-- metrics: written by tests/pretrain/test_metrics.py -->\n", "<!-- end of metrics -->\n"
-
-
-def with_table(text: str) -> str:
-    """The README with the table of the metrics that are declared."""
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{metrics_table()}\n{END}{after}"
-
-
-def test_the_readme_has_the_table_of_all() -> None:
-    text = README.read_text()
-    assert text == with_table(text), "write it: python -m tests.pretrain.test_metrics"
+    of_a_run = ("every process", "every rank", "rank 0")
+    declared = {name for name, each in DECLARED.items() if each.served_by in of_a_run} - {"reelscale_ready"}  # by HTTP
+    assert {name.removesuffix("_total") for name in declared} == served | NOW_AND_THEN
 
 
 def test_a_rate_sinks_while_no_step_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +252,3 @@ def test_a_step_without_clips_counts_as_left_out() -> None:
     before = skipped()["no_clips"]
     save_before(state, StepReport(8, 64, 0.1, absent=True))
     assert (state.position.step, saved, skipped()["no_clips"] - before) == (7, [True], 1)
-
-
-if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))
