@@ -111,11 +111,13 @@ def test_what_is_served_while_it_runs(long_corpus: Path, tmp_path: Path) -> None
     each = ("videos_per_shard=1", "workers=2", "launcher=none")
     with running("shard", long_corpus, tmp_path / "store", *each, folder=tmp_path) as command:
         command.until(lambda: "shard: " in command.err)
-        (url,) = [line.removeprefix("metrics at ") for line in command.err.splitlines() if line.startswith("metrics")]
+        (url,) = [line.split()[2] for line in command.err.splitlines() if line.startswith("metrics at ")]
         text = urllib.request.urlopen(url, timeout=10).read().decode()
         command.ctrl_c()
         assert command.exit_code() == 75
-    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+    values = {name.partition("{")[0]: value for name, value in lines}
+    assert all('run="store"' in name for name, _ in lines)
     assert float(values["reelscale_shard_videos_total"]) >= 1 and float(values["reelscale_shard_frames_total"]) >= 120
     assert float(values["reelscale_shard_remaining_videos"]) <= 60
     assert float(values["reelscale_shard_read_bytes_total"]) > 0 and "videos/s" in command.err
