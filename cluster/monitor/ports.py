@@ -12,6 +12,7 @@ from cluster.monitor.settings import MonitorSettings
 from pretrain.network_interface import is_loopback, source_address
 
 _BACKLOG = 128
+_RECEIVED = 8192  # bytes that wait to be read, of which Linux makes twice as many: requests are short
 _FAR_AWAY = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # of documentation's, where nobody is
 
 
@@ -51,6 +52,7 @@ def _bound(family: int, place: tuple[object, ...], port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not of one that listens
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVED)  # of its connections, too
         listener.bind((place[0], port, *place[2:]))
         listener.listen(_BACKLOG)
     except OSError:

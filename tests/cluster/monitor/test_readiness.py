@@ -22,6 +22,7 @@ def test_a_rank_that_waits_for_a_stopped_one_is_not_ready_until_that_goes_on(
     targets = tmp_path / "targets"
     with running(
         "pretrain", recipe, f"data.store={store}", "launcher=none", "ranks=2", "run=run", "schedule.epochs=100000",
+        "checkpoint.every_steps=1000000", "validation.every_steps=1000000",
         "pulse.lost_seconds=3600", "monitor.ready.stall_seconds=2", f"monitor.targets={targets}", folder=tmp_path,
     ) as command:  # fmt: skip
         command.until(lambda: "step 2/" in command.out)
