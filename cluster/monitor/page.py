@@ -73,6 +73,8 @@ class Page:
             page = loop.create_future()
             self._rendered[wanted] = loop.time(), page
             threading.Thread(target=self._render, args=(wanted, loop, page), name="monitor-render", daemon=True).start()
+        if page.done():
+            return page.result()
         async with asyncio.timeout(_LONGEST_SECONDS):
             return await asyncio.shield(page)
 

@@ -11,7 +11,7 @@ import psutil
 from cluster.monitor.settings import MonitorSettings
 from pretrain.network_interface import is_loopback, source_address
 
-_BACKLOG = 128
+_BACKLOG = 1024  # that wait to be accepted: one more would be refused, and come back after seconds
 _RECEIVED = 8192  # bytes that wait to be read, of which Linux makes twice as many: requests are short
 _FAR_AWAY = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # of documentation's, where nobody is
 

@@ -138,7 +138,7 @@ def test_a_reader_that_keeps_its_connection_outlives_those_that_ask_for_nothing(
     reader.connect()
     own = reader.sock
     for _ in range(6):
-        clients = [socket.create_connection((parts.hostname, parts.port), timeout=60) for _ in range(100)]
+        clients = [socket.create_connection((parts.hostname, parts.port), timeout=60) for _ in range(50)]
         reader.request("GET", "/metrics")
         assert reader.getresponse().read()
         for client in clients:
