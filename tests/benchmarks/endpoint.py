@@ -2,10 +2,12 @@
 
 python -m tests.benchmarks.endpoint [--quick] [--rate N] [--pairs N] [--anew] [--out FILE]
 
-A small network is trained in this process, on one core where there is no GPU, and another process scrapes it as 40
-readers, by connections that they keep, or, with --anew, by a new one each time. Windows with and without scrapes take
-turns; the share lost is the median over pairs of neighbours. Less than 1 % is the aim for 200 scrapes a second. Other
-work on the machine disturbs the clock, and less so what the endpoint's own threads took of a core, which is told, too.
+A small network is trained in this process, by one thread where there is no GPU, and another process scrapes it as 40
+readers, by connections that they keep, or, with --anew, by a new one each time. Windows in which it scrapes this
+process take turns with those in which it scrapes a third one: the readers' own work, which disturbs training on a
+machine of few cores, is in both. The share lost is the median over pairs of neighbours; less than 1 % is the aim for
+200 scrapes a second, of which the endpoint lets half wait. What its threads took of a core is told, too, which other
+work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -37,22 +41,23 @@ READERS = 40
 AIM = 0.01
 
 
-class Scraper:
-    """Another process that scrapes an endpoint so often a second, in windows."""
+class Other:
+    """Another process on the last core, which scrapes endpoints in windows, or has one itself."""
 
-    def __init__(self, port: int, rate: float, anew: bool) -> None:
-        words = [sys.executable, "-m", "tests.benchmarks.endpoint", "--scrape", str(port), "--rate", str(rate)]
+    def __init__(self, *words: str) -> None:
         self._process = subprocess.Popen(
-            [*words, *(["--anew"] if anew else [])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, "-m", "tests.benchmarks.endpoint", *words],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        os.sched_setaffinity(self._process.pid, {max(os.sched_getaffinity(self._process.pid))})
 
-    def scrape(self, seconds: float) -> None:
+    def scrape(self, port: int, seconds: float) -> None:
         """Begin to scrape for so long."""
         assert self._process.stdin
-        print(seconds, file=self._process.stdin, flush=True)
+        print(port, seconds, file=self._process.stdin, flush=True)
 
-    def scraped(self) -> int:
-        """How many pages came in the window that is over."""
+    def number(self) -> int:
+        """How many pages came in the window that is over; of an endpoint, its port."""
         assert self._process.stdout
         return int(self._process.stdout.readline())
 
@@ -63,11 +68,21 @@ class Scraper:
         self._process.wait()
 
 
-def scrape_windows(port: int, rate: float, anew: bool) -> None:
-    """Of the other process: scrape for as many seconds as each line of standard input says."""
+@contextmanager
+def served() -> Iterator[int]:
+    """The port of this process' endpoint."""
+    with tempfile.TemporaryDirectory() as targets:
+        settings = MonitorSettings(port=0, targets=targets)
+        with endpoint(settings, "pretrain", "/runs/bench", Progress("step")) as place:
+            assert place
+            yield int(urlsplit(place.url).port or 0)
+
+
+def scrape_windows(rate: float, anew: bool) -> None:
+    """Of the other process: scrape the port, and for as many seconds, as each line of standard input says."""
     for line in sys.stdin:
         with ThreadPoolExecutor(READERS) as pool:
-            seconds = float(line)
+            port, seconds = int(line.split()[0]), float(line.split()[1])
             counts = [pool.submit(scrape, port, rate / READERS, anew, seconds, number) for number in range(READERS)]
             print(sum(each.result() for each in counts), flush=True)
 
@@ -122,30 +137,27 @@ def endpoint_cpu(training: threading.Thread) -> float:
 
 def measure(arguments: argparse.Namespace) -> dict[str, object]:
     """The figures of one run of the benchmark."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, cores = torch.device("cuda" if torch.cuda.is_available() else "cpu"), sorted(os.sched_getaffinity(0))
+    scraper, idle = Other("--scrape", f"--rate={arguments.rate}", *["--anew"] * arguments.anew), Other("--serve")
+    os.sched_setaffinity(0, cores[:-1] or cores)
     training, window = Training(device, arguments.quick), 1.5 if arguments.quick else 5.0
     rows, scrapes, cpu = list[tuple[float, float]](), 0, 0.0
-    with (
-        tempfile.TemporaryDirectory() as targets,
-        endpoint(MonitorSettings(port=0, targets=targets), "pretrain", "/runs/bench", Progress("step")) as served,
-    ):
-        assert served
-        scraper = Scraper(int(urlsplit(served.url).port or 0), arguments.rate, arguments.anew)
-        scraper.scrape(0.1)  # it has begun
-        scraper.scraped()
+    with served() as own_port:
+        other_port = idle.number()
         training.steps(window)
         for pair in range(arguments.pairs):
             rates = {}
             for is_scraped in (True, False) if pair % 2 else (False, True):
                 before = endpoint_cpu(threading.main_thread())
-                if is_scraped:
-                    scraper.scrape(window)
+                scraper.scrape(own_port if is_scraped else other_port, window)
                 rates[is_scraped] = training.steps(window)
+                pages = scraper.number()
                 if is_scraped:
                     cpu += endpoint_cpu(threading.main_thread()) - before
-                    scrapes += scraper.scraped()
+                    scrapes += pages
             rows.append((rates[False], rates[True]))
-        scraper.end()
+    scraper.end()
+    idle.end()
     seconds = window * arguments.pairs
     lost = [1 - scraped / alone for alone, scraped in rows]
     return {
@@ -168,11 +180,17 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=200.0, help="scrapes a second")
     parser.add_argument("--pairs", type=int, default=8, help="windows with scrapes, and as many without")
     parser.add_argument("--anew", action="store_true", help="a connection a scrape")
-    parser.add_argument("--scrape", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--scrape", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     arguments = parser.parse_args()
     if arguments.scrape:
-        scrape_windows(arguments.scrape, arguments.rate, arguments.anew)
+        scrape_windows(arguments.rate, arguments.anew)
+        return
+    if arguments.serve:
+        with served() as port:
+            print(port, flush=True)
+            sys.stdin.read()
         return
     figures = measure(arguments)
     for name, value in figures.items():
