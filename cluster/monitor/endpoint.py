@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from cluster.monitor.access import Access, open_access
 from cluster.monitor.page import Source
 from cluster.monitor.ports import listen, reached_at
 from cluster.monitor.settings import MonitorSettings
-from cluster.monitor.targets import target_file, write_target
+from cluster.monitor.targets import remove_target, target_file, write_target
 from pretrain.resilience.progress import Progress
 from sharding.base import environment
 from sharding.base.errors import UserError
@@ -76,8 +75,7 @@ def endpoint(
     finally:
         server.stop()
         if ended:
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
+            remove_target(file, source)
 
 
 def _line(settings: MonitorSettings, url: str, number: int, is_other: bool, access: Access) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -29,3 +30,11 @@ def write_target(file: Path, source: Source, place: str, scheme: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file, durable=False) as temporary:
         temporary.write_text(json.dumps([{"targets": [place], "labels": labels}], indent=1) + "\n")
+
+
+def remove_target(file: Path, source: Source) -> None:
+    """Remove a process' file; with the first rank's those that killed ranks of the run have left: it has ended."""
+    ranks = file.parent.glob(f"{file.name.rpartition('-')[0]}-*.json") if source.rank == 0 else [file]
+    with contextlib.suppress(OSError):
+        for each in ranks:
+            each.unlink(missing_ok=True)

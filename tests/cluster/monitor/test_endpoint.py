@@ -174,6 +174,20 @@ def test_the_file_stays_after_a_failure_and_the_next_attempt_takes_it_over(progr
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_ends_in_order_leaves_no_file_of_a_rank_that_was_killed(progress: Progress, tmp_path: Path) -> None:
+    settings = MonitorSettings(port=0, targets=str(tmp_path))
+    for folder in ("/runs/a", "/runs/b"):
+        with pytest.raises(RuntimeError), endpoint(settings, "pretrain", folder, progress, rank=1):
+            raise RuntimeError
+    assert len(list(tmp_path.iterdir())) == 2
+    with endpoint(settings, "pretrain", "/runs/a", progress, rank=2):
+        pass
+    assert len(list(tmp_path.iterdir())) == 2, "the run goes on"
+    with endpoint(settings, "pretrain", "/runs/a", progress):
+        pass
+    assert [file.name[:2] for file in tmp_path.iterdir()] == ["b-"]
+
+
 def test_a_folder_that_cannot_be_written_costs_the_file_alone(
     progress: Progress, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
