@@ -7,7 +7,7 @@ SIDE_BY_SIDE := -n 2 --dist loadfile
 BIN := .venv/bin
 
 .PHONY: demo check test test-gpu lint bench bench-models bench-encoding bench-sharding bench-flow bench-store bench-loader \
-  bench-transforms bench-train bench-scale check-machine
+  bench-transforms bench-train bench-scale bench-endpoint check-machine
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
@@ -28,7 +28,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 bench: bench-models bench-encoding bench-sharding bench-flow bench-store bench-loader bench-transforms bench-train \
-  bench-scale
+  bench-scale bench-endpoint
 
 bench-models: .venv/installed
 	$(BIN)/python -m tests.benchmarks.models
@@ -55,6 +55,9 @@ bench-scale: .venv/installed
 	$(BIN)/python -m tests.benchmarks.planning
 	$(BIN)/python -m tests.benchmarks.order
 	$(BIN)/python -m tests.benchmarks.scale --ray
+
+bench-endpoint: .venv/installed
+	$(BIN)/python -m tests.benchmarks.endpoint
 
 bench-loader: .venv/installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'

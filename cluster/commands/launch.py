@@ -77,9 +77,9 @@ def kuberay(
 
     Examples:
 
-      reelscale launch kuberay recipe.yaml data.store=/data/store --image registry/reelscale:1 --claim data --nodes 4 --gpus-per-node 8
+      reelscale launch kuberay recipe.yaml data.store=/data/store monitor.insecure=true --image registry/reelscale:1 --claim data --nodes 4 --gpus-per-node 8
 
-      reelscale launch kuberay recipe.yaml data.store=s3://b/store checkpoint.store=s3://b/runs/r --secrets s3-keys --image registry/reelscale:1 --nodes 4 --gpus-per-node 8 --submit
+      reelscale launch kuberay recipe.yaml data.store=s3://b/store checkpoint.store=s3://b/runs/r monitor.access.secret_variable=TOKEN --secrets keys --image registry/reelscale:1 --nodes 4 --gpus-per-node 8 --submit
     """  # noqa: E501
     from cluster.jobs.launching import kuberay_manifests, submit_kuberay
 

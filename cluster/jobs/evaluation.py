@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import Annotated, Any
 
+from prometheus_client import Counter, Gauge
 from pydantic import Field
 
 from cluster.jobs.user_paths import absolute, writable_folder
@@ -13,11 +14,15 @@ from cluster.launch.choose import Launcher, choose_launcher
 from cluster.launch.on_ray.cluster import cpus, first_ready, is_gone, ray_cluster, result_of
 from cluster.launch.on_ray.credentials import StoreCredentials
 from cluster.launch.signals import raise_if_interrupted
+from cluster.monitor.access import open_access
+from cluster.monitor.endpoint import endpoint
+from cluster.monitor.settings import MonitorSettings
 from cluster.terminal.progress import progress
 from pretrain.data.workers.pool import DecoderDied, LoaderSettings, decoder_count
 from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open_subject
 from pretrain.evaluation.summary import folder_of, other_of, partial_scores_of, require_sound, write_evaluation
 from pretrain.evaluation.video_score import VideoScore
+from pretrain.resilience.progress import Progress
 from sharding.base import environment
 from sharding.base.errors import CommandFailed
 from sharding.base.settings import Inline, Settings, unit
@@ -27,6 +32,9 @@ from sharding.telemetry.host import watching_host
 _ROWS_A_TASK = 64
 _TASKS_A_WORKER = 8  # at least, so that an evaluation of few videos is kept in pieces, too
 _TRIES = 3  # of rows whose worker dies
+
+VIDEOS = Counter("reelscale_evaluate_videos_total", "Videos scored, by outcome: good or damaged.", ["outcome"])
+REMAINING = Gauge("reelscale_evaluate_remaining_videos", "Videos still to be scored.")
 
 
 class EvaluationLaunchSettings(Settings):
@@ -49,6 +57,9 @@ class EvaluationJob(Settings):
 
     evaluation: Annotated[EvaluateSettings, Inline(), Field(description="which network is scored on which videos")]
     launch: Annotated[EvaluationLaunchSettings, Inline(), Field(description="how the scoring is spread out")]
+    monitor: Annotated[MonitorSettings, Field(description="where metrics are served while videos are scored")] = (
+        MonitorSettings()
+    )
 
 
 def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
@@ -57,6 +68,7 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
     Raises UserError for what cannot be evaluated or fused, before anything is scored, and for too many damaged videos.
     """
     settings = _with_absolute_paths(job.evaluation)
+    open_access(job.monitor)
     launcher = choose_launcher(job.launch.launcher)
     subject = open_subject(settings)
     writable_folder(str(folder_of(subject, settings)), "run")
@@ -74,11 +86,21 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
             runner = _by_ray(settings, job.launch.workers, subject, todo)
         else:
             runner = _in_this_process(settings, subject, todo)
-        with progress("evaluate", len(subject.rows)) as advance, closing(runner) as results:
+        getting_on = Progress("video")
+        REMAINING.set(len(todo))
+        with (
+            endpoint(job.monitor, "evaluate", settings.run, getting_on) as served,
+            progress("evaluate", len(subject.rows)) as advance,
+            closing(runner) as results,
+        ):
+            if served:
+                print(served.line, file=sys.stderr)
             advance(len(scored))
             damaged: list[VideoScore] = []
             for scores in results:
                 raise_if_interrupted()
+                getting_on.advance()
+                _count(scores)
                 partial.add(scores)
                 scored |= {score.row: score for score in scores}
                 if more := [score for score in scores if score.damaged is not None]:
@@ -89,6 +111,12 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
         summary = write_evaluation(subject, settings, list(scored.values()), other)
         partial.clear()
     return summary
+
+
+def _count(scores: list[VideoScore]) -> None:
+    for score in scores:
+        VIDEOS.labels(outcome="good" if score.damaged is None else "damaged").inc()
+    REMAINING.dec(len(scores))
 
 
 def _with_absolute_paths(settings: EvaluateSettings) -> EvaluateSettings:

@@ -17,6 +17,7 @@ from cluster.launch.hostfile import HostfileSettings, by_ssh, deepspeed_command,
 from cluster.launch.kuberay import RECIPE, KubeRaySettings, manifests
 from cluster.launch.signals import Interrupted, raise_if_interrupted, signals_ignored
 from cluster.launch.slurm import SlurmSettings, batch_script
+from cluster.monitor.settings import MonitorSettings, require_protected
 from pretrain.settings import fitting_world_size
 from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import CommandFailed, UserError
@@ -45,17 +46,24 @@ def submit_slurm(script: str) -> str:
 def kuberay_manifests(
     settings: KubeRaySettings, command: str, config: str, overrides: Sequence[str]
 ) -> tuple[str, str]:
-    """The manifests of a run, and a remark. Raises UserError for a recipe that does not fit, or cannot be shared."""
-    job = load_settings(TrainingJob, config, overrides)
+    """The manifests of a run, and a remark.
+
+    Raises UserError for a recipe that does not fit, or cannot be shared, or whose metrics all could read.
+    """
+    served = ["monitor.address=0.0.0.0", f"monitor.port={settings.metrics_port}"]
+    served += [f"monitor.ports={settings.ranks_of_pod}"] if settings.ranks_of_pod > MonitorSettings().ports else []
+    job = load_settings(TrainingJob, config, [*overrides, *served])
+    require_protected(job.monitor)
     recipe = read_text(Path(config), config, "settings file")
     run = str(PurePosixPath(settings.folder, job.train.run or f"runs/{settings.name}"))
     _require_shared(job, settings, run)
     ranks = fitting_world_size(job.train.lanes, settings.ranks)
     words = [
         *("reelscale", command, str(RECIPE), *overrides, f"run={run}", "launcher=ray", f"ranks={ranks}"),
-        *("monitor.address=0.0.0.0", f"monitor.port={settings.metrics_port}"),
+        *served,
     ]
-    return manifests(settings, words, run, recipe), _remark(job.train.lanes, settings.ranks)
+    text = manifests(settings, words, run, recipe, "https" if job.monitor.tls else "http")
+    return text, _remark(job.train.lanes, settings.ranks)
 
 
 def submit_kuberay(text: str) -> str:

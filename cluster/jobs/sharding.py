@@ -18,8 +18,11 @@ from cluster.launch.on_ray.cluster import actor_here, cpus, is_gone, ray_cluster
 from cluster.launch.on_ray.credentials import StoreCredentials
 from cluster.launch.process_pool import TaskDone, TaskRestarted, WorkerDied, run_in_processes
 from cluster.launch.signals import raise_if_interrupted
-from cluster.monitor.endpoint import MonitorSettings, serve
+from cluster.monitor.access import open_access
+from cluster.monitor.endpoint import endpoint
+from cluster.monitor.settings import MonitorSettings
 from cluster.terminal.progress import progress
+from pretrain.resilience.progress import Progress
 from sharding import metrics
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
@@ -80,6 +83,7 @@ def run_sharding(corpus: str, url: str, config: str | None, overrides: list[str]
     within seconds; the shards made so far are kept.
     """
     job = load_settings(ShardingJob, config, overrides)
+    open_access(job.monitor)
     store = _writable(open_store(url))
     reading = job.corpus
     if reading.media:
@@ -91,6 +95,7 @@ def run_sharding(corpus: str, url: str, config: str | None, overrides: list[str]
 def run_retry(url: str, config: str | None, overrides: list[str]) -> dict[str, Any]:
     """Try a store's failed videos and segments again, into new shards; returns what the store then holds."""
     job = load_settings(RetryJob, config, overrides)
+    open_access(job.monitor)
     store = _writable(open_store(url))
     settings = stored_settings(store)
     root = absolute(job.media) if job.media else None
@@ -140,18 +145,19 @@ def _make_shards(prepared: Prepared, settings: ShardSettings, job: ShardingJob |
     if choose_launcher(job.launch.launcher) == "none":
         require_room(job.launch.workers, "workers")
         runner = _by_processes
-    stats = ShardingStats(prepared.remaining_videos)  # before its gauges are served
-    address = serve(job.monitor)
-    if address:
-        print(f"metrics at {address}", file=sys.stderr)
+    stats, getting_on = ShardingStats(prepared.remaining_videos), Progress("video")  # before they are served
     with (
+        endpoint(job.monitor, "shard", prepared.store.url, getting_on) as served,
         progress("shard", prepared.remaining_videos) as advance,
         closing(runner(prepared, settings, job.work, job.launch.workers, stats)) as results,
     ):
         counted = 0
+        if served:
+            print(served.line, file=sys.stderr)
         for update in results:
             raise_if_interrupted()
             if update is not None:
+                getting_on.advance()
                 stats.add(update)
             else:
                 stats.refresh()

@@ -13,7 +13,8 @@ from cluster.launch.launch_settings import LaunchSettings, require_this_machine
 from cluster.launch.on_ray import ranks as ray_ranks
 from cluster.launch.rank_main import RankTask, run_rank
 from cluster.launch.signals import raise_if_interrupted
-from cluster.monitor.endpoint import MonitorSettings
+from cluster.monitor.access import open_access
+from cluster.monitor.settings import MonitorSettings
 from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.engine.distributed import world_size_from_environment
 from pretrain.report.run_data import read_metrics
@@ -32,7 +33,7 @@ class TrainingJob(Settings):
 
     train: Annotated[TrainSettings, Inline(), Field(description="the training run itself")]
     launch: Annotated[LaunchSettings, Inline(), Field(description="how its processes are started")]
-    monitor: Annotated[MonitorSettings, Field(description="where rank 0 serves its metrics")] = MonitorSettings()
+    monitor: Annotated[MonitorSettings, Field(description="where each rank serves its metrics")] = MonitorSettings()
 
 
 def load_job(config: str, overrides: Sequence[str], needs_init: bool) -> TrainingJob:
@@ -65,7 +66,11 @@ def require_init(train: TrainSettings, config: str) -> None:
 
 
 def resolve(job: TrainingJob, config: str) -> ResolvedRun:
-    """The run of a recipe's job, checked. Raises UserError for one that could not start."""
+    """The run of a recipe's job, checked.
+
+    Raises UserError for one that could not start, or whose metrics all could read.
+    """
+    open_access(job.monitor)
     started = world_size_from_environment()
     ranks = fitting_world_size(job.train.lanes, started) if started else job.launch.world_size
     return preflight(job.train, ranks, Path(config).name)

@@ -91,13 +91,19 @@ class KubeRaySettings(Settings):
         Field(json_schema_extra=unit("seconds"), ge=1, le=86400, description="that a pod which is to go may save for"),
     ] = 600
     metrics_port: Annotated[
-        int, Field(ge=1024, le=65535, description="TCP port at which rank 0's pod serves its metrics")
-    ] = 9400
+        int,
+        Field(ge=1024, le=64000, description="TCP port of a pod's first rank for metrics; those of the others follow"),
+    ] = 9480
+
+    @property
+    def ranks_of_pod(self) -> int:
+        """Ranks that a worker pod has room for."""
+        return self.gpus_per_node or self.ranks_per_node
 
     @property
     def ranks(self) -> int:
         """Ranks that the pods have room for."""
-        return self.nodes * (self.gpus_per_node or self.ranks_per_node)
+        return self.nodes * self.ranks_of_pod
 
     @property
     def folder(self) -> str:
@@ -105,12 +111,15 @@ class KubeRaySettings(Settings):
         return self.mount if self.claim else LOCAL_FOLDER
 
 
-def manifests(settings: KubeRaySettings, command: Sequence[str], run: str, recipe: str) -> str:
+def manifests(
+    settings: KubeRaySettings, command: Sequence[str], run: str, recipe: str, metrics_scheme: str = "http"
+) -> str:
     """The objects as YAML: a ConfigMap with the recipe and a RayJob that runs `command`; or a RayCluster.
 
-    `run`: the run's folder in the pods, at which a pod that is to go asks the run to save and stop.
+    `run`: the run's folder in the pods, at which a pod that is to go asks the run to save and stop. `metrics_scheme`:
+    by which ranks serve their metrics.
     """
-    cluster = _cluster(settings, run)
+    cluster = _cluster(settings, run, metrics_scheme)
     if settings.kind == "RayCluster":
         return _yaml([_object(settings, "ray.io/v1", "RayCluster", spec=cluster)])
     job = {
@@ -150,20 +159,22 @@ def _object(settings: KubeRaySettings, version: str, kind: str, **content: Any) 
     return {"apiVersion": version, "kind": kind, "metadata": metadata, **content}
 
 
-def _cluster(settings: KubeRaySettings, run: str) -> dict[str, Any]:
+def _cluster(settings: KubeRaySettings, run: str, metrics_scheme: str) -> dict[str, Any]:
     """The spec of a RayCluster: a head that trains nothing, and a group of worker pods, one a node."""
     auth = {"mode": "token"} | ({"secretName": settings.auth_secret} if settings.auth_secret else {})
     head = {"cpu": settings.head_cpus, "memory": settings.head_memory}
     worker: dict[str, Any] = {"cpu": settings.cpus, "memory": settings.memory}
     if settings.gpus_per_node:
         worker[settings.gpu] = settings.gpus_per_node
+    # Prometheus' discovery of pods makes a target of each port; an annotation can name the first alone.
+    of_ranks = {f"reelscale-{number}": settings.metrics_port + number for number in range(settings.ranks_of_pod)}
     ports = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": _RAY_METRICS_PORT}
     return {
         "rayVersion": settings.ray_version,
         "authOptions": auth,
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0"},
-            "template": _pod(settings, "ray-head", head, ports, _RAY_METRICS_PORT, {}),
+            "template": _pod(settings, "ray-head", head, ports, _annotations(_RAY_METRICS_PORT, "http"), {}),
         },
         "workerGroupSpecs": [
             {
@@ -176,8 +187,8 @@ def _cluster(settings: KubeRaySettings, run: str) -> dict[str, Any]:
                     settings,
                     "ray-worker",
                     worker,
-                    {"metrics": _RAY_METRICS_PORT, "reelscale": settings.metrics_port},
-                    settings.metrics_port,
+                    {"metrics": _RAY_METRICS_PORT, **of_ranks},
+                    _annotations(settings.metrics_port, metrics_scheme),
                     _worker_only(settings, run),
                 ),
             }
@@ -221,7 +232,7 @@ def _pod(
     container: str,
     resources: dict[str, Any],
     ports: dict[str, int],
-    scraped: int,
+    annotations: dict[str, str],
     more: dict[str, Any],
 ) -> dict[str, Any]:
     """A pod's template with one container. `more`: fields of the pod's spec, and the container's lifecycle."""
@@ -244,17 +255,26 @@ def _pod(
         spec["imagePullSecrets"] = [{"name": settings.pull_secret}]
     if settings.service_account:
         spec["serviceAccountName"] = settings.service_account
-    annotations = {
-        "prometheus.io/scrape": "true",
-        "prometheus.io/port": str(scraped),
-        "prometheus.io/path": "/metrics",
-    }
     labels = {"reelscale/run": settings.name}
     return {"metadata": {"annotations": annotations, "labels": labels}, "spec": spec}
 
 
+def _annotations(port: int, scheme: str) -> dict[str, str]:
+    """The pod's annotations by which many a Prometheus finds what it serves."""
+    return {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/scheme": scheme,
+        "prometheus.io/port": str(port),
+        "prometheus.io/path": "/metrics",
+    }
+
+
 def _probe(first: int, failures: int) -> dict[str, Any]:
-    """A probe of Ray's agent, which answers for its node."""
+    """A probe of Ray's agent, which answers for its node.
+
+    Not of /healthz and /readyz, which are a rank's: KubeRay submits the run once the pods are ready, before there is
+    one, and a pod outlives the ranks of an attempt.
+    """
     return {
         "httpGet": {"path": "/api/healthz", "port": _AGENT_PORT},
         "initialDelaySeconds": first,

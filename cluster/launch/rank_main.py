@@ -11,9 +11,12 @@ import sys
 
 import pydantic
 
-from cluster.monitor.endpoint import MonitorSettings, serve
+from cluster.monitor.endpoint import Served, endpoint
+from cluster.monitor.settings import MonitorSettings
 from cluster.terminal.output import end_process, escape_what_stdout_lacks, exit_code_of
+from pretrain.resilience.progress import TRAINING
 from pretrain.training.preflight import ResolvedRun
+from sharding.base import environment
 from sharding.base.exit_codes import DONE, STOPPED
 from sharding.base.parent_death import die_with
 
@@ -21,7 +24,7 @@ log = logging.getLogger("reelscale")
 
 
 class RankTask(pydantic.BaseModel):
-    """What a rank is to do: the run, where rank 0 serves its metrics, and how many ranks the lanes leave idle."""
+    """What a rank is to do: the run, where it serves its metrics, and how many ranks the lanes leave idle."""
 
     model_config = pydantic.ConfigDict(frozen=True)
 
@@ -34,16 +37,19 @@ def run_rank(task: RankTask) -> int:
     """Train as the rank that the environment says this process is: DONE, or STOPPED with everything saved."""
     from pretrain.training.trainer import train
 
-    return STOPPED if train(task.resolved, on_start=lambda rank: _begin(task, rank)) == "stopped" else DONE
+    settings = task.resolved.settings
+    kind, ranks = "finetune" if settings.init else "pretrain", (environment.rank(), environment.local_rank())
+    TRAINING.begin()
+    with endpoint(task.monitor, kind, str(settings.run), TRAINING, *ranks) as served:
+        return STOPPED if train(task.resolved, on_start=lambda rank: _begin(task, rank, served)) == "stopped" else DONE
 
 
-def _begin(task: RankTask, rank: int) -> None:
-    """What rank 0 does once the run's log is open."""
+def _begin(task: RankTask, rank: int, served: Served | None) -> None:
+    """What rank 0 logs once the run's log is open."""
     if rank != 0:
         return
-    url = serve(task.monitor)
-    if url:
-        log.info("metrics at %s", url)
+    if served:
+        log.info("%s", served.line)
     if task.spares:
         lanes, ranks = task.resolved.settings.lanes, task.resolved.derived["ranks"]
         log.warning("%d lanes do not spread over %d ranks: %d train, and %d stay idle until the run ends",

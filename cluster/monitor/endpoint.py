@@ -1,55 +1,87 @@
-"""The metrics endpoint of one process: `/metrics` for Prometheus, `/healthz` for probes."""
+"""The endpoint of one process: `/metrics` for Prometheus, `/healthz` and `/readyz` for probes, from start to end."""
+
+from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterable
-from socketserver import ThreadingMixIn
-from typing import Annotated, Any, cast
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
-from prometheus_client import make_wsgi_app
-from pydantic import Field
-
-from sharding.base.settings import Settings
+from cluster.monitor.access import Access, open_access
+from cluster.monitor.page import Source
+from cluster.monitor.ports import listen, reached_at
+from cluster.monitor.settings import MonitorSettings
+from cluster.monitor.targets import remove_target, target_file, write_target
+from pretrain.resilience.progress import Progress
+from sharding.base import environment
+from sharding.base.errors import UserError
+from sharding.base.printable import visible
 
 log = logging.getLogger("reelscale")
 
 
-class MonitorSettings(Settings):
-    """Where a process serves its metrics."""
+@dataclass(frozen=True)
+class Served:
+    """Where a process is served. `line`: that in words."""
 
-    address: Annotated[str, Field(description="address to bind; 0.0.0.0 to let other machines scrape")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535, description="TCP port; 0: any free one")] = 0
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Log no request."""
+    url: str
+    line: str
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
+@contextmanager
+def endpoint(
+    settings: MonitorSettings, kind: str, folder: str, progress: Progress, rank: int = 0, number: int = 0
+) -> Iterator[Served | None]:
+    """Inside the `with`, this process is served, and a file says so to Prometheus; None where that cannot be.
 
-
-def serve(settings: MonitorSettings) -> str | None:
-    """Serve this process's metrics in the background; returns the URL of `/metrics`.
-
-    A port that cannot be had is logged and None returned: a run is worth more than its metrics.
+    `folder`: the run's, or the store's path or URL. `number`: of this process among those of the run on its machine.
+    A failure is logged: a run is worth more than its metrics. What cannot be protected is not served. The file stays
+    where an error that is not the user's ends the `with`, as it does when the process is killed: Prometheus misses it.
     """
-    metrics_app = make_wsgi_app()
-
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO")
-        if path == "/metrics":
-            return cast(Iterable[bytes], metrics_app(environ, start_response))
-        ok = path == "/healthz"
-        start_response("200 OK" if ok else "404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
-        return [b"ok\n" if ok else b"there are /metrics and /healthz\n"]
-
+    source = Source(kind, PurePosixPath(folder.rstrip("/")).name or kind, rank, socket.gethostname())
     try:
-        server = make_server(settings.address, settings.port, app, server_class=_Server, handler_class=_Quiet)
+        access = open_access(settings)
+        listener, is_other = listen(settings, number)
+    except UserError as error:
+        log.warning("no metrics: %s (%s)", error.what, error.where)
+        yield None
+        return
     except OSError as error:
-        log.warning("no metrics: %s:%d cannot be served (%s)", settings.address, settings.port, error)
-        return None
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return f"http://{settings.address}:{server.server_port}/metrics"
+        log.warning("no metrics: %s cannot be served (%s)", visible(settings.address), error.strerror or error)
+        yield None
+        return
+    from cluster.monitor.answers import Answers  # with aiohttp, which a command without an endpoint does not need
+    from cluster.monitor.server import HttpServer
+
+    port = listener.getsockname()[1]
+    place, scheme = reached_at(settings, port), "https" if access.tls else "http"
+    url = f"{scheme}://{place}/metrics"
+    server = HttpServer(listener, Answers(source, settings.ready, access, progress).answer, access.tls)
+    server.start()
+    file = target_file(Path(settings.targets or environment.cache_folder() / "targets"), source, folder)
+    try:
+        write_target(file, source, place, scheme)
+    except OSError as error:
+        log.warning("Prometheus does not find %s by itself: %s cannot be written (%s)", url, file, error.strerror)
+    ended = False
+    try:
+        yield Served(url, _line(settings, url, number, is_other, access))
+        ended = True
+    except BaseException as error:
+        ended = isinstance(error, UserError) or not isinstance(error, Exception)
+        raise
+    finally:
+        server.stop()
+        if ended:
+            remove_target(file, source)
+
+
+def _line(settings: MonitorSettings, url: str, number: int, is_other: bool, access: Access) -> str:
+    line = f"metrics at {url}"
+    if is_other:
+        line += f" (port {settings.port + number % settings.ports} is taken)"
+    if not settings.is_local and access.expected and not access.tls:
+        line += "; the secret that readers show crosses the network in the clear: set monitor.tls"
+    return line

@@ -16,6 +16,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pretrain.resilience.progress import TRAINING
 from sharding.base.exit_codes import STOPPED
 from sharding.base.settings import Seconds, Settings
 
@@ -68,7 +69,8 @@ class Watchdog:
         self._beat = time.monotonic()
 
     def excuse(self) -> None:
-        """Allow this rank, and the others, who may wait for it, another minute without a step."""
+        """Allow this rank, while it waits for a store, and the others, who may wait for it, one more minute."""
+        TRAINING.wait()
         self.beat()
         with contextlib.suppress(OSError):
             self._stacks.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import ClipBatch
 from pretrain.data.reading.outage import NoMoreClips
 from pretrain.resilience.process_age import seconds_since_start
+from pretrain.resilience.progress import TRAINING
 from pretrain.training.state import TrainState
 from pretrain.training.step import StepReport, right_clips
 
@@ -37,7 +38,8 @@ class PreciseStatistics:
         if report.step < settings.steps:
             return
         first = state.position.data_step
-        with state.loader_of(first, first + settings.precise_statistics) as loader:
+        steps = first, first + settings.precise_statistics
+        with TRAINING.during("validating"), state.loader_of(*steps) as loader:
             clip, together = settings.data.clip, settings.together
             batches = (each for step in loader for each in ([ClipBatch.joined(step)] if together else step))
             state.engine.predictor.recompute_statistics(network_input(each.planes, clip) for each in batches)

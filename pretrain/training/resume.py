@@ -9,6 +9,7 @@ from pretrain import metrics
 from pretrain.checkpoints.checkpoint import Checkpoint
 from pretrain.engine.engine import Engine, EngineState
 from pretrain.resilience.loss_monitor import LossMonitor
+from pretrain.resilience.progress import TRAINING
 from pretrain.training.rollbacks import MOST, REMEDY, next_rollback, write_rollback
 from pretrain.training.state import Position, TrainState
 from sharding.base.errors import NotRetryable, UserError
@@ -58,6 +59,7 @@ def _ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
+@TRAINING.during("starting")
 def go_back(state: TrainState, step: int) -> None:
     """Set a run that went wrong by `step` back to its last checkpoint, to go on with the samples that come next.
 

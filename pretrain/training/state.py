@@ -16,6 +16,7 @@ from pretrain.engine.distributed import World
 from pretrain.engine.engine import Engine
 from pretrain.resilience.hang_watchdog import Watchdog
 from pretrain.resilience.loss_monitor import LossMonitor
+from pretrain.resilience.progress import TRAINING
 from pretrain.resilience.stop_signal import Stop
 from pretrain.run_folder import Run
 from pretrain.settings import TrainSettings
@@ -64,14 +65,16 @@ class Timers:
     def saving(self) -> Iterator[None]:
         """Inside the `with`, training stands still for a checkpoint."""
         begin = time.perf_counter()
-        yield
+        with TRAINING.during("saving"):
+            yield
         self.saved += time.perf_counter() - begin
 
     @contextmanager
     def validating(self) -> Iterator[None]:
         """Inside the `with`, the run is validated."""
         begin = time.perf_counter()
-        yield
+        with TRAINING.during("validating"):
+            yield
         self.validated += time.perf_counter() - begin
 
 

@@ -22,6 +22,7 @@ from pretrain.lr_schedule import learning_rate
 from pretrain.models.network import seed_dropout
 from pretrain.resilience.liveness import LivenessMonitor
 from pretrain.resilience.loss_monitor import Verdict
+from pretrain.resilience.progress import TRAINING
 from pretrain.resilience.stop_signal import Stop
 from pretrain.run_folder import Run
 from pretrain.settings import PATIENCE, TrainSettings, longest_wait, require_memory
@@ -75,7 +76,7 @@ def train(resolved: ResolvedRun, on_start: Callable[[int], None] | None = None) 
         stop.begin(looks=world.rank == 0)
         with ends_on_device_loss(state.checkpointer.wait):
             outcome = run_steps(state, callbacks)
-            with state.watchdog.patience(PATIENCE):
+            with state.watchdog.patience(PATIENCE), TRAINING.during("saving"):
                 state.checkpointer.finish()
     if outcome == "stopped":
         log.info("stopped at step %d with everything saved; the same command goes on from here", state.position.step)
@@ -123,6 +124,7 @@ def run_steps(state: TrainState, callbacks: Sequence[Callback]) -> Outcome:
         while sent and (len(sent) > 1 or at_once or stopping):
             read = sent.popleft()
             read.read()
+            TRAINING.advance()
             if read.absent:
                 save_before(state, read)
                 return "stopped"

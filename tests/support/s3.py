@@ -117,10 +117,14 @@ def _weed() -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports whose twin 10000 above, which weed takes for gRPC, is free as well."""
+    """Ports whose twin 10000 above, which weed takes for gRPC, is free as well.
+
+    None is of those that the kernel gives to outgoing connections (from 32768 on): one of them might be taken while the
+    server is away.
+    """
     ports: list[int] = []
     while len(ports) < count:
-        port = random.SystemRandom().randrange(15000, 30000)
+        port = random.SystemRandom().randrange(12000, 22500)
         with socket.socket() as low, socket.socket() as high, contextlib.suppress(OSError):
             low.bind(("127.0.0.1", port))
             high.bind(("127.0.0.1", port + 10000))

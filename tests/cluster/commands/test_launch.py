@@ -12,7 +12,8 @@ from tests.cluster.conftest import Say
 from tests.support.commands import refused, succeeded
 
 SLURM = ("--nodes", "2", "--gpus-per-node", "1")
-KUBERAY = ("--nodes", "1", "--gpus-per-node", "8", "--image", "registry/reelscale:1")
+PROTECTED = "monitor.access.secret_variable=TOKEN"
+KUBERAY = (PROTECTED, "--nodes", "1", "--gpus-per-node", "8", "--image", "registry/reelscale:1")
 
 
 def test_slurm_prints_the_script_and_starts_nothing(say: Say, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +54,7 @@ def test_idle_ranks_are_told(say: Say, recipe: Path) -> None:
         (("hostfile", "data.store=s"), "no hosts are named"),
         (("hostfile", "data.store=s", "--hostfile", "none"), "no such hostfile"),
         (("hostfile", "data.store=s", "--hosts", "a,a"), "a is there twice"),
+        (("kuberay", "data.store=/data/s", "--claim", "data", *KUBERAY[1:]), "monitor.insecure=true"),
         (("kuberay", "data.store=s3://b/s", *KUBERAY), "no other node can see the run's folder"),
         (("kuberay", "data.store=store", "--claim", "data", *KUBERAY), "no pod can see the store store"),
         (("kuberay", "data.store=s3://b/s", "checkpoint.store=s3://b/r", "--node-labels", "x", *KUBERAY), "KEY=VALUE"),
@@ -69,8 +71,8 @@ def test_kuberay_prints_a_job_that_trains_the_recipe(say: Say, recipe: Path) -> 
     recipe_map, job = yaml.safe_load_all(made.stdout)
     assert recipe_map["data"] == {"recipe.yaml": recipe.read_text()}
     assert shlex.split(job["spec"]["entrypoint"]) == [
-        "reelscale", "pretrain", "/etc/reelscale/recipe.yaml", "data.store=/data/store", "run=/data/runs/tiny",
-        "launcher=ray", "ranks=2", "monitor.address=0.0.0.0", "monitor.port=9400",
+        "reelscale", "pretrain", "/etc/reelscale/recipe.yaml", "data.store=/data/store", PROTECTED,
+        "run=/data/runs/tiny", "launcher=ray", "ranks=2", "monitor.address=0.0.0.0", "monitor.port=9480",
     ]  # fmt: skip
     workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     assert workers["nodeSelector"] == {"gpu": "H200"} and len(workers["containers"][0]["envFrom"]) == 2

@@ -112,13 +112,14 @@ def test_what_is_served_while_it_runs(long_corpus: Path, tmp_path: Path) -> None
     each = ("videos_per_shard=1", "workers=2", "launcher=none")
     with running("shard", long_corpus, tmp_path / "store", *each, folder=tmp_path) as command:
         command.until(lambda: "shard: " in command.err)
-        (url,) = [line.removeprefix("metrics at ") for line in command.err.splitlines() if line.startswith("metrics")]
+        (url,) = [line.split()[2] for line in command.err.splitlines() if line.startswith("metrics at ")]
         text = urllib.request.urlopen(url, timeout=10).read().decode()
         command.ctrl_c()
         assert command.exit_code() == 75
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     values = {sample.name: sample.value for sample in samples}
     videos = {s.labels["outcome"]: s.value for s in samples if s.name == "reelscale_shard_videos_total"}
+    assert all(sample.labels["run"] == "store" for sample in samples)
     assert videos["good"] >= 1 and videos["failed"] == 0 and values["reelscale_shard_frames_total"] >= 120
     assert values["reelscale_shard_remaining_videos"] <= 60 and values["reelscale_shard_planned_jobs"] == 61
     assert values["reelscale_shard_read_bytes_total"] > 0 and "videos/s" in command.err

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,11 @@ def test_an_evaluation_goes_on_where_it_was_stopped(begun: Path, whole: dict[str
     command = ("evaluate", "none.yaml", "--json", *LONG)
     with running(*command, folder=tmp_path) as first:
         first.until(lambda: pieces(run))
+        (url,) = [line.split()[2] for line in first.err.splitlines() if line.startswith("metrics at ")]
+        page = urllib.request.urlopen(url, timeout=60).read().decode()
         first.kill()
+    assert "reelscale_evaluate_videos_total{node=" in page and 'outcome="good",rank="0",run="run"} ' in page
+    assert "reelscale_evaluate_remaining_videos{" in page
     there = len(pieces(run))
     with running(*command, folder=tmp_path) as second:
         second.until(lambda: len(pieces(run)) > there)

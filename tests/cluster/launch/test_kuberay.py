@@ -125,7 +125,10 @@ def test_a_worker_has_its_gpus_its_probes_and_time_to_save() -> None:
     assert {"livenessProbe", "readinessProbe"} <= set(container)
     assert worker["spec"]["terminationGracePeriodSeconds"] == 600
     assert container["lifecycle"]["preStop"]["exec"]["command"][-1] == save_hook("/data/runs/sports1m", shared=True)
-    assert worker["metadata"]["annotations"]["prometheus.io/port"] == "9400"
+    annotations = worker["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == "9480" and annotations["prometheus.io/scheme"] == "http"
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"metrics": 8080} | {f"reelscale-{number}": 9480 + number for number in range(8)}
     assert {"name": "data", "mountPath": "/data"} in container["volumeMounts"]
     assert shlex.split(job["spec"]["entrypoint"]) == COMMAND
 

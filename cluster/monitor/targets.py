@@ -1,0 +1,40 @@
+"""Files by which Prometheus finds processes (its file_sd): one a process, there while it is served."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from cluster.monitor.page import Source
+from sharding.base.atomic import atomic_write
+
+JOB = "reelscale"
+
+
+def target_file(folder: Path, source: Source, identity: str) -> Path:
+    """The file of a rank: the same for its next attempt, and another for a run of that name elsewhere.
+
+    `identity`: the path or URL of the run's folder, or of the store.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", source.run)[:64]
+    digest = hashlib.sha256(f"{source.kind} {identity}".encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return folder / f"{name}-{digest}-{source.rank:05d}.json"
+
+
+def write_target(file: Path, source: Source, place: str, scheme: str) -> None:
+    """Write a process' file: it is served at `place` (HOST:PORT). Raises OSError."""
+    labels = {"job": JOB, "kind": source.kind, "__scheme__": scheme}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file, durable=False) as temporary:
+        temporary.write_text(json.dumps([{"targets": [place], "labels": labels}], indent=1) + "\n")
+
+
+def remove_target(file: Path, source: Source) -> None:
+    """Remove a process' file; with the first rank's those that killed ranks of the run have left: it has ended."""
+    ranks = file.parent.glob(f"{file.name.rpartition('-')[0]}-*.json") if source.rank == 0 else [file]
+    with contextlib.suppress(OSError):
+        for each in ranks:
+            each.unlink(missing_ok=True)
