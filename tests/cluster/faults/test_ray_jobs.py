@@ -87,14 +87,16 @@ def lose(host: Host, fault: str, command: HostCommand, word: str) -> None:
 
 
 @contextmanager
-def sharding(cluster: tuple[RayHosts, S3Server], corpus: Path, url: str) -> Iterator[HostCommand]:
+def sharding(
+    cluster: tuple[RayHosts, S3Server], corpus: Path, url: str, on: Host | None = None
+) -> Iterator[HostCommand]:
     """Inside the `with` a command that has made three shards of 61; it must end well, with all of them whole."""
     nodes, server = cluster
     with pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
         store = open_store(url)
-        command = nodes.reelscale("shard", corpus, url, *SHARD, environment=server.environment)
+        command = nodes.reelscale("shard", corpus, url, *SHARD, environment=server.environment, on=on)
         command.until(lambda: len([name for name in store.list("val/") if name.endswith(".parquet")]) >= 3)
         yield command
         assert command.exit_code() == 0 and "Traceback" not in command.said, command.said
@@ -122,6 +124,23 @@ def test_the_store_is_out_of_reach_while_shards_are_made(cluster: tuple[RayHosts
         assert command.exit_code() == 0, command.said
         print(f"shard, the store out of reach for 20 s: done {time.monotonic() - began:.0f} s after its return")
     assert "begins anew" not in command.said
+
+
+def test_the_head_is_lost_while_shards_are_made(cluster: tuple[RayHosts, S3Server], long_corpus: Path) -> None:
+    """The command ends with one line; given again on the new cluster, it goes on."""
+    nodes, server = cluster
+    other, url = nodes.hosts[1], "s3://bucket/made-twice"
+    first = nodes.reelscale("shard", long_corpus, url, *SHARD, environment=server.environment, on=other)
+    first.until(r"shard: [1-9]\d*/61")
+    began = time.monotonic()
+    nodes.head.kill()
+    assert first.exit_code() == 1, first.said
+    print(f"shard, the head lost: the command ended after {time.monotonic() - began:.0f} s")
+    assert "\nreelscale: the command was ended from outside" in first.said and "Traceback" not in first.said
+    nodes.start_anew()
+    with sharding(cluster, long_corpus, url, on=other) as second:
+        assert second.exit_code() == 0, second.said
+    assert "shards are there already" in second.said
 
 
 @pytest.mark.parametrize("fault", FAULTS)

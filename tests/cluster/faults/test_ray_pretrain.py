@@ -241,7 +241,6 @@ def test_the_head_is_lost_and_started_again(
     nodes.head.kill()
     code = first.exit_code()
     print(f"the head lost: the command ended after {time.monotonic() - began:.0f} s, exit {code}")
-    print(first.said[-3000:])
     assert code == 1 and first.said.count("\nreelscale: ") == 1 and "Traceback" not in first.said, first.said
     nodes.start_anew()
     for host in nodes.hosts:
