@@ -70,7 +70,6 @@ def broken(cluster: tuple[RayHosts, S3Server]) -> Iterator[list[Host]]:
     hosts_broken: list[Host] = []
     yield hosts_broken
     for host in hosts_broken:
-        host.plug()
         host.kill()
         host.start()
         see_own_disk(host)
