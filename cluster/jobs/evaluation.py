@@ -11,8 +11,9 @@ from pydantic import Field
 
 from cluster.jobs.user_paths import absolute, writable_folder
 from cluster.launch.choose import Launcher, choose_launcher
-from cluster.launch.on_ray.cluster import cpus, first_ready, is_gone, ray_cluster, result_of
-from cluster.launch.on_ray.credentials import StoreCredentials
+from cluster.launch.on_ray.cluster import cpus, ray_cluster
+from cluster.launch.on_ray.tasks import RayTasks
+from cluster.launch.process_pool import TaskDone, TaskRestarted, WorkerDied
 from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.access import open_access
 from cluster.monitor.endpoint import endpoint
@@ -31,7 +32,6 @@ from sharding.telemetry.host import watching_host
 
 _ROWS_A_TASK = 64
 _TASKS_A_WORKER = 8  # at least, so that an evaluation of few videos is kept in pieces, too
-_TRIES = 3  # of rows whose worker dies
 
 VIDEOS = Counter("reelscale_evaluate_videos_total", "Videos scored, by outcome: good or damaged.", ["outcome"])
 REMAINING = Gauge("reelscale_evaluate_remaining_videos", "Videos still to be scored.")
@@ -143,52 +143,46 @@ def _in_this_process(settings: EvaluateSettings, subject: Subject, todo: list[in
 
 
 def _by_ray(settings: EvaluateSettings, workers: int, subject: Subject, todo: list[int]) -> Generator[list[VideoScore]]:
-    """The scores of `workers` Ray tasks at a time; a task whose worker dies is tried three times in all."""
+    """The scores of `workers` Ray tasks at a time."""
     if not todo:
         return
     with ray_cluster() as ray:
         workers = min(workers or cpus(ray), len(todo))
         size = max(1, min(_ROWS_A_TASK, len(todo) // (_TASKS_A_WORKER * workers)))
-        gpu = 1 if ray.cluster_resources().get("GPU", 0) else 0
-        # Processes are kept, also those with a GPU: each has the network from its first task on.
-        task = ray.remote(num_cpus=1, num_gpus=gpu, max_retries=0, max_calls=0)(_task)
-        shared, name, credentials = [ray.put(subject)], uuid.uuid4().hex, StoreCredentials.of_this_process()
-        shares = [(todo[begin : begin + size], 1) for begin in range(0, len(todo), size)]
-        running: dict[Any, tuple[list[int], int]] = {}
-        while shares or running:
-            while shares and len(running) < workers:
-                rows, tries = shares.pop(0)
-                running[task.remote(credentials, name, shared, rows, settings.clips, settings.batch)] = rows, tries
-            ready = first_ready(ray, list(running))
-            rows, tries = running.pop(ready)
-            try:
-                yield result_of(ray, ready)
-            except Exception as error:
-                if not (isinstance(error, DecoderDied) or is_gone(ray, error)):
-                    raise
-                reason = str(error) if isinstance(error, DecoderDied) else type(error).__name__
-                loss = f"a worker that scored videos {rows[0]} to {rows[-1]} is gone ({reason})"
-                if tries == _TRIES:
-                    raise CommandFailed(f"{loss}, as {_TRIES - 1} before it; the same command goes on") from error
-                print(f"{loss}; another takes them", file=sys.stderr)
-                shares.insert(0, (rows, tries + 1))
+        shared, name = ray.put(subject), uuid.uuid4().hex
+        shares = (
+            (name, shared, todo[begin : begin + size], settings.clips, settings.batch)
+            for begin in range(0, len(todo), size)
+        )
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        tasks = RayTasks[tuple[Any, ...]](ray, _score, _name, gpus=gpus, retried=(DecoderDied,))
+        try:
+            with closing(tasks.run(shares, lambda: workers)) as events:
+                for event in events:
+                    if isinstance(event, TaskRestarted):
+                        print(f"{_name(*event.arguments)} begins anew: {event.reason}", file=sys.stderr)
+                    elif isinstance(event, TaskDone):
+                        yield event.result
+        except WorkerDied as error:
+            raise CommandFailed(f"{error}; the same command goes on") from error
+
+
+def _name(name: str, shared: Any, rows: list[int], *_: Any) -> str:
+    return f"scoring videos {rows[0]} to {rows[-1]}"
 
 
 _scorers: dict[str, Scorer] = {}  # of this worker process: that of the evaluation that it works for
 
 
-def _task(
-    credentials: StoreCredentials, name: str, shared: list[Any], rows: list[int], clips: int, batch: int
-) -> list[VideoScore]:
+def _score(name: str, shared: Any, rows: list[int], clips: int, batch: int, _: object) -> list[VideoScore]:
     """The scores of rows of a subject, which a worker process fetches once; `name` identifies the evaluation."""
     if name not in _scorers:
         import ray
 
-        credentials.adopt()
         for scorer in _scorers.values():
             scorer.close()
         _scorers.clear()
-        _scorers[name] = Scorer(ray.get(shared[0]), workers=1)
+        _scorers[name] = Scorer(ray.get(shared), workers=1)
     try:
         return list(_scorers[name].scores(rows, clips, batch))
     except BaseException:  # batches that it had asked for would come to the next

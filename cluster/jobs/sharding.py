@@ -3,20 +3,19 @@
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Collection, Generator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from cluster.jobs.stats import ShardingStats
 from cluster.jobs.user_paths import absolute
 from cluster.launch.choose import Launcher, choose_launcher, require_room
-from cluster.launch.on_ray.cluster import actor_here, cpus, is_gone, ray_cluster, result_of
-from cluster.launch.on_ray.credentials import StoreCredentials
-from cluster.launch.process_pool import TaskDone, TaskRestarted, WorkerDied, run_in_processes
+from cluster.launch.on_ray.cluster import cpus, ray_cluster
+from cluster.launch.on_ray.tasks import RayTasks
+from cluster.launch.process_pool import TaskDone, TaskRestarted, run_in_processes
 from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.access import open_access
 from cluster.monitor.endpoint import endpoint
@@ -37,9 +36,6 @@ from sharding.make.shard import ShardProgress, ShardSettings, WorkerSettings, ma
 from sharding.storage.store import Store, open_store
 from sharding.telemetry.build import set_run_info
 from sharding.telemetry.host import watching_host
-
-_TRIES = 3  # of a job whose worker or node dies
-_LOOK_SECONDS = 1.0
 
 
 class ShardLaunchSettings(Settings):
@@ -169,98 +165,45 @@ def _by_ray(
     prepared: Prepared, settings: ShardSettings, work: WorkerSettings, workers: int, stats: ShardingStats
 ) -> Generator[ShardProgress | None]:
     """The progress of jobs that Ray runs, and None now and then while they are silent."""
-    with ray_cluster() as ray:
-        board, credentials = actor_here(ray, _Board), StoreCredentials.of_this_process()
-        task = ray.remote(num_cpus=work.decoder_threads, max_retries=_TRIES)(_make_reporting)
-        waiting = prepared.remaining_jobs()
-        running: dict[Any, str] = {}
-        room, looked = 0, float("-inf")
-        with closing(waiting):
-            while True:
-                if time.monotonic() - looked > 10 * _LOOK_SECONDS:  # a cluster may grow
-                    room, looked = workers or max(1, cpus(ray) // work.decoder_threads), time.monotonic()
-                while len(running) < room and (following := next(waiting, None)):
-                    job, root = following
-                    stats.began(job.id)
-                    running[task.remote(credentials, board, job, root, prepared.store.url, settings, work)] = job.id
-                if not running:
-                    return
-                ready, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)
-                yield from _of_running_jobs(_new_progress(ray, board), running.values())
-                for reference in ready:
-                    yield _ended(ray, reference, running.pop(reference))
-                yield None
+    todo = _arguments(prepared, settings, work, stats)
+    with ray_cluster() as ray, closing(todo):
+        tasks = RayTasks[tuple[Any, ...]](ray, make_shard, _name, cpus=work.decoder_threads)
 
+        def room() -> int:
+            return workers or max(1, cpus(ray) // work.decoder_threads)
 
-def _new_progress(ray: Any, board: Any) -> list[ShardProgress]:
-    """The progress that is new on the board; none while it is away, as the shards do not depend on it."""
-    try:
-        return cast(list[ShardProgress], ray.get(board.take.remote()))
-    except ray.exceptions.RayActorError:
-        return []
-
-
-class _Board:
-    """An actor that keeps the last progress of each job until the driver takes it."""
-
-    def __init__(self) -> None:
-        self._latest: dict[str, ShardProgress] = {}
-
-    def tell(self, progress: ShardProgress) -> None:
-        """Keep a worker's progress."""
-        self._latest[progress.job] = progress
-
-    def take(self) -> list[ShardProgress]:
-        """The progress of all jobs that have reported since the last call."""
-        latest, self._latest = list(self._latest.values()), {}
-        return latest
-
-
-def _of_running_jobs(reports: list[ShardProgress], running: Collection[str]) -> list[ShardProgress]:
-    """The reports of jobs that still run: one that comes after its job's end would be counted once more."""
-    jobs = set(running)
-    return [progress for progress in reports if progress.job in jobs]
-
-
-def _make_reporting(
-    credentials: StoreCredentials,
-    board: Any,
-    job: ShardJob,
-    root: str,
-    url: str,
-    settings: ShardSettings,
-    work: WorkerSettings,
-) -> ShardProgress:
-    credentials.adopt()
-    return make_shard(job, root, url, settings, work, board.tell.remote)
-
-
-def _ended(ray: Any, reference: Any, job: str) -> ShardProgress:
-    try:
-        return cast(ShardProgress, result_of(ray, reference))
-    except Exception as error:
-        if not is_gone(ray, error):
-            raise
-        raise WorkerDied(f"the worker of job {job} died {_TRIES + 1} times ({type(error).__name__})") from error
+        with closing(tasks.run(todo, room)) as events:
+            yield from _updates(events)
 
 
 def _by_processes(
     prepared: Prepared, settings: ShardSettings, work: WorkerSettings, workers: int, stats: ShardingStats
 ) -> Generator[ShardProgress | None]:
     room = min(workers or max(1, (os.cpu_count() or 1) // work.decoder_threads), prepared.remaining_count)
-    todo = prepared.remaining_jobs()
+    todo = _arguments(prepared, settings, work, stats)
+    with closing(todo), closing(run_in_processes(make_shard, todo, room, _name)) as events:
+        yield from _updates(events)
 
-    def arguments() -> Generator[tuple[Any, ...]]:
-        for job, root in todo:
+
+def _arguments(
+    prepared: Prepared, settings: ShardSettings, work: WorkerSettings, stats: ShardingStats
+) -> Generator[tuple[Any, ...]]:
+    """The arguments of `make_shard` for each job that remains, noted as begun when they are taken."""
+    with closing(prepared.remaining_jobs()) as jobs:
+        for job, root in jobs:
             stats.began(job.id)
             yield job, root, prepared.store.url, settings, work
 
-    with closing(todo), closing(run_in_processes(make_shard, arguments(), room, _name)) as results:
-        for event in results:
-            if isinstance(event, TaskRestarted):
-                print(visible(f"{_name(*event.arguments)} begins anew: {event.reason}"), file=sys.stderr)
-            else:
-                yield event.result if isinstance(event, TaskDone) else event.value
+
+def _updates(events: Iterable[Any]) -> Generator[ShardProgress | None]:
+    """What tasks told and returned; one that begins anew is a line on standard error."""
+    for event in events:
+        if isinstance(event, TaskRestarted):
+            print(visible(f"{_name(*event.arguments)} begins anew: {event.reason}"), file=sys.stderr)
+        elif isinstance(event, TaskDone):
+            yield event.result
+        else:
+            yield None if event is None else event.value
 
 
 def _name(job: ShardJob, *_: Any) -> str:

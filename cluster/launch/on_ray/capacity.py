@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.launch.launch_settings import LaunchSettings
+from cluster.launch.on_ray.nodes import NodeProbe
 from cluster.launch.on_ray.placement import Node, Placement, explain_capacity, place
 from cluster.launch.signals import StopRequests
 from sharding.base.errors import CommandFailed, UserError
 
 _LOOK_SECONDS = 1.0
 _FIRST_SAY_SECONDS, _SAY_SECONDS = 3.0, 30.0
-_PROBE_SECONDS = 20.0
 _UNRESPONSIVE_SECONDS = 30.0  # for which a node that did not answer is not asked again
 _FREED_SECONDS = 10.0
 
@@ -148,30 +148,12 @@ class Capacity:
 
     def _probe(self, nodes: Sequence[Node], path: str) -> list[tuple[Node, bool | None]]:
         """For each node whether it sees a path; None where it does not answer in time, or before a signal."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        exists = self._ray.remote(num_cpus=0, max_retries=0)(_exists)
-        asked = {
-            exists.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(path): node
-            for node in nodes
-        }
-        end, ready, left = time.monotonic() + _PROBE_SECONDS, [], list(asked)
-        while left and time.monotonic() < end and not self._requests.asked:
-            # In short turns, because Ray's wait puts off signals to its end.
-            ready, left = self._ray.wait(list(asked), num_returns=len(asked), timeout=_LOOK_SECONDS)
-        answers: dict[Any, bool] = {}
-        for reference in ready:
-            try:
-                answers[reference] = self._ray.get(reference)
-            except self._ray.exceptions.RayError:
-                continue
-        for reference in set(asked) - set(answers):
-            self._ray.cancel(reference, force=True)
-        return [(node, answers.get(reference)) for reference, node in asked.items()]
-
-
-def _exists(path: str) -> bool:
-    return Path(path).exists()
+        probe, answers = NodeProbe(self._ray, path), dict[str, bool | None]()
+        probe.ask(node.id for node in nodes)
+        while probe.pending and not self._requests.asked:
+            answers |= probe.answers(_LOOK_SECONDS)
+        probe.close()
+        return [(node, answers.get(node.id)) for node in nodes]
 
 
 def _node(each: dict[str, Any], free: dict[str, float], own: Placement | None) -> Node:

@@ -15,13 +15,12 @@ from typing import Any
 from cluster.launch.on_ray.auth import authenticate, is_about_token, own_token, token_refused
 from cluster.launch.on_ray.exit_notice import exit_notice
 from cluster.launch.on_ray.folder import session_folder
-from cluster.launch.signals import NOT_BEGUN, is_forced, raise_if_interrupted, signals_ignored, signals_postponed
+from cluster.launch.signals import NOT_BEGUN, is_forced, signals_ignored, signals_postponed
 from cluster.terminal.output import end_process
 from sharding.base import environment
 from sharding.base.errors import CommandFailed, UserError
 from sharding.base.exit_codes import STOPPED
 
-_LOOK_SECONDS = 1.0
 _LEAVE_SECONDS = 30.0
 
 
@@ -193,10 +192,10 @@ def _connection_error(error: BaseException, address: str | None, words: str) -> 
 
 
 def actor_here(ray: Any, actor: type) -> Any:
-    """A handle of an actor on this node, if that has it, which takes no CPU, outlives others, and is started again."""
+    """A handle of an actor on this node and no other, which takes no CPU and is started again where it dies."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(actor).remote()
 
 
@@ -210,15 +209,6 @@ def kill_actors(ray: Any, name: str) -> None:
     for actor, its in state.actors(job_id=worker.current_job_id).items():
         if its["ActorClassName"].rpartition(".")[2] == name and its["State"] != "DEAD":
             worker.core_worker.kill_actor(ray.ActorID.from_hex(actor), True)
-
-
-def first_ready(ray: Any, references: list[Any]) -> Any:
-    """The first of some tasks that is done. A signal is answered meanwhile, which Ray's own wait leaves for its end."""
-    while True:
-        raise_if_interrupted()
-        ready, _ = ray.wait(references, num_returns=1, timeout=_LOOK_SECONDS)
-        if ready:
-            return ready[0]
 
 
 def result_of(ray: Any, reference: Any) -> Any:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 ENDED = (
-    "reelscale: the command was ended from outside: killed, or Ray's process of this machine (its raylet) died; "
-    "the same command goes on from what is saved"
+    "reelscale: the command was ended from outside: killed, or Ray's head or its process of this machine (its raylet) "
+    "died; the same command goes on from what is saved"
 )
 _WAIT = 'read -r word || echo "$1" >&2'  # without a word its standard input ends when the command does
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +15,15 @@ from sharding.storage.store import open_store
 from tests.cluster.conftest import SMALL
 from tests.support.commands import evaluation_summary, reelscale, succeeded
 from tests.support.nodes.hosts import Host, gateway, hosts, require_hosts
-from tests.support.nodes.on_ray import RayHosts
+from tests.support.nodes.on_ray import HostCommand, RayHosts
 from tests.support.s3 import S3Server, running_s3
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 SHARD = (*SMALL, "videos_per_shard=1", "launcher=ray")
+SCORED = ("clips=300", "batch=1")  # some of a second a video
+HEALED = {"unplug": "plug", "freeze": "thaw"}
+FAULTS = ("kill", *HEALED)
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +31,15 @@ def cluster() -> Iterator[tuple[RayHosts, S3Server]]:
     require_hosts()
     with hosts(3) as three, running_s3(address=gateway(three[0])) as server:
         yield RayHosts(three), server
+
+
+@pytest.fixture(scope="module")
+def alone(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary of an evaluation that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("alone")
+    run = shutil.copytree(begun, folder / "run")
+    (folder / "none.yaml").write_text(f"run: {run}\nlauncher: none\n")
+    return evaluation_summary(succeeded(reelscale("evaluate", "none.yaml", "--json", *SCORED, folder=folder)).stdout)
 
 
 @pytest.fixture()
@@ -40,49 +54,105 @@ def lost(cluster: tuple[RayHosts, S3Server]) -> Iterator[Host]:
 
 
 def working(host: Host, word: str) -> bool:
-    """Whether a worker of Ray's is at a task of that name on a host."""
-    return any(f"ray::{word}" in words for words in host.processes().values())
+    """Whether a worker of Ray's is at a task of that name on a host, by the processes that decode for it."""
+    for pid, words in host.processes().items():
+        with suppress(OSError):  # it has ended meanwhile
+            if f"ray::{word}" in words and Path(f"/proc/{pid}/task/{pid}/children").read_text():
+                return True
+    return False
 
 
-def test_a_node_is_lost_while_shards_are_made(
-    cluster: tuple[RayHosts, S3Server], lost: Host, long_corpus: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    nodes, server = cluster
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    url = "s3://bucket/made"
-    command = nodes.reelscale("shard", long_corpus, url, *SHARD, environment=server.environment)
-    store = open_store(url)
-    command.until(lambda: len([name for name in store.list("val/") if name.endswith(".parquet")]) >= 3)
-    command.until(lambda: working(lost, "_make_reporting"))
+def lose(host: Host, fault: str, command: HostCommand, word: str) -> None:
+    """Break a host while it is at a task of that name; what hangs or is cut off is healed once another has the task.
+
+    So what its node still does of the task comes late.
+    """
+    heal = HEALED.get(fault)
+    command.until(lambda: working(host, word))
     began = time.monotonic()
-    lost.kill()
+    getattr(host, fault)()
+    while heal and not working(host, word):  # it had ended in between
+        getattr(host, heal)()
+        command.until(lambda: working(host, word))
+        began = time.monotonic()
+        getattr(host, fault)()
+    # One that has only just begun may be lost without a word.
+    command.until(lambda: "begins anew: its " in command.said or command.process.poll() is not None)
+    print(f"{word} and {fault}: given to another after {time.monotonic() - began:.0f} s", end=", ")
+    if heal:
+        getattr(host, heal)()
     assert command.exit_code() == 0, command.said
-    print(f"shard: done {time.monotonic() - began:.0f} s after it")
+    print(f"done after {time.monotonic() - began:.0f} s")
     assert "Traceback" not in command.said
+
+
+@contextmanager
+def sharding(
+    cluster: tuple[RayHosts, S3Server], corpus: Path, url: str, on: Host | None = None
+) -> Iterator[HostCommand]:
+    """Inside the `with` a command that has made three shards of 61; it must end well, with all of them whole."""
+    nodes, server = cluster
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        store = open_store(url)
+        command = nodes.reelscale("shard", corpus, url, *SHARD, environment=server.environment, on=on)
+        command.until(lambda: len([name for name in store.list("val/") if name.endswith(".parquet")]) >= 3)
+        yield command
+        assert command.exit_code() == 0 and "Traceback" not in command.said, command.said
     assert "samples                61" in command.said and "failures" not in command.said
     verified = nodes.reelscale("shards", "verify", url, environment=server.environment)
     assert verified.exit_code() == 0, verified.said
 
 
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_node_is_lost_while_shards_are_made(
+    cluster: tuple[RayHosts, S3Server], lost: Host, long_corpus: Path, fault: str
+) -> None:
+    with sharding(cluster, long_corpus, f"s3://bucket/made-{fault}") as command:
+        lose(lost, fault, command, "shard")
+
+
+def test_the_store_is_out_of_reach_while_shards_are_made(cluster: tuple[RayHosts, S3Server], long_corpus: Path) -> None:
+    """For 20 s: its tasks wait, and none of them is given to another."""
+    _, server = cluster
+    with sharding(cluster, long_corpus, "s3://bucket/made-late") as command:
+        server.kill()
+        time.sleep(20)
+        server.start()
+        began = time.monotonic()
+        assert command.exit_code() == 0, command.said
+        print(f"shard, the store out of reach for 20 s: done {time.monotonic() - began:.0f} s after its return")
+    assert "begins anew" not in command.said
+
+
+def test_the_head_is_lost_while_shards_are_made(cluster: tuple[RayHosts, S3Server], long_corpus: Path) -> None:
+    """The command ends with one line; given again on the new cluster, it goes on."""
+    nodes, server = cluster
+    other, url = nodes.hosts[1], "s3://bucket/made-twice"
+    first = nodes.reelscale("shard", long_corpus, url, *SHARD, environment=server.environment, on=other)
+    first.until(r"shard: [1-9]\d*/61")
+    began = time.monotonic()
+    nodes.head.kill()
+    assert first.exit_code() == 1, first.said
+    print(f"shard, the head lost: the command ended after {time.monotonic() - began:.0f} s")
+    assert "\nreelscale: the command was ended from outside" in first.said and "Traceback" not in first.said
+    nodes.start_anew()
+    with sharding(cluster, long_corpus, url, on=other) as second:
+        assert second.exit_code() == 0, second.said
+    assert "shards are there already" in second.said
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_node_is_lost_while_videos_are_scored(
-    cluster: tuple[RayHosts, S3Server], lost: Host, begun: Path, tmp_path: Path
+    cluster: tuple[RayHosts, S3Server], lost: Host, begun: Path, alone: dict[str, Any], fault: str, tmp_path: Path
 ) -> None:
     nodes, _ = cluster
-    long = ("clips=300", "batch=1")
-    runs = {name: shutil.copytree(begun, tmp_path / name) for name in ("ray", "none")}
-    for name, run in runs.items():
-        (tmp_path / f"{name}.yaml").write_text(f"run: {run}\nlauncher: {name}\n")
-    alone = succeeded(reelscale("evaluate", tmp_path / "none.yaml", "--json", *long, folder=tmp_path))
-    command = nodes.reelscale("evaluate", tmp_path / "ray.yaml", "--json", *long)
-    command.until(lambda: working(lost, "_task"))
-    began = time.monotonic()
-    lost.kill()
-    assert command.exit_code() == 0, command.said
-    print(f"evaluate: done {time.monotonic() - began:.0f} s after it")
-    assert "another takes them" in command.said and "Traceback" not in command.said
-    assert evaluation_summary(command.said[command.said.index("{") :]) == evaluation_summary(alone.stdout)
+    run = shutil.copytree(begun, tmp_path / "run")
+    (tmp_path / "ray.yaml").write_text(f"run: {run}\nlauncher: ray\n")
+    command = nodes.reelscale("evaluate", tmp_path / "ray.yaml", "--json", *SCORED)
+    lose(lost, fault, command, "scoring")
+    assert evaluation_summary(command.said[command.said.index("{") :]) == alone
 
 
 def test_a_node_is_lost_while_a_network_is_fine_tuned(

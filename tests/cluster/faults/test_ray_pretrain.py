@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sharding.storage.store import open_store
 from tests.support.commands import reelscale, succeeded
 from tests.support.nodes.hosts import Host, gateway, hosts, require_hosts
 from tests.support.nodes.on_ray import HostCommand, RayHosts
@@ -69,7 +70,6 @@ def broken(cluster: tuple[RayHosts, S3Server]) -> Iterator[list[Host]]:
     hosts_broken: list[Host] = []
     yield hosts_broken
     for host in hosts_broken:
-        host.plug()
         host.kill()
         host.start()
         see_own_disk(host)
@@ -78,6 +78,18 @@ def broken(cluster: tuple[RayHosts, S3Server]) -> Iterator[list[Host]]:
 
 def see_own_disk(host: Host) -> None:
     host.run(["mount", "--bind", str(host.disk), DISK])
+
+
+def copied(store: Path, server: S3Server) -> str:
+    """The URL of a store's copy in the server's bucket."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        remote = open_store(f"s3://{server.bucket}/store")
+        for path in store.rglob("*"):
+            if path.is_file():
+                remote.put_file(str(path.relative_to(store)), path)
+        return remote.url
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -192,6 +204,52 @@ def test_a_node_hangs_then_a_link_is_cut(
         spare.unplug()
     spare.plug()
     assert_whole(command, nodes.head.disk, undisturbed)
+
+
+def test_the_store_is_out_of_reach_then_a_link_is_slow(
+    cluster: tuple[RayHosts, S3Server], pretrain: Callable[..., HostCommand], undisturbed: dict[int, float], store: Path
+) -> None:
+    """Data and checkpoints for 20 s: the run waits, or goes on with what it has read. No rank counts as lost."""
+    nodes, server = cluster
+    command = pretrain("nodes=2", f"data.store={copied(store, server)}", "data.patience_seconds=200")
+    further(command)
+    server.kill()
+    time.sleep(20)
+    server.start()
+    began = time.monotonic()
+    further(command, 1)
+    print(f"the store out of reach for 20 s: a step {time.monotonic() - began:.0f} s after its return")
+    nodes.hosts[1].slow("8mbit")
+    began = time.monotonic()
+    further(command, 2)
+    print(f"a slow link: two steps in {time.monotonic() - began:.0f} s")
+    nodes.hosts[1].fast()
+    assert_whole(command, nodes.head.disk, undisturbed)
+    assert AGAIN not in command.said
+
+
+def test_the_head_is_lost_and_started_again(
+    cluster: tuple[RayHosts, S3Server], pretrain: Callable[..., HostCommand], undisturbed: dict[int, float]
+) -> None:
+    """A cluster ends with its head. The command says so and ends; given again on the new cluster, it goes on."""
+    nodes, _ = cluster
+    other = nodes.hosts[1]
+    first = pretrain("nodes=2", on=other)
+    further(first)
+    began = time.monotonic()
+    nodes.head.kill()
+    code = first.exit_code()
+    print(f"the head lost: the command ended after {time.monotonic() - began:.0f} s, exit {code}")
+    assert code == 1 and first.said.count("\nreelscale: ") == 1 and "Traceback" not in first.said, first.said
+    nodes.start_anew()
+    for host in nodes.hosts:
+        see_own_disk(host)
+    began = time.monotonic()
+    second = pretrain("nodes=2", on=other)
+    further(second, 1)
+    print(f"a new head: training again after {time.monotonic() - began:.0f} s")
+    assert re.search(r"going on from the checkpoint at step \d+ of", second.said)
+    assert_whole(second, other.disk, undisturbed)
 
 
 def test_nodes_that_share_no_disk(

@@ -84,9 +84,8 @@ def test_fine_tuning_and_evaluation(store: Path, recipe: Path, tmp_path: Path) -
 
 
 def at_work(command: Command) -> bool:
-    """Whether a Ray worker runs a task of the command."""
-    titles = [words[0] for words in command.descendants().values() if words]
-    return any(title.startswith("ray::") and not title.endswith(("Agent", "IDLE")) for title in titles)
+    """Whether a Ray worker scores videos for the command."""
+    return any(words and words[0].startswith("ray::scoring") for words in command.descendants().values())
 
 
 def test_a_killed_command_takes_ray_along(long_corpus: Path, tmp_path: Path) -> None:

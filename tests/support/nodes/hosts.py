@@ -272,7 +272,8 @@ def _network() -> Iterator[int]:
             _remove(number)  # of a test that was killed: its hosts died with it
             bridge = f"hosts{number}"
             try:
-                _ip("link", "add", bridge, "type", "bridge")
+                # An address of its own: else that of a link, and another when that link goes, of which hosts hear late.
+                _ip("link", "add", bridge, "address", f"02:00:0a:4d:{number:02x}:ff", "type", "bridge")
                 _ip("address", "add", f"10.77.{number}.1/24", "dev", bridge)
                 _ip("link", "set", bridge, "up")
                 yield number

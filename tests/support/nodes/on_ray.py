@@ -37,6 +37,14 @@ class RayHosts:
             words = [*_START, f"--node-ip-address={host.address}", f"--address={self.head.address}:6379"]
         host.run(words, _RAY)
 
+    def start_anew(self) -> None:
+        """Boot all hosts again, with a cluster of their own."""
+        for host in self.hosts:
+            host.kill()
+            host.start()
+        for host in self.hosts:
+            self.join(host)
+
     def reelscale(
         self, *arguments: str | Path, environment: Mapping[str, str] | None = None, on: Host | None = None
     ) -> HostCommand:
