@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.commands.doctor import doctor
 from cluster.commands.evaluation import evaluate, report
 from cluster.commands.import_export import export_network, import_network
 from cluster.commands.jobs import logs, status, stop
@@ -77,6 +78,7 @@ app.command()(models)
 app.command()(plan)
 app.command("export")(export_network)
 app.command("import")(import_network)
+app.command()(doctor)
 app.command("settings")(show_settings)
 
 
