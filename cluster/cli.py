@@ -32,7 +32,6 @@ _UsageError: Any = typer.BadParameter.__base__  # click's, which typer may bring
 app = typer.Typer(
     name="reelscale",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
