@@ -8,6 +8,7 @@ import typer
 from cluster.commands.options import Address, AsJson, sent_to_cluster
 from cluster.terminal.findings_table import FindingsTable
 from cluster.terminal.output import stdout_to_stderr
+from cluster.terminal.progress import progress
 from cluster.terminal.tables import print_json
 from sharding.base.exit_codes import DONE, FAILED
 
@@ -45,8 +46,10 @@ def doctor(
     checks = all_checks(store, port, run)
     results = []
     if as_json:
-        with stdout_to_stderr():
-            results = [*findings(checks)]
+        with stdout_to_stderr(), progress("checks", len(checks)) as advance:
+            for each in findings(checks):
+                results.append(each)
+                advance(1, each.name)
         print_json([asdict(each) for each in results])
     else:
         table = FindingsTable(max(len(check.name) for check in checks))

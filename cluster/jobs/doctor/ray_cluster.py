@@ -43,7 +43,7 @@ def check_ray() -> Verdict:
 def check_ray_cluster() -> Verdict:
     """Whether the cluster of RAY_ADDRESS takes this command, and its nodes have the versions that this machine has."""
     address = environment.ray_address()
-    if address is None:
+    if not address:
         return skipped("no cluster was named: --address HOST:PORT or RAY_ADDRESS does")
     if installed_version("ray") is None:
         return wrong(f"{address} cannot be reached: Ray is not installed", "pip install -c constraints.txt -e '.[ray]'")
