@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.commands.doctor import doctor
 from cluster.commands.evaluation import evaluate, report
 from cluster.commands.import_export import export_network, import_network
 from cluster.commands.jobs import logs, status, stop
@@ -31,7 +32,6 @@ _UsageError: Any = typer.BadParameter.__base__  # click's, which typer may bring
 app = typer.Typer(
     name="reelscale",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -77,6 +77,7 @@ app.command()(models)
 app.command()(plan)
 app.command("export")(export_network)
 app.command("import")(import_network)
+app.command()(doctor)
 app.command("settings")(show_settings)
 
 

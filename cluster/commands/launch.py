@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cluster.commands.model_options import named, with_options
-from cluster.commands.options import Config, Overrides
+from cluster.commands.options import Config, Overrides, named, with_options
 from cluster.launch.hostfile import HostfileSettings, hostfile_text, read_hostfile
 from cluster.launch.kuberay import KubeRaySettings
 from cluster.launch.slurm import SlurmSettings

@@ -31,13 +31,13 @@ class BrokenResponse(OSError):
 
 def error_code(error: BaseException) -> str:
     """The S3 error code behind an exception, else its type's name."""
-    response = _response(error)
+    response = response_of(error)
     return type(error).__name__ if response is None else str(response.get("Error", {}).get("Code", ""))
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: no response, a broken one, or a server's 5xx, 408, 409 and 429."""
-    response = _response(error)
+    response = response_of(error)
     if response is not None:
         status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))
         return is_retryable_status(status) or error_code(error) in _PASSING_CODES
@@ -79,7 +79,7 @@ def raise_as_user_error(error: Exception, where: str, bucket_level: bool = False
     raise error
 
 
-def _response(error: BaseException) -> dict[str, Any] | None:
+def response_of(error: BaseException) -> dict[str, Any] | None:
     """The server's parsed answer: `response` of botocore's ClientError, from which s3fs raises its OSErrors."""
     response = getattr(error.__cause__, "response", None) or getattr(error, "response", None)
     return response if isinstance(response, dict) else None

@@ -157,6 +157,10 @@ class RemoteStore:
         with contextlib.suppress(FileNotFoundError):
             self._call(path, lambda: self._fs().rm_file(self._full(path)))
 
+    def server_time(self) -> float | None:
+        """The server's clock: fsspec's common interface does not tell it."""
+        return None
+
     def _check(self) -> None:
         self._fs().exists(self._full(""))
 

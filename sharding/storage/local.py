@@ -112,6 +112,10 @@ class LocalStore:
         with self._store_errors(path):
             (self.root / path).unlink(missing_ok=True)
 
+    def server_time(self) -> float | None:
+        """A directory has no clock but this machine's."""
+        return None
+
     def _counted(self, data: bytes) -> bytes:
         self.counters.add(requests=1, bytes=len(data))
         return data

@@ -11,11 +11,18 @@ import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 from sharding.base import environment
-from sharding.storage.error_mapping import ALREADY_EXISTS_CODES, BrokenResponse, error_code
+from sharding.storage.error_mapping import (
+    ALREADY_EXISTS_CODES,
+    BrokenResponse,
+    error_code,
+    raise_as_user_error,
+    response_of,
+)
 from sharding.storage.fsspec_store import CHECK_SECONDS, RemoteStore
 from sharding.storage.local import file_to_download, whole
 from sharding.storage.presigned_reader import GOOD_SECONDS, PartialRange, PresignedReader, object_replaced
@@ -141,9 +148,21 @@ class S3Store(RemoteStore):
         with contextlib.suppress(FileNotFoundError):
             self._call(path, lambda: self._ask("delete_object", Bucket=bucket, Key=key))
 
+    def server_time(self) -> float | None:
+        """The server's clock, by the date of its answer to one request, also to one that it refuses."""
+        try:
+            answer = self._first_name()
+        except Exception as error:
+            answer = response_of(error) or raise_as_user_error(error, self.url, bucket_level=True)
+        date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+        return parsedate_to_datetime(date).timestamp() if date else None
+
     def _check(self) -> None:
+        self._first_name()
+
+    def _first_name(self) -> dict[str, Any]:
         bucket, key = self._key("")
-        self._ask("list_objects_v2", limit=CHECK_SECONDS, Bucket=bucket, Prefix=key, MaxKeys=1)
+        return self._ask("list_objects_v2", limit=CHECK_SECONDS, Bucket=bucket, Prefix=key, MaxKeys=1)
 
     def _key(self, path: str) -> tuple[str, str]:
         """The bucket and the key of an object."""

@@ -64,6 +64,9 @@ class Store(Protocol):
     def delete(self, path: str) -> None:
         """Remove the object, if it is there."""
 
+    def server_time(self) -> float | None:
+        """The store's own clock, in whole seconds since 1970 (UTC); None where it has none, or does not tell it."""
+
 
 def open_store(url: str | os.PathLike[str], retry_seconds: float = RETRY_SECONDS, ask: bool = True) -> Store:
     """The store at a directory path, `file://` or fsspec URL (`s3://bucket/prefix`).

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
+import yaml
 
+from cluster.commands.settings import model_of
 from cluster.jobs.evaluation import EvaluationJob
 from cluster.jobs.pipeline.plan import Pipeline
 from cluster.jobs.sharding import ShardingJob
 from cluster.jobs.training import TrainingJob
 from pretrain.lr_schedule import highest_rate, learning_rate
-from sharding.base.settings import Settings, load_settings
+from sharding.base.settings import Settings, flat_schema, load_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(CONFIGS.rglob("*.yaml"))
@@ -38,6 +42,13 @@ def head_of(recipe: Path) -> str:
     return "\n".join(lines[:end])
 
 
+def schema_problems(kind: str, tree: Any) -> list[str]:
+    """Where a settings file does not fit the schema that `reelscale settings COMMAND --json-schema` prints."""
+    schema = flat_schema(model_of(COMMANDS.get(kind, kind)), kind)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return [error.json_path for error in jsonschema.Draft202012Validator(schema).iter_errors(tree)]
+
+
 def test_every_command_has_a_recipe() -> None:
     assert {kind_of(recipe) for recipe in RECIPES} == set(JOBS)
 
@@ -48,6 +59,18 @@ def test_recipe_loads(recipe: Path) -> None:
     if isinstance(job, TrainingJob):
         assert job.train.lanes % job.launch.ranks == 0
         assert (job.train.init is not None) == (kind_of(recipe) == "finetune")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_fits_the_schema_for_editors(recipe: Path) -> None:
+    assert schema_problems(kind_of(recipe), yaml.safe_load(recipe.read_text(encoding="utf-8"))) == []
+
+
+def test_the_schema_for_editors_refuses_what_the_command_would() -> None:
+    tree = yaml.safe_load((CONFIGS / "demo-pretrain.yaml").read_text(encoding="utf-8"))
+    assert schema_problems("pretrain", {**tree, "lanez": 4}) == ["$"]
+    assert schema_problems("pretrain", {**tree, "lanes": "four"}) == ["$.lanes"]
+    assert schema_problems("pretrain", {**tree, "engine": {"precision": "fp8"}}) == ["$.engine.precision"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -99,17 +99,21 @@ class Command:
 
 
 @contextmanager
-def ray_elsewhere(folder: Path) -> Iterator[dict[str, str]]:
-    """A Ray cluster of 4 CPUs whose workers live in `folder`; yields the environment that names it."""
+def ray_elsewhere(folder: Path, token: str | None = None) -> Iterator[dict[str, str]]:
+    """A Ray cluster of 4 CPUs whose workers live in `folder`; yields the environment that names it.
+
+    It takes commands with this token alone; without one, all.
+    """
+    access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
     variables = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "OMP_"))}
-    variables |= {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    variables |= {"PYTHONPATH": str(ROOT), **access}
     process = subprocess.Popen(
         [sys.executable, "-c", _RAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder,
         env=variables, start_new_session=True,
     )  # fmt: skip
     assert process.stdin and process.stdout
     try:
-        yield {"RAY_ADDRESS": process.stdout.readline().strip(), "RAY_AUTH_MODE": "disabled"}
+        yield {"RAY_ADDRESS": process.stdout.readline().strip(), **access}
     finally:
         process.stdin.close()
         try:

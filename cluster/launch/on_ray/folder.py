@@ -20,8 +20,7 @@ def session_folder() -> str | None:
 
     Another than Ray would take is named on standard error. Raises UserError where there is none.
     """
-    wanted = _wanted()
-    chosen = fitting([wanted, *_SHORT])
+    wanted, chosen = wanted_folder(), fitting_folder()
     if chosen is None:
         what = f"Ray's sockets need a folder that can be written to and has a path of at most {ROOM} bytes"
         raise UserError(what, f"TMPDIR={wanted}", "set RAY_TMPDIR to such a folder, or launcher=none")
@@ -33,14 +32,19 @@ def session_folder() -> str | None:
     return f"{chosen}/ray"
 
 
+def wanted_folder() -> str:
+    """The folder that Ray takes by itself."""
+    return environment.variable("RAY_TMPDIR") or environment.variable("TMPDIR") or _SHORT[0]
+
+
+def fitting_folder() -> str | None:
+    """The folder in which Ray is to make its own: the wanted one, else a usual one that fits; None where none does."""
+    return fitting([wanted_folder(), *_SHORT])
+
+
 def fitting(folders: Iterable[str]) -> str | None:
     """The first folder with a path short enough in which Ray can make its own."""
     return next((each for each in folders if len(os.fsencode(each)) <= ROOM and _usable(Path(each))), None)
-
-
-def _wanted() -> str:
-    """The folder that Ray takes by itself."""
-    return environment.variable("RAY_TMPDIR") or environment.variable("TMPDIR") or _SHORT[0]
 
 
 def _usable(folder: Path) -> bool:
