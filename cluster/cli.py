@@ -10,10 +10,9 @@ import typer
 
 from cluster.commands.doctor import doctor
 from cluster.commands.evaluation import evaluate, report
-from cluster.commands.import_export import export_network, import_network
 from cluster.commands.jobs import logs, status, stop
 from cluster.commands.launch import launch
-from cluster.commands.models import models
+from cluster.commands.networks import export_network, import_network, models
 from cluster.commands.pipeline import run
 from cluster.commands.plan import plan
 from cluster.commands.settings import show_settings

@@ -19,8 +19,9 @@ def doctor(
     ] = None,
     run: Annotated[str, typer.Option("--run", metavar="FOLDER", help="where runs are to lie")] = "runs",
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="where metrics are to be served, as monitor.port")
-    ] = 9480,
+        int | None,
+        typer.Option("--port", min=0, max=65535, help="where metrics are to be served: monitor.port, unless given"),
+    ] = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.commands.evaluation import evaluate, report
-from cluster.commands.import_export import export_network
+from cluster.commands.networks import export_network
 from cluster.commands.options import Address, AsJson, Detach, sent_to_cluster
 from cluster.commands.settings import model_of
 from cluster.commands.shard import retry, shard

@@ -26,7 +26,7 @@ class Check:
     remedy: str = _REMEDY
 
 
-def all_checks(store_url: str | None, port: int, run_folder: str) -> list[Check]:
+def all_checks(store_url: str | None, port: int | None, run_folder: str) -> list[Check]:
     """The checks in the order in which they are made: those that take no time first.
 
     The Ray cluster is that of RAY_ADDRESS.

@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING
 
 from cluster.jobs.doctor.finding import Verdict, ok, warning, wrong
 from cluster.jobs.doctor.probe import tried_by_name
+from cluster.monitor.settings import MonitorSettings
 from sharding.base import environment
 
 if TYPE_CHECKING:
     from pretrain.machine.all_reduce_trial import AllReduceTrial
 
-PORT, PORTS = 9480, 64
 _LOOPBACK = "127.0.0.1"
 _SECONDS = 120.0
 _START_SECONDS = 60.0  # that importing torch may take beside it
 
 
-def check_ports(port: int) -> Verdict:
-    """Whether metrics can be served at a port of loopback, or at one of the next (0: at any)."""
-    candidates = range(port, min(port + PORTS, 65536)) if port else (0,)
+def check_ports(port: int | None) -> Verdict:
+    """Whether metrics can be served at a port of loopback, or at one of the next (0: at any; None: as by default)."""
+    default = MonitorSettings()
+    port = default.port if port is None else port
+    candidates = range(port, min(port + default.ports, 65536)) if port else (0,)
     refusals: list[int] = []
     for each in candidates:
         number = _refusal(each)
