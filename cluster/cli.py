@@ -13,6 +13,7 @@ from cluster.commands.import_export import export_network, import_network
 from cluster.commands.jobs import logs, status, stop
 from cluster.commands.launch import launch
 from cluster.commands.models import models
+from cluster.commands.operation.monitor import monitor
 from cluster.commands.pipeline import run
 from cluster.commands.plan import plan
 from cluster.commands.settings import show_settings
@@ -71,6 +72,7 @@ app.command()(status)
 app.command()(logs)
 app.command()(stop)
 app.add_typer(launch, name="launch")
+app.add_typer(monitor, name="monitor")
 app.command("bench-loader")(bench_loader)
 app.command()(report)
 app.command()(models)
