@@ -66,7 +66,7 @@ def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_js
 
         job = load_job(config, overrides, needs_init=command == "finetune")
         with stdout_to_stderr() if as_json else nullcontext():
-            resolved = resolve(job)
+            resolved = resolve(job, config)
             quantities = {"run": job.train.run, **resolved.derived}
             prints = environment.is_first_rank()
             if prints and not (as_json and dry_run):

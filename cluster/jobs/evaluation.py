@@ -18,8 +18,11 @@ from pretrain.data.workers.pool import DecoderDied, LoaderSettings, decoder_coun
 from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open_subject
 from pretrain.evaluation.summary import folder_of, other_of, partial_scores_of, require_sound, write_evaluation
 from pretrain.evaluation.video_score import VideoScore
+from sharding.base import environment
 from sharding.base.errors import CommandFailed
 from sharding.base.settings import Inline, Settings, unit
+from sharding.telemetry.build import set_run_info
+from sharding.telemetry.host import watching_host
 
 _ROWS_A_TASK = 64
 _TASKS_A_WORKER = 8  # at least, so that an evaluation of few videos is kept in pieces, too
@@ -58,9 +61,11 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
     subject = open_subject(settings)
     writable_folder(str(folder_of(subject, settings)), "run")
     other = other_of(subject, settings)
+    set_run_info("evaluate", network=subject.train.model.label, store_version=subject.split.index.version)
     for note in subject.notes:
         print(note, file=sys.stderr)
-    with partial_scores_of(subject, settings) as partial:
+    folders = {"run": subject.run, "cache": environment.cache_folder()}
+    with watching_host(folders), partial_scores_of(subject, settings) as partial:
         scored = partial.read()
         todo = [row for row in subject.rows if row not in scored]
         if scored:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Collection, Generator
 from contextlib import closing
@@ -19,6 +20,7 @@ from cluster.launch.process_pool import TaskDone, TaskRestarted, WorkerDied, run
 from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.endpoint import MonitorSettings, serve
 from cluster.terminal.progress import progress
+from sharding import metrics
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
 from sharding.base.settings import Inline, Settings, load_settings, unit
@@ -30,6 +32,8 @@ from sharding.inspect.summary import summary
 from sharding.make.prepare import Prepared, prepare, prepare_retry, stored_settings
 from sharding.make.shard import ShardProgress, ShardSettings, WorkerSettings, make_shard
 from sharding.storage.store import Store, open_store
+from sharding.telemetry.build import set_run_info
+from sharding.telemetry.host import watching_host
 
 _TRIES = 3  # of a job whose worker or node dies
 _LOOK_SECONDS = 1.0
@@ -80,6 +84,7 @@ def run_sharding(corpus: str, url: str, config: str | None, overrides: list[str]
     reading = job.corpus
     if reading.media:
         reading = reading.model_copy(update={"media": absolute(reading.media)})
+    set_run_info("shard", recipe=Path(config).name if config else "")
     return _summary_once_made(prepare(absolute(corpus), store, job.shards, reading), job.shards, job)
 
 
@@ -89,6 +94,7 @@ def run_retry(url: str, config: str | None, overrides: list[str]) -> dict[str, A
     store = _writable(open_store(url))
     settings = stored_settings(store)
     root = absolute(job.media) if job.media else None
+    set_run_info("shard", recipe=Path(config).name if config else "")
     return _summary_once_made(prepare_retry(store, settings, root), settings, job)
 
 
@@ -110,7 +116,9 @@ def _summary_once_made(prepared: Prepared, settings: ShardSettings, job: Shardin
         )
     raise_if_interrupted()
     if remaining:
-        _make_shards(prepared, settings, job)
+        metrics.PLANNED_JOBS.set(remaining)
+        with watching_host(_folders_written(prepared.store)):
+            _make_shards(prepared, settings, job)
     if merge(prepared.store) is None:
         raise _no_good_video(prepared.store)
     made = summary(prepared.store)
@@ -119,6 +127,12 @@ def _summary_once_made(prepared: Prepared, settings: ShardSettings, job: Shardin
         store = visible(prepared.store.url)
         print(f"{failed} failed; to try them again: reelscale shards retry {store}", file=sys.stderr)
     return made
+
+
+def _folders_written(store: Store) -> dict[str, Path]:
+    """Folders of this machine, by their names in metrics, in which shards are made and, but in a bucket, kept."""
+    folders = {"temporary": Path(tempfile.gettempdir())}
+    return folders if store.remote else {**folders, "store": Path(store.url)}
 
 
 def _make_shards(prepared: Prepared, settings: ShardSettings, job: ShardingJob | RetryJob) -> None:

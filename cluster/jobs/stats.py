@@ -99,6 +99,11 @@ class ShardingStats:
             more = max(0, getattr(progress, name) - getattr(last, name))
             setattr(self, name, getattr(self, name) + more)
             counter.inc(more)
+        videos = max(0, progress.videos - last.videos)
+        good = min(videos, max(0, progress.good_videos - last.good_videos))
+        self.videos += videos
+        metrics.VIDEOS.labels("good").inc(good)
+        metrics.VIDEOS.labels("failed").inc(videos - good)
         for kind, count in progress.failures.items():
             more = max(0, count - last.failures.get(kind, 0))
             self.failures[kind] += more
@@ -118,7 +123,6 @@ class ShardingStats:
 
 
 _COUNTERS = {
-    "videos": metrics.VIDEOS,
     "samples": metrics.SAMPLES,
     "frames": metrics.FRAMES,
     "bytes_in": metrics.BYTES_READ,

@@ -64,10 +64,11 @@ def require_init(train: TrainSettings, config: str) -> None:
         raise UserError("fine-tuning starts from a run, and none is named", config, "set init.run=RUN")
 
 
-def resolve(job: TrainingJob) -> ResolvedRun:
-    """The job's run, checked. Raises UserError for one that could not start."""
+def resolve(job: TrainingJob, config: str) -> ResolvedRun:
+    """The run of a recipe's job, checked. Raises UserError for one that could not start."""
     started = world_size_from_environment()
-    return preflight(job.train, fitting_world_size(job.train.lanes, started) if started else job.launch.world_size)
+    ranks = fitting_world_size(job.train.lanes, started) if started else job.launch.world_size
+    return preflight(job.train, ranks, Path(config).name)
 
 
 def run_training(job: TrainingJob, resolved: ResolvedRun) -> int:

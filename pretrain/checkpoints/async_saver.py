@@ -56,4 +56,5 @@ class AsyncSaver:
             log.warning("%s; training goes on", self._failure.what)
             return
         metrics.CHECKPOINTS.inc()
-        metrics.CHECKPOINT_SECONDS.set(time.perf_counter() - begin)
+        metrics.CHECKPOINT_SECONDS.observe(time.perf_counter() - begin)
+        metrics.CHECKPOINT_TIME.set_to_current_time()

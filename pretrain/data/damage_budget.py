@@ -36,6 +36,7 @@ class DamageBudget:
             if (damaged.tar, damaged.name) not in self.met:
                 self.met[damaged.tar, damaged.name] = damaged
                 metrics.DAMAGED_SAMPLES.inc(damaged.samples)
+                metrics.DECODE_ERRORS.labels(damaged.kind).inc()
                 log.warning("damaged: %s%s", damaged, f"; {instead}" if damaged.samples else "")
         if self.rate is not None and self.samples > self.allowed:
             what = f"{self.samples} samples are damaged; data.loader.damaged={self.rate:g} allows {self.allowed}"

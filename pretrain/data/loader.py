@@ -203,17 +203,18 @@ class Loader:
     def _count_batches(self, batches: list[Batch], waited: float) -> None:
         stats = self.stats
         clips = sum(sum(batch.counts) for batch in batches)
-        decoded = sum(batch.seconds for batch in batches)
         stats.clips += clips
         stats.wait_seconds += waited
-        stats.decode_seconds += decoded
+        stats.decode_seconds += sum(batch.seconds for batch in batches)
         stats.bytes += sum(batch.bytes for batch in batches)
         stats.retries += sum(batch.retries for batch in batches)
         stats.looped_clips += sum(batch.looped for batch in batches)
-        metrics.DATA_WAIT_SECONDS.inc(waited)
+        metrics.DATA_WAIT_SECONDS.observe(waited)
         metrics.CLIPS_DECODED.inc(clips)
         metrics.CLIPS_LOOPED.inc(sum(batch.looped for batch in batches))
-        metrics.DECODE_SECONDS.inc(decoded)
+        for batch in batches:
+            for seconds in batch.decode_seconds:
+                metrics.DECODE_SECONDS.observe(seconds)
         metrics.BYTES_READ.inc(sum(batch.bytes for batch in batches))
         metrics.READ_RETRIES.inc(sum(batch.retries for batch in batches))
         self.damage_budget.add(damaged for batch in batches for damaged in batch.damaged)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -169,6 +170,22 @@ class Engine:
         """
         return self._judge.verdict
 
+    def on_exchange(self, begin: Callable[[], object], end: Callable[[], object]) -> None:
+        """Have these called before and after gradients are summed over the ranks, at the end of each backward pass."""
+        exchange = self._engine.allreduce_gradients
+
+        def marked(*arguments: Any, **options: Any) -> None:
+            begin()
+            exchange(*arguments, **options)
+            end()
+
+        self._engine.allreduce_gradients = marked
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What the coming step's loss is multiplied by in fp16; None in other precisions."""
+        return self._scale.factor if self._half is torch.float16 else None
+
     def record_verdict(self, finite: bool) -> None:
         """Take note of a step's verdict on the host: in the loss scale, a metric and the log. Once a step, in order.
 
@@ -176,7 +193,8 @@ class Engine:
         """
         self._awaits_verdict, self.was_skipped = False, not finite
         if not finite:
-            metrics.SKIPPED_STEPS.inc()
+            if self.world.rank == 0:
+                metrics.SKIPPED_STEPS.labels("overflow" if self.was_overflow else "not_finite").inc()
             scale = f" (loss scale {self._scale.factor:g})" if self._half is torch.float16 else ""
             log.warning("a step was left out: a loss or a gradient is not finite%s", scale)
         self._scale.after_step(finite)

@@ -72,6 +72,11 @@ class ModelSettings(Settings):
             raise ValueError(f"midplanes=block is for r2plus1d; {self.name} has no mid-planes; leave it out")
         return self
 
+    @property
+    def label(self) -> str:
+        """Name and depth in one word: r2plus1d-34, i3d."""
+        return f"{self.name}-{self.depth}" if self.depth else self.name
+
 
 def build_model(settings: ModelSettings, classes: int, frames: int, size: int = 112) -> VideoNetwork:
     """The network of these settings for `classes` classes and clips of `frames` frames of `size`² pixels.

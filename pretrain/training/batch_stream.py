@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from pretrain import metrics
 from pretrain.data.loader import ClipBatch
 from pretrain.data.reading.outage import NoMoreClips
 from pretrain.settings import PATIENCE
@@ -77,7 +78,9 @@ def step_without_clips(state: TrainState, report: StepReport) -> None:
 
 
 def save_before(state: TrainState, report: StepReport) -> None:
-    """Save the run as it was before a step that was left out. A collective."""
+    """Save the run as it was before a step that was left out for want of clips. A collective."""
+    if state.world.rank == 0:
+        metrics.SKIPPED_STEPS.labels("no_clips").inc()
     state.position.step = report.step - 1
     with state.watchdog.patience(PATIENCE):
         state.save(last=True)

@@ -103,7 +103,9 @@ class ValidationCallback:
         damaged = len(self._rows) - videos
         values = {"step": report.step, "samples": report.samples, "loss": loss, "clip1": clip1}
         state.run.event("validation", {**values, "videos": videos, "damaged": damaged})
-        metrics.VALIDATION_CLIP1.set(clip1)
+        if state.world.rank == 0:
+            metrics.VALIDATION_CLIP1.set(clip1)
+            metrics.VALIDATION_TIME.set_to_current_time()
         log.info("validation at step %d: loss %.3f, clip@1 %.1f %% on %d%s videos%s", report.step, loss, 100 * clip1,
                  videos, f" of {len(self._rows)}" if damaged else "",
                  f", the other {damaged} damaged" if damaged else "")  # fmt: skip

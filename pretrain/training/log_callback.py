@@ -1,4 +1,4 @@
-"""Training's figures every so many steps: a log line, an event of the run, and gauges."""
+"""Training's figures: each step in metrics, and every so many steps a log line, an event of the run, and gauges."""
 
 from __future__ import annotations
 
@@ -18,6 +18,34 @@ from pretrain.training.step import StepReport
 log = logging.getLogger("reelscale")
 
 
+class StepMetrics:
+    """Counts each step of this rank, and on rank 0 where the run is."""
+
+    def __init__(self, state: TrainState) -> None:
+        self._begin, self._still = time.perf_counter(), _stood_still(state)
+        metrics.STEP.set(state.position.step)
+        if state.world.rank == 0:
+            metrics.ATTEMPTS.set(state.checkpointer.attempt)
+            metrics.INTERRUPTIONS.set(state.position.interruptions)
+            metrics.LOST_SECONDS.set(state.position.lost_seconds)
+            _set_position(state, state.position.step * state.settings.batch)
+
+    def after_step(self, state: TrainState, report: StepReport) -> None:
+        """See `Callback`."""
+        now, still = time.perf_counter(), _stood_still(state)
+        metrics.STEP_SECONDS.observe(max(0.0, now - self._begin - (still - self._still)))
+        self._begin, self._still = now, still
+        if not state.engine.forward_waits:
+            metrics.COMPUTE_SECONDS.observe(max(0.0, report.times.whole - report.times.exchange))
+            if state.world.size > 1:
+                metrics.EXCHANGE_SECONDS.observe(report.times.exchange)
+        metrics.STEP.set(report.step)
+        metrics.LAST_STEP_TIME.set_to_current_time()
+        if state.world.rank == 0:
+            metrics.THROUGHPUT.step()
+            _set_position(state, report.samples)
+
+
 class LogCallback:
     """A log line, an event and the gauges every `log_steps` steps, of all steps since the last ones.
 
@@ -29,22 +57,16 @@ class LogCallback:
         self._peak = peak_flops(state.world.device, state.settings.engine.half)
         self._hosts = state.world.hosts()
         self._begin_interval(state)
-        metrics.STEP.set(state.position.step)
-        metrics.INTERRUPTIONS.set(state.position.interruptions)
-        metrics.LOST_SECONDS.set(state.position.lost_seconds)
-        metrics.SAMPLES.set(state.position.step * state.settings.batch)
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
         """See `Callback`."""
         self._clips += report.clips
         self._skipped += report.skipped
-        self._own_seconds += report.own_seconds
+        self._own_seconds += report.times.own
         if not report.skipped:
             self._loss += report.loss
             self._right += report.right
             self._learned += report.clips
-        metrics.STEP.set(report.step)
-        metrics.SAMPLES.set(report.samples)
         if report.step % state.settings.log_steps and not report.last:
             return
         seconds = time.perf_counter() - self._begin - (state.timers.validated - self._validated)
@@ -68,7 +90,10 @@ class LogCallback:
         if self._peak is not None:
             values["mfu"] = mfu(rate, state.macs, self._peak, state.world.size)
         state.run.event("train", values)
-        _set_gauges(values, state.world.device)
+        _set_own_gauges(values)
+        if state.world.rank == 0:
+            metrics.THROUGHPUT.measured(self._clips, seconds)
+            _set_run_gauges(values, state.world.device)
         _log_line(values, state.settings.steps)
         self._begin_interval(state)
 
@@ -85,20 +110,39 @@ class LogCallback:
         if world.size == 1:
             return
         rows = world.gather(torch.tensor([own_seconds], device=world.device))
-        for rank, host, times in slow_ranks(rows[:, 0].tolist(), self._hosts):
+        slow = slow_ranks(rows[:, 0].tolist(), self._hosts)
+        for rank, host, times in slow:
             log.warning("rank %d on %s is slow: its own work takes %.1f times the ranks' median", rank, host, times)
-            metrics.SLOW_RANKS.inc()
+        if world.rank == 0:
+            metrics.SLOW_RANKS.inc(len(slow))
+            metrics.STRAGGLER_RANK.set(slow[0].rank if slow else math.nan)
 
 
-def _set_gauges(values: dict[str, float], device: torch.device) -> None:
+def _set_position(state: TrainState, samples: int) -> None:
+    metrics.SAMPLES.set(samples)
+    metrics.EPOCH.set(samples / state.settings.schedule.epoch_clips)
+    scale = state.engine.loss_scale
+    if scale is not None:
+        metrics.LOSS_SCALE.set(scale)
+
+
+def _stood_still(state: TrainState) -> float:
+    return state.timers.validated + state.timers.saved
+
+
+def _set_own_gauges(values: dict[str, float]) -> None:
+    """Of this rank."""
+    metrics.DATA_WAIT.set(values["data_wait_ratio"])
+    metrics.SAVING.set(values["saving_ratio"])
+    metrics.MEMORY.set(values["memory_bytes"])
+
+
+def _set_run_gauges(values: dict[str, float], device: torch.device) -> None:
+    """Of all ranks, on rank 0."""
     metrics.LOSS.set(values["loss"])
     metrics.TOP1.set(values["top1"])
     metrics.LEARNING_RATE.set(values["lr"])
     metrics.GRADIENT_NORM.set(values["grad_norm"])
-    metrics.CLIP_RATE.set(values["clips_per_second"])
-    metrics.DATA_WAIT.set(values["data_wait_ratio"])
-    metrics.SAVING.set(values["saving_ratio"])
-    metrics.MEMORY.set(values["memory_bytes"])
     if "mfu" in values:
         metrics.MFU.labels(device=torch.cuda.get_device_name(device)).set(values["mfu"])
 

@@ -21,6 +21,7 @@ class ResolvedRun(pydantic.BaseModel):
     """A run that may start: its settings, and what followed from them and from its stores. Its JSON is all of it.
 
     `index`: the version of each store's index that the run reads. `derived`: quantities by the names that users know.
+    `recipe`: the name of the file that the settings came from, "" where there is none.
     """
 
     model_config = pydantic.ConfigDict(frozen=True)
@@ -28,9 +29,10 @@ class ResolvedRun(pydantic.BaseModel):
     settings: TrainSettings
     index: list[str]
     derived: dict[str, Any]
+    recipe: str = ""
 
 
-def preflight(settings: TrainSettings, ranks: int) -> ResolvedRun:
+def preflight(settings: TrainSettings, ranks: int, recipe: str = "") -> ResolvedRun:
     """The run, once everything is checked that can be before it starts; ranks check nothing of it again.
 
     Raises UserError for an unreachable or empty store, lanes that do not fit the ranks or are too small to
@@ -53,4 +55,4 @@ def preflight(settings: TrainSettings, ranks: int) -> ResolvedRun:
     freeze(model, settings.schedule.rates)
     if settings.init and not (run and Checkpointer(run.folder, settings.checkpoint).has_any()):
         start_from(model, settings, Path(settings.init.run), classes)
-    return ResolvedRun(settings=settings, index=sources.versions, derived=quantities)
+    return ResolvedRun(settings=settings, index=sources.versions, derived=quantities, recipe=recipe)

@@ -88,7 +88,8 @@ def go_back(state: TrainState, step: int) -> None:
     restore_progress(position, state.loss_monitor, checkpoint)
     state.run.keep_up_to(checkpoint.step)
     state.loader.last = state.settings.steps + position.passed_over
-    metrics.ROLLBACKS.inc()
+    if state.world.rank == 0:
+        metrics.ROLLBACKS.inc()
     log.warning(
         "training went wrong by step %d: going on from the checkpoint at step %d, with the samples of step %d on",
         step, checkpoint.step, data_step + 1,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 
+from pretrain import metrics
 from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.data.loader import Loader
 from pretrain.data.sources import Sources, describe_order, open_sources, order_of
@@ -26,7 +28,7 @@ from pretrain.training.callbacks import (
     PreciseStatistics,
     ValidationCallback,
 )
-from pretrain.training.log_callback import LogCallback
+from pretrain.training.log_callback import LogCallback, StepMetrics
 from pretrain.training.preflight import ResolvedRun
 from pretrain.training.ready import ready_engine
 from pretrain.training.resume import count_interruptions, restore_progress
@@ -62,6 +64,8 @@ def open_state(
     if newest and checkpoint:
         restore_progress(position, loss_monitor, checkpoint)
         count_interruptions(position, checkpoint, attempt - newest.attempt)
+        if world.rank == 0:
+            metrics.CHECKPOINT_TIME.set(checkpoint.state.get("time", math.nan))
         log.info("going on from the checkpoint at step %d of %d in %s", position.step, settings.steps, folder)
 
     order = order_of(sources, data, settings.seed, settings.lanes, settings.lane_batch)
@@ -77,6 +81,7 @@ def open_state(
     loader = leaving.enter_context(loader_of(position.data_step, settings.steps + position.passed_over))
     watchdog = Watchdog(folder, world.rank, attempt, settings.watchdog.stall_seconds)
     timers = Timers(loader, world.device)
+    engine.on_exchange(timers.clock.exchange.begin, timers.clock.exchange.end)
     state = TrainState(
         settings, world, run, engine, macs, loader, loader_of, lanes, position, loss_monitor, timers, checkpointer,
         watchdog, stop,
@@ -88,7 +93,7 @@ def open_state(
 
 def callbacks_of(state: TrainState) -> list[Callback]:
     """What is done after each step, in this order. A collective."""
-    callbacks: list[Callback] = [LogCallback(state)]
+    callbacks: list[Callback] = [StepMetrics(state), LogCallback(state)]
     if state.settings.precise_statistics:
         callbacks.append(PreciseStatistics())
     if state.loader.unseen_videos:

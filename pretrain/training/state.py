@@ -20,7 +20,7 @@ from pretrain.resilience.stop_signal import Stop
 from pretrain.run_folder import Run
 from pretrain.settings import TrainSettings
 from pretrain.training.rollbacks import Rollback
-from pretrain.training.step import OwnTime
+from pretrain.training.step import StepClock
 
 
 @dataclass
@@ -48,11 +48,11 @@ class Position:
 class Timers:
     """Seconds that this rank has spent in training so far, by what they went to.
 
-    `saved`: stood still for checkpoints; `validated`: in validations; `own`: its own work of a step, see `OwnTime`.
+    `saved`: stood still for checkpoints; `validated`: in validations; `clock`: of a single step.
     """
 
     def __init__(self, loader: Loader, device: torch.device) -> None:
-        self._loader, self.own = loader, OwnTime(device)
+        self._loader, self.clock = loader, StepClock(device)
         self.saved = self.validated = 0.0
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,14 +13,26 @@ from torch import Tensor
 from pretrain.engine.distributed import World
 
 
+class StepTimes(NamedTuple):
+    """Seconds of a step on this rank.
+
+    own: until it could wait for other ranks (all wait for the slowest, so that whole steps take the same everywhere).
+    whole: all that was computed, and `exchange` of that, in which gradients were summed over the ranks.
+    """
+
+    own: float = 0.0
+    whole: float = 0.0
+    exchange: float = 0.0
+
+
 @dataclass
 class StepReport:
     """A step and its figures: of this rank on the device, then sent to the host, and of all ranks once they are read.
 
     loss: sum over clips; right: clips whose top class is among their labels; skipped: the optimizer left it out;
-    gradient_norm: before clipping; stopping: a rank was asked to stop; `own_seconds`: what this rank took until the
-    others could have waited for it; `clip1`: of a validation after this step, `best`: the highest so far; `absent`: a
-    rank had no clips for it; `last`: the run ends or stops with it.
+    gradient_norm: before clipping; stopping: a rank was asked to stop; `times`: of this rank; `clip1`: of a
+    validation after this step, `best`: the highest so far; `absent`: a rank had no clips for it; `last`: the run ends
+    or stops with it.
     """
 
     step: int
@@ -32,14 +45,14 @@ class StepReport:
     loss: float = 0.0
     right: float = 0.0
     gradient_norm: float = float("nan")
-    own_seconds: float = 0.0
+    times: StepTimes = field(default_factory=StepTimes)
     clip1: float | None = None
     best: bool = False
     last: bool = False
     _sums: list[Tensor] = field(default_factory=list)
     _sent: Tensor | None = None
     _copied: torch.cuda.Event | None = None
-    _own: Callable[[], float] = float
+    _times: Callable[[], StepTimes] = StepTimes
 
     def add(self, targets: Tensor, logits: Tensor, loss: Tensor) -> None:
         """Add a micro-step: targets as trained on and logits [N, classes], its mean loss. Waits for no device."""
@@ -47,17 +60,17 @@ class StepReport:
         right = right_clips(logits.detach(), targets)
         self._sums.append(torch.stack([loss.detach().float() * count, right, right.new_full((), count)]))
 
-    def send(self, world: World, stop: bool, verdict: Tensor, own: Callable[[], float] = float) -> None:
+    def send(self, world: World, stop: bool, verdict: Tensor, times: Callable[[], StepTimes] = StepTimes) -> None:
         """Sum over all ranks and send the sums to the host: one collective, and nothing waits for a GPU.
 
-        stop: whether this rank is to stop. verdict: the engine's of this step, the same on every rank. own: gives
-        `own_seconds` once the device is done.
+        stop: whether this rank is to stop. verdict: the engine's of this step, the same on every rank. times: gives
+        this rank's once the device is done.
         """
         sums = torch.stack(self._sums).sum(0)
         figures = torch.cat([sums, sums.new_full((1,), float(self.absent)), sums.new_full((1,), float(stop))])
         world.sum_(figures)
         # From a GPU into pinned memory, which torch takes by itself where a copy is not to block.
-        self._sent, self._own = torch.cat([figures, verdict]).to("cpu", non_blocking=True), own
+        self._sent, self._times = torch.cat([figures, verdict]).to("cpu", non_blocking=True), times
         if figures.is_cuda:
             self._copied = torch.cuda.Event(blocking=True)  # leaves the core to others
             self._copied.record()
@@ -69,7 +82,7 @@ class StepReport:
             self._copied.synchronize()
         self.loss, self.right, self.clips, absent, stops, taken, self.gradient_norm = self._sent.tolist()
         self.stopping, self.absent, self.skipped = stops > 0, absent > 0, taken == 0
-        self.own_seconds = self._own()
+        self.times = self._times()
 
     @property
     def mean_loss(self) -> float:
@@ -86,11 +99,25 @@ def right_clips(logits: Tensor, targets: Tensor) -> Tensor:
     return (chosen >= targets.amax(1, keepdim=True)).sum().float()
 
 
-class OwnTime:
-    """Seconds that this rank's device and host took by themselves in a step, between each `begin` and `end` of it.
+class StepClock:
+    """Takes the times of steps: what is begun and ended several times in a step is summed. It waits for no device."""
 
-    Of each micro-step up to where it may wait for other ranks: what waits is as slow on all of them.
-    """
+    def __init__(self, device: torch.device) -> None:
+        self.own, self.whole, self.exchange = DeviceTime(device), DeviceTime(device), DeviceTime(device)
+
+    def begin(self) -> None:
+        """A micro-step, and what of it waits for no other rank."""
+        self.whole.begin()
+        self.own.begin()
+
+    def step(self) -> Callable[[], StepTimes]:
+        """What gives the times of the step that ends here, once the device has done it."""
+        own, whole, exchange = self.own.step(), self.whole.step(), self.exchange.step()
+        return lambda: StepTimes(own(), whole(), exchange())
+
+
+class DeviceTime:
+    """Seconds that this rank's device took, or on a CPU the host, between each `begin` and `end` in a step."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -99,7 +126,7 @@ class OwnTime:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def begin(self) -> None:
-        """Of work that waits for no other rank."""
+        """Of work as it is sent to the device."""
         if self._device.type == "cuda":
             self._events.append((_marked(), torch.cuda.Event(enable_timing=True)))
         else:

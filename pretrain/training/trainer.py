@@ -25,6 +25,7 @@ from pretrain.resilience.loss_monitor import Verdict
 from pretrain.resilience.stop_signal import Stop
 from pretrain.run_folder import Run
 from pretrain.settings import PATIENCE, TrainSettings, longest_wait, require_memory
+from pretrain.telemetry.run_served import run_served
 from pretrain.training.batch_stream import Repeatable, batches_or_none, micro_steps, save_before, step_without_clips
 from pretrain.training.callbacks import Callback
 from pretrain.training.initial_network import prestart_autotune
@@ -63,7 +64,7 @@ def train(resolved: ResolvedRun, on_start: Callable[[int], None] | None = None) 
         require_memory(quantities["memory_per_rank_bytes"], world.device)
         run.begin(settings, sources.classes, sources.versions, quantities)
         run.log_to_file()
-        metrics.STEPS.set(settings.steps)
+        leaving.enter_context(run_served(run.folder, settings, resolved.recipe, sources.versions, world))
         if on_start:
             on_start(world.rank)
         with ends_on_device_loss():
@@ -90,7 +91,7 @@ def run_steps(state: TrainState, callbacks: Sequence[Callback]) -> Outcome:
     A GPU is never left idle: a step's figures are read, and what follows from them is done, when the next step's work
     has been sent, unless something must see the run right after it (`is_read_at_once`).
     """
-    settings, engine, position, own = state.settings, state.engine, state.position, state.timers.own
+    settings, engine, position, clock = state.settings, state.engine, state.position, state.timers.clock
     video: torch.Tensor | None = None  # the same memory for every micro-step
     steps, first = Repeatable(batches_or_none(state.loader)), position.step + 1
     sent = deque[StepReport]()  # whose figures are not read yet: of this step, and of the one before it
@@ -101,21 +102,22 @@ def run_steps(state: TrainState, callbacks: Sequence[Callback]) -> Outcome:
         if batches is None:
             step_without_clips(state, report)
         for lanes, clips in micro_steps(state.lanes, batches, settings.together) if batches else ():
-            own.begin()
+            clock.begin()
             seeds = [seed_of(settings, step, lane) for lane in lanes]
             seed_dropout(engine.model, seeds, state.world.device)
             buffer = video if engine.input_buffer is None else engine.input_buffer
             video = network_input(clips.planes, settings.data.clip, out=buffer)  # N C T H W
             video, targets = mixed(settings.loss, video, clips.targets, seeds)
-            own.end(engine.forward_waits)
+            clock.own.end(engine.forward_waits)
             logits = engine.forward(video)  # N classes
             loss = loss_of(settings.loss, logits, targets)
-            own.end(not engine.forward_waits)
+            clock.own.end(not engine.forward_waits)
             engine.backward(loss)
             engine.step()
+            clock.whole.end()
             report.add(targets, logits, loss)
         position.step += 1
-        report.send(state.world, state.stop.wanted, engine.verdict, own.step())
+        report.send(state.world, state.stop.wanted, engine.verdict, clock.step())
         sent.append(report)
         at_once, stopping = report.step == first or is_read_at_once(settings, report.step), False
         while sent and (len(sent) > 1 or at_once or stopping):
@@ -148,7 +150,8 @@ def judge(state: TrainState, report: StepReport) -> Verdict:
     state.engine.record_verdict(not report.skipped)
     verdict = state.loss_monitor.step(report.mean_loss, report.skipped and not state.engine.was_overflow)
     if verdict == "spike":
-        metrics.LOSS_SPIKES.inc()
+        if state.world.rank == 0:
+            metrics.LOSS_SPIKES.inc()
         log.warning("the loss of step %d, %.3f, is far above those before it", report.step, report.mean_loss)
     return verdict
 

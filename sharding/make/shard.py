@@ -68,12 +68,14 @@ class WorkerSettings(Settings):
 class ShardProgress:
     """The progress of a job: counts since it began; `failures` by kind, `frames` decoded, `bytes_in` read.
 
-    `bytes_out` and `done` are set at its end; `made_by_another`: the shard is that of another worker.
+    `good_videos`: those that gave a sample. `bytes_out` and `done` are set at its end; `made_by_another`: the
+    shard is that of another worker.
     """
 
     job: str
     split: str
     videos: int = 0
+    good_videos: int = 0
     samples: int = 0
     frames: int = 0
     bytes_in: int = 0
@@ -103,7 +105,6 @@ def make_shard(
     if store.exists(record.record_path(job.split, job.id)):
         return _made_by_another(store, job)
     failures: list[Failure] = []
-    videos_with_samples = 0
     with (
         scratch("shard") as folder,
         TarPartWriter(folder, job, settings.part_bytes, settings.part_samples, settings.segments is not None) as parts,
@@ -118,11 +119,11 @@ def make_shard(
                 require_readable(root, video.uri, error)
                 made.failures.append(failure_line(video, None, _bad(error)))
             failures += made.failures
-            videos_with_samples += made.samples > 0
             kinds = Counter(so_far.failures) + Counter(line["kind"] for line in made.failures)
             so_far = replace(
                 so_far,
                 videos=so_far.videos + 1,
+                good_videos=so_far.good_videos + (made.samples > 0),
                 samples=so_far.samples + made.samples,
                 frames=so_far.frames + made.frames,
                 bytes_in=so_far.bytes_in + made.bytes_in,
@@ -136,7 +137,7 @@ def make_shard(
         for path, part in zip(parts.paths, part_meta, strict=True):
             store.put_file(part["path"], path)
     failure_list = put_failures(store, job.split, job.id, failures)
-    meta = record_meta(job, part_meta, rows, videos_with_samples, failures, digest(settings), failure_list)
+    meta = record_meta(job, part_meta, rows, so_far.good_videos, failures, digest(settings), failure_list)
     if not record.write_record(store, job.split, job.id, rows, meta):
         return _made_by_another(store, job, {*(part["path"] for part in part_meta), failure_list} - {None})
     return replace(so_far, bytes_out=sum(part["bytes"] for part in part_meta), done=True)

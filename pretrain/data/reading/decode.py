@@ -76,7 +76,7 @@ def decode_into(
         if not as_it_is or frame.format.name != "yuv420p":
             frame = _common(frame, sample)
         if (frame.width, frame.height) != size:
-            raise DamagedData(sample.name, sample.tar, f"frame {number} is {frame.width} x {frame.height}")
+            raise DamagedData("picture", sample.name, sample.tar, f"frame {number} is {frame.width} x {frame.height}")
         first, *again = places[number]
         planes = frame.planes
         y[first] = _lines(planes[0])[luma]
@@ -96,14 +96,16 @@ def decode_flow_into(
     See `sharding.media.flow`. Raises DamagedData, also when the sample has no flow.
     """
     if sample.flow is None:
-        raise DamagedData(sample.name, sample.tar, "it has no optical flow")
+        raise DamagedData("missing", sample.name, sample.tar, "it has no optical flow")
     places = _places(wanted)
     rows, columns = window
     steps = steps[..., : rows.stop - rows.start, : columns.stop - columns.start]
 
     def take(number: int, frame: av.VideoFrame) -> None:
         if (frame.height, frame.width) != (2 * sample.height, sample.width):
-            raise DamagedData(sample.name, sample.tar, f"flow picture {number} is {frame.width} x {frame.height}")
+            raise DamagedData(
+                "picture", sample.name, sample.tar, f"flow picture {number} is {frame.width} x {frame.height}"
+            )
         lines = _lines(frame.planes[0])
         for place in places[number]:
             steps[place] = lines.reshape(2, sample.height, -1)[:, rows, columns]
@@ -159,12 +161,12 @@ def _decode(
                         take(shown, frame)
                         missing -= 1
         except av.error.FFmpegError as error:
-            raise DamagedData(name, table.tar, str(error)) from error
+            raise DamagedData("decode", name, table.tar, str(error)) from error
         finally:
             if not clean:
                 codec.flush_buffers()
         if missing:
-            raise DamagedData(name, table.tar, f"{missing} of its frames {first} to {last} do not decode")
+            raise DamagedData("decode", name, table.tar, f"{missing} of its frames {first} to {last} do not decode")
 
 
 def _common(frame: av.VideoFrame, sample: Sample) -> av.VideoFrame:

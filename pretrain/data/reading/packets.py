@@ -89,7 +89,7 @@ class _Range:
             for packet in packets[first:end]:
                 crc = zlib.crc32(packet, crc)
             if crc != table.group_crc32[group]:
-                raise DamagedData(name, table.tar, f"key-frame group {group} is damaged")
+                raise DamagedData("checksum", name, table.tar, f"key-frame group {group} is damaged")
         return packets
 
 
@@ -113,9 +113,9 @@ def _read(source: RangeReader, name: str, table: PacketTable, low: int, high: in
     try:
         return source.get_range(table.tar, table.start + low, table.start + high)
     except FileNotFoundError as error:
-        raise DamagedData(name, table.tar, "the tar is missing") from error
+        raise DamagedData("missing", name, table.tar, "the tar is missing") from error
     except DamagedStore as error:
-        raise DamagedData(name, table.tar, error.what) from error
+        raise DamagedData("size", name, table.tar, error.what) from error
 
 
 def _led(table: PacketTable, begin: int, end: int) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pretrain.data.reading.damage import DamageKind
 from sharding.base.errors import DamagedStore, UserError
 from sharding.base.lru import LRU
 from sharding.base.printable import visible
@@ -28,9 +29,9 @@ class DamagedData(Exception):
     `samples`: how many are lost with it.
     """
 
-    def __init__(self, name: str, tar: str, why: str, samples: int = 1) -> None:
-        super().__init__(name, tar, why, samples)
-        self.name, self.tar, self.why, self.samples = name, tar, why, samples
+    def __init__(self, kind: DamageKind, name: str, tar: str, why: str, samples: int = 1) -> None:
+        super().__init__(kind, name, tar, why, samples)
+        self.kind, self.name, self.tar, self.why, self.samples = kind, name, tar, why, samples
 
     def __str__(self) -> str:
         return f"{self.name} in {self.tar}: {self.why}"
@@ -273,10 +274,11 @@ class Split:
         try:
             size = self.store.size(tar)
         except FileNotFoundError:
-            return DamagedData("the tar", tar, "it is missing", samples=0)
+            return DamagedData("missing", "the tar", tar, "it is missing", samples=0)
         if size == self.parts[tar].bytes:
             return None
-        return DamagedData("the tar", tar, f"it has {size} bytes, the index says {self.parts[tar].bytes}", samples=0)
+        why = f"it has {size} bytes, the index says {self.parts[tar].bytes}"
+        return DamagedData("size", "the tar", tar, why, samples=0)
 
     def paths(self, shard: int) -> list[str]:
         """The tars of a shard."""
@@ -301,13 +303,13 @@ class Split:
         try:
             table = read_record(self.store, self.name, job)
         except DamagedStore as error:
-            raise DamagedData(f"shard {job}", paths[0], error.what, self.shard_sizes[shard]) from error
+            raise DamagedData("record", f"shard {job}", paths[0], error.what, self.shard_sizes[shard]) from error
         if len(table) != self.shard_sizes[shard]:
             why = f"its record has {len(table)} samples, the index {self.shard_sizes[shard]}"
-            raise DamagedData(f"shard {job}", paths[0], why, self.shard_sizes[shard])
+            raise DamagedData("record", f"shard {job}", paths[0], why, self.shard_sizes[shard])
         if [part["path"] for part in record_meta(table.schema)["parts"]] != paths:
             why = "its record names other parts than the index"
-            raise DamagedData(f"shard {job}", paths[0], why, self.shard_sizes[shard])
+            raise DamagedData("record", f"shard {job}", paths[0], why, self.shard_sizes[shard])
         return ShardRows(table, paths, self._numbers)
 
 

@@ -69,7 +69,7 @@ class Batch:
     """A made batch: `keys`, `labels` and `counts` (of clips) of the samples it shows, in order.
 
     `damaged`: what was met and left out; `looped`: clips of videos that are shorter than a clip; `seconds` that
-    making it took, `bytes` that were read for it, and `retries` of these reads.
+    making it took, `decode_seconds` of each clip, `bytes` that were read for it, and `retries` of these reads.
     """
 
     planes: BatchPlanes
@@ -79,6 +79,7 @@ class Batch:
     damaged: list[DamagedData] = field(default_factory=list)
     looped: int = 0
     seconds: float = 0.0
+    decode_seconds: list[float] = field(default_factory=list)
     bytes: int = 0
     retries: int = 0
 
@@ -114,6 +115,7 @@ class BatchMaker:
         self._counters = list({id(split.store): split.store.counters for split in every}.values())
         self._lost: dict[tuple[int, ...], DamagedData] = {}
         self._seen: set[tuple[int, str]] = set()
+        self._decode_seconds: list[float] = []  # of each clip of the batch that is made
 
     def training(self, seed: int, draws: Sequence[Draw]) -> Batch:
         """One clip of each draw: the same wherever it is made.
@@ -223,8 +225,9 @@ class BatchMaker:
         y, uv = plane_arrays(self.memory, (len(shown), self.clip.frames, height, width), flow)
         videos = [list(clips) for _, clips in itertools.groupby(shown, key=lambda clip: id(clip.sample))]
         self._expect(videos)
-        first = 0
+        first, self._decode_seconds = 0, []
         for video in videos:  # decoded in one pass
+            begin = time.perf_counter()
             count, sample, frames = len(video), video[0].sample, _frames(video)
             luma = y[first : first + count].reshape(count * self.clip.frames, *y.shape[2:])
             source = video[0].split.source
@@ -237,6 +240,7 @@ class BatchMaker:
             except DamagedData as error:
                 raise _Lost(first, error) from error
             first += count
+            self._decode_seconds += [(time.perf_counter() - begin) / count] * count
         return BatchPlanes(
             y,
             uv,
@@ -280,6 +284,7 @@ class BatchMaker:
             damaged=damaged,
             looped=sum(clip.looped for video in shown for clip in video),
             seconds=seconds,
+            decode_seconds=self._decode_seconds,
             bytes=int(read),
             retries=int(retries),
         )

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cluster.conftest import SMALL, Say
 from tests.support.commands import reelscale, refused, running, shards, succeeded
@@ -115,7 +116,11 @@ def test_what_is_served_while_it_runs(long_corpus: Path, tmp_path: Path) -> None
         text = urllib.request.urlopen(url, timeout=10).read().decode()
         command.ctrl_c()
         assert command.exit_code() == 75
-    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert float(values["reelscale_shard_videos_total"]) >= 1 and float(values["reelscale_shard_frames_total"]) >= 120
-    assert float(values["reelscale_shard_remaining_videos"]) <= 60
-    assert float(values["reelscale_shard_read_bytes_total"]) > 0 and "videos/s" in command.err
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    values = {sample.name: sample.value for sample in samples}
+    videos = {s.labels["outcome"]: s.value for s in samples if s.name == "reelscale_shard_videos_total"}
+    assert videos["good"] >= 1 and videos["failed"] == 0 and values["reelscale_shard_frames_total"] >= 120
+    assert values["reelscale_shard_remaining_videos"] <= 60 and values["reelscale_shard_planned_jobs"] == 61
+    assert values["reelscale_shard_read_bytes_total"] > 0 and "videos/s" in command.err
+    assert values["reelscale_host_memory_available_bytes"] > 0
+    assert [s.labels["kind"] for s in samples if s.name == "reelscale_run_info"] == ["shard"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 import cluster.jobs.sharding
 from cluster.jobs.sharding import ShardingJob
@@ -35,6 +35,7 @@ def job(number: int, videos: int) -> list[ShardProgress]:
             f"g0-{number:06d}",
             "train",
             videos=done,
+            good_videos=done - done // 3,
             samples=done - done // 3,
             frames=100 * done,
             bytes_in=10 * done,
@@ -47,6 +48,11 @@ def job(number: int, videos: int) -> list[ShardProgress]:
     return [*steps, end]
 
 
+def outcome(name: str) -> float:
+    """How many videos have ended so, over all tests of this process."""
+    return REGISTRY.get_sample_value("reelscale_shard_videos_total", {"outcome": name}) or 0.0
+
+
 def vars_of(progress: ShardProgress) -> dict:
     return {name: getattr(progress, name) for name in ShardProgress.__dataclass_fields__}
 
@@ -54,6 +60,7 @@ def vars_of(progress: ShardProgress) -> dict:
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8)), min_size=1, max_size=6))
 def test_a_job_made_a_second_time_after_a_death_counts_once(jobs: list[tuple[int, int]]) -> None:
     total = sum(videos for videos, _ in jobs)
+    before = [outcome(name) for name in ("good", "failed")]
     stats = ShardingStats(total)
     for number, (videos, lost_after) in enumerate(jobs):
         told = job(number, videos)
@@ -62,7 +69,10 @@ def test_a_job_made_a_second_time_after_a_death_counts_once(jobs: list[tuple[int
     assert (stats.videos, stats.frames, stats.bytes_in) == (total, 100 * total, 10 * total)
     assert stats.failures == Counter(empty=sum(videos // 3 for videos, _ in jobs)) + Counter()
     assert stats.jobs == len(jobs) and stats.bytes_out == 7 * len(jobs)
-    assert stats.samples == total - sum(videos // 3 for videos, _ in jobs)
+    failed = sum(videos // 3 for videos, _ in jobs)
+    assert stats.samples == total - failed
+    more = [outcome(name) - old for name, old in zip(("good", "failed"), before, strict=True)]
+    assert more == [total - failed, failed]
 
 
 def test_what_another_command_made_is_not_counted() -> None:
@@ -71,16 +81,22 @@ def test_what_another_command_made_is_not_counted() -> None:
     assert (stats.total, stats.videos) == (6, 0)
 
 
+def samples(metric: Any) -> list[float]:
+    """A metric's values, as Prometheus reads them."""
+    return [sample.value for family in metric.collect() for sample in family.samples]
+
+
 def gauge(metric: Any) -> float:
-    """A gauge's value, as Prometheus reads it."""
-    return metric.collect()[0].samples[0].value
+    """A gauge's only value."""
+    (value,) = samples(metric)
+    return value
 
 
 def test_gauges_go_on_while_no_job_reports() -> None:
     clock = Clock()
     stats = ShardingStats(60, clock)
     assert (gauge(metrics.REMAINING), gauge(metrics.OLDEST_SECONDS)) == (60, 0)
-    assert math.isnan(gauge(metrics.LEFT_SECONDS))
+    assert samples(metrics.LEFT_SECONDS) == []
     stats.began("g0-000000")
     clock.now += 40
     stats.refresh()
@@ -95,7 +111,7 @@ def test_what_remains_is_right_from_the_moment_that_it_is_served(monkeypatch: py
         raise Served(gauge(metrics.REMAINING))
 
     monkeypatch.setattr(cluster.jobs.sharding, "serve", scraped_at_once)
-    metrics.REMAINING.set(math.nan)
+    metrics.REMAINING.unset()
     job = validate(ShardingJob, {"launcher": "none"}, "the test's settings")
     prepared: Any = SimpleNamespace(remaining_videos=8)
     with pytest.raises(Served) as served:

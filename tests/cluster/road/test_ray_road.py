@@ -45,7 +45,7 @@ def test_the_whole_road(store: Path, pieces: list[Path], recipe: Path, ray: dict
 
     with running(*command, *by_ray, folder=tmp_path) as first:
         values = scraped(first)
-        assert values["reelscale_train_steps"] in (0, STEPS) and "reelscale_train_loss" in values
+        assert values["reelscale_train_steps"] == STEPS
         first.until(lambda: checkpoints(run))
         first.kill()
         # Ray's own agents outlive the command by a minute or two; what trains must not.

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
-from pretrain import metrics
 from pretrain.checkpoints.attempts import Superseded
 from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, save_checkpoint
 from sharding.base.errors import UserError
@@ -28,7 +28,13 @@ def names(run: Path) -> list[str]:
 
 
 def failures() -> float:
-    return metrics.CHECKPOINT_FAILURES._value.get()
+    return REGISTRY.get_sample_value("reelscale_checkpoint_failures_total") or 0.0
+
+
+def last_saved() -> float:
+    value = REGISTRY.get_sample_value("reelscale_checkpoint_last_timestamp_seconds")
+    assert value is not None
+    return value
 
 
 def newest(run: Path) -> int:
@@ -137,6 +143,7 @@ def test_a_full_disk_does_not_end_training(tmp_path: Path, run_log: pytest.LogCa
         for step in (1, 2):
             checkpointer.save(made(step, 4))
         checkpointer.finish()
+        saved = last_saved()
         ballast = disk / "ballast"
         ballast.write_bytes(bytes(5 * 2**20))
         checkpointer.save(made(3, 4))
@@ -144,14 +151,14 @@ def test_a_full_disk_does_not_end_training(tmp_path: Path, run_log: pytest.LogCa
         with pytest.raises(UserError, match=r"step 4 could not be saved: .*No space left") as refused:
             checkpointer.finish()
         assert str(run) in refused.value.where and "room" in refused.value.remedy
-        assert failures() == before + 2
+        assert failures() == before + 2 and last_saved() == saved
         warnings = {record.getMessage() for record in run_log.records if record.levelno == logging.WARNING}
         assert len(warnings) == 2 and all("training goes on" in warning for warning in warnings)
         assert names(run) == ["step-00000001", "step-00000002"] and newest(run) == 2  # no leftovers
         ballast.unlink()
         checkpointer.save(made(5, 4))
         checkpointer.finish()
-        assert newest(run) == 5 and failures() == before + 2
+        assert newest(run) == 5 and failures() == before + 2 and last_saved() > saved
 
 
 def test_a_store_on_a_full_disk_does_not_end_training(tmp_path: Path) -> None:

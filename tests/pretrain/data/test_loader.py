@@ -274,6 +274,8 @@ def test_a_missing_shard_is_filled_too(copied: str, lost_file: str) -> None:
     keys = {key for lanes in shown(made) for clips in lanes for key in clips.keys}
     assert not keys & lost and made.damage_budget.samples == len(lost)
     assert split.jobs[0] in str(next(iter(made.damage_budget.met.values())))
+    kinds = {damaged.kind for damaged in made.damage_budget.met.values()}
+    assert kinds == ({"record"} if lost_file == "record" else {"missing"})
 
 
 @pytest.mark.slow

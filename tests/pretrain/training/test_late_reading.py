@@ -18,7 +18,7 @@ from pretrain.settings import TrainSettings
 from pretrain.training import trainer
 from pretrain.training.callbacks import Callback
 from pretrain.training.state import Position, TrainState
-from pretrain.training.step import OwnTime, StepReport
+from pretrain.training.step import StepClock, StepReport
 
 CPU = torch.device("cpu")
 STEPS, CHECKPOINT, VALIDATION = 12, 5, 7
@@ -66,7 +66,7 @@ class Run:
         self.engine = engine
         state: Any = SimpleNamespace(
             settings=settings, world=World(0, 1, CPU), engine=engine, position=self.position, lanes=range(1),
-            timers=SimpleNamespace(own=OwnTime(CPU)), loader=Loader([[each] for each in clips]), stop=self.stop,
+            timers=SimpleNamespace(clock=StepClock(CPU)), loader=Loader([[each] for each in clips]), stop=self.stop,
             loss_monitor=LossMonitor(settings.health), checkpointer=self.checkpointer(),
             watchdog=SimpleNamespace(patience=lambda seconds: contextlib.nullcontext()),
             run=SimpleNamespace(keep_up_to=lambda step: self.done.append(f"keep up to {step}")),

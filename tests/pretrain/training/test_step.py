@@ -10,7 +10,7 @@ import torch
 from pretrain.engine.distributed import World
 from pretrain.training.batch_stream import Repeatable
 from pretrain.training.state import Position
-from pretrain.training.step import OwnTime, StepReport, right_clips
+from pretrain.training.step import DeviceTime, StepClock, StepReport, StepTimes, right_clips
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -50,18 +50,23 @@ def test_a_step_left_out_is_told_as_such_by_all_ranks() -> None:
 
 def test_figures_are_those_of_the_moment_they_were_sent() -> None:
     """They are read when the next step has been sent, and its verdict is there."""
-    verdict, own = TAKEN.clone(), OwnTime(torch.device("cpu"))
+    verdict, clock = TAKEN.clone(), StepClock(torch.device("cpu"))
     report = StepReport(1, 4, 0.1)
     report.add(torch.eye(4), logits(0, 1, 2, 0), torch.tensor(2.0))
-    own.begin()
-    own.end()
-    report.send(ALONE, False, verdict, own.step())
+    clock.begin()
+    clock.own.end()
+    clock.exchange.begin()
+    clock.exchange.end()
+    clock.whole.end()
+    report.send(ALONE, False, verdict, clock.step())
     verdict.zero_()
-    own.begin()
+    clock.own.begin()
     time.sleep(0.05)
-    own.end()
+    clock.own.end()
     report.read()
-    assert not report.skipped and report.own_seconds < 0.05 <= own.step()()
+    own, whole, exchange = report.times
+    assert not report.skipped and 0 < own + exchange <= whole and own < 0.05 <= clock.step()().own
+    assert clock.step()() == StepTimes(0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("stop", [True, False])
@@ -102,7 +107,7 @@ def test_a_mixed_clip_is_right_with_the_labels_of_what_it_is_most() -> None:
 def test_own_seconds_leave_out_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.0, 50.0, 51.0, 70.0, 74.0])
     monkeypatch.setattr("pretrain.training.step.time.perf_counter", lambda: next(clock))
-    own = OwnTime(torch.device("cpu"))
+    own = DeviceTime(torch.device("cpu"))
     for _ in range(2):
         own.begin()
         own.end(False)

@@ -150,6 +150,7 @@ def test_a_flipped_byte_names_the_sample(damaged: Store) -> None:
         decode_frames(damaged, sample, [keys[1]])
     for words in (sample.key, sample.uri, sample.tar, "group 1"):
         assert words in str(caught.value)
+    assert caught.value.kind == "checksum"
     # The groups before and after it, and every other sample, are as good as ever.
     assert np.array_equal(decode_frames(damaged, sample, [0]).y, intact.y)
     decode_frames(damaged, sample, [keys[2]])
@@ -163,8 +164,9 @@ def test_packets_that_do_not_decode_are_damage_too(split: Split, monkeypatch: py
     good = decode_frames(split.store, sample, [0])
     damage = [(0, [memoryview(b"\x00\x00\x00\x04\x65\xff\xff\xff")] * 3)]
     monkeypatch.setattr("pretrain.data.reading.decode.read_spans", lambda *_: damage)
-    with pytest.raises(DamagedData, match=sample.key):
+    with pytest.raises(DamagedData, match=sample.key) as caught:
         decode_frames(split.store, sample, [0])
+    assert caught.value.kind == "decode"
     monkeypatch.undo()
     assert np.array_equal(decode_frames(split.store, sample, [0]).y, good.y)
 

@@ -202,4 +202,6 @@ def test_what_was_read_is_counted(split: Split, tmp_path: Path) -> None:
     batch = maker(fresh).training(0, draws(fresh))
     sizes = sum(int(fresh.sample(number).packets.size.sum()) for number in range(len(fresh)))
     assert batch.bytes > 0 and batch.retries == 0 and batch.seconds > 0
+    assert len(batch.decode_seconds) == sum(batch.counts) and all(each > 0 for each in batch.decode_seconds)
+    assert sum(batch.decode_seconds) < batch.seconds
     assert maker(fresh).training(0, draws(fresh)).bytes <= sizes
