@@ -49,6 +49,10 @@ def _quantiles(metric: str) -> tuple[Query, ...]:
     )
 
 
+def _step_seconds(quantile: str) -> Query:
+    return Query(f"run:reelscale_train_step_seconds:{quantile}_rate5m{_RUN}", f"{{{{run}}}} {quantile}")
+
+
 def _stat(title: str, query: Query, unit: str = "short") -> Panel:
     return Panel(title, (query,), unit, kind="stat", width=4)
 
@@ -97,7 +101,7 @@ def _speed() -> Row:
         "Speed",
         (
             Panel("Clips a second", (Query(f"run:reelscale_train_clips_per_second:deriv1m{_RUN}"),)),
-            Panel("Time of a step", _quantiles("reelscale_train_step_seconds"), "s"),
+            Panel("Time of a step", tuple(_step_seconds(each) for each in ("p50", "p99")), "s"),
             Panel("Model FLOPs utilisation", (_newest("reelscale_train_mfu_ratio"),), "percentunit"),
             *(
                 Panel(f"Share of time: {title}", (_rate(f"reelscale_train_{share}_seconds_sum"),), "percentunit")
@@ -253,6 +257,12 @@ def _of_the_cluster() -> list[Row]:
                 ),
             ),
         ),
+        *_machines(),
+    ]
+
+
+def _machines() -> list[Row]:
+    return [
         Row(
             "GPUs",
             (

@@ -11,9 +11,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pretrain.metrics
+import pretrain.telemetry.gpu_usage
+import sharding.metrics
+import sharding.telemetry.build
+import sharding.telemetry.host
 from sharding.telemetry.declare import DECLARED
 from tests.cluster.monitor.prometheus.fleet import Fleet, always, growing
 
+DECLARING = (pretrain.metrics, pretrain.telemetry.gpu_usage, sharding.metrics, sharding.telemetry)
 AGE = 300.0  # seconds for which all has been going on when the first is asked
 
 

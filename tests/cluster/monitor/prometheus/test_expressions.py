@@ -9,16 +9,20 @@ from typing import Any
 import yaml
 
 import pretrain.metrics
+import pretrain.telemetry.gpu_usage
 import sharding.metrics
+import sharding.telemetry.build
+import sharding.telemetry.host
 from cluster.monitor.prometheus.dashboards import dashboards
 from cluster.monitor.prometheus.monitoring_folder import rule_files
+from sharding.telemetry.declare import DECLARED
 
 ROOT = Path(__file__).parents[4]
 SERVED_BY_OTHERS = {"reelscale_ready", "up", "ALERTS"}  # by the endpoint, and by Prometheus itself
 OF_EVERY_SAMPLE = {"run", "rank", "node", "job", "instance", "discovery", "le"}
 LABELS_OF_PROMETHEUS = {"alertname", "alertstate"}
 ENDINGS = ("_bucket", "_sum", "_count")
-assert pretrain.metrics and sharding.metrics  # which declare
+DECLARING = (pretrain.metrics, pretrain.telemetry.gpu_usage, sharding.metrics, sharding.telemetry)
 
 
 def rules() -> list[dict[str, Any]]:
@@ -52,8 +56,6 @@ def names_in(expression: str) -> set[str]:
 
 def base(name: str) -> str:
     """A metric's name as it is declared, of one of a histogram's series."""
-    from sharding.telemetry.declare import DECLARED
-
     bare = next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
     return bare if bare in DECLARED and DECLARED[bare].kind == "histogram" else name
 
@@ -69,8 +71,6 @@ def test_names_are_really_read() -> None:
 
 
 def test_every_metric_that_is_asked_for_is_declared() -> None:
-    from sharding.telemetry.declare import DECLARED
-
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     asked = set().union(*(names_in(expression) for expression in expressions()))
     assert len(asked) > 50
@@ -79,8 +79,6 @@ def test_every_metric_that_is_asked_for_is_declared() -> None:
 
 
 def test_every_label_that_is_asked_for_is_served() -> None:
-    from sharding.telemetry.declare import DECLARED
-
     labels = {label for each in DECLARED.values() for label in each.labels} | OF_EVERY_SAMPLE | LABELS_OF_PROMETHEUS
     made = {"straggler"}  # of a value, by count_values
     asked = set()
