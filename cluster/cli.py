@@ -12,6 +12,7 @@ from cluster.commands.doctor import doctor
 from cluster.commands.evaluation import evaluate, report
 from cluster.commands.jobs import logs, status, stop
 from cluster.commands.launch import launch
+from cluster.commands.monitor import monitor
 from cluster.commands.networks import export_network, import_network, models
 from cluster.commands.pipeline import run
 from cluster.commands.plan import plan
@@ -70,6 +71,7 @@ app.command()(status)
 app.command()(logs)
 app.command()(stop)
 app.add_typer(launch, name="launch")
+app.add_typer(monitor, name="monitor")
 app.command("bench-loader")(bench_loader)
 app.command()(report)
 app.command()(models)

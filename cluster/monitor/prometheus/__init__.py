@@ -1,0 +1,1 @@
+"""Prometheus and Grafana for the metrics that processes serve: scrape configuration, rules, dashboards, a server."""
