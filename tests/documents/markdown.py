@@ -100,7 +100,7 @@ def span_examples(document: Path) -> Iterator[Example]:
 
 
 def command_words(line: str) -> tuple[str, ...]:
-    """The words after `reelscale` (or `cluster.cli`) in a line of shell, up to a comment or `>`; else ()."""
+    """The words after `reelscale` (or `cluster.cli`) in a line of shell, up to a comment, `>` or `;`; else ()."""
     start = _STARTS.search(line)
     if start is None or line[: start.start()].lstrip().startswith(("#", "|")):
         return ()
@@ -108,5 +108,7 @@ def command_words(line: str) -> tuple[str, ...]:
     for word in shlex.split(line[start.end() :], comments=True):
         if word in (">", "|"):
             break
-        words.append(word)
+        words.append(word.removesuffix(";"))
+        if word.endswith(";"):
+            break
     return tuple(words)

@@ -93,7 +93,7 @@ EXAMPLES = [
 SPANS = [each for document in DOCUMENTS for each in span_examples(document)]
 RUN = [  # they end within a second or two, and write nothing but what they print
     each
-    for each in {example.words: example for example in EXAMPLES}.values()
+    for each in {example.words: example for example in EXAMPLES if "$" not in " ".join(example.words)}.values()
     if "--dry-run" in each.words
     or (each.words[0] in ("settings", "plan", "launch") and "--submit" not in each.words)
     or each.words[:2] == ("models", "--name")
@@ -138,6 +138,7 @@ def test_examples_are_really_found() -> None:
         click_command(("shards", "mend"))
     assert command_words("RAY_ADDRESS=a:1 reelscale run 'a b' # c") == ("run", "a b")
     assert command_words("srun --ntasks 2 reelscale pretrain a") == ("pretrain", "a")
+    assert command_words("until reelscale run a; do sleep 1; done") == ("run", "a")
     assert command_words("# reelscale run a") == command_words("the reelscaled one") == ()
 
 
@@ -228,7 +229,7 @@ def test_python_and_yaml_blocks_are_well_formed(document: Path) -> None:
         if block.language == "python":
             compile(block.text, f"{block.document}, line {block.line}", "exec")
         elif block.language == "yaml":
-            assert yaml.safe_load(block.text)
+            assert yaml.safe_load(block.text) or all(line.startswith("#") for line in block.text.splitlines())
 
 
 @pytest.mark.slow
