@@ -20,11 +20,19 @@ _MODELS = {  # by command: where its settings are declared
     "plan": ("cluster.jobs.planning", "PlanJob"),
     "models": ("pretrain.models.describe", "NetworkQuery"),
 }
+_OPTIONS = {  # by command: where the settings are declared that are its options
+    "launch slurm": ("cluster.launch.slurm", "SlurmSettings"),
+    "launch kuberay": ("cluster.launch.kuberay", "KubeRaySettings"),
+    "launch hostfile": ("cluster.launch.hostfile", "HostfileSettings"),
+}
 
 
 def show_settings(
-    command: Annotated[str, typer.Argument(help=f"one of {', '.join(_MODELS)}")],
+    command: Annotated[str | None, typer.Argument(help=f"one of {', '.join(_MODELS)}")] = None,
     json_schema: Annotated[bool, typer.Option("--json-schema", help="print the settings' JSON schema alone")] = False,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="print a page (Markdown) of all commands' settings, and nothing else")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show every setting of a command: key, type, limits, default, unit, and what it does.
@@ -38,6 +46,8 @@ def show_settings(
       reelscale settings shard --json
 
       reelscale settings pretrain --json-schema > pretrain.schema.json
+
+      reelscale settings --reference > configs/SETTINGS.md
     """
     from dataclasses import asdict
 
@@ -45,6 +55,9 @@ def show_settings(
     from cluster.terminal.tables import print_json
     from sharding.base.settings import flat_schema
 
+    if reference:
+        print(reference_page(), end="")
+        return
     model = model_of(command)
     if json_schema:
         print(json.dumps(flat_schema(model, f"reelscale {command}"), indent=1))
@@ -54,9 +67,34 @@ def show_settings(
         print_settings(setting_rows(model))
 
 
-def model_of(command: str) -> Any:
+def model_of(command: str | None) -> Any:
     """The model of a command's settings. Raises UserError for a command that has none."""
     if command not in _MODELS:
-        raise UserError("no command of this name has settings", command, f"name one of {', '.join(_MODELS)}")
-    module, name = _MODELS[command]
-    return getattr(import_module(module), name)
+        what = "no command is named" if command is None else "no command of this name has settings"
+        raise UserError(what, command or "reelscale settings", f"name one of {', '.join(_MODELS)}")
+    return _model(_MODELS[command])
+
+
+def reference_page() -> str:
+    """The settings of all commands as one page of Markdown; commands with the same settings share a table."""
+    from dataclasses import replace
+
+    from cluster.terminal.settings_reference import settings_reference
+    from cluster.terminal.settings_rows import setting_rows
+
+    commands: dict[tuple[str, str], list[str]] = {}
+    for command, place in _MODELS.items():
+        commands.setdefault(place, []).append("shards retry" if command == "retry" else command)
+    rows = {f"reelscale {', '.join(names)}": setting_rows(_model(place)) for place, names in commands.items()}
+    for command, place in _OPTIONS.items():
+        rows[f"reelscale {command}"] = [
+            replace(row, key="--" + row.key.replace("_", "-"))
+            for row in setting_rows(_model(place))
+            if row.key != "hosts"  # named by --hosts or --hostfile, which are the command's own
+        ]
+    return settings_reference(rows)
+
+
+def _model(place: tuple[str, str]) -> Any:
+    """The class of this module and name."""
+    return getattr(import_module(place[0]), place[1])

@@ -103,5 +103,5 @@ def require_this_machine(launch: LaunchSettings) -> None:
         raise UserError(
             f"launcher=none starts ranks on this machine alone, not on {launch.nodes} nodes",
             f"nodes={launch.nodes}",
-            "use launcher=ray, or torchrun or srun on each node (README: On a cluster without Ray)",
+            "use launcher=ray, or torchrun or srun on each node (cluster/README.md: On a cluster without Ray)",
         )

@@ -43,7 +43,7 @@ def print_settings(rows: list[SettingRow]) -> None:
     """Print each setting: key, type, unit and default, and below them its description, wrapped to the terminal."""
     width = min(120, max(60, shutil.get_terminal_size((100, 24)).columns))
     for row in rows:
-        default = "required" if row.must else f"default {_value_text(row.default)}"
+        default = "required" if row.must else f"default {value_text(row.default)}"
         facts = ", ".join(filter(None, (row.type, row.unit, default)))
         head = textwrap.wrap(f"{row.key}: {facts}", width, subsequent_indent="  ", break_long_words=False)
         text = textwrap.wrap(row.description, width, initial_indent=_INDENT, subsequent_indent=_INDENT)
@@ -132,7 +132,7 @@ def _annotation_text(annotation: Any) -> str:
     return getattr(annotation, "__name__", "any value")
 
 
-def _value_text(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A default as it is written in YAML."""
     if value is None:
         return "null"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
 
-from cluster.commands.settings import model_of
+from cluster.commands.launch import launch
+from cluster.commands.settings import model_of, reference_page
 from cluster.terminal.settings_rows import SettingRow, print_settings, setting_rows
 from sharding.base.settings import Inline, Seconds, Settings, flat_schema
 from tests.cluster.conftest import Say
 from tests.support.commands import refused, succeeded
+from tests.support.source_code import ROOT
 
 
 class Reading(Settings):
@@ -81,3 +84,25 @@ def test_by_the_command_line(say: Say) -> None:
     assert json.loads(succeeded(say("settings", "shard", "--json-schema")).stdout)["properties"]["encode"]
     assert "ranks: integer ≥ 1" in succeeded(say("settings", "finetune")).stdout
     refused(say("settings", "nothing"), "no command of this name has settings", "shard, retry, pretrain")
+    refused(say("settings"), "no command is named", "shard, retry, pretrain")
+
+
+def test_the_page_of_all_settings_is_what_the_code_says(say: Say) -> None:
+    page = succeeded(say("settings", "--reference")).stdout
+    assert page == (ROOT / "configs" / "SETTINGS.md").read_text("utf-8"), (
+        "write it anew: reelscale settings --reference > configs/SETTINGS.md"
+    )
+    assert all(f"## reelscale {command}" in page for command in ("shard", "shards retry", "pretrain, finetune", "run"))
+
+
+def test_every_option_of_launch_is_on_that_page() -> None:
+    page = reference_page()
+    for command in launch.registered_commands:
+        assert command.callback is not None
+        (table,) = (
+            part for part in page.split("\n## ") if part.startswith(f"reelscale launch {command.callback.__name__}\n")
+        )
+        flags = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `--")}
+        own = {"config", "overrides", "submit", "command", "python", "hosts_file", "hosts", "gpus_per_node"}
+        options = {"--" + name.replace("_", "-") for name in inspect.signature(command.callback).parameters}
+        assert flags >= options - {"--" + name.replace("_", "-") for name in own} and len(flags) > 3
