@@ -6,7 +6,6 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import Annotated, Any
 
-from prometheus_client import Counter, Gauge
 from pydantic import Field
 
 from cluster.jobs.user_paths import absolute, writable_folder
@@ -28,13 +27,20 @@ from sharding.base import environment
 from sharding.base.errors import CommandFailed
 from sharding.base.settings import Inline, Settings, unit
 from sharding.telemetry.build import set_run_info
+from sharding.telemetry.declare import counter, gauge
 from sharding.telemetry.host import watching_host
 
 _ROWS_A_TASK = 64
 _TASKS_A_WORKER = 8  # at least, so that an evaluation of few videos is kept in pieces, too
 
-VIDEOS = Counter("reelscale_evaluate_videos_total", "Videos scored, by outcome: good or damaged.", ["outcome"])
-REMAINING = Gauge("reelscale_evaluate_remaining_videos", "Videos still to be scored.")
+VIDEOS = counter(
+    "reelscale_evaluate_videos_total",
+    "Videos that were scored (`good`), or could not be read (`damaged`).",
+    "`evaluate`",
+    "outcome",
+    ["good", "damaged"],
+)
+REMAINING = gauge("reelscale_evaluate_remaining_videos", "Videos still to be scored.", "`evaluate`")
 
 
 class EvaluationLaunchSettings(Settings):

@@ -14,9 +14,14 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from sharding.telemetry.declare import listed
+
 log = logging.getLogger("reelscale")
 
 _FRESH_SECONDS = 0.5  # that a rendered page is served for: many readers cost as much as two a second
+_READY = listed(
+    "reelscale_ready", "gauge", "Whether this process gets on, as /readyz says: 1 or 0.", "every process", ()
+)
 _LONGEST_SECONDS = 10.0  # that a reader waits: a figure may be read from a disk that hangs
 
 
@@ -39,7 +44,7 @@ class LabelledRegistry(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The metrics, whose own labels win over these."""
-        ready = GaugeMetricFamily("reelscale_ready", "Whether this process gets on, as /readyz says: 1 or 0.")
+        ready = GaugeMetricFamily(_READY.name, _READY.meaning)
         ready.add_metric([], float(self._is_ready()))
         for metric in (ready, *self._registry.collect()):
             labelled = Metric(metric.name, metric.documentation, metric.type, metric.unit)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cluster.jobs.evaluation
+import cluster.monitor.page
 import pretrain.metrics
 import pretrain.telemetry.gpu_usage
 import sharding.metrics
@@ -12,7 +14,8 @@ import sharding.telemetry.host
 from sharding.telemetry.declare import metrics_table
 
 DECLARING = (  # imported, they declare theirs
-    pretrain.metrics, pretrain.telemetry.gpu_usage, sharding.metrics, sharding.telemetry.build, sharding.telemetry.host,
+    cluster.jobs.evaluation, cluster.monitor.page, pretrain.metrics, pretrain.telemetry.gpu_usage, sharding.metrics,
+    sharding.telemetry.build, sharding.telemetry.host,
 )  # fmt: skip
 README = Path(__file__).parents[2] / "cluster" / "README.md"
 BEGIN, END = "<!-- metrics: written by tests/cluster/test_metrics_table.py -->\n", "<!-- end of metrics -->\n"

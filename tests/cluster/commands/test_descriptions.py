@@ -18,6 +18,7 @@ from cluster.jobs.training import TrainingJob
 from cluster.launch.hostfile import HostfileSettings
 from cluster.launch.kuberay import KubeRaySettings
 from cluster.launch.slurm import SlurmSettings
+from cluster.monitor.prometheus.scrape_config import ScrapeSettings
 from pretrain.models.describe import NetworkQuery
 
 Model = type[pydantic.BaseModel]
@@ -33,6 +34,7 @@ JOBS: list[Model] = [
     SlurmSettings,
     KubeRaySettings,
     HostfileSettings,
+    ScrapeSettings,
 ]
 
 

@@ -107,13 +107,13 @@ def test_what_remains_is_right_from_the_moment_that_it_is_served(monkeypatch: py
     class Served(Exception):
         """What a scrape in the first moment reads."""
 
-    def scraped_at_once(settings: object) -> None:
+    def scraped_at_once(*arguments: object) -> None:
         raise Served(gauge(metrics.REMAINING))
 
-    monkeypatch.setattr(cluster.jobs.sharding, "serve", scraped_at_once)
+    monkeypatch.setattr(cluster.jobs.sharding, "endpoint", scraped_at_once)
     metrics.REMAINING.unset()
     job = validate(ShardingJob, {"launcher": "none"}, "the test's settings")
-    prepared: Any = SimpleNamespace(remaining_videos=8)
+    prepared: Any = SimpleNamespace(remaining_videos=8, store=SimpleNamespace(url="store"))
     with pytest.raises(Served) as served:
         cluster.jobs.sharding._make_shards(prepared, job.shards, job)
     assert served.value.args == (8,)

@@ -149,9 +149,9 @@ FAULTS: dict[str, Fault] = {
         _OF_RUN,
     ),
     "the loss jumps": Fault(
-        changed(("reelscale_loss_spikes_total", jumps(1))),
+        changed(("reelscale_loss_spikes_total", lambda t, before: 1 + min(t - FAULT, 100))),
         "ReelscaleLossSpike",
-        "A loss of run motion was far above those before it, or the run has been set back to its newest checkpoint "
+        "Losses of run motion stay far above those before them, or the run has been set back to its newest checkpoint "
         "for one.",
         _OF_RUN,
     ),
@@ -295,6 +295,7 @@ QUIET: dict[str, Story] = {
         ("reelscale_train_steps", jumps(100_000)),
         ("reelscale_checkpoint_last_timestamp_seconds", lambda t, before: FAULT if t < FAULT + 300 else before),
     ),
+    "a spike now and then": changed(("reelscale_loss_spikes_total", lambda t, before: 1 + (t - FAULT) // 20)),
     "one interruption": changed(*_attempts(900)),
     "the run goes on with a rank less": _without_a_rank,
     "fp16 skips a step": changed(("reelscale_skipped_steps_total", jumps(1), {"reason": "overflow"})),
