@@ -106,7 +106,7 @@ def test_every_alert_says_what_to_do_and_has_its_heading() -> None:
 
 
 def test_no_alert_waits_longer_than_a_minute() -> None:
-    assert {rule.get("for", "0s") for rule in alerts().values()} <= {"0s", "20s", "30s", "1m"}
+    assert {rule.get("for", "0s") for rule in alerts().values()} <= {"0s", "10s", "20s", "30s", "1m"}
 
 
 def test_panels_have_places_of_their_own() -> None:
