@@ -83,6 +83,7 @@ class HttpServer:
             access_log=None,
             logger=_silent_logger(),
             keepalive_timeout=_IDLE_SECONDS,
+            read_bufsize=_LINE,  # of a body, which nobody reads
             lingering_time=0.0,  # what a request brings beside its head is not read
             max_line_size=_LINE,
             max_field_size=_LINE,
