@@ -31,3 +31,7 @@ class NotRetryable(CommandFailed):
 
 class DamagedStore(UserError):
     """An object in a store is missing, cut off, or not what was written."""
+
+
+class StoreUnreachable(UserError):
+    """A store that does not answer: its address may be wrong, or it may be away for a while."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Any, NoReturn
 
-from sharding.base.errors import UserError
+from sharding.base.errors import StoreUnreachable, UserError
 from sharding.base.redact import redacted
 
 ALREADY_EXISTS_CODES = ("PreconditionFailed", "412", "FileExistsError")
@@ -72,7 +72,7 @@ def raise_as_user_error(error: Exception, where: str, bucket_level: bool = False
         raise UserError(f"the store refused the credentials: {said}", where, remedy) from None
     if is_transient(error):
         remedy = "check the address (AWS_ENDPOINT_URL for S3), the network, and that the service is up"
-        raise UserError(f"the store does not answer: {said}", where, remedy) from None
+        raise StoreUnreachable(f"the store does not answer: {said}", where, remedy) from None
     if isinstance(error, OSError) or _is_client_error(error) or said.startswith("Invalid endpoint"):  # a ValueError
         remedy = "check the store's address and settings (AWS_ENDPOINT_URL, region and profile for S3)"
         raise UserError(f"the store cannot be used: {said}", where, remedy) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sharding.base.errors import CommandFailed, NotRetryable, UserError
+from sharding.base.errors import CommandFailed, NotRetryable, StoreUnreachable, UserError
 
 _FIRST_LINE = 300  # characters
 _NODE_DEATHS = ("node has died", "node died", "node was terminated", "node is dead")  # in Ray's words
@@ -18,6 +18,13 @@ class Failure:
     line: str
     error: UserError | NotRetryable | None = None
     ranks_ran: bool = True
+
+    def final(self, began: bool) -> UserError | NotRetryable | None:
+        """The error with which the run ends, if another try would meet it again; `began`: the run has trained before.
+
+        A store that answered then is only away.
+        """
+        return None if began and isinstance(self.error, StoreUnreachable) else self.error
 
 
 def failure_of(failures: Mapping[int, BaseException], hosts: Mapping[int, str], ranks: int) -> Failure:
@@ -60,7 +67,8 @@ def _what(error: BaseException) -> str:
     text = str(getattr(error, "health_check_failure", error))
     if not _is_death(error):
         first = text.strip().partition("\n")[0][:_FIRST_LINE]
-        return f"failed: {first}" if isinstance(error, CommandFailed) else f"failed: {type(error).__name__}: {first}"
+        is_ours = isinstance(error, CommandFailed | UserError)
+        return f"failed: {first}" if is_ours else f"failed: {type(error).__name__}: {first}"
     if any(words in text for words in _NODE_DEATHS):
         return "is lost: its node died, or cannot be reached"
     if "running low on memory" in text or "OutOfMemory" in text:

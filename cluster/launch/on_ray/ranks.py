@@ -115,8 +115,8 @@ class _RayRun:
 
     def _count(self, failure: Failure, before: int) -> None:
         """Say why a try failed and what comes next. Raises its error where nothing does."""
-        if failure.error:
-            raise failure.error from None
+        if error := failure.final(self._began):
+            raise error from None
         now = self._newest_step()
         self._failures_in_a_row = 0 if now > before else self._failures_in_a_row + failure.ranks_ran
         if self._failures_in_a_row > self._launch.retries:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharding.base.errors import UserError
+from sharding.base.errors import StoreUnreachable, UserError
 from sharding.base.redact import require_no_password
 from sharding.corpora.entries.roots import normalised_root
 from sharding.storage.store import Store, open_store
@@ -209,7 +209,7 @@ def test_wrong_secret_bucket_and_endpoint(request: pytest.FixtureRequest, monkey
     with pytest.raises(UserError, match="refused the credentials"):
         open_store(url)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(UserError, match="does not answer"):
+    with pytest.raises(StoreUnreachable, match="does not answer"):
         open_store(url)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.launch.on_ray.failures import failure_of, start_failure
-from sharding.base.errors import CommandFailed, NotRetryable, UserError
+from sharding.base.errors import CommandFailed, NotRetryable, StoreUnreachable, UserError
 
 
 class RayActorError(Exception):
@@ -47,6 +47,14 @@ def test_what_another_try_would_meet_again_is_kept() -> None:
     mistake, given_up = UserError("a", "b", "c"), NotRetryable("went wrong")
     assert failure_of({0: RayActorError("died"), 1: mistake}, HOSTS, 2).error is mistake
     assert failure_of({0: given_up, 1: SEEN}, HOSTS, 2).error is given_up
+
+
+def test_a_store_that_answered_before_is_only_away() -> None:
+    away = failure_of({0: SEEN, 1: StoreUnreachable("the store does not answer: timed out", "s3://b", "r")}, HOSTS, 2)
+    assert away.line == "rank 1 of 2 on 10.0.0.2 failed: the store does not answer: timed out"
+    assert isinstance(away.final(began=False), StoreUnreachable) and away.final(began=True) is None
+    mistake = failure_of({1: UserError("a", "b", "c")}, HOSTS, 2)
+    assert mistake.final(began=True) is mistake.error is not None
 
 
 def test_ranks_that_did_not_start_were_none_that_failed() -> None:
