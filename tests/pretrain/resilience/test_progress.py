@@ -42,6 +42,37 @@ def test_videos_may_take_longer_than_steps_unless_it_is_said(unit: Unit, limit: 
     assert stall(Stage("working", 0), unit, limit + 1, limits) == f"no {unit} for {limit + 1} s (limit {limit} s)"
 
 
+@pytest.mark.parametrize(("seconds", "limit"), [(0.2, 60), (2.9, 60), (30, 600)])
+def test_a_step_may_take_many_times_as_long_as_those_before_it(seconds: float, limit: int) -> None:
+    clock, limits = _Clock(), ReadinessSettings()
+    progress = Progress("step", clock)
+    progress.advance()
+    for _ in range(5):
+        with progress.during("validating"):  # is no step's time
+            clock.seconds += 1000
+        clock.seconds += seconds
+        progress.advance()
+    clock.seconds += limit
+    assert progress.stall(limits) is None
+    clock.seconds += 1
+    assert progress.stall(limits) == f"no step for {limit + 1} s (limit {limit} s)"
+    assert progress.stall(ReadinessSettings(stall_seconds=1000)) is None
+    progress.begin()
+    progress.advance()
+    clock.seconds += 300
+    assert progress.stall(limits) is None, "the steps before a new beginning say nothing"
+
+
+@pytest.mark.parametrize("seconds", [0.2, 30.0])
+def test_the_mean_follows_the_steps(seconds: float) -> None:
+    clock = _Clock()
+    progress = Progress("step", clock)
+    for each in [*[5.0] * 20, *[seconds] * 60]:
+        clock.seconds += each
+        progress.advance()
+    assert progress._stage.pace == pytest.approx(seconds, rel=0.1)
+
+
 def test_a_run_from_its_start_to_its_end() -> None:
     clock = _Clock()
     progress = Progress("step", clock)
