@@ -15,7 +15,7 @@ from sharding.base.settings import Seconds, Settings
 Phase = Literal["starting", "working", "validating", "saving", "waiting"]
 Unit = Literal["step", "video"]
 
-_LEAST_SECONDS = 60.0  # that a step may take, however short those before it were
+_LEAST_SECONDS = 30.0  # that a step may take, however short those before it were
 _TIMES = 20.0  # as long as those before it may a step take
 _WEIGHT = 0.1  # of the last step in the mean of all
 _UNPACED: dict[Unit, float] = {"step": 300.0, "video": 1800.0}  # where no mean is known, or says little
@@ -31,7 +31,7 @@ class ReadinessSettings(Settings):
         Seconds | None,
         Field(
             description="seconds without a step, or a video sharded or scored; unless named: of steps 20 times their "
-            "mean and at least 60 (300 before the second), of videos 1800"
+            "mean and at least 30 (300 before the second), of videos 1800"
         ),
     ] = None
     validation_seconds: Annotated[Seconds, Field(description="seconds that a validation may take")] = 3600
