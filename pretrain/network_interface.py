@@ -11,6 +11,9 @@ import socket
 
 import psutil
 
+# Documentation's addresses (RFC 5737, 3849), where nobody is: the way there is the way to the rest of the world.
+FAR_AWAY = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+
 
 def source_address(target: str) -> str:
     """This machine's address from which a host, by name or address, is reached. Nothing is sent.

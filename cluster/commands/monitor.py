@@ -54,7 +54,8 @@ def up(
       reelscale monitor up --kubernetes training --folder /etc/reelscale-monitoring --write-only
     """
     from cluster.monitor.prometheus import server
-    from cluster.monitor.prometheus.monitoring_folder import targets_folder, write_folder
+    from cluster.monitor.prometheus.monitoring_folder import write_folder
+    from cluster.monitor.targets import targets_folder
 
     settings = validate(ScrapeSettings, named(options, ScrapeSettings), "the options")
     program = "prometheus"
@@ -64,7 +65,7 @@ def up(
     url = server.loopback_url(port)
     written = write_folder(folder, settings, url)
     rows = {
-        "targets": f"{targets_folder(settings)}/*.json",
+        "targets": f"{targets_folder(settings.targets)}/*.json",
         "Grafana": f"GF_PATHS_PROVISIONING={written.provisioning} grafana server --homepath /usr/share/grafana",
     }
     if write_only:

@@ -7,15 +7,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from cluster.monitor.access import Access, open_access
 from cluster.monitor.page import Source
 from cluster.monitor.ports import listen, reached_at
 from cluster.monitor.settings import MonitorSettings
-from cluster.monitor.targets import remove_target, target_file, write_target
+from cluster.monitor.targets import remove_target, target_file, targets_folder, write_target
 from pretrain.resilience.progress import Progress
-from sharding.base import environment
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
 
@@ -60,7 +59,7 @@ def endpoint(
     url = f"{scheme}://{place}/metrics"
     server = HttpServer(listener, Answers(source, settings.ready, access, progress).answer, access.tls)
     server.start()
-    file = target_file(Path(settings.targets or environment.cache_folder() / "targets"), source, folder)
+    file = target_file(targets_folder(settings.targets), source, folder)
     try:
         write_target(file, source, place, scheme)
     except OSError as error:

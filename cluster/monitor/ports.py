@@ -9,11 +9,10 @@ import socket
 import psutil
 
 from cluster.monitor.settings import MonitorSettings
-from pretrain.network_interface import is_loopback, source_address
+from pretrain.network_interface import FAR_AWAY, is_loopback, source_address
 
 _BACKLOG = 1024  # that wait to be accepted: one more would be refused, and come back after seconds
 _RECEIVED = 8192  # bytes that wait to be read, of which Linux makes twice as many: requests are short
-_FAR_AWAY = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # of documentation's, where nobody is
 
 
 def listen(settings: MonitorSettings, number: int) -> tuple[socket.socket, bool]:
@@ -65,7 +64,7 @@ def _address_of_host(v6: bool) -> str:
     """This machine's address by the route that leads away from it, else any of its own; its name where it has none."""
     family = socket.AF_INET6 if v6 else socket.AF_INET
     with contextlib.suppress(OSError):
-        return source_address(_FAR_AWAY[family])
+        return source_address(FAR_AWAY[family])
     for entries in psutil.net_if_addrs().values():
         for entry in entries:
             if entry.family == family and not is_loopback(entry.address):

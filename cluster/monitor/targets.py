@@ -9,9 +9,15 @@ import re
 from pathlib import Path
 
 from cluster.monitor.page import Source
+from sharding.base import environment
 from sharding.base.atomic import atomic_write
 
 JOB = "reelscale"
+
+
+def targets_folder(named: str | None) -> Path:
+    """The folder of these files, absolute: the one that settings name, else `targets` in the cache."""
+    return Path(named or environment.cache_folder() / "targets").expanduser().absolute()
 
 
 def target_file(folder: Path, source: Source, identity: str) -> Path:

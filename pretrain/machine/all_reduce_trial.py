@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import tempfile
 import time
@@ -14,12 +15,11 @@ import torch
 import torch.distributed as dist
 
 from pretrain.engine.distributed import plain_reason
-from pretrain.network_interface import interface_address, network_interface
+from pretrain.network_interface import FAR_AWAY, interface_address, network_interface
 from sharding.base import environment
 from sharding.base.child_process import end_children, start_connected
 
-_ANY_HOST = "192.0.2.1"  # of RFC 5737, nobody's: the route there is that to the rest of the world
-_LOOPBACK, _LOCAL_ADDRESS = "lo", "127.0.0.1"
+_LOOPBACK = "lo"
 _NUMBERS = 2**20  # float32: 4 MiB
 
 
@@ -41,7 +41,7 @@ def try_all_reduce(target: str, within: float) -> AllReduceTrial:
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     backend, ranks = ("nccl", gpus) if gpus > 1 else ("gloo", 2)
-    interface = environment.chosen_interface() or network_interface(target or _ANY_HOST) or _LOOPBACK
+    interface = environment.chosen_interface() or network_interface(target or FAR_AWAY[socket.AF_INET]) or _LOOPBACK
     address = interface_address(interface)
     if address is None:
         return AllReduceTrial(backend, interface, ranks, f"the interface {interface} has no address here", 0.0)

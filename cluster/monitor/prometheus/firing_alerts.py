@@ -8,7 +8,7 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.monitor.prometheus.scrape_config import JOB
+from cluster.monitor.targets import JOB
 from sharding.base.errors import UserError
 
 _PREFIX = "Reelscale"

@@ -14,7 +14,7 @@ from cluster.monitor.prometheus.scrape_config import (
     grafana_datasource,
     prometheus_config,
 )
-from sharding.base import environment
+from cluster.monitor.targets import targets_folder
 from sharding.base.atomic import atomic_write_bytes
 from sharding.base.errors import UserError
 
@@ -52,11 +52,6 @@ def rule_files() -> dict[str, str]:
     return {each.name: each.read_text(encoding="utf-8") for each in rules.iterdir() if each.name.endswith(".yml")}
 
 
-def targets_folder(settings: ScrapeSettings) -> Path:
-    """The folder in which processes name their endpoints, absolute."""
-    return Path(settings.targets or environment.cache_folder() / "targets").expanduser().absolute()
-
-
 def write_folder(path: Path, settings: ScrapeSettings, url: str) -> MonitoringFolder:
     """Write the folder, over what is in it; scraped data stays. `url`: of the Prometheus that Grafana is to ask.
 
@@ -68,7 +63,7 @@ def write_folder(path: Path, settings: ScrapeSettings, url: str) -> MonitoringFo
             raise UserError(
                 "no such file", f"--{name.replace('_', '-')} {file}", "name a file that Prometheus may read"
             )
-    folder, targets = MonitoringFolder(path.expanduser().absolute()), targets_folder(settings)
+    folder, targets = MonitoringFolder(path.expanduser().absolute()), targets_folder(settings.targets)
     texts = {folder.config: prometheus_config(settings, targets)}
     texts |= {folder.path / "rules" / name: text for name, text in rule_files().items()}
     texts |= {folder.dashboards / f"{name}.json": json.dumps(each, indent=1) for name, each in dashboards().items()}

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import Field, model_validator
 
+from cluster.monitor.targets import JOB
 from sharding.base.settings import Settings
 
 SCRAPE_SECONDS = 10
-JOB = "reelscale"
 DATASOURCE = "reelscale-prometheus"  # the uid by which Grafana calls it
 _TARGET = r"^(https?://)?[^\s/:]+:\d+$"
 

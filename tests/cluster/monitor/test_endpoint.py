@@ -23,6 +23,7 @@ from cluster.monitor.endpoint import Served, endpoint
 from cluster.monitor.page import LabelledRegistry, Source
 from cluster.monitor.ports import listen, reached_at
 from cluster.monitor.settings import MonitorSettings
+from cluster.monitor.targets import targets_folder
 from pretrain.resilience.progress import Progress
 from tests.cluster.monitor.conftest import Clock, ask
 
@@ -247,3 +248,12 @@ def test_nothing_is_left_of_an_endpoint_that_has_ended(progress: Progress, tmp_p
     assert not any(thread.name == "monitor" for thread in threading.enumerate())
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((parts.hostname, parts.port), timeout=60)
+
+
+def test_a_home_folder_may_be_named_for_target_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert targets_folder("~/targets") == tmp_path / "targets"
+    monkeypatch.chdir(tmp_path)
+    assert targets_folder("targets") == tmp_path / "targets"
+    monkeypatch.setenv("REELSCALE_CACHE", str(tmp_path / "cache"))
+    assert targets_folder(None) == tmp_path / "cache" / "targets"

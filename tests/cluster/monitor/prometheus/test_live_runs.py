@@ -23,8 +23,9 @@ import pytest
 from cluster.monitor.prometheus.monitoring_folder import write_folder
 from cluster.monitor.prometheus.scrape_config import ScrapeSettings
 from cluster.monitor.prometheus.server import loopback_url, running_server
-from tests.cluster.monitor.prometheus.test_real_server import PROMETHEUS, ask, free_port, until
+from tests.cluster.monitor.prometheus.test_real_server import PROMETHEUS, ask, until
 from tests.support.commands import ROOT
+from tests.support.s3 import free_port
 
 pytestmark = [
     pytest.mark.slow,

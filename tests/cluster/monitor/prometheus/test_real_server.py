@@ -22,6 +22,7 @@ from cluster.monitor.prometheus.server import loopback_url, running_server
 from tests.cluster.monitor.prometheus.fleet import RUN, STORE, Fleet, sharding, training
 from tests.cluster.monitor.prometheus.live_fleet import Process, complete, serving
 from tests.support.commands import LONGEST, running
+from tests.support.s3 import free_port
 
 PROMETHEUS = shutil.which("prometheus")
 pytestmark = [
@@ -44,12 +45,6 @@ def whole_fleet() -> Fleet:
         complete(fleet, RUN_WIDE + OF_READING, job="reelscale", **own)
     own = {"instance": "127.0.0.1:9700", "run": STORE, "rank": 0, "node": "node9"}
     return complete(fleet, ("reelscale_shard_", "reelscale_build", "reelscale_host"), job="reelscale", **own)
-
-
-def free_port() -> int:
-    with socket.socket() as any_port:
-        any_port.bind(("127.0.0.1", 0))
-        return int(any_port.getsockname()[1])
 
 
 def ask(url: str, expression: str) -> list[dict[str, Any]]:
