@@ -13,7 +13,7 @@ from cluster.monitor.access import Access, open_access
 from cluster.monitor.page import Source
 from cluster.monitor.ports import listen, reached_at
 from cluster.monitor.settings import MonitorSettings
-from cluster.monitor.targets import remove_target, target_file, targets_folder, write_target
+from cluster.monitor.targets import ports_of_others, remove_target, target_file, targets_folder, write_target
 from pretrain.resilience.progress import Progress
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
@@ -40,9 +40,10 @@ def endpoint(
     where an error that is not the user's ends the `with`, as it does when the process is killed: Prometheus misses it.
     """
     source = Source(kind, PurePosixPath(folder.rstrip("/")).name or kind, rank, socket.gethostname())
+    file = target_file(targets_folder(settings.targets), source, folder)
     try:
         access = open_access(settings)
-        listener, is_other = listen(settings, number)
+        listener, is_other = listen(settings, number, ports_of_others(file, reached_at(settings, 0).rpartition(":")[0]))
     except UserError as error:
         log.warning("no metrics: %s (%s)", error.what, error.where)
         yield None
@@ -59,7 +60,6 @@ def endpoint(
     url = f"{scheme}://{place}/metrics"
     server = HttpServer(listener, Answers(source, settings.ready, access, progress).answer, access.tls)
     server.start()
-    file = target_file(targets_folder(settings.targets), source, folder)
     try:
         write_target(file, source, place, scheme)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+from collections.abc import Collection
 
 import psutil
 
@@ -15,20 +16,22 @@ _BACKLOG = 1024  # that wait to be accepted: one more would be refused, and come
 _RECEIVED = 8192  # bytes that wait to be read, of which Linux makes twice as many: requests are short
 
 
-def listen(settings: MonitorSettings, number: int) -> tuple[socket.socket, bool]:
+def listen(settings: MonitorSettings, number: int, avoided: Collection[int] = ()) -> tuple[socket.socket, bool]:
     """A listening socket, and whether its port is another than the wished one, which is taken.
 
     `number`: of the process on its machine. The first one's port is `settings.port`, the others' follow, and where one
-    is taken the next free one is had. Raises OSError where there is none, or the address is not this machine's.
+    is taken the next free one is had; one of `avoided` only where no other is free.
+    Raises OSError where there is none, or the address is not this machine's.
     """
     family, _, _, _, place = socket.getaddrinfo(
         settings.address, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     if settings.port == 0:
         return _bound(family, place, 0), False
-    for tried in range(settings.ports):
+    ports = [settings.port + (number + tried) % settings.ports for tried in range(settings.ports)]
+    for port in sorted(ports, key=lambda port: port in avoided):
         try:
-            return _bound(family, place, settings.port + (number + tried) % settings.ports), tried > 0
+            return _bound(family, place, port), port != ports[0]
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise

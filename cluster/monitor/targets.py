@@ -38,6 +38,20 @@ def write_target(file: Path, source: Source, place: str, scheme: str) -> None:
         temporary.write_text(json.dumps([{"targets": [place], "labels": labels}], indent=1) + "\n")
 
 
+def ports_of_others(file: Path, host: str) -> set[int]:
+    """The ports of a host that files beside this one name: of processes that are there, or were killed.
+
+    Who answered at a killed one's port would hide from Prometheus that it is missed.
+    """
+    ports = set()
+    for other in file.parent.glob("*.json"):
+        if other != file:
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+                places = [place for each in json.loads(other.read_text()) for place in each["targets"]]
+                ports |= {int(place.rpartition(":")[2]) for place in places if place.rpartition(":")[0] == host}
+    return ports
+
+
 def remove_target(file: Path, source: Source) -> None:
     """Remove a process' file; with the first rank's those that killed ranks of the run have left: it has ended."""
     ranks = file.parent.glob(f"{file.name.rpartition('-')[0]}-*.json") if source.rank == 0 else [file]

@@ -23,9 +23,10 @@ from cluster.monitor.endpoint import Served, endpoint
 from cluster.monitor.page import LabelledRegistry, Source
 from cluster.monitor.ports import listen, reached_at
 from cluster.monitor.settings import MonitorSettings
-from cluster.monitor.targets import targets_folder
+from cluster.monitor.targets import ports_of_others, targets_folder
 from pretrain.resilience.progress import Progress
 from tests.cluster.monitor.conftest import Clock, ask
+from tests.support.s3 import free_port
 
 
 def test_only_this_machine_is_served(served: Served) -> None:
@@ -109,6 +110,21 @@ def test_a_taken_port_is_told_and_the_next_free_one_is_had(progress: Progress, t
                 assert second and second.url != first.url
                 assert len({port, urlsplit(first.url).port, urlsplit(second.url).port}) == 3
                 assert ask(second, "/").text.startswith("reelscale pretrain b")
+
+
+def test_the_port_of_a_killed_process_is_its_own_until_it_begins_anew(progress: Progress, tmp_path: Path) -> None:
+    """Who answered there would hide that it is missed."""
+    port = min(free_port(), 65000)
+    settings = MonitorSettings(port=port, ports=3, targets=str(tmp_path))
+    killed = tmp_path / "a-12345678-00000.json"
+    killed.write_text(json.dumps([{"targets": [f"127.0.0.1:{port}"], "labels": {}}]))
+    (tmp_path / "broken.json").write_text('[{"targets": 7}]')
+    (tmp_path / "elsewhere.json").write_text(json.dumps([{"targets": [f"10.0.0.1:{port + 1}"], "labels": {}}]))
+    with endpoint(settings, "pretrain", "/runs/b", progress) as other:
+        assert other and urlsplit(other.url).port == port + 1
+    assert ports_of_others(killed, "127.0.0.1") == set() and ports_of_others(tmp_path / "b", "127.0.0.1") == {port}
+    with endpoint(settings.model_copy(update={"ports": 1}), "pretrain", "/runs/b", progress) as last:
+        assert last and urlsplit(last.url).port == port, "where no other is free"
 
 
 def test_ranks_of_a_machine_take_ports_that_follow_whoever_starts_first() -> None:
