@@ -46,9 +46,10 @@ def changed(*changes: tuple[Any, ...], fleet: Callable[[], Fleet] = training) ->
 
 def silent(rank: int = 1, port: int = 9481) -> list[tuple[Any, ...]]:
     """A rank that answers no more, and the others wait for it."""
-    stands = [("reelscale_train_step", halted(2)), ("reelscale_train_samples", halted(16))]
+    stands = [(f"reelscale_train_{name}", halted(2)) for name in ("step", "step_seconds_count")]
     return [
         *stands,
+        ("reelscale_train_samples", halted(16)),
         ("up", lambda t, before: 0, {"instance": f"127.0.0.1:{port}"}),
         ("reelscale_*", gone, {"rank": rank}),
     ]
@@ -58,13 +59,21 @@ def jumps(to: float) -> Callable[[float, float | None], float]:
     return lambda t, before: to
 
 
-def stalled() -> Story:
+def stalled(fleet: Callable[[], Fleet] = training) -> Story:
     return changed(
         ("reelscale_ready", jumps(0)),
         ("reelscale_train_step", halted(2)),
         ("reelscale_train_samples", halted(16)),
         ("reelscale_train_step_seconds_count", halted(2)),
+        fleet=fleet,
     )
+
+
+def spiked() -> Fleet:
+    """Just before the fault there were four spikes, too few among so many steps to be told."""
+    fleet = training()
+    fleet.add("reelscale_loss_spikes_total", lambda t: 4 if t >= FAULT - 10 else 0, **_first_rank())
+    return fleet
 
 
 def starving() -> Story:
@@ -262,6 +271,10 @@ LATE_FAULTS: dict[str, tuple[Story, str, str, int]] = {
         FAULT + 120,
     ),
     "a roll-back": (changed(("reelscale_rollbacks_total", jumps(1))), "ReelscaleLossSpike", RUN, FAULT + 120),
+    "a rank is killed after a few spikes": (
+        changed(*silent(), fleet=spiked), "ReelscaleRankDown", RUN, FAULT + 120,
+    ),
+    "nobody makes progress after a few spikes": (stalled(spiked), "ReelscaleStalled", RUN, FAULT + 120),
     "a skipped step is the first of its series": (first_of_a_label, "ReelscaleNotFinite", "other", FAULT + 120),
     "a target never answers": (never_answered, "ReelscaleExporterMissing", "", FAULT + 120),
     "one of two named targets falls silent": (
