@@ -69,7 +69,8 @@ class HttpServer:
             self._loop.run_forever()
         finally:
             for transport in self._open.values():
-                transport.abort()
+                if not transport.is_closing():  # one of TLS cannot be ended twice (Python 3.11.2)
+                    transport.abort()
             rest = [accepting, *self._arriving]
             for task in rest:
                 task.cancel()
