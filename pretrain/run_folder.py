@@ -4,12 +4,16 @@ import copy
 import json
 import logging
 import math
+import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.checkpoints.history import HISTORY, cut_history
 from pretrain.data.sources import DataSettings
 from pretrain.run_settings import (
@@ -21,6 +25,7 @@ from pretrain.run_settings import (
     read_settings_file,
 )
 from pretrain.settings import TrainSettings
+from pretrain.tracking.trackers import InBackground, trackers
 from sharding.base import environment
 from sharding.base.atomic import append_line, atomic_write_text
 from sharding.base.errors import UserError
@@ -40,6 +45,7 @@ class Run:
     def __init__(self, folder: Path, writes: bool) -> None:
         self.folder, self._writes = folder, writes
         self.before: dict[str, Any] | None = None  # the settings of its last start, known once it begins
+        self._trackers: list[InBackground] = []
         self._failing = False  # whether the last event could not be written
 
     def versions(self, data: DataSettings) -> list[str] | None:
@@ -63,12 +69,13 @@ class Run:
         """Write the settings and the log's head. Raises UserError if the folder, here, holds another run."""
         identity = run_identity(settings, classes, index)
         began, threads = self.require_same(settings, classes, index), torch.get_num_threads()
+        run_id = secrets.token_hex(8)
         if began is not None:
-            threads, self.before = began.threads or threads, began.settings
+            threads, run_id, self.before = began.threads or threads, began.id or run_id, began.settings
         if not self._writes:
             return
         settings_now = settings.model_dump(mode="json")
-        whole = RunSettings(settings=settings_now, identity=identity, derived=derived, threads=threads)
+        whole = RunSettings(settings=settings_now, identity=identity, derived=derived, threads=threads, id=run_id)
         with writing(self.folder, "run"):
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write_text(self.folder / CLASSES, json.dumps(classes, indent=1))
@@ -79,11 +86,25 @@ class Run:
         """How many the first rank had to compute with when the run began."""
         return read_settings_file(self.folder).threads or torch.get_num_threads()
 
+    @contextmanager
+    def tracked(self, settings: TrainSettings) -> Iterator[None]:
+        """Inside the `with`, the trackers of `settings.tracking` get each event, too. See `trackers` for its errors."""
+        if not self._writes:
+            yield
+            return
+        run_id, config = read_settings_file(self.folder).id, settings.model_dump(mode="json")
+        begins = not Checkpointer(self.folder, settings.checkpoint).has_any()
+        with trackers(settings.tracking, self.folder, run_id, config, begins) as self._trackers:
+            yield
+        self._trackers = []
+
     def event(self, kind: str, values: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl; numbers that are not finite become null."""
+        """Append a line to metrics.jsonl, and tell trackers; numbers that are not finite become null."""
         if not self._writes:
             return
         values = {name: None if value != value or value in _INFINITE else value for name, value in values.items()}
+        for tracker in self._trackers:
+            tracker.event(kind, values)
         try:
             append_line(self.folder / HISTORY, json.dumps({"event": kind, **values}))
         except OSError as error:
@@ -97,6 +118,8 @@ class Run:
         """Have no line of metrics.jsonl be of a step after this one, from which the run goes on."""
         if not self._writes:
             return
+        for tracker in self._trackers:
+            tracker.rewind(step)
         try:
             cut_history(self.folder, step)
         except OSError as error:

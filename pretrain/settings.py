@@ -16,6 +16,7 @@ from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.resilience.hang_watchdog import WatchdogSettings
 from pretrain.resilience.liveness import LivenessSettings
 from pretrain.resilience.loss_monitor import HealthSettings
+from pretrain.tracking.settings import TrackingSettings
 from sharding.base.errors import UserError
 from sharding.base.settings import Settings, unit
 
@@ -94,6 +95,9 @@ class TrainSettings(Settings):
     checkpoint: Annotated[CheckpointSettings, Field(description="when checkpoints are saved, and which are kept")] = (
         CheckpointSettings()
     )
+    tracking: Annotated[TrackingSettings, Field(description="experiment trackers that get the run's figures")] = (
+        TrackingSettings()
+    )
 
     @property
     def batch(self) -> int:
@@ -121,6 +125,7 @@ def what_matters(settings: TrainSettings) -> dict[str, Any]:
             "watchdog": True,
             "pulse": True,
             "checkpoint": True,
+            "tracking": True,
             "data": {"loader": {"workers", "prefetch", "stall_seconds"}, "reading": True, "patience_seconds": True},
         },
     )

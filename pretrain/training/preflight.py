@@ -13,6 +13,7 @@ from pretrain.models.groups import freeze
 from pretrain.models.zoo import build_model
 from pretrain.run_folder import Run
 from pretrain.settings import TrainSettings, check_lane, check_ranks, derived
+from pretrain.tracking.trackers import require_packages
 from pretrain.training.initial_network import start_from
 from sharding.base.errors import UserError
 
@@ -39,6 +40,7 @@ def preflight(settings: TrainSettings, ranks: int, recipe: str = "") -> Resolved
     normalise, a run to start from that is none or another network, a folder that holds another run.
     """
     check_ranks(settings.lanes, ranks)
+    require_packages(settings.tracking)
     run = Run(Path(settings.run), writes=False) if settings.run else None
     sources = open_sources(settings.data, run.versions(settings.data) if run else None)
     classes = sources.classes

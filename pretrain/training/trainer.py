@@ -65,6 +65,7 @@ def train(resolved: ResolvedRun, on_start: Callable[[int], None] | None = None) 
         require_memory(quantities["memory_per_rank_bytes"], world.device)
         run.begin(settings, sources.classes, sources.versions, quantities)
         run.log_to_file()
+        leaving.enter_context(run.tracked(settings))
         leaving.enter_context(run_served(run.folder, settings, resolved.recipe, sources.versions, world))
         if on_start:
             on_start(world.rank)
