@@ -18,7 +18,7 @@ from sharding.telemetry.declare import listed
 
 log = logging.getLogger("reelscale")
 
-_FRESH_SECONDS = 0.5  # that a rendered page is served for: many readers cost as much as two a second
+_FRESH_SECONDS = 1.0  # that a rendered page is served for: many readers cost as much as one a second
 _READY = listed(
     "reelscale_ready", "gauge", "Whether this process gets on, as /readyz says: 1 or 0.", "every process", ()
 )

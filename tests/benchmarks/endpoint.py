@@ -6,7 +6,7 @@ A small network is trained in this process, by one thread where there is no GPU,
 readers, by connections that they keep, or, with --anew, by a new one each time. Windows in which it scrapes this
 process take turns with those in which it scrapes a third one: the readers' own work, which disturbs training on a
 machine of few cores, is in both. The share lost is the median over pairs of neighbours; less than 1 % is the aim for
-200 scrapes a second, of which the endpoint lets half wait. What its threads took of a core is told, too, which other
+200 scrapes a second, of which the endpoint lets most wait. What its threads took of a core is told, too, which other
 work on the machine disturbs less.
 """
 
