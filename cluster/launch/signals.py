@@ -38,12 +38,13 @@ _came: list[int] = []
 class StopRequests:
     """Counts the signals that ask to stop while the `with` lasts, and passes the first on to `on_first`.
 
-    A later one insists: who asks twice does not want to wait for what is being saved.
+    A later one insists: who asks twice does not want to wait for what is being saved. `first`: when one came before
+    the `with`, in monotonic seconds.
     """
 
-    def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_first: Callable[[], None] = lambda: None, first: float | None = None) -> None:
         self._on_first = on_first
-        self._came: list[float] = []
+        self._came: list[float] = [] if first is None else [first]
 
     @property
     def asked(self) -> bool:
