@@ -15,7 +15,7 @@ from cluster.jobs.training import TrainingJob
 from cluster.jobs.user_paths import absolute
 from cluster.launch.hostfile import HostfileSettings, by_ssh, deepspeed_command, hostfile_text, torchrun_commands
 from cluster.launch.kuberay import RECIPE, KubeRaySettings, manifests
-from cluster.launch.signals import Interrupted, raise_if_interrupted, signals_ignored
+from cluster.launch.signals import FORCED, Interrupted, StopRequests, raise_if_interrupted
 from cluster.launch.slurm import SlurmSettings, batch_script
 from cluster.monitor.settings import MonitorSettings, require_protected
 from pretrain.settings import fitting_world_size
@@ -89,7 +89,8 @@ def host_commands(
 def run_on_hosts(settings: HostfileSettings, commands: Sequence[Sequence[str]], hostfile: str) -> int:
     """Run the commands to their end, here or by ssh; returns the highest exit code, or STOPPED after a signal.
 
-    A signal is passed on, by ssh as Ctrl-C, and the ranks save: FAILED where they do not end in `save_seconds`.
+    A signal is passed on, by ssh as Ctrl-C, and the ranks save: FAILED where they do not end in `save_seconds`. At a
+    second one they are not waited for.
     Raises UserError where there is no ssh.
     """
     if settings.launcher == "deepspeed":
@@ -104,9 +105,13 @@ def run_on_hosts(settings: HostfileSettings, commands: Sequence[Sequence[str]], 
             processes.append(_start(words))
         return _wait(processes, all_needed=not settings.fewest_nodes)
     except Interrupted:
-        with signals_ignored():
+        with StopRequests(first=time.monotonic()) as requests:
             _ask_to_end(processes)
-            return STOPPED if _all_end(processes, settings.save_seconds + 30.0) else FAILED
+            if _all_end(processes, settings.save_seconds + 30.0, requests):
+                return STOPPED
+            if requests.forced:
+                print(FORCED, file=sys.stderr)
+            return STOPPED if requests.forced else FAILED
     finally:
         for process in processes:
             if process.poll() is None:
@@ -193,9 +198,13 @@ def _ask_to_end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.send_signal(signal.SIGTERM)
 
 
-def _all_end(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> bool:
-    """Whether all processes end within a time."""
+def _all_end(
+    processes: Sequence[subprocess.Popen[bytes]], seconds: float, requests: StopRequests | None = None
+) -> bool:
+    """Whether all processes end within a time, and before a second signal."""
     deadline = time.monotonic() + seconds
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        if requests and requests.forced:
+            break
         time.sleep(0.1)
     return all(process.poll() is not None for process in processes)

@@ -1,13 +1,18 @@
 """Signals that ask a command to stop: raised as Interrupted, counted, ignored during a clean-up, or postponed."""
 
+import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
+from cluster.terminal.output import end_process
 from pretrain.resilience.stop_signal import NOT_BEGUN as NOT_BEGUN
+from sharding.base.exit_codes import STOPPED
 from sharding.base.parent_death import STOP_SIGNALS, stop_signals
 
 
@@ -20,10 +25,12 @@ class Interrupted(BaseException):
 
 
 FORCED = (
-    "reelscale: stopped at the second signal without waiting for what is under way; the same command goes on from the "
-    "last checkpoint"
+    "reelscale: stopped at the second signal without waiting for what is under way; the same command goes on from what "
+    "is saved"
 )
 _SAME_REQUEST_SECONDS = 2.0  # schedulers, terminals and pipelines signal a process, its group and its parent: at once
+
+_ORDERLY_SECONDS = 6.0  # that a command may take to end in order after a second signal
 
 _came: list[int] = []
 
@@ -31,12 +38,13 @@ _came: list[int] = []
 class StopRequests:
     """Counts the signals that ask to stop while the `with` lasts, and passes the first on to `on_first`.
 
-    A later one insists: who asks twice does not want to wait for what is being saved.
+    A later one insists: who asks twice does not want to wait for what is being saved. `first`: when one came before
+    the `with`, in monotonic seconds.
     """
 
-    def __init__(self, on_first: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_first: Callable[[], None] = lambda: None, first: float | None = None) -> None:
         self._on_first = on_first
-        self._came: list[float] = []
+        self._came: list[float] = [] if first is None else [first]
 
     @property
     def asked(self) -> bool:
@@ -106,9 +114,44 @@ def raise_if_interrupted() -> None:
 
 
 @contextmanager
+def ended_at_second_signal(before_end: Callable[[], None]) -> Iterator[None]:
+    """Inside the `with`, a second signal ends the process within seconds, with STOPPED, wherever it is.
+
+    Python answers a signal once its main thread comes back to Python: from Ray's library, where the cluster's head is
+    away, after a minute or never. So a thread, which hears of signals at once, calls `before_end` and ends the process.
+    """
+    inward, outward = os.pipe()
+    os.set_blocking(outward, False)
+    outer = signal.set_wakeup_fd(outward, warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_second, args=(inward, before_end), name="second signal", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(outer)
+        os.close(outward)
+
+
+def _end_at_second(inward: int, before_end: Callable[[], None]) -> None:
+    """End the process seconds after a second signal; return when the pipe, from which signals come, is closed first."""
+    came: list[float] = []
+    with open(inward, "rb", buffering=0) as pipe:
+        while not is_forced(came):
+            if not (numbers := pipe.read(64)):
+                return
+            came += [time.monotonic() for number in numbers if number in STOP_SIGNALS]
+    time.sleep(_ORDERLY_SECONDS)
+    before_end()
+    print(FORCED, file=sys.stderr)
+    end_process(STOPPED)
+
+
+@contextmanager
 def signals_ignored() -> Iterator[None]:
-    """Ignore the signals that ask to stop for the length of a clean-up, which impatience would cut short."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    """Do nothing at signals that ask to stop for the length of a clean-up, which impatience would cut short.
+
+    They are still counted by `ended_at_second_signal`, which what the kernel ignores would not be.
+    """
+    before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """Commands as jobs of a Ray cluster, by its job API: submitted, listed, followed, and asked to stop."""
 
 import datetime
+import importlib
 import logging
 import re
 import secrets
@@ -16,7 +17,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from cluster.launch.choose import choose_launcher
-from cluster.launch.signals import raise_if_interrupted
+from cluster.launch.signals import ended_at_second_signal, raise_if_interrupted
 from sharding.base import environment
 from sharding.base.errors import CommandFailed, UserError
 from sharding.base.exit_codes import DONE, STOPPED
@@ -26,8 +27,12 @@ STOP_SECONDS = 600  # that a command which is asked to stop may take to save, be
 _ENDED = "reelscale: the job's command ended with exit code"
 _ENDED_LINE = re.compile(rf"^{re.escape(_ENDED)} (\d+)$", re.MULTILINE)
 _COMMAND = "reelscale"  # the key of a job's metadata that holds its command line
-_ANSWER_SECONDS = 5.0
+_CONNECT_SECONDS = 5.0
+_SILENT_SECONDS = (
+    30.0  # without a byte of an answer, and without a word of a job that is followed until it is asked for
+)
 _LOOK_SECONDS = 0.5
+_HANGS = "see on the head whether its dashboard hangs (dashboard.log in /tmp/ray/session_latest/logs), or start it anew"
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class RayJobs:
         self._where = f"RAY_ADDRESS={address}"
         choose_launcher("ray")
         _require_answer(address)
-        with self._errors_in_words():
+        with self._errors_in_words(), ended_at_second_signal(lambda: None):  # where Ray's library looks for its head
             self._client = _client(address)
 
     def submit(self, arguments: Sequence[str]) -> str:
@@ -138,8 +143,18 @@ class RayJobs:
         self.state(job)
 
         async def read() -> None:
-            async for text in cast(AsyncIterator[str], self._client.tail_job_logs(job)):
-                show(text)
+            texts = cast(AsyncIterator[str], self._client.tail_job_logs(job))
+            coming = asyncio.ensure_future(anext(texts))
+            while True:
+                ready, _ = await asyncio.wait({coming}, timeout=_SILENT_SECONDS)
+                if ready:
+                    try:
+                        show(coming.result())
+                    except StopAsyncIteration:
+                        return
+                    coming = asyncio.ensure_future(anext(texts))
+                elif (await asyncio.to_thread(self.state, job)).ended is not None:  # raises if nobody answers
+                    return
 
         with self._errors_in_words(job):
             asyncio.run(read())
@@ -185,9 +200,11 @@ class RayJobs:
 
     @contextmanager
     def _errors_in_words(self, job: str = "") -> Iterator[None]:
-        """Raise UserError for what Ray raises (2.59, 2.60) of a cluster without a job API, or one that refuses."""
-        from ray.exceptions import AuthenticationError
+        """Raise UserError for what Ray raises (2.59, 2.60) of a cluster whose job API is missing, hangs or refuses."""
+        from aiohttp import ClientError
+        from ray.exceptions import AuthenticationError, RpcError
 
+        requests: Any = importlib.import_module("requests")  # by which Ray asks, and which it brings along
         try:
             yield
         except AuthenticationError as error:
@@ -195,10 +212,16 @@ class RayJobs:
             raise UserError(
                 "the cluster asks for a token, and refuses this one or none", self._where, remedy
             ) from error
-        except (ConnectionError, ValueError) as error:
+        except requests.exceptions.ReadTimeout as error:
+            what = f"the cluster's job API takes a connection and says nothing for {_SILENT_SECONDS:.0f} s"
+            raise UserError(what, self._where, _HANGS) from error
+        except RpcError as error:
+            remedy = "see on the head whether it lives (ray status), or start it anew"
+            raise UserError(f"the Ray cluster does not answer ({error})", self._where, remedy) from error
+        except (OSError, ValueError) as error:
             remedy = "start the head with its dashboard: pip install 'reelscale[ray]' there, then ray start --head"
             raise UserError(f"the cluster's job API does not answer ({error})", self._where, remedy) from error
-        except RuntimeError as error:
+        except (RuntimeError, ClientError) as error:
             text = str(error)
             if job and ("does not exist" in text or "status code 404" in text):
                 raise UserError("the cluster has no such job", job, "reelscale status shows its jobs") from error
@@ -210,7 +233,8 @@ class RayJobs:
 def _client(address: str) -> Any:
     """The client of the job API. Raises AuthenticationError where a token is wanted and there is none.
 
-    That is asked first, by Ray's private functions (2.59, 2.60): its client of the GCS ends the process for it.
+    That is asked first, by Ray's private functions (2.59, 2.60): its client of the GCS ends the process for it. Its
+    requests have no time limit of their own: they get one by `_do_request`, which hands on what `requests` takes.
     """
     from ray._private.authentication import authentication_token_setup as tokens
     from ray.job_submission import JobSubmissionClient
@@ -219,7 +243,12 @@ def _client(address: str) -> Any:
         logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.ERROR)
     tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)
-    return JobSubmissionClient(address)
+
+    class Client(JobSubmissionClient):
+        def _do_request(self, *arguments: Any, **options: Any) -> Any:
+            return super()._do_request(*arguments, **options, timeout=(_CONNECT_SECONDS, _SILENT_SECONDS))
+
+    return Client(address)
 
 
 def _require_answer(address: str) -> None:
@@ -233,7 +262,7 @@ def _require_answer(address: str) -> None:
         place = urlsplit(address if "://" in address else f"//{address}")
         if not place.hostname or not place.port:
             raise ValueError("no HOST:PORT")
-        socket.create_connection((place.hostname, place.port), _ANSWER_SECONDS).close()
+        socket.create_connection((place.hostname, place.port), _CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         remedy = "start the cluster (ray start --head), or correct the address"
         raise UserError(f"no Ray cluster answers ({error})", f"RAY_ADDRESS={address}", remedy) from error

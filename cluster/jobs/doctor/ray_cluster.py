@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.jobs.doctor.finding import Verdict, ok, skipped, warning, wrong
 from cluster.jobs.doctor.network import host_of
 from cluster.jobs.doctor.probe import TrialFailed, tried
 from cluster.jobs.doctor.versions import check_ray_version, installed_version
 from cluster.launch.on_ray.cluster import ray_cluster
+from cluster.launch.on_ray.nodes import NodeProbe, alive_nodes
 from sharding.base import environment
 
 _SECONDS = 150.0
 _NODE_SECONDS = 60.0  # in which a node has to start a worker that answers
+_LOOK_SECONDS = 1.0
 _PACKAGES = ("ray", "torch", "reelscale")
 _CONNECT_SECONDS = 10.0
 _START = "start it there (ray start --head), correct the address, and let the firewall pass its port"
@@ -115,8 +115,9 @@ def nodes_of_cluster() -> list[NodeVersions]:
 
     Raises UserError where the cluster does not answer, or does not take the token.
     """
+    names = _PACKAGES
 
-    def versions(names: Sequence[str]) -> dict[str, str | None]:  # inside, so that Ray sends its code along
+    def versions() -> dict[str, str | None]:  # inside, so that Ray sends its code along
         import importlib.metadata
         import platform
 
@@ -129,31 +130,12 @@ def nodes_of_cluster() -> list[NodeVersions]:
         return result
 
     with ray_cluster() as ray:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        answers = _asked_on_all(
-            ray, ray.remote(num_cpus=0, max_retries=0)(versions), [each["NodeID"] for each in nodes]
-        )
-        return [NodeVersions(node["NodeManagerAddress"], answers[node["NodeID"]]) for node in nodes]
-
-
-def _asked_on_all(ray: Any, task: Any, nodes: Sequence[str]) -> dict[str, dict[str, str | None] | None]:
-    """The task's result on each node; None of one that does not answer in time."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    asked = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(_PACKAGES): node
-        for node in nodes
-    }
-    answers: dict[str, dict[str, str | None] | None] = dict.fromkeys(nodes)
-    end, left = time.monotonic() + _NODE_SECONDS, list(asked)
-    while left and time.monotonic() < end:
-        ready, left = ray.wait(left, num_returns=1, timeout=1.0)
-        for reference in ready:
-            try:
-                answers[asked[reference]] = ray.get(reference)
-            except ray.exceptions.RayError:
-                continue
-    return answers
+        nodes, probe = alive_nodes(ray), NodeProbe(ray, versions, _NODE_SECONDS)
+        answers: dict[str, dict[str, str | None] | None] = {}
+        probe.ask(nodes)
+        while probe.pending:
+            answers |= probe.answers(_LOOK_SECONDS)
+        return [NodeVersions(address, answers[node]) for node, address in nodes.items()]
 
 
 def _differences(own: Mapping[str, str | None], node: NodeVersions) -> str:

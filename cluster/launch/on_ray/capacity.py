@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.launch.launch_settings import LaunchSettings
-from cluster.launch.on_ray.nodes import NodeProbe
+from cluster.launch.on_ray.nodes import NodeProbe, sees
 from cluster.launch.on_ray.placement import Node, Placement, explain_capacity, place
 from cluster.launch.signals import StopRequests
 from sharding.base.errors import CommandFailed, UserError
@@ -148,7 +148,7 @@ class Capacity:
 
     def _probe(self, nodes: Sequence[Node], path: str) -> list[tuple[Node, bool | None]]:
         """For each node whether it sees a path; None where it does not answer in time, or before a signal."""
-        probe, answers = NodeProbe(self._ray, path), dict[str, bool | None]()
+        probe, answers = NodeProbe(self._ray, sees(path)), dict[str, bool | None]()
         probe.ask(node.id for node in nodes)
         while probe.pending and not self._requests.asked:
             answers |= probe.answers(_LOOK_SECONDS)

@@ -8,28 +8,37 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from cluster.launch.on_ray.auth import authenticate, is_about_token, own_token, token_refused
 from cluster.launch.on_ray.exit_notice import exit_notice
 from cluster.launch.on_ray.folder import session_folder
-from cluster.launch.signals import NOT_BEGUN, is_forced, signals_ignored, signals_postponed
+from cluster.launch.signals import (
+    FORCED,
+    ended_at_second_signal,
+    is_forced,
+    signals_ignored,
+    signals_postponed,
+)
 from cluster.terminal.output import end_process
 from sharding.base import environment
 from sharding.base.errors import CommandFailed, UserError
 from sharding.base.exit_codes import STOPPED
 
 _LEAVE_SECONDS = 30.0
+_CONNECT_SECONDS = 90.0  # to a named cluster: Ray itself would wait for ever for a head that takes connections
 
 
 @contextmanager
 def ray_cluster() -> Iterator[Any]:
     """The module `ray`, connected; a cluster of this machine listens on loopback alone, with a token of its own.
 
-    A second signal while it connects ends the process: nothing has begun. Raises UserError if RAY_ADDRESS names a
-    cluster that does not answer or takes no token of ours, or no folder is fit for Ray's session.
+    A second signal ends the process within seconds, wherever Ray's library is; at once while it connects, for nothing
+    has begun. Raises UserError if RAY_ADDRESS names a cluster that does not answer or takes no token of ours, or no
+    folder is fit for Ray's session.
     """
     # Read by Ray (2.59, 2.60) as it starts: relative paths stay the command's; the trainer that this file is written
     # for; and a task without GPUs still sees those that CUDA_VISIBLE_DEVICES names.
@@ -42,11 +51,15 @@ def ray_cluster() -> Iterator[Any]:
     if address:
         authenticate(address)
     folder = None if address else session_folder()
-    with exit_notice(), nullcontext() if address else own_token():
-        yield from _connected(address, folder)
+    with (
+        exit_notice() as dismiss_notice,
+        nullcontext() if address else own_token(),
+        ended_at_second_signal(dismiss_notice),
+    ):
+        yield from _connected(address, folder, dismiss_notice)
 
 
-def _connected(address: str | None, folder: str | None) -> Iterator[Any]:
+def _connected(address: str | None, folder: str | None, dismiss_notice: Callable[[], None]) -> Iterator[Any]:
     failed: list[BaseException] = []
     tried, over = threading.Event(), threading.Event()
 
@@ -71,22 +84,29 @@ def _connected(address: str | None, folder: str | None) -> Iterator[Any]:
     holder = threading.Thread(target=hold, daemon=True)
     stderr: AbstractContextManager[list[str]] = _stderr_kept() if address else nullcontext([])
     try:
-        with _connecting() as came, stderr as words:
-            import ray
+        with _connecting() as came:
+            with stderr as words:
+                import ray
 
-            holder.start()
-            while not tried.wait(1):
-                signal.alarm(0)
-                if is_forced(came):
-                    print(NOT_BEGUN, file=sys.stderr)
-                    end_process(STOPPED)
+                holder.start()
+                end = time.monotonic() + (_CONNECT_SECONDS if address else float("inf"))
+                while not tried.wait(1) and not is_forced(came) and time.monotonic() < end:
+                    signal.alarm(0)
+            if not tried.is_set() and is_forced(came):
+                dismiss_notice()
+                print(FORCED, file=sys.stderr)
+                end_process(STOPPED)
+        if not tried.is_set():
+            what = f"the Ray cluster takes a connection and says nothing for {_CONNECT_SECONDS:.0f} s"
+            remedy = "see on the head whether it lives (ray status), or start it anew"
+            raise UserError(what, f"RAY_ADDRESS={address}", remedy)
         if failed:
             raise _connection_error(failed[0], address, "".join(words))
         yield ray
     finally:
         over.set()
         with signals_ignored():
-            if holder.is_alive():
+            if holder.is_alive() and tried.is_set():
                 holder.join(timeout=_LEAVE_SECONDS)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 ENDED = (
@@ -14,17 +14,22 @@ _WAIT = 'read -r word || echo "$1" >&2'  # without a word its standard input end
 
 
 @contextmanager
-def exit_notice() -> Iterator[None]:
+def exit_notice() -> Iterator[Callable[[], None]]:
     """Inside the `with`, the sudden end of this process is followed by one line on standard error.
 
-    Ray's library ends the process, with no exception, once the raylet of its machine has died.
+    Ray's library ends the process, with no exception, once the raylet of its machine has died. Gives a function to be
+    called before an end that the process has words of its own for.
     """
     words = ["sh", "-c", _WAIT, "sh", ENDED]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True) as speaker:
-        assert speaker.stdin is not None
-        try:
-            yield
-        finally:
-            with suppress(BrokenPipeError):
+
+        def dismiss() -> None:
+            assert speaker.stdin is not None
+            with suppress(OSError, ValueError):  # it has ended, by the first word
                 speaker.stdin.write(b"all is well\n")
                 speaker.stdin.flush()
+
+        try:
+            yield dismiss
+        finally:
+            dismiss()

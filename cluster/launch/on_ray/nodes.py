@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
 
 _PROBE_SECONDS = 20.0  # in which a node has to answer
 _LOOK_SECONDS = 5.0  # between two looks at what Ray says of the nodes
 _AGAIN_SECONDS = 30.0  # after which a node is asked again
 
 
-class NodeProbe:
-    """Asks nodes, by a small task on each, whether they see a path; those that do not answer are not waited for."""
+class NodeProbe(Generic[T]):
+    """Asks nodes, by a small task on each that calls `question()`; those that do not answer are not waited for.
 
-    def __init__(self, ray: Any, path: str = "/") -> None:
-        self._ray, self._path = ray, path
-        self._task = ray.remote(num_cpus=0, max_retries=0)(_exists)
+    `seconds`: in which a node has to start a worker, and answer. A question that is sent by value, as a function inside
+    a function is, needs nothing of ours on the node.
+    """
+
+    def __init__(self, ray: Any, question: Callable[[], T], seconds: float = _PROBE_SECONDS) -> None:
+        self._ray, self._seconds = ray, seconds
+        self._task = ray.remote(num_cpus=0, max_retries=0)(question)
         self._asked: dict[Any, tuple[str, float]] = {}
 
     def ask(self, nodes: Iterable[str]) -> None:
@@ -28,15 +34,15 @@ class NodeProbe:
 
         for node in nodes:
             on_node = NodeAffinitySchedulingStrategy(node, soft=False)
-            self._asked[self._task.options(scheduling_strategy=on_node).remote(self._path)] = node, time.monotonic()
+            self._asked[self._task.options(scheduling_strategy=on_node).remote()] = node, time.monotonic()
 
     @property
     def pending(self) -> set[str]:
         """The nodes that may still answer."""
         return {node for node, _ in self._asked.values()}
 
-    def answers(self, timeout: float = 0.0) -> dict[str, bool | None]:
-        """What has come within `timeout` seconds: node → whether it sees the path; None: it did not answer in time.
+    def answers(self, timeout: float = 0.0) -> dict[str, T | None]:
+        """What has come within `timeout` seconds: node → its answer; None: it did not answer in time.
 
         Signals are answered after at most `timeout`, as Ray's wait puts them off to its end.
         """
@@ -44,7 +50,7 @@ class NodeProbe:
         if not references:
             return {}
         ready, late = self._ray.wait(references, num_returns=len(references), timeout=timeout)
-        answers: dict[str, bool | None] = {}
+        answers: dict[str, T | None] = {}
         for reference in ready:
             node, _ = self._asked.pop(reference)
             try:
@@ -53,7 +59,7 @@ class NodeProbe:
                 answers[node] = None
         for reference in late:
             node, since = self._asked[reference]
-            if time.monotonic() - since > _PROBE_SECONDS:
+            if time.monotonic() - since > self._seconds:
                 answers[node] = None
                 self._drop(reference)
         return answers
@@ -85,7 +91,7 @@ class NodeWatch:
     """Follows the nodes: what Ray says of them, and whether those that are suspected answer. Never waits."""
 
     def __init__(self, ray: Any) -> None:
-        self._ray, self._probe = ray, NodeProbe(ray)
+        self._ray, self._probe = ray, NodeProbe(ray, sees("/"))
         self._here = ray.get_runtime_context().get_node_id()
         self._asked: dict[str, float] = {}  # node → when
         self._nodes = Nodes({})
@@ -96,7 +102,7 @@ class NodeWatch:
         now, alive, unresponsive = time.monotonic(), self._nodes.alive, set(self._nodes.unresponsive)
         if now - self._looked > _LOOK_SECONDS or not alive.keys() >= set(used):
             self._looked = now
-            alive = {each["NodeID"]: each["NodeManagerAddress"] for each in self._ray.nodes() if each["Alive"]}
+            alive = alive_nodes(self._ray)
         for node, answer in self._probe.answers().items():
             (unresponsive.add if answer is None else unresponsive.discard)(node)
         seen = Nodes(alive, frozenset(unresponsive & alive.keys()))
@@ -117,5 +123,15 @@ class NodeWatch:
         self._probe.close()
 
 
-def _exists(path: str) -> bool:
-    return Path(path).exists()
+def alive_nodes(ray: Any) -> dict[str, str]:
+    """The nodes that Ray calls alive: id → address."""
+    return {each["NodeID"]: each["NodeManagerAddress"] for each in ray.nodes() if each["Alive"]}
+
+
+def sees(path: str) -> Callable[[], bool]:
+    """The question to a node whether it sees a path."""
+
+    def question() -> bool:
+        return Path(path).exists()
+
+    return question

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from cluster.launch.signals import FORCED
 from tests.cluster.conftest import Say
-from tests.support.commands import refused, succeeded
+from tests.support.commands import refused, running, succeeded
 
 SLURM = ("--nodes", "2", "--gpus-per-node", "1")
 PROTECTED = "monitor.access.secret_variable=TOKEN"
@@ -91,3 +93,19 @@ def test_hostfile_prints_the_hosts_and_a_command_for_each(say: Say, recipe: Path
     made = succeeded(say(*common, "--hostfile", "hosts", "--launcher", "deepspeed")).stdout
     assert "/env/bin/python -m deepspeed.launcher.runner --hostfile hosts --master_addr node3" in made
     assert not Path("hostfile").exists(), "it is printed, and not written"
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_hosts_that_do_not_end_are_not_waited_for_after_a_second_signal(recipe: Path, tmp_path: Path) -> None:
+    program = tmp_path / "ssh"
+    program.write_text("#!/bin/sh\ntrap '' INT TERM HUP\necho at work\nwhile :; do sleep 0.1; done\n")
+    program.chmod(0o755)
+    hosts = ("--hosts", "one,two", "--gpus-per-node", "1", "--ssh", str(program), "--submit")
+    with running("launch", "hostfile", recipe, "data.store=store", "run=run", *hosts, folder=tmp_path) as command:
+        command.until(lambda: command.out.count("at work") == 2)
+        for seconds in (3, 0):  # two signals at once are one request
+            command.process.terminate()
+            time.sleep(seconds)
+        assert command.exit_code() == 75, command.said
+    assert FORCED in command.err

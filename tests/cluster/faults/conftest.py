@@ -34,19 +34,24 @@ class Machines:
     undisturbed: dict[str, torch.Tensor]
 
 
+def copied(store: Path, server: S3Server) -> str:
+    """The URL of a store's copy in the server's bucket."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        remote = open_store(f"s3://{server.bucket}/store")
+        for path in store.rglob("*"):
+            if path.is_file():
+                remote.put_file(str(path.relative_to(store)), path)
+        return remote.url
+
+
 @pytest.fixture(scope="package")
 def shared(store: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     require_hosts()
     folder = tmp_path_factory.mktemp("undisturbed")
     with hosts(2, "debian") as both, running_s3(address=gateway(both[0])) as s3:
-        url = f"s3://{s3.bucket}/store"
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in s3.environment.items():
-                patch.setenv(name, value)
-            remote = open_store(url)
-            for path in store.rglob("*"):
-                if path.is_file():
-                    remote.put_file(str(path.relative_to(store)), path)
+        url = copied(store, s3)
         train = ("pretrain", recipe, f"data.store={url}", *SETTINGS, "run=run", "launcher=none", "ranks=2")
         succeeded(reelscale(*train, folder=folder, environment=s3.environment))
         newest = load_newest(folder / "run")

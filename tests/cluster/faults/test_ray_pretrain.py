@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sharding.storage.store import open_store
+from tests.cluster.faults.conftest import copied
 from tests.support.commands import reelscale, succeeded
 from tests.support.nodes.hosts import Host, gateway, hosts, require_hosts
 from tests.support.nodes.on_ray import HostCommand, RayHosts
@@ -78,18 +78,6 @@ def broken(cluster: tuple[RayHosts, S3Server]) -> Iterator[list[Host]]:
 
 def see_own_disk(host: Host) -> None:
     host.run(["mount", "--bind", str(host.disk), DISK])
-
-
-def copied(store: Path, server: S3Server) -> str:
-    """The URL of a store's copy in the server's bucket."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        remote = open_store(f"s3://{server.bucket}/store")
-        for path in store.rglob("*"):
-            if path.is_file():
-                remote.put_file(str(path.relative_to(store)), path)
-        return remote.url
 
 
 def losses(run: Path) -> dict[int, float]:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from cluster.launch.signals import Interrupted, StopRequests, errors_as_interrupted, interruptible, is_forced
+from cluster.launch.signals import (
+    FORCED,
+    Interrupted,
+    StopRequests,
+    errors_as_interrupted,
+    interruptible,
+    is_forced,
+)
+from tests.support.commands import LONGEST, ROOT
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
@@ -41,3 +52,37 @@ def test_signals_that_ask_are_counted_and_the_first_passed_on() -> None:
 
 def test_who_asks_again_later_insists() -> None:
     assert not is_forced([]) and not is_forced([5.0]) and not is_forced([5.0, 5.1]) and is_forced([5.0, 5.1, 7.5])
+
+
+STUCK = """
+import ctypes, sys, time
+from cluster.launch import signals
+from sharding.base.exit_codes import STOPPED
+
+signals._ORDERLY_SECONDS = 0.5
+with signals.interruptible(), signals.ended_at_second_signal(lambda: print("before the end", flush=True)):
+    print("ready", flush=True)
+    if sys.argv[1] == "stuck":
+        lock, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+        library.pthread_mutex_lock(lock)
+        library.pthread_mutex_lock(lock)  # for ever, and no signal interrupts it
+    with signals.signals_ignored():
+        time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("where", ["stuck", "leaving"])
+def test_a_second_signal_ends_a_process_that_does_not_come_back_to_python(where: str) -> None:
+    """Stuck in a library, and in a clean-up that no signal cuts short; the first signal, repeated at once, does not."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK, where], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=3)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=LONGEST)
+    assert (process.returncode, out, err) == (75, "before the end\n", f"{FORCED}\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import SMALL
-from tests.support.commands import ROOT, reelscale, refused, running, shards, succeeded
+from tests.support.commands import LONGEST, ROOT, reelscale, refused, running, shards, succeeded
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # whole commands, on a machine that may be busy
 
@@ -87,3 +88,32 @@ def test_a_signal_before_the_ranks_begin(store: Path, recipe: Path, ray: dict[st
         assert command.exit_code() == 75, command.said
         assert "Traceback" not in command.err and "training failed" not in command.err, command.said
     assert not (run / "stop").exists()
+
+
+CONNECTS = """
+import sys
+from cluster.launch.on_ray import cluster
+from cluster.launch.signals import interruptible
+from cluster.terminal.output import exit_code_of
+
+cluster._CONNECT_SECONDS = 5.0
+
+def connect():
+    with interruptible(), cluster.ray_cluster():
+        return 0
+
+sys.exit(exit_code_of(connect))
+"""
+
+
+@pytest.mark.slow
+def test_a_head_that_takes_a_connection_and_says_nothing(tmp_path: Path) -> None:
+    """A mistake, told in one message. At 127.0.0.2, as Ray takes 127.0.0.1 for this machine's own address."""
+    with socket.create_server(("127.0.0.2", 0), backlog=100) as server:
+        variables = {"RAY_ADDRESS": f"127.0.0.2:{server.getsockname()[1]}", "RAY_AUTH_MODE": "disabled"}
+        done = subprocess.run(
+            [sys.executable, "-c", CONNECTS], env={**os.environ, **variables, "PYTHONPATH": str(ROOT)}, cwd=tmp_path,
+            capture_output=True, text=True, timeout=LONGEST,
+        )  # fmt: skip
+    assert done.returncode == 2 and "takes a connection and says nothing for 5 s" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and "ended from outside" not in done.stderr, done.stderr
