@@ -170,25 +170,19 @@ def _print_run(run: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(run)
         return
+    from cluster.status.outcomes import age
+
     of = "" if run["of"] is None else f" of {run['of']:,}"
     rows = {"outcome": run["outcome"], "step": f"{run['step']:,}{of}"}
     if run["loss"] is not None:
         rows["loss"] = f"{run['loss']:.4g}"
     if run["checkpoint"] is not None:
-        rows["newest checkpoint"] = f"step {run['checkpoint']:,}, {_age(run['checkpoint_age_seconds'])} ago"
+        rows["newest checkpoint"] = f"step {run['checkpoint']:,}, {age(run['checkpoint_age_seconds'])} ago"
     if run["last_word_seconds"] is not None:
-        rows["last word"] = f"{_age(run['last_word_seconds'])} ago"
+        rows["last word"] = f"{age(run['last_word_seconds'])} ago"
     if run["asked_to_stop"]:
         rows["asked to stop"] = "yes"
     print_table(f"run {run['run']}", rows)
-
-
-def _age(seconds: float) -> str:
-    """A time in its largest unit: 12 s, 3 min, 5 h, 2 d."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _print_log(run: Path, follow: bool) -> None:

@@ -26,7 +26,7 @@ _STYLES: dict[Outcome, str] = {
 _SEVERITIES = {"critical": "bold red", "warning": "yellow", "note": "default"}
 _INDENT = 2
 _MOST_PROBLEMS, _MOST_ROWS = 12, 12
-_LEAST_LINES = 3  # of runs, however many problems there are
+_LEAST_LINES = 3  # of runs, and of problems, however many of the others there are
 
 
 class Page:
@@ -45,10 +45,11 @@ class Page:
             return Group(*head, *_flat(blocks), *self._problems(problems[:_MOST_PROBLEMS]), *tables)
         room = self._height - 1 - len(head) - sum(table.row_count + 1 for table in tables)
         lines: list[Text] = []
-        for count in range(min(len(problems), _MOST_PROBLEMS), -1, -1):
+        for count in range(min(len(problems), _MOST_PROBLEMS), 0, -1):
             lines = self._problems(problems[:count])
             if len(lines) <= room // 2:
                 break
+        lines = lines[: max(_LEAST_LINES, room // 2)]
         return Group(*head, *_flat(fitted(blocks, max(_LEAST_LINES, room - len(lines)))), *lines, *tables)
 
     def _head(self, snapshot: Snapshot, hint: str) -> list[Text]:
@@ -65,12 +66,11 @@ class Page:
     def _block(self, run: WorkState) -> list[Text]:
         """A run's lines, of which the first says how it is."""
         style = _STYLES[run.outcome]
-        first = Text.assemble(
-            (self._shown(run.run), "bold"), " ", self._shown(run.kind), " ", (run.outcome, style), " "
-        )
+        name, kind = self._shown(run.run), self._shown(run.kind)
+        first = Text.assemble((f"{run.outcome:<8}", style), "  ", (name, "bold"), f" {kind}")
         reason = Text(self._shown(run.reason), style if run.outcome in ("silent", "stalled", "troubled") else "dim")
         if run.reason:
-            first.append("- ").append_text(reason)
+            first.append(" - ").append_text(reason)
         lines = [*wrapped(first, self._width, 0)]
         for group in (fields(run), extremes(run)):
             lines += packed([self._field(each) for each in group], self._width, _INDENT)

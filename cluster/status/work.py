@@ -63,7 +63,8 @@ def work_state(key: Key, replies: Sequence[tuple[Reply, Figures]], files: Files 
     by_files = cast(Outcome, state.outcome) if state else None
     is_over = not answering and by_files in ("stopped", "finished")
     problems = [] if is_over else problems_now(evidence)
-    problems += files.problems if files else counted(evidence)
+    alerts = {each.alert for each in problems}
+    problems += files.problems if files else [each for each in counted(evidence) if each.alert not in alerts]
     pressing = [each for each in problems if each.age_seconds is None or each.age_seconds <= PRESSING_SECONDS]
     last_word = state.last_word_seconds if state else None
     outcome, reason = outcome_and_reason(processes, size, by_files, last_word, pressing)
@@ -106,6 +107,7 @@ def _with_steps(work: WorkState, evidence: Evidence, files: Files | None, now: f
     step = _first_of(first.whole("reelscale_train_step"), state.step if state else None)
     of = _first_of(first.whole("reelscale_train_steps"), state.of if state else None)
     rate = first.value("reelscale_train_clips_per_second") if work.answering else None
+    gets_on = work.outcome in ("running", "troubled")
     samples = _first_of(first.value("reelscale_train_samples"), event.get("samples"))
     started = first.value("reelscale_train_started_timestamp_seconds")
     saved = first.value("reelscale_checkpoint_last_timestamp_seconds")
@@ -117,11 +119,11 @@ def _with_steps(work: WorkState, evidence: Evidence, files: Files | None, now: f
         step=step,
         of=of,
         share=min(1.0, step / of) if step is not None and of else None,
-        eta_seconds=None if work.has_ended else eta_seconds(step, of, samples, rate),
+        eta_seconds=eta_seconds(step, of, samples, rate) if gets_on else None,
         elapsed_seconds=None if started is None else now - started,
         loss=_first_of(first.value("reelscale_train_loss"), event.get("loss")),
         top1=_first_of(first.value("reelscale_train_top1_ratio"), event.get("top1")),
-        clips_per_second=_first_of(rate, event.get("clips_per_second")),
+        clips_per_second=_first_of(rate, event.get("clips_per_second") if gets_on else None),
         data_wait_ratio=wait[0] if wait else event.get("data_wait_ratio"),
         mfu=_first_of(mfu, event.get("mfu")),
         checkpoint=state.checkpoint if state else None,
