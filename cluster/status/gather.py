@@ -105,7 +105,8 @@ def _figures(reply: Reply) -> Figures:
 def _is_of(folder: str, run: str, name: str) -> bool:
     """Whether what works on `folder`, of a run's or store's name, is what `name` means: a path, a URL, or that name."""
     path = Path(name).expanduser()
-    return name == run or folder.rstrip("/") in (name.rstrip("/"), str(path.absolute()), str(path.resolve()))
+    names = (name.rstrip("/"), str(path.absolute()), str(path.resolve()))
+    return name == run or (bool(folder) and folder.rstrip("/") in names)
 
 
 def _files(key: Key, now: float) -> Files | None:

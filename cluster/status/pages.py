@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -39,7 +40,7 @@ class Figures:
 
 
 def parse_page(text: str) -> Figures:
-    """The figures of Reelscale on a page, without the buckets of histograms. Raises ValueError for what is no page."""
+    """The figures of Reelscale on a page, without the buckets of histograms and what is no number. Raises ValueError for what is no page."""
     lines = (line for line in text.split("\n") if line.startswith(_WANTED) and "_bucket{" not in line)
     families = text_string_to_metric_families("\n".join(lines) + "\n")
-    return Figures(sample for family in families for sample in family.samples)
+    return Figures(sample for family in families for sample in family.samples if math.isfinite(sample.value))

@@ -183,4 +183,5 @@ def test_a_page_that_is_none_is_refused() -> None:
     assert parse_page("").value("reelscale_ready") is None
     with pytest.raises(ValueError):
         parse_page("reelscale_ready{ nonsense")
+    assert parse_page("reelscale_train_step NaN").whole("reelscale_train_step") is None
     assert Figures().by("reelscale_ready", "rank") == {}
