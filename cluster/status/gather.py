@@ -14,7 +14,7 @@ from cluster.status.log_problems import log_problems, read_log
 from cluster.status.pages import Figures, parse_page
 from cluster.status.scraping import Reply, ask, open_reader
 from cluster.status.states import OUTCOMES, Snapshot, WorkState
-from cluster.status.work import PRESSING_SECONDS, Files, Key, grouped, work_state
+from cluster.status.work_state import PRESSING_SECONDS, Files, Key, grouped, work_state
 from cluster.submission.ray_jobs import JobState, NodeState, RayJobs
 from cluster.submission.run_state import LOG, is_run, last_event, run_state
 from pretrain.checkpoints.attempts import newest_attempt

@@ -16,7 +16,7 @@ from cluster.status.runbook import runbook_lines
 from cluster.status.scraping import Reply
 from cluster.status.states import Outcome, Problem, Snapshot, WorkState
 from cluster.status.view import Page
-from cluster.status.work import Files, Key, eta_seconds, grouped, work_state
+from cluster.status.work_state import Files, Key, eta_seconds, grouped, work_state
 from cluster.submission.run_state import RunState
 
 NOW = 1_600_000_000.0
