@@ -54,8 +54,8 @@ def status(
 
       reelscale status --address head:6379
     """
-    from cluster.status.gather import Watch
     from cluster.status.live import is_live_terminal, print_once, show_live
+    from cluster.status.watch import Watch
 
     sent_to_cluster(address, detach=False)
     watch = Watch(which or [], validate(ScrapeSettings, named(options, ScrapeSettings), "the options"))

@@ -40,7 +40,10 @@ class Figures:
 
 
 def parse_page(text: str) -> Figures:
-    """The figures of Reelscale on a page, without the buckets of histograms and what is no number. Raises ValueError for what is no page."""
+    """The figures of Reelscale on a page, without histograms' buckets and what is no number.
+
+    Raises ValueError for what is no page.
+    """
     lines = (line for line in text.split("\n") if line.startswith(_WANTED) and "_bucket{" not in line)
     families = text_string_to_metric_families("\n".join(lines) + "\n")
     return Figures(sample for family in families for sample in family.samples if math.isfinite(sample.value))

@@ -12,9 +12,9 @@ from cluster.monitor.endpoint import endpoint
 from cluster.monitor.prometheus.scrape_config import ScrapeSettings
 from cluster.monitor.settings import AccessSettings, MonitorSettings
 from cluster.monitor.targets import Target
-from cluster.status.gather import Watch
 from cluster.status.pages import parse_page
 from cluster.status.scraping import ask, open_reader
+from cluster.status.watch import Watch
 from pretrain.resilience.progress import Progress
 from sharding.base.errors import UserError
 
