@@ -1,4 +1,4 @@
-"""`reelscale status`, `logs` and `stop`: jobs on a Ray cluster, and runs by their folders."""
+"""`reelscale status`, `logs` and `stop`: what is at work, jobs on a Ray cluster, and runs by their folders."""
 
 import sys
 import time
@@ -8,53 +8,65 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.commands.options import Address, AsJson, sent_to_cluster
+from cluster.commands.options import Address, AsJson, named, sent_to_cluster, with_options
+from cluster.monitor.prometheus.scrape_config import ScrapeSettings
 from cluster.terminal.tables import print_json, print_table
 from sharding.base.errors import UserError
 from sharding.base.exit_codes import DONE, FAILED
 from sharding.base.printable import visible, visible_lines
+from sharding.base.settings import validate
 
 _LOOK_SECONDS = 0.3
 _WHICH = "a job's id, or the folder of a run"
 _Which = Annotated[str, typer.Argument(metavar="ID|RUN", help=_WHICH)]
 
 
+@with_options(ScrapeSettings, leaves_out=("kubernetes",))
 def status(
     which: Annotated[
-        str | None, typer.Argument(metavar="[ID|RUN]", help=f"{_WHICH}; all jobs of the cluster unless given")
+        list[str] | None,
+        typer.Argument(metavar="[ID|RUN]...", help="runs' folders, stores, or ids of jobs; everything unless given"),
     ] = None,
+    once: Annotated[bool, typer.Option("--once", help="print it once, as where the output is no terminal")] = False,
     address: Address = None,
     as_json: AsJson = False,
+    **options: Any,
 ) -> None:
-    """Show the jobs of a Ray cluster, or how far a run is. A run's folder is read without Ray.
+    """Show how runs, sharding, evaluations and jobs are: what is worst first, why, and what to do.
 
-    Of a job: its command, state, exit code, and since when. Of a run: whether it is finished, stopped, running or
-    silent (killed, or long without a word), its step, last loss, and newest checkpoint.
+    On a terminal the view is drawn anew until Ctrl-C, or until what is named has ended. Processes of this machine are
+    found by the files that they put into a folder, others by --target, or where that folder is a shared one; each is
+    asked for its health and figures. With --address or RAY_ADDRESS the cluster's jobs and nodes are shown, too.
+
+    A run is running, starting, troubled (it gets on, and something is wrong), stalled (a process says that it does not
+    get on), silent (a process does not answer, or there was no word for five minutes), stopped (all is saved), or
+    finished.
 
     Examples:
 
-      reelscale status --address head:6379
+      reelscale status
 
       reelscale status runs/demo-pretrain-motion --json
+
+      reelscale status runs/mine runs/other --once
+
+      reelscale status --target node7:9480 --target node8:9480 --token-file token
+
+      reelscale status --address head:6379
     """
-    run = _run_folder(which)
-    if run is not None:
-        from cluster.submission.run_state import run_state
+    from cluster.status.live import is_live_terminal, print_once, show_live
+    from cluster.status.watch import Watch
 
-        _print_run(asdict(run_state(run)), as_json)
-        return
     sent_to_cluster(address, detach=False)
-    from cluster.submission.ray_jobs import RayJobs
-
-    jobs = RayJobs()
-    states = [asdict(state) for state in ([jobs.state(which)] if which else jobs.all())]
+    watch = Watch(which or [], validate(ScrapeSettings, named(options, ScrapeSettings), "the options"))
     if as_json:
-        print_json(states[0] if which else states)
+        print_json(asdict(watch.look()))
         return
-    for state in states:
-        _print_job(state)
-    if not states:
-        print("the cluster has no jobs; --detach hands it one")
+    nothing = visible(f"nothing is at work: there is no process' file in {watch.targets}")
+    if once or not is_live_terminal():
+        print_once(watch.look(), nothing)
+    else:
+        show_live(watch.look, nothing, until_ended=bool(which))
 
 
 def logs(
@@ -158,25 +170,19 @@ def _print_run(run: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(run)
         return
+    from cluster.status.outcomes import age
+
     of = "" if run["of"] is None else f" of {run['of']:,}"
     rows = {"outcome": run["outcome"], "step": f"{run['step']:,}{of}"}
     if run["loss"] is not None:
         rows["loss"] = f"{run['loss']:.4g}"
     if run["checkpoint"] is not None:
-        rows["newest checkpoint"] = f"step {run['checkpoint']:,}, {_age(run['checkpoint_age_seconds'])} ago"
+        rows["newest checkpoint"] = f"step {run['checkpoint']:,}, {age(run['checkpoint_age_seconds'])} ago"
     if run["last_word_seconds"] is not None:
-        rows["last word"] = f"{_age(run['last_word_seconds'])} ago"
+        rows["last word"] = f"{age(run['last_word_seconds'])} ago"
     if run["asked_to_stop"]:
         rows["asked to stop"] = "yes"
     print_table(f"run {run['run']}", rows)
-
-
-def _age(seconds: float) -> str:
-    """A time in its largest unit: 12 s, 3 min, 5 h, 2 d."""
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _print_log(run: Path, follow: bool) -> None:

@@ -61,7 +61,7 @@ def endpoint(
     server = HttpServer(listener, Answers(source, settings.ready, access, progress).answer, access.tls)
     server.start()
     try:
-        write_target(file, source, place, scheme)
+        write_target(file, source, place, scheme, folder)
     except OSError as error:
         log.warning("Prometheus does not find %s by itself: %s cannot be written (%s)", url, file, error.strerror)
     ended = False

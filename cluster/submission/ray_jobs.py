@@ -28,11 +28,10 @@ _ENDED = "reelscale: the job's command ended with exit code"
 _ENDED_LINE = re.compile(rf"^{re.escape(_ENDED)} (\d+)$", re.MULTILINE)
 _COMMAND = "reelscale"  # the key of a job's metadata that holds its command line
 _CONNECT_SECONDS = 5.0
-_SILENT_SECONDS = (
-    30.0  # without a byte of an answer, and without a word of a job that is followed until it is asked for
-)
+_SILENT_SECONDS = 30.0  # without a byte of an answer; or of a job that is followed, until its state is asked for
 _LOOK_SECONDS = 0.5
 _HANGS = "see on the head whether its dashboard hangs (dashboard.log in /tmp/ray/session_latest/logs), or start it anew"
+_MOST_NODES = 2000
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,18 @@ class JobState:
     began: str | None
     ended: str | None
     exit_code: int | None
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """A node of the cluster: its address, whether Ray calls it alive or dead, and how many CPUs and GPUs it has."""
+
+    node: str
+    address: str
+    is_head: bool
+    state: str
+    cpus: float | None
+    gpus: float | None
 
 
 def command_words(arguments: Sequence[str]) -> list[str]:
@@ -130,6 +141,28 @@ class RayJobs:
         """A job's state. Raises UserError for one that the cluster does not have."""
         with self._errors_in_words(job):
             return self._state(self._client.get_job_info(job))
+
+    def nodes(self) -> list[NodeState]:
+        """The cluster's nodes, the head first; one that was cut off is alive for another minute.
+
+        They are asked for by Ray's API for states (2.59, 2.60), which is not a stable one.
+        """
+        from ray.util.state import list_nodes
+
+        with self._errors_in_words():
+            nodes = list_nodes(limit=_MOST_NODES, timeout=int(_CONNECT_SECONDS), raise_on_missing_output=False)
+        nodes.sort(key=lambda node: (not node.is_head_node, node.state, node.node_ip))
+        return [
+            NodeState(
+                node=node.node_id,
+                address=node.node_ip,
+                is_head=bool(node.is_head_node),
+                state=str(node.state).lower(),
+                cpus=(node.resources_total or {}).get("CPU"),
+                gpus=(node.resources_total or {}).get("GPU"),
+            )
+            for node in nodes
+        ]
 
     def log(self, job: str) -> str:
         """All that a job has printed. Raises UserError for one that the cluster does not have."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.launch.signals import raise_if_interrupted
 from pretrain.checkpoints.folder import committed
-from pretrain.report.run_data import read_metrics
+from pretrain.report.run_data import Event, read_metrics
 from pretrain.resilience.stop_signal import STOP_FILE
 from pretrain.run_settings import SETTINGS, read_settings_file
 from sharding.base.writable import writing
@@ -16,6 +16,7 @@ SILENT_SECONDS = 300.0  # without a word, after which a run is not called runnin
 _SAVED = "with everything saved"  # what the last line of a log says of a run that was stopped
 _LOOK_SECONDS = 0.2
 _TAIL_BYTES = 4096
+_METRICS_BYTES = 2**18  # of the newest events, of which one is wanted
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ def run_state(folder: Path, now: float | None = None) -> RunState:
     now = time.time() if now is None else now
     derived = read_settings_file(folder).derived
     of = derived.get("steps") if isinstance(derived.get("steps"), int) else None
-    train, _, _ = read_metrics(folder / METRICS)
+    last = last_event(folder)
     newest = max(committed(folder), key=_step, default=None)
     checkpoint = None if newest is None else _step(newest)
-    steps = [event["step"] for event in train] + ([checkpoint] if checkpoint is not None else [])
+    step = last.get("step", 0)
     words = [_changed(folder / name) for name in (LOG, METRICS)]
     last_word = max((changed for changed in words if changed is not None), default=None)
     age = None if last_word is None else max(0.0, now - last_word)
@@ -58,14 +59,20 @@ def run_state(folder: Path, now: float | None = None) -> RunState:
     return RunState(
         run=str(folder),
         outcome=outcome_of(checkpoint, of, _last_line(folder / LOG), age),
-        step=max(steps, default=0),
+        step=max(step, checkpoint or 0),
         of=of,
-        loss=train[-1].get("loss") if train else None,
+        loss=last.get("loss"),
         checkpoint=checkpoint,
         checkpoint_age_seconds=None if changed is None else round(max(0.0, now - changed), 1),
         last_word_seconds=None if age is None else round(age, 1),
         asked_to_stop=(folder / STOP_FILE).exists(),
     )
+
+
+def last_event(folder: Path) -> Event:
+    """The last logged step's figures, as they are in the run's metrics; {} where there is none."""
+    train, _, _ = read_metrics(folder / METRICS, _METRICS_BYTES)
+    return train[-1] if train else {}
 
 
 def outcome_of(checkpoint: int | None, of: int | None, last_line: str, age: float | None) -> str:

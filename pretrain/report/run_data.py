@@ -84,15 +84,21 @@ def read_run(path: Path) -> RunFiles:
     return RunFiles(path, name, settings, train, validation, evaluations, unreadable)
 
 
-def read_metrics(path: Path) -> tuple[list[Event], list[Event], int]:
+def read_metrics(path: Path, last_bytes: int | None = None) -> tuple[list[Event], list[Event], int]:
     """The training and the validation events by step, and how many lines could not be read.
 
+    `last_bytes`: only those at the end of the file.
     A step written twice (a resumed run) counts as it was last written. A kill can cut a line short, and the
     resumed run then writes on behind it; such a line is left out.
     """
     events: dict[str, dict[int, Event]] = {"train": {}, "validation": {}}
     unreadable = 0
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    text = ""
+    if path.exists():
+        with path.open("rb") as file:
+            if last_bytes is not None:
+                file.seek(max(0, path.stat().st_size - last_bytes))
+            text = file.read().decode(errors="replace")
     for line in filter(str.strip, text.splitlines()):
         try:
             event = _EVENT.validate_json(line)

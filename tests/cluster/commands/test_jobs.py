@@ -98,7 +98,7 @@ def submitted(*words: str | Path, folder: Path, head: dict[str, str]) -> str:
 
 def state_of(job: str, folder: Path, head: dict[str, str]) -> dict[str, Any]:
     message = succeeded(reelscale("status", job, "--json", folder=folder, environment=head)).stdout
-    return dict(json.loads(message))
+    return dict(json.loads(message)["jobs"][0])
 
 
 @pytest.mark.slow
@@ -118,8 +118,10 @@ def test_a_command_is_handed_over_and_followed(store: Path, recipe: Path, head: 
     wrong = submitted("pretrain", recipe, "lane_bach=2", folder=tmp_path, head=head)
     said = succeeded(reelscale("logs", wrong, "-f", folder=tmp_path, environment=head)).stdout
     assert "did you mean lane_batch" in said and "state                  failed (exit 2)" in said
-    jobs = json.loads(succeeded(reelscale("status", "--json", *where, folder=tmp_path, environment=address)).stdout)
-    assert [(each["job"], each["state"], each["exit_code"]) for each in jobs] == [
+    all_of_it = succeeded(reelscale("status", "--json", *where, folder=tmp_path, environment=address)).stdout
+    snapshot = json.loads(all_of_it)
+    assert [(node["state"], node["is_head"], node["cpus"]) for node in snapshot["nodes"]] == [("alive", True, 4)]
+    assert [(each["job"], each["state"], each["exit_code"]) for each in snapshot["jobs"]] == [
         (job, "done", 0), (wrong, "failed", 2),
     ]  # fmt: skip
     program = "from ray.job_submission import JobSubmissionClient as C; print(C().list_jobs())"
@@ -145,7 +147,7 @@ def test_a_job_that_is_stopped_has_saved(store: Path, recipe: Path, head: dict[s
     assert state_of(job, tmp_path, head)["state"] == "running"
     stopped = json.loads(succeeded(reelscale("stop", job, "--json", folder=tmp_path, environment=head)).stdout)
     assert (stopped["state"], stopped["exit_code"]) == ("stopped", 75) and stopped["ended"]
-    ended = json.loads(succeeded(reelscale("status", run, "--json", folder=tmp_path)).stdout)
+    (ended,) = json.loads(succeeded(reelscale("status", run, "--json", folder=tmp_path)).stdout)["runs"]
     assert ended["outcome"] == "stopped" and ended["checkpoint"] == ended["step"] == checkpoints(run)[-1]
     again = json.loads(succeeded(reelscale("stop", job, "--json", folder=tmp_path, environment=head)).stdout)
     assert again == stopped
@@ -165,7 +167,7 @@ def test_who_is_not_let_in_is_told_why(ray: dict[str, str], head: dict[str, str]
 
 def test_a_cluster_must_be_named_and_answer(say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    refused(say("status"), "none is named", "--address HOST:PORT")
+    refused(say("status", "no-such-job"), "none is named", "--address HOST:PORT")
     refused(say("pretrain", "a.yaml", "--detach"), "none is named")
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_ports(1)[0]}")
     refused(say("stop", "job"), "no Ray cluster answers", "ray start --head")
@@ -178,7 +180,7 @@ def test_a_run_is_shown_and_stopped_without_ray(store: Path, recipe: Path, say: 
     run = tmp_path / "run"
     with running("pretrain", recipe, f"data.store={store}", f"run={run}", *LONG, folder=tmp_path) as command:
         command.until(lambda: len(checkpoints(run)) > 1)
-        at_work = json.loads(succeeded(say("status", run, "--json")).stdout)
+        (at_work,) = json.loads(succeeded(say("status", run, "--json")).stdout)["runs"]
         assert (at_work["outcome"], at_work["of"]) == ("running", 1200) and 0 < at_work["loss"] < 10
         assert at_work["step"] >= at_work["checkpoint"] > 0 and not at_work["asked_to_stop"]
         with running("logs", run, "--follow", folder=tmp_path) as follower:

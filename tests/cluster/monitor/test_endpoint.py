@@ -23,7 +23,7 @@ from cluster.monitor.endpoint import Served, endpoint
 from cluster.monitor.page import LabelledRegistry, Source
 from cluster.monitor.ports import listen, reached_at
 from cluster.monitor.settings import MonitorSettings
-from cluster.monitor.targets import ports_of_others, targets_folder
+from cluster.monitor.targets import Target, ports_of_others, read_targets, targets_folder
 from pretrain.resilience.progress import Progress
 from tests.cluster.monitor.conftest import Clock, ask
 from tests.support.s3 import free_port
@@ -174,7 +174,11 @@ def test_a_file_for_prometheus_is_there_while_the_process_is_served(progress: Pr
         (file,) = (tmp_path / "deep" / "targets").iterdir()
         (entry,) = json.loads(file.read_text())
         assert entry["targets"] == [urlsplit(served.url).netloc]
-        assert entry["labels"] == {"job": "reelscale", "kind": "shard", "__scheme__": "http"}
+        labels = entry["labels"]
+        kept = {name: value for name, value in labels.items() if not name.startswith("__meta_")}
+        assert kept == {"job": "reelscale", "kind": "shard", "__scheme__": "http"}, "what Prometheus keeps"
+        target = Target(entry["targets"][0], "http", "shard", "store", 0, socket.gethostname(), "s3://bucket/store/")
+        assert read_targets(file.parent) == [target]
         assert file.suffix == ".json" and file.name.startswith("store-")
         with endpoint(settings, "shard", "s3://other/store", progress):
             assert len(list(file.parent.iterdir())) == 2, "a store of that name elsewhere"
