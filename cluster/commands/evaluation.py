@@ -8,6 +8,7 @@ import typer
 
 from cluster.commands.options import Address, AsJson, Config, Detach, Overrides, sent_to_cluster
 from cluster.terminal.output import stdout_to_stderr
+from cluster.terminal.progress import working
 from cluster.terminal.tables import print_json, print_table
 from sharding.base.printable import visible
 
@@ -35,8 +36,9 @@ def evaluate(
     """
     if sent_to_cluster(address, detach, as_json):
         return
-    from cluster.jobs.evaluation import EvaluationJob, run_evaluation
-    from sharding.base.settings import load_settings
+    with working("loading PyTorch"):
+        from cluster.jobs.evaluation import EvaluationJob, run_evaluation
+        from sharding.base.settings import load_settings
 
     with stdout_to_stderr() if as_json else nullcontext():
         summary = run_evaluation(load_settings(EvaluationJob, config, overrides or []))
@@ -67,11 +69,13 @@ def report(
 
       reelscale report runs/demo-pretrain-motion runs/demo-finetune-motion2
     """
-    from cluster.jobs.user_paths import absolute, writable_folder
-    from pretrain.report.report import write_report
-    from sharding.base.writable import writing
+    with working("drawing the report"):
+        from cluster.jobs.user_paths import absolute, writable_folder
+        from pretrain.report.report import write_report
+        from sharding.base.writable import writing
 
-    runs = [Path(absolute(str(run))) for run in runs]
-    folder = Path(writable_folder(str(out or runs[-1] / "report"), "--out"))
-    with writing(folder, "--out"):
-        print(visible(write_report(runs, folder)))
+        runs = [Path(absolute(str(run))) for run in runs]
+        folder = Path(writable_folder(str(out or runs[-1] / "report"), "--out"))
+        with writing(folder, "--out"):
+            page = write_report(runs, folder)
+    print(visible(page))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cluster.commands.options import AsJson, Overrides
+from cluster.terminal.progress import working
 from cluster.terminal.tables import print_json, print_models, print_network
 
 
@@ -40,11 +41,12 @@ def models(
 
       reelscale models --name i3d --frames 64 --size 224 in_channels=2
     """
-    from pretrain.models.describe import describe_networks
-
     options = {"name": name, "depth": depth, "frames": frames, "size": size, "classes": classes}
     from_options = [f"{key}={value}" for key, value in options.items() if value is not None]
-    described = describe_networks([*from_options, *(overrides or [])])
+    with working("building the networks"):
+        from pretrain.models.describe import describe_networks
+
+        described = describe_networks([*from_options, *(overrides or [])])
     if as_json:
         print_json(described)
         return
@@ -62,9 +64,11 @@ def export_network(
 
       reelscale export runs/mine mine.safetensors
     """
-    from pretrain.conversion.import_export import export_run
+    with working("reading the run's newest checkpoint"):
+        from pretrain.conversion.import_export import export_run
 
-    print_network("exported", export_run(run, file), as_json)
+        exported = export_run(run, file)
+    print_network("exported", exported, as_json)
 
 
 def import_network(
@@ -97,6 +101,8 @@ def import_network(
 
       reelscale import resnet50.pth runs/inflated --inflate r3d
     """
-    from pretrain.conversion.import_export import import_run
+    with working("reading the weights"):
+        from pretrain.conversion.import_export import import_run
 
-    print_network("imported", import_run(file, run, classes, inflate, frames), as_json)
+        imported = import_run(file, run, classes, inflate, frames)
+    print_network("imported", imported, as_json)

@@ -9,6 +9,7 @@ import typer
 from cluster.commands.options import AsJson, Config, Overrides
 from cluster.terminal.output import stdout_to_stderr
 from cluster.terminal.plan_table import print_plan
+from cluster.terminal.progress import working
 from cluster.terminal.tables import print_json
 
 
@@ -40,15 +41,15 @@ def plan(
 
       reelscale plan my.yaml --nodes 2 data.store=s3://bucket/videos plan.store_requests_per_second=20000 --json
     """
-    from cluster.jobs.planning import run_plan
-
     options = {"nodes": nodes, "gpus_per_node": gpus_per_node, "gpu": gpu}
     from_options = [f"plan.{key}={value}" for key, value in options.items() if value is not None]
     # A shell that spreads --measured bench/*.json leaves all but the first file among the settings.
     further = [word for word in overrides or [] if word.endswith(".json") and "=" not in word]
     rest = [word for word in overrides or [] if word not in further]
     files = [path for pattern in measured or [] for path in sorted(glob(pattern)) or [pattern]]  # noqa: PTH207
-    with stdout_to_stderr() if as_json else nullcontext():
+    with stdout_to_stderr() if as_json else nullcontext(), working("reading the recipe and its store"):
+        from cluster.jobs.planning import run_plan
+
         tree = run_plan(config, [*from_options, *rest], [*files, *further])
     if as_json:
         print_json(tree)

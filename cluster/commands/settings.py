@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.commands.options import AsJson
+from cluster.terminal.progress import working
 from sharding.base.errors import UserError
 
 _MODELS = {  # by command: where its settings are declared
@@ -56,9 +57,12 @@ def show_settings(
     from sharding.base.settings import flat_schema
 
     if reference:
-        print(reference_page(), end="")
+        with working("reading the settings"):
+            page = reference_page()
+        print(page, end="")
         return
-    model = model_of(command)
+    with working("reading the settings"):
+        model = model_of(command)
     if json_schema:
         print(json.dumps(flat_schema(model, f"reelscale {command}"), indent=1))
     elif as_json:

@@ -11,6 +11,7 @@ from cluster.commands.options import Address, AsJson, Detach, Media, Overrides, 
 from cluster.launch.process_pool import WorkerDied
 from cluster.launch.signals import Interrupted, errors_as_interrupted, signals_postponed
 from cluster.terminal.output import stdout_to_stderr
+from cluster.terminal.progress import working
 from cluster.terminal.tables import print_json, print_store
 from sharding.base.exit_codes import FAILED, STOPPED
 from sharding.base.printable import visible_lines
@@ -83,7 +84,7 @@ def retry(
 
 def _shard(name: str, *arguments: Any, as_json: bool) -> None:
     try:
-        with signals_postponed():
+        with working("loading the encoder"), signals_postponed():
             from cluster.jobs import sharding
 
         with errors_as_interrupted(), stdout_to_stderr() if as_json else nullcontext():

@@ -8,6 +8,7 @@ import typer
 
 from cluster.commands.options import AsJson, Overrides
 from cluster.terminal.output import stdout_to_stderr
+from cluster.terminal.progress import working
 from cluster.terminal.tables import print_json, print_store, print_table, print_verification
 from sharding.base.exit_codes import DONE, FAILED
 
@@ -28,7 +29,8 @@ def verify(
 
       reelscale shards verify s3://bucket/videos --decode all --json
     """
-    from cluster.jobs.verification import run_verification
+    with working("opening the store"):
+        from cluster.jobs.verification import run_verification
 
     figures = run_verification(store, decode, workers)
     if as_json:
@@ -53,9 +55,10 @@ def inspect_store(
 
       reelscale shards inspect s3://bucket/videos --out ./look
     """
-    from cluster.jobs.inspection import run_inspection
+    with working("reading the store's records"):
+        from cluster.jobs.inspection import run_inspection
 
-    figures = run_inspection(store, out)
+        figures = run_inspection(store, out)
     if as_json:
         print_json(figures)
     else:
@@ -79,7 +82,8 @@ def bench_loader(
 
       reelscale bench-loader s3://bucket/videos data.clip.frames=32 data.loader.workers=8 seconds=30 --json
     """
-    from cluster.jobs.loader_bench import figure_lines, run_loader_bench
+    with working("opening the store"):
+        from cluster.jobs.loader_bench import figure_lines, run_loader_bench
 
     with stdout_to_stderr() if as_json else nullcontext():
         figures = run_loader_bench(store, overrides or [])

@@ -8,6 +8,7 @@ import typer
 from cluster.commands.options import Address, AsJson, Config, Detach, DryRun, Overrides, sent_to_cluster
 from cluster.launch.signals import NOT_BEGUN, Interrupted, signals_postponed
 from cluster.terminal.output import stdout_to_stderr
+from cluster.terminal.progress import working
 from cluster.terminal.tables import print_json, print_table, readable
 from sharding.base import environment
 from sharding.base.exit_codes import DONE, STOPPED
@@ -61,12 +62,13 @@ def finetune(
 
 def _train(command: str, config: str, overrides: list[str], dry_run: bool, as_json: bool) -> None:
     try:
-        with signals_postponed():
+        with working("loading PyTorch"), signals_postponed():
             from cluster.jobs.training import load_job, resolve, run_training, training_summary
 
         job = load_job(config, overrides, needs_init=command == "finetune")
         with stdout_to_stderr() if as_json else nullcontext():
-            resolved = resolve(job, config)
+            with working("opening the stores and checking the recipe"):
+                resolved = resolve(job, config)
             quantities = {"run": job.train.run, **resolved.derived}
             prints = environment.is_first_rank()
             if prints and not (as_json and dry_run):

@@ -17,7 +17,7 @@ from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.access import open_access
 from cluster.monitor.endpoint import endpoint
 from cluster.monitor.settings import MonitorSettings
-from cluster.terminal.progress import progress
+from cluster.terminal.progress import progress, working
 from pretrain.data.workers.pool import DecoderDied, LoaderSettings, decoder_count
 from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open_subject
 from pretrain.evaluation.summary import folder_of, other_of, partial_scores_of, require_sound, write_evaluation
@@ -76,7 +76,8 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
     settings = _with_absolute_paths(job.evaluation)
     open_access(job.monitor)
     launcher = choose_launcher(job.launch.launcher)
-    subject = open_subject(settings)
+    with working("opening the run and its videos"):
+        subject = open_subject(settings)
     writable_folder(str(folder_of(subject, settings)), "run")
     other = other_of(subject, settings)
     set_run_info("evaluate", network=subject.train.model.label, store_version=subject.split.index.version)

@@ -20,7 +20,7 @@ from cluster.launch.signals import raise_if_interrupted
 from cluster.monitor.access import open_access
 from cluster.monitor.endpoint import endpoint
 from cluster.monitor.settings import MonitorSettings
-from cluster.terminal.progress import progress
+from cluster.terminal.progress import progress, working
 from pretrain.resilience.progress import Progress
 from sharding import metrics
 from sharding.base.errors import UserError
@@ -85,7 +85,9 @@ def run_sharding(corpus: str, url: str, config: str | None, overrides: list[str]
     if reading.media:
         reading = reading.model_copy(update={"media": absolute(reading.media)})
     set_run_info("shard", recipe=Path(config).name if config else "")
-    return _summary_once_made(prepare(absolute(corpus), store, job.shards, reading), job.shards, job)
+    with working("listing the corpus and what the store has of it"):
+        prepared = prepare(absolute(corpus), store, job.shards, reading)
+    return _summary_once_made(prepared, job.shards, job)
 
 
 def run_retry(url: str, config: str | None, overrides: list[str]) -> dict[str, Any]:
@@ -120,9 +122,10 @@ def _summary_once_made(prepared: Prepared, settings: ShardSettings, job: Shardin
         metrics.PLANNED_JOBS.set(remaining)
         with watching_host(_folders_written(prepared.store)):
             _make_shards(prepared, settings, job)
-    if merge(prepared.store) is None:
-        raise _no_good_video(prepared.store)
-    made = summary(prepared.store)
+    with working("writing the store's index"):
+        if merge(prepared.store) is None:
+            raise _no_good_video(prepared.store)
+        made = summary(prepared.store)
     failed = sum(made["failures"].values())
     if failed:
         store = visible(prepared.store.url)

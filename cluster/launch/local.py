@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from cluster.launch.signals import FORCED, NOT_BEGUN, StopRequests
+from cluster.terminal.training_bar import TrainingBar, training_bar
 from pretrain.engine.distributed import free_port
 from sharding.base import environment
 from sharding.base.exit_codes import DONE, FAILED, MISTAKE, STOPPED
@@ -20,7 +21,7 @@ _BY_SIGNAL = (-signal.SIGTERM, -signal.SIGINT)
 
 
 def run_ranks(task: str, ranks: int) -> int:
-    """Run the JSON of a `RankTask` as `ranks` ranks and return their exit code.
+    """Run the JSON of a `RankTask` as `ranks` ranks and return their exit code. Their lines are printed.
 
     Signals that ask to stop are passed on as SIGTERM, so that the ranks save and stop: 75, also where they had not
     begun; at a second signal they are ended. When a rank dies the others are ended; when this process dies, even by
@@ -35,9 +36,10 @@ def run_ranks(task: str, ranks: int) -> int:
         environment.THREADS: environment.variable(environment.THREADS) or str(max(1, (os.cpu_count() or 1) // ranks)),
     }
     processes: list[subprocess.Popen[bytes]] = []
-    with StopRequests(lambda: _ask_to_stop(processes)) as requests:
+    with training_bar() as bar, StopRequests(lambda: _ask_to_stop(processes)) as requests:
+        bar.print(f"{time.strftime('%H:%M:%S')} starting {ranks} {'rank' if ranks == 1 else 'ranks'}\n")
         try:
-            return _run_ranks(command, shared, task, ranks, processes, requests)
+            return _run_ranks(command, shared, task, ranks, processes, requests, bar)
         finally:
             for process in processes:
                 if process.poll() is None:
@@ -52,11 +54,15 @@ def _run_ranks(
     ranks: int,
     processes: list[subprocess.Popen[bytes]],
     requests: StopRequests,
+    bar: TrainingBar,
 ) -> int:
     for rank in range(ranks):
         variables = {**os.environ, **shared, environment.RANK: str(rank), environment.LOCAL_RANK: str(rank)}
-        rank_process = subprocess.Popen(command, env=variables, start_new_session=True, stdin=subprocess.PIPE)
+        rank_process = subprocess.Popen(
+            command, env=variables, start_new_session=True, stdin=subprocess.PIPE, **bar.of_process
+        )
         processes.append(rank_process)
+        bar.follow(rank_process)
         _hand_over(rank_process, task)
     if requests.asked:
         _ask_to_stop(processes)  # a signal meets only the ranks that are in the list by then

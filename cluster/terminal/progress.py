@@ -1,14 +1,17 @@
 """Progress of long work: a bar on a terminal, plain lines in a log."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from sharding.base.printable import visible
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SILENT_SECONDS = 0.5  # that a command may be before it says what it does
+_AGAIN_SECONDS = 15.0
 
 
 class Advance(Protocol):
@@ -53,3 +56,28 @@ def progress(what: str, total: int) -> Iterator[Advance]:
             )
 
     yield advance
+
+
+@contextmanager
+def working(what: str, silent_seconds: float = _SILENT_SECONDS, stream: TextIO | None = None) -> Iterator[None]:
+    """Inside the `with`, in which nothing else is printed, standard error, or `stream`, says what is done.
+
+    After `silent_seconds`, and every so often how long it takes: what is done sooner is not worth a line.
+    """
+    over, begin = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        wait = silent_seconds
+        while not over.wait(wait):
+            seconds = time.monotonic() - begin
+            since = f", for {seconds:.0f} s" if wait == _AGAIN_SECONDS else ""
+            print(visible(f"reelscale: {what}{since} …"), file=stream or sys.stderr, flush=True)
+            wait = _AGAIN_SECONDS
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()

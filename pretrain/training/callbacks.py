@@ -67,6 +67,7 @@ class ValidationCallback:
         finished = report.step == state.settings.steps
         if report.step % state.settings.validation.every_steps and not finished:
             return
+        log.info("validating on %d videos", len(self._rows))
         with state.timers.validating():
             loss, right, videos, broken_off = self._sums(state, may_stop=not finished)
         if broken_off:

@@ -11,7 +11,9 @@ import torch
 from pretrain import metrics
 from pretrain.engine.mfu import mfu, peak_flops
 from pretrain.resilience.memory import memory_in_use
+from pretrain.resilience.process_age import seconds_since_start
 from pretrain.resilience.stragglers import slow_ranks
+from pretrain.training.eta import Eta, duration
 from pretrain.training.state import TrainState
 from pretrain.training.step import StepReport
 
@@ -56,6 +58,7 @@ class LogCallback:
         """A collective, by which every rank's host is known."""
         self._peak = peak_flops(state.world.device, state.settings.engine.half)
         self._hosts = state.world.hosts()
+        self._eta = Eta(time.perf_counter(), state.position.step, state.settings.validation.every_steps)
         self._begin_interval(state)
 
     def after_step(self, state: TrainState, report: StepReport) -> None:
@@ -94,7 +97,9 @@ class LogCallback:
         if state.world.rank == 0:
             metrics.THROUGHPUT.measured(self._clips, seconds)
             _set_run_gauges(values, state.world.device)
-        _log_line(values, state.settings.steps)
+        still, steps = state.timers, state.settings.steps
+        eta = self._eta.at(time.perf_counter(), report.step, steps, still.validated, still.saved)
+        _log_line(values, steps, eta)
         self._begin_interval(state)
 
     def _begin_interval(self, state: TrainState) -> None:
@@ -147,13 +152,14 @@ def _set_run_gauges(values: dict[str, float], device: torch.device) -> None:
         metrics.MFU.labels(device=torch.cuda.get_device_name(device)).set(values["mfu"])
 
 
-def _log_line(values: dict[str, float], steps: int) -> None:
+def _log_line(values: dict[str, float], steps: int, eta: float | None) -> None:
     log.info(
         "step %d/%d  epoch %.2f  samples %s  loss %.3f  top-1 %.1f %%  lr %.4g  grad norm %.2f  %.0f clips/s  "
-        "%swait %.0f %%  memory %.1f GB%s",
+        "%swait %.0f %%  memory %.1f GB%s%s",
         values["step"], steps, values["epoch"], f"{values['samples']:,}", values["loss"], 100 * values["top1"],
         values["lr"], values["grad_norm"], values["clips_per_second"],
         f"MFU {100 * values['mfu']:.0f} %  " if "mfu" in values else "",
         100 * values["data_wait_ratio"], values["memory_bytes"] / 1e9,
         f"  left out {values['skipped']}" if values["skipped"] else "",
+        f"  elapsed {duration(seconds_since_start())}" + (f"  ETA {duration(eta)}" if eta else ""),
     )  # fmt: skip

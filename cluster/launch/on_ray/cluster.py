@@ -24,6 +24,7 @@ from cluster.launch.signals import (
     signals_postponed,
 )
 from cluster.terminal.output import end_process
+from cluster.terminal.progress import working
 from sharding.base import environment
 from sharding.base.errors import CommandFailed, UserError
 from sharding.base.exit_codes import STOPPED
@@ -84,8 +85,9 @@ def _connected(address: str | None, folder: str | None, dismiss_notice: Callable
     holder = threading.Thread(target=hold, daemon=True)
     stderr: AbstractContextManager[list[str]] = _stderr_kept() if address else nullcontext([])
     try:
+        what = f"connecting to the Ray cluster at {address}" if address else "starting Ray"
         with _connecting() as came:
-            with stderr as words:
+            with os.fdopen(os.dup(2), "w") as beside, working(what, stream=beside), stderr as words:
                 import ray
 
                 holder.start()

@@ -18,11 +18,11 @@ from cluster.launch.on_ray.failures import Failure, failure_of, start_failure
 from cluster.launch.on_ray.placement import Placement
 from cluster.launch.rank_main import RankTask, run_rank
 from cluster.launch.signals import FORCED, NOT_BEGUN, StopRequests
+from cluster.terminal.training_bar import TrainingBar, training_bar
 from pretrain.checkpoints.checkpointer import Checkpointer
 from sharding.base import environment
 from sharding.base.errors import CommandFailed, UserError
 from sharding.base.exit_codes import STOPPED
-from sharding.base.printable import visible_lines
 
 _NOT_BEGUN_SECONDS = 3.0  # that a run which is asked to stop may take to begin
 _FORCED_SECONDS = 3.0
@@ -48,19 +48,26 @@ def run_ranks(task: RankTask, launch: LaunchSettings) -> int:
     Raises a worker's UserError or NotRetryable at once, CommandFailed when tries without progress are used up or there
     is no room for the ranks.
     """
-    with StopRequests() as requests, ray_cluster() as ray:
+    with training_bar() as bar, StopRequests() as requests, ray_cluster() as ray:
         capacity = Capacity(ray, launch, task.resolved.settings.lanes, requests)
         with capacity.asked_for():
-            return _RayRun(ray, task, launch, requests, capacity).run()
+            return _RayRun(ray, task, launch, requests, capacity, bar).run()
 
 
 class _RayRun:
     """A run on Ray: try after try, until it ends or is stopped."""
 
     def __init__(
-        self, ray: Any, task: RankTask, launch: LaunchSettings, requests: StopRequests, capacity: Capacity
+        self,
+        ray: Any,
+        task: RankTask,
+        launch: LaunchSettings,
+        requests: StopRequests,
+        capacity: Capacity,
+        bar: TrainingBar,
     ) -> None:
         self._ray, self._task, self._launch, self._requests, self._capacity = ray, task, launch, requests, capacity
+        self._bar = bar
         settings = task.resolved.settings
         self._folder, self._checkpoint = Path(str(settings.run)), settings.checkpoint
         self._failures_in_a_row = 0  # tries in a row that saved nothing new
@@ -75,7 +82,7 @@ class _RayRun:
             if placement is None:
                 return self._stopped_between()
             self._capacity.require_common_folder(placement, self._folder, self._checkpoint.store)
-            _say(self._capacity.describe(placement))
+            self._say(self._capacity.describe(placement))
             before, others, attempt = self._newest_step(), self._capacity.groups(), Attempt(placement)
             self._watch(attempt)
             if isinstance(attempt.outcome, int) and not (attempt.growing and attempt.outcome == STOPPED):
@@ -131,7 +138,7 @@ class _RayRun:
             if self._failures_in_a_row
             else ""
         )
-        _say(f"{failure.line}; going on {_onward(now)}{tries}")
+        self._say(f"{failure.line}; going on {_onward(now)}{tries}")
 
     def _newest_step(self) -> int:
         """The step of the newest checkpoint that this machine or the store has; -1 without any."""
@@ -182,7 +189,8 @@ class _RayRun:
             return
         more = self._capacity.look(attempt.placement)
         if more and more.ranks > attempt.placement.ranks:
-            _say(f"room for {more.ranks} ranks instead of {attempt.placement.ranks}: saving, then going on with them")
+            ranks = f"{more.ranks} ranks instead of {attempt.placement.ranks}"
+            self._say(f"room for {ranks}: saving, then going on with them")
             attempt.growing = True
             channel.ask_to_stop.remote()
 
@@ -192,12 +200,15 @@ class _RayRun:
         except self._ray.exceptions.RayError:
             return
         if text:
-            print(visible_lines(text), end="", flush=True)
+            self._bar.print(text)
         if begun and not attempt.begun:
             attempt.begun = self._began = True
             if self._lost_at is not None:
-                _say(f"training again, {time.monotonic() - self._lost_at:.0f} s after ranks were lost")
+                self._say(f"training again, {time.monotonic() - self._lost_at:.0f} s after ranks were lost")
                 self._lost_at = None
+
+    def _say(self, line: str) -> None:
+        self._bar.print(f"{time.strftime('%H:%M:%S')} {line}\n")
 
     def _fit(self, attempt: Attempt, channel: Any) -> None:
         """One try, in a thread of its own, because Ray takes over SIGINT where it fits in the main one."""
@@ -252,7 +263,3 @@ def _trainer(ray: Any, task: RankTask, folder: Path, placement: Placement, chann
 
 def _onward(step: int) -> str:
     return f"from the checkpoint at step {step}" if step > 0 else "from the beginning"
-
-
-def _say(line: str) -> None:
-    print(visible_lines(f"{time.strftime('%H:%M:%S')} {line}"), flush=True)
