@@ -63,7 +63,8 @@ def train(resolved: ResolvedRun, on_start: Callable[[int], None] | None = None) 
         sources = open_same_sources(resolved, run, world)
         quantities = derived_from(resolved, sources, world)
         require_memory(quantities["memory_per_rank_bytes"], world.device)
-        run.begin(settings, sources.classes, sources.versions, quantities)
+        stored = sources.stored() if world.rank == 0 else None
+        run.begin(settings, sources.classes, sources.versions, quantities, stored)
         run.log_to_file()
         leaving.enter_context(run_served(run.folder, settings, resolved.recipe, sources.versions, world))
         if on_start:
