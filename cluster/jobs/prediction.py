@@ -71,7 +71,7 @@ def picture_files(videos: Sequence[VideoFile], picture: str) -> list[Path]:
     files: dict[Path, None] = {}
     for video in videos:
         # Of a video in a folder's folders the name tells which, too; what a file system may not take is left out.
-        stem = re.sub(r"[^\w.-]+", "-", video.uri.rpartition(".")[0] or video.uri).strip("-.")[:150] or "video"
+        stem = re.sub(r"[^\w.-]+", "-", video.uri).strip("-.")[:150] or "video"
         names = (path / f"{stem}{again}.png" for again in ("", *(f"-{number}" for number in range(2, len(videos) + 2))))
         files[next(name for name in names if name not in files)] = None
     return list(files)

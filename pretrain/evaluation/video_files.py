@@ -52,10 +52,10 @@ def videos_at(places: Sequence[str]) -> list[VideoFile]:
 
     Raises UserError for a place that is not there, a folder without a video, a store of shards, and the web.
     """
-    videos: dict[tuple[str, str], VideoFile] = {}
+    videos: dict[str, VideoFile] = {}
     for place in places:
         for video in _at(place):
-            videos.setdefault((video.root, video.uri), video)
+            videos.setdefault(posixpath.join(video.root, video.uri), video)
     return list(videos.values())
 
 

@@ -15,7 +15,8 @@ from sharding.base.atomic import atomic_write_bytes
 from sharding.base.writable import writing
 
 _FRAME_INCHES = 0.78  # height of a frame
-_BARS_INCHES = 3.6
+_BARS_INCHES = 3.6  # width of all bars
+_BAR_INCHES = 0.42  # height of one
 _TITLE_COLUMNS = 70
 
 
@@ -37,7 +38,7 @@ def prediction_picture(prediction: Prediction, top: int, theme: Theme = LIGHT) -
     likeliest = prediction.top(top)
     labels = ClassLabels(prediction.classes, {name for name, _ in likeliest})
     strip = _FRAME_INCHES * frames * width / height
-    inches = strip + _BARS_INCHES + 0.9, max(rows * (_FRAME_INCHES + 0.06), 0.42 * len(likeliest) + 0.4) + 0.55
+    inches = strip + _BARS_INCHES + 0.9, max(rows * (_FRAME_INCHES + 0.06), _BAR_INCHES * len(likeliest)) + 0.55
 
     def draw(figure: Figure) -> None:
         grid = GridSpec(1, 2, figure, width_ratios=(strip, _BARS_INCHES))
@@ -55,13 +56,14 @@ def prediction_picture(prediction: Prediction, top: int, theme: Theme = LIGHT) -
         title.set_fontfamily(list(name.families))
         places = range(len(likeliest))
         shares = [100 * probability for _, probability in likeliest]
-        bars = right.barh(places, shares, color=[theme.accent, *[theme.second] * (len(likeliest) - 1)], height=0.6)
+        bars = right.barh(places, shares, color=[theme.accent, *[theme.second] * (len(likeliest) - 1)], height=0.62)
         right.bar_label(bars, [_percent(share) for share in shares], padding=4, color=theme.text, fontsize=9)
         right.set_yticks(places, [labels[name].text for name, _ in likeliest])
         write_in_their_fonts(right.get_yticklabels(), [labels[name] for name, _ in likeliest])
-        right.set_ylim(max(len(likeliest), 3) - 0.4, -0.6)
+        right.set_ylim(inches[1] / _BAR_INCHES - 0.6, -0.6)
         right.set_xlim(0, 118)
-        right.set_xticks([0, 50, 100])
+        right.set_xticks([])
+        right.spines[:].set_visible(False)
         right.tick_params(axis="y", length=0)
         right.set_title("probability, %", loc="left", fontsize=10)
 
