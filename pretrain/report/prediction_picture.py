@@ -38,7 +38,7 @@ def prediction_picture(prediction: Prediction, top: int, theme: Theme = LIGHT) -
     likeliest = prediction.top(top)
     labels = ClassLabels(prediction.classes, {name for name, _ in likeliest})
     strip = _FRAME_INCHES * frames * width / height
-    inches = strip + _BARS_INCHES + 0.9, max(rows * (_FRAME_INCHES + 0.06), _BAR_INCHES * len(likeliest)) + 0.55
+    inches = strip + _BARS_INCHES + 1.6, max(rows * (_FRAME_INCHES + 0.06), _BAR_INCHES * len(likeliest)) + 0.55
 
     def draw(figure: Figure) -> None:
         grid = GridSpec(1, 2, figure, width_ratios=(strip, _BARS_INCHES))
