@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.commands.doctor import doctor
-from cluster.commands.evaluation import evaluate, report
+from cluster.commands.evaluation import evaluate, predict, report
 from cluster.commands.jobs import logs, status, stop
 from cluster.commands.launch import launch
 from cluster.commands.monitor import monitor
@@ -55,7 +55,7 @@ def reelscale(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="show the version and stop")
     ] = False,
 ) -> None:
-    """Pretrain video networks: shard a corpus, pretrain, fine-tune, evaluate, report."""
+    """Pretrain video networks: shard a corpus, pretrain, fine-tune, evaluate, predict, report."""
 
 
 app.command()(shard)
@@ -66,6 +66,7 @@ shards.command("inspect")(inspect_store)
 app.command()(pretrain)
 app.command()(finetune)
 app.command()(evaluate)
+app.command()(predict)
 app.command()(run)
 app.command()(status)
 app.command()(logs)

@@ -65,17 +65,34 @@ class Run:
         _check_identity(self.folder, began.identity, run_identity(settings, classes, index))
         return began
 
-    def begin(self, settings: TrainSettings, classes: list[str], index: list[str], derived: dict[str, Any]) -> None:
-        """Write the settings and the log's head. Raises UserError if the folder, here, holds another run."""
+    def begin(
+        self,
+        settings: TrainSettings,
+        classes: list[str],
+        index: list[str],
+        derived: dict[str, Any],
+        stored: dict[str, Any] | None = None,
+    ) -> None:
+        """Write the settings and the log's head. Raises UserError if the folder, here, holds another run.
+
+        `stored`: how its videos are stored (`Sources.stored`), by which others are prepared for its network.
+        """
         identity = run_identity(settings, classes, index)
         began, threads = self.require_same(settings, classes, index), torch.get_num_threads()
         run_id = secrets.token_hex(8)
         if began is not None:
             threads, run_id, self.before = began.threads or threads, began.id or run_id, began.settings
+            stored = stored or began.stored
         if not self._writes:
             return
-        settings_now = settings.model_dump(mode="json")
-        whole = RunSettings(settings=settings_now, identity=identity, derived=derived, threads=threads, id=run_id)
+        whole = RunSettings(
+            settings=settings.model_dump(mode="json"),
+            identity=identity,
+            derived=derived,
+            threads=threads,
+            id=run_id,
+            stored=stored,
+        )
         with writing(self.folder, "run"):
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write_text(self.folder / CLASSES, json.dumps(classes, indent=1))

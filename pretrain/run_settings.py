@@ -37,6 +37,10 @@ class RunSettings(pydantic.BaseModel):
     derived: dict[str, Any] = {}
     threads: Annotated[int | None, Field(ge=1, description="that the first rank began to compute with")] = None
     id: Annotated[str, Field(description="by which others know the run, however often it is started")] = ""
+    stored: Annotated[
+        dict[str, Any] | None,
+        Field(description="by which settings of `shard` its videos are stored"),
+    ] = None
 
     def began_with(self, where: str) -> dict[str, Any]:
         """The data settings that the run began with, "index" (versions of its stores' indexes) among them."""

@@ -1,15 +1,26 @@
-"""`reelscale evaluate` and `report`: a run's network scored on a store's videos; runs drawn into one page."""
+"""`reelscale evaluate`, `predict` and `report`: a network scored on a store's videos, or on any; runs in one page."""
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cluster.commands.options import Address, AsJson, Config, Detach, Overrides, sent_to_cluster
+from cluster.commands.options import (
+    Address,
+    AsJson,
+    Config,
+    Detach,
+    Overrides,
+    named,
+    sent_to_cluster,
+    with_options,
+)
 from cluster.terminal.output import stdout_to_stderr
 from cluster.terminal.progress import working
-from cluster.terminal.tables import print_json, print_table
+from cluster.terminal.tables import print_json, print_predictions, print_table
+from pretrain.evaluation.predict_settings import PredictSettings
+from sharding.base.exit_codes import DONE, FAILED
 from sharding.base.printable import visible
 
 
@@ -55,6 +66,57 @@ def evaluate(
             "fused",
             {"with": fused["folder"], **{name: f"{100 * fused[name]:.1f} %" for name in ("video1", "video5")}},
         )
+
+
+@with_options(PredictSettings)
+def predict(
+    weights: Annotated[
+        str,
+        typer.Argument(
+            help="a run's folder (its newest checkpoint is taken), one of its checkpoints, or an export; published "
+            "weights become a run by reelscale import"
+        ),
+    ],
+    videos: Annotated[
+        list[str], typer.Argument(metavar="VIDEO...", help="video files, folders of them, or URLs such as s3://…")
+    ],
+    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="likeliest classes of each video")] = 5,
+    picture: Annotated[
+        str | None,
+        typer.Option(
+            "--picture",
+            metavar="FILE.png",
+            help="a PNG with frames that were looked at; of several videos a folder of them",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    **options: Any,
+) -> None:
+    """Predict the classes of any videos: class names with their probabilities, the likeliest first.
+
+    A video is stored as `shard` stored those that the network learned from, in memory, and scored as by `evaluate`: by
+    centre crops of clips spread evenly over it, the mean of their softmax. Exit codes: 0 done, 1 a video among them
+    could not be read (it is named, the others are predicted), 2 a mistake.
+
+    Examples:
+
+      reelscale predict runs/mine holiday.mp4
+
+      reelscale predict mine.safetensors ~/videos s3://bucket/more --clips 3 --top 1 --picture look --json
+
+      reelscale predict runs/mine/checkpoints/step-00000010 match.mkv --start 83 --end 93 --picture match.png
+    """
+    from cluster.jobs.prediction import run_prediction
+    from sharding.base.settings import validate
+
+    with stdout_to_stderr() if as_json else nullcontext():
+        settings = validate(PredictSettings, named(options, PredictSettings), "reelscale predict")
+        results = run_prediction(weights, videos, settings, top, picture)
+    if as_json:
+        print_json(results)
+    else:
+        print_predictions(results)
+    raise typer.Exit(FAILED if results["failed"] else DONE)
 
 
 def report(

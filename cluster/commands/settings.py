@@ -22,6 +22,7 @@ _MODELS = {  # by command: where its settings are declared
     "models": ("pretrain.models.describe", "NetworkQuery"),
 }
 _OPTIONS = {  # by command: where the settings are declared that are its options
+    "predict": ("pretrain.evaluation.predict_settings", "PredictSettings"),
     "launch slurm": ("cluster.launch.slurm", "SlurmSettings"),
     "launch kuberay": ("cluster.launch.kuberay", "KubeRaySettings"),
     "launch hostfile": ("cluster.launch.hostfile", "HostfileSettings"),

@@ -97,6 +97,27 @@ def print_network(title: str, network: dict[str, Any], as_json: bool) -> None:
         print(f"  note: {visible(note)}")
 
 
+def print_predictions(results: dict[str, Any]) -> None:
+    """Print of each video the likeliest classes and their probabilities, and which videos gave none."""
+    width = max((len(visible(each["class"])) for row in results["videos"] for each in row.get("top", ())), default=0)
+    for row in results["videos"]:
+        if "failure" in row:
+            continue
+        clips = "1 clip" if row["clips"] == 1 else f"{row['clips']} clips"
+        looped = ", as it is shorter than a clip: its frames are repeated" if row["shorter_than_a_clip"] else ""
+        print(f"{visible(row['video'])}  ({clips}{looped})")
+        for each in row["top"]:
+            print(f"  {visible(each['class']):<{width}}  {100 * each['probability']:6.2f} %")
+        if "picture" in row:
+            print(f"  picture: {visible(row['picture'])}")
+    if results["failed"]:
+        print(f"failed: {results['failed']} of {len(results['videos'])} videos")
+        for row in results["videos"]:
+            if "failure" in row:
+                print(f"  {visible(row['video'])}: {visible(row['failure'])}")
+    sys.stdout.flush()
+
+
 def print_table(title: str, rows: dict[str, Any]) -> None:
     """Print a title, and a line for each row."""
     print(visible(title))

@@ -26,13 +26,17 @@ _MARK = "reelscale"  # the metadata's key that holds the format's version
 
 @dataclass(frozen=True)
 class Export:
-    """A network, its weights by name, and what they are for; `provenance` is JSON: where they come from."""
+    """A network, its weights by name, and what they are for; `provenance` is JSON: where they come from.
+
+    `stored`: the settings of `shard` by which the videos were stored that it learned from; None where not known.
+    """
 
     model: ModelSettings
     classes: list[str]
     clip: ClipSettings
     provenance: dict[str, Any]
     state: dict[str, Tensor]
+    stored: dict[str, Any] | None = None
 
     @property
     def normalisation(self) -> dict[str, Any] | None:
@@ -49,8 +53,8 @@ class Export:
 def write_export(file: Path, export: Export) -> None:
     """Write the export whole or not at all; a file that was there is replaced.
 
-    Its metadata is JSON under the keys `model`, `classes`, `input`, `normalisation` and `provenance`. Raises
-    UserError for a name without .safetensors, and where nothing can be written.
+    Its metadata is JSON under the keys `model`, `classes`, `input`, `normalisation`, `provenance` and `stored`.
+    Raises UserError for a name without .safetensors, and where nothing can be written.
     """
     if file.suffix != ".safetensors":
         raise UserError("an export is a safetensors file", str(file), "give it a name that ends in .safetensors")
@@ -65,6 +69,7 @@ def write_export(file: Path, export: Export) -> None:
         },
         "normalisation": export.normalisation,
         "provenance": export.provenance,
+        "stored": export.stored,
     }
     metadata = {"format": "pt", _MARK: FORMAT} | {key: json.dumps(value) for key, value in described.items()}
     state = {name: value.detach().cpu().contiguous() for name, value in export.state.items()}
@@ -101,6 +106,7 @@ def read_export(file: Path) -> Export:
             validate(ClipSettings, clip, str(file)),
             dict(described["provenance"]),
             read_safetensors(file),
+            dict(stored) if (stored := described.get("stored")) is not None else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"the export's description is damaged: {error!r}", str(file), "export it again") from error

@@ -53,7 +53,8 @@ def export_run(run: Path, file: Path) -> dict[str, Any]:
         index = read_settings_file(run).began_with(str(run / SETTINGS))["index"]
         source = {"run": run.name, "step": checkpoint.step, "store": settings.data.store, "index": index}
         provenance = {**source, "init": settings.init and settings.init.run}
-    export = Export(settings.model, classes, clip, provenance, checkpoint.weights)
+    stored = read_settings_file(run).stored
+    export = Export(settings.model, classes, clip, provenance, checkpoint.weights, stored)
     write_export(file, export)
     return {"file": str(file), "bytes": file.stat().st_size, "step": checkpoint.step, **_described(export)}
 
@@ -80,10 +81,10 @@ def import_run(
     model = meta_network(export.model, len(names), export.clip.frames, export.clip.crop)
     check_weights(model, export.state, "keep", str(file))
     settings = TrainSettings(data=DataSettings(store=NO_STORE, clip=export.clip), model=export.model)
-    count = parameters(model)
+    derived = {"classes": len(names), "parameters": parameters(model)}
     try:
         with atomic_folder(run) as folder:
-            Run(folder, writes=True).begin(settings, names, [], {"classes": len(names), "parameters": count})
+            Run(folder, writes=True).begin(settings, names, [], derived, export.stored)
             (folder / _PROVENANCE).write_text(json.dumps(export.provenance, indent=1))
             checkpointer = Checkpointer(folder)
             checkpointer.begin_attempt()
@@ -157,7 +158,7 @@ def _exported(file: Path, frames: int | None) -> tuple[Export, list[str]]:
         )
     clip = export.clip.model_copy(update={"frames": frames}) if frames else export.clip
     provenance = {"file": file.name, "sha256": sha256_of(file), "export": export.provenance}
-    return Export(export.model, export.classes, clip, provenance, export.state), _notes(export.model)
+    return Export(export.model, export.classes, clip, provenance, export.state, export.stored), _notes(export.model)
 
 
 def _notes(settings: ModelSettings) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 from pydantic import Field
@@ -17,8 +18,10 @@ from pretrain.data.sampling.mixture import Mixture
 from pretrain.data.sampling.order import Order, OrderSettings, Shards, ShardSizes
 from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.pool import LoaderSettings
+from sharding.base.errors import UserError
 from sharding.base.settings import Seconds, Settings
-from sharding.format.index import index_path
+from sharding.format.index import index_path, read_head
+from sharding.media.transcode import VideoSettings
 from sharding.storage.store import Store, open_store
 
 Weight = Annotated[int, Field(ge=1, description="samples of this store for every `weight` samples of each other store")]
@@ -69,6 +72,21 @@ class Sources:
     def versions(self) -> list[str]:
         """The index version of each store."""
         return [split.index.version for split in self.splits]
+
+    def stored(self) -> dict[str, Any] | None:
+        """How the first store's videos are stored: its settings of `shard`, read anew; None where it does not say.
+
+        Training does not need them.
+        """
+        with suppress(UserError):
+            head = read_head(self.splits[0].store)
+            return None if head is None else stored_videos(head["settings"])
+        return None
+
+
+def stored_videos(shard_settings: dict[str, Any]) -> dict[str, Any]:
+    """Of a store's settings those that say what is stored of a video."""
+    return {name: value for name, value in shard_settings.items() if name in VideoSettings.model_fields}
 
 
 def open_sources(data: DataSettings, versions: Sequence[str] | None = None) -> Sources:

@@ -7,32 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.conversion.published import meta_network
-from pretrain.data.device.tensors import made_batch
-from pretrain.data.device.transforms import network_input
 from pretrain.data.loader import evaluation_clips
 from pretrain.data.reading.reading_mode import ReadingSettings
 from pretrain.data.reading.store_split import DamagedData, Split
 from pretrain.data.views.frames import evaluation_starts
 from pretrain.data.views.views import ClipSettings
-from pretrain.data.workers.batches import Batch
 from pretrain.data.workers.pool import LoaderSettings, WorkerPool
 from pretrain.data.workers.worker import WorkerSetup
-from pretrain.engine.autotune.choose import evaluation_compute_path
+from pretrain.evaluation.clip_scorer import ClipScorer
 from pretrain.evaluation.fusion import FuseSettings
-from pretrain.evaluation.video_score import VideoScore, best_rank
+from pretrain.evaluation.trained_network import loaded_network, require_channels
+from pretrain.evaluation.video_score import VideoScore
 from pretrain.evaluation.videos import evaluated_videos
 from pretrain.models.network import VideoNetwork
-from pretrain.models.weights import check_weights, load_weights
-from pretrain.models.zoo import build_model
+from pretrain.models.weights import check_weights
 from pretrain.run_folder import Run, read_settings
 from pretrain.settings import TrainSettings
-from sharding.base.errors import CommandFailed, UserError
+from sharding.base.errors import UserError
 from sharding.base.settings import Settings, unit
 from sharding.storage.store import open_store
 
@@ -101,11 +97,8 @@ class Subject:
 
     def network(self) -> VideoNetwork:
         """The network in evaluation mode, on the device of this process."""
-        model = build_model(self.train.model, len(self.classes), self.clip.frames, self.clip.crop)
-        load_weights(model, self.weights, "keep", str(self.run))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model.use(evaluation_compute_path(self.run, self.train.engine.compute_path, device))
-        return model.to(device).eval()
+        clip, path = self.clip, self.train.engine.compute_path
+        return loaded_network(self.train.model, len(self.classes), clip, self.weights, str(self.run), self.run, path)
 
 
 def open_subject(settings: EvaluateSettings) -> Subject:
@@ -115,9 +108,7 @@ def open_subject(settings: EvaluateSettings) -> Subject:
     """
     run = Path(settings.run)
     train, classes = read_settings(run)
-    if train.model.in_channels != train.data.clip.channels:
-        what = f"the network takes {train.model.in_channels} channels, and its clips have {train.data.clip.channels}"
-        raise UserError(what, str(run), "evaluate a network with the clips that it was trained on")
+    require_channels(train.model, train.data.clip, str(run))
     versions = Run(run, writes=False).versions(train.data) or []
     if settings.store is None and not versions:
         what = "the run was imported and has no store of its own to be evaluated on"
@@ -151,9 +142,8 @@ class Scorer:
 
     def __init__(self, subject: Subject, workers: int) -> None:
         self.subject = subject
-        self.model = subject.network()
-        self.device = next(self.model.parameters()).device
-        yields_cpu = self.device.type == "cpu"
+        self._scorer = ClipScorer(subject.network(), subject.clip, f"the network of step {subject.step}")
+        yields_cpu = self._scorer.device.type == "cpu"
         work = WorkerSetup(subject.clip, ReadingSettings(), unseen=subject.split, yields_cpu=yields_cpu)
         self._pool = WorkerPool(workers, work, LoaderSettings().stall_seconds)
 
@@ -176,24 +166,7 @@ class Scorer:
             if video.damaged:
                 yield VideoScore(row, None, None, self._clips_of(row, clips), 0, str(video.damaged[0]))
             else:
-                yield self._score(row, video, batch)
-
-    def _score(self, row: int, video: Batch, batch: int) -> VideoScore:
-        with torch.inference_mode():
-            logits = []
-            for begin in range(0, len(video.planes), batch):
-                part = made_batch(video.planes.part(begin, begin + batch)).map_tensors(
-                    lambda planes: planes.to(self.device)
-                )
-                logits.append(self.model(network_input(part, self.subject.clip)).float())
-        together = torch.cat(logits).cpu()
-        if not together.isfinite().all():
-            what = f"the network of step {self.subject.step} gives scores that are not finite"
-            raise CommandFailed(f"{what} (video {video.keys[0]}): its weights are of no use")
-        scores = together.softmax(1)
-        # By the function that judges a video, so that a video of one clip is right when its clip is.
-        right = sum(best_rank(clip, video.labels[0]) < 1 for clip in scores.numpy())
-        return VideoScore(row, scores.mean(0).numpy(), together.mean(0).numpy(), len(scores), right)
+                yield self._scorer.score(row, video, batch)
 
     def _clips_of(self, row: int, clips: int) -> int:
         """How many clips a damaged video would have given, as far as its record tells."""

@@ -13,14 +13,11 @@ import torch
 from torch import Tensor
 
 from pretrain.data.damage_budget import allowed_damage, damage_error
-from pretrain.data.device.tensors import plane_batch
-from pretrain.data.device.transforms import pictures
-from pretrain.data.reading.decode import decode_frames
 from pretrain.data.reading.store_split import DamagedData, Sample
 from pretrain.data.views.frames import evaluation_starts
-from pretrain.data.views.views import centre_view
 from pretrain.evaluation.evaluate import EvaluateSettings, Subject
 from pretrain.evaluation.files import FORMAT, PartialScores, evaluation_folder, write_files
+from pretrain.evaluation.frames_shown import frames_shown
 from pretrain.evaluation.fusion import OtherEvaluation, fuse_scores, open_other_evaluation
 from pretrain.evaluation.video_score import VideoScore, best_rank
 
@@ -146,16 +143,11 @@ def _thumbs(subject: Subject, scores: Sequence[VideoScore], samples: Sequence[Sa
     for place in (sound[i * len(sound) // count] for i in range(count)):
         sample = samples[place]
         assert sample is not None, "it was scored"
-        times = sample.times
-        first = evaluation_starts(sample.frames, clip.needed_frames(times), 1)[0]
-        wanted = clip.frame_numbers(times, first)
-        shown = [wanted[i * len(wanted) // _THUMB_FRAMES] for i in range(_THUMB_FRAMES)]
+        first = evaluation_starts(sample.frames, clip.needed_frames(sample.times), 1)[0]
         try:
-            planes = decode_frames(subject.split.store, sample, shown)
+            sheets.append(frames_shown(subject.split.store, sample, clip, first, _THUMB_FRAMES))
         except DamagedData:  # since it was scored
             continue
-        view = centre_view(clip, (sample.height, sample.width))
-        sheets.append(pictures(plane_batch([planes], [view]), clip)[0].permute(1, 2, 3, 0).numpy())  # F H W 3
         rows.append(place)
     if not sheets:
         return None

@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.font_manager import FontEntry, fontManager
 
+from sharding.base.printable import visible
 from sharding.pages.fonts import INSTALL_HINT, Fonts
 
 log = logging.getLogger("reelscale")
@@ -27,6 +28,16 @@ class Label:
     families: tuple[str, ...] = (_OWN,)
 
 
+def file_label(name: str, length: int) -> Label:
+    """How a figure writes a file's name, cut to `length` columns: as escapes where no font has its letters."""
+    own = _own_font()
+    line = short(visible(name), length)
+    written = Fonts([line], own).runs(line)
+    if written is None:
+        return Label(short(ascii(name)[1:-1], length))
+    return Label(written.text, (_OWN, *(_family(file) for file in dict.fromkeys(written.files) if file != own)))
+
+
 class ClassLabels:
     """How the figures write the classes.
 
@@ -35,7 +46,7 @@ class ClassLabels:
 
     def __init__(self, classes: Sequence[str], used: Collection[str]) -> None:
         """`used`: the names that a figure writes; one warning is logged if fonts for some are missing."""
-        own = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+        own = _own_font()
         numbers = {name: number for number, name in enumerate(dict.fromkeys([*classes, *used]))}
         cut = {name: short(name) for name in sorted(used, key=numbers.__getitem__)}
         fonts = Fonts(cut.values(), own)
@@ -70,6 +81,10 @@ def short(name: str, length: int = _LENGTH) -> str:
     while sum(widths[: kept + 1]) < length:
         kept += 1
     return name[:kept] + "…"
+
+
+def _own_font() -> Path:
+    return Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 
 
 def _family(file: Path) -> str:

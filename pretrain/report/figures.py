@@ -56,7 +56,7 @@ def loss_figure(run: RunFiles, theme: Theme) -> bytes:
         _finish(bottom, "learning rate", theme)
         bottom.set_xlabel("step")
 
-    return _png(draw, (6.4, 4.2), theme)
+    return png(draw, (6.4, 4.2), theme)
 
 
 def accuracy_figure(run: RunFiles, theme: Theme) -> bytes:
@@ -70,7 +70,7 @@ def accuracy_figure(run: RunFiles, theme: Theme) -> bytes:
         _finish(axes, "top-1 of clips, %", theme)
         axes.set_xlabel("step")
 
-    return _png(draw, (6.4, 4.2), theme)
+    return png(draw, (6.4, 4.2), theme)
 
 
 def confusion_figure(counts: np.ndarray, names: Sequence[Label], theme: Theme) -> bytes:
@@ -91,8 +91,8 @@ def confusion_figure(counts: np.ndarray, names: Sequence[Label], theme: Theme) -
             ticks, labels = range(len(names)), [name.text for name in names]
             axes.set_xticks(ticks, labels, rotation=45, ha="right", rotation_mode="anchor")
             axes.set_yticks(ticks, labels)
-            _by_their_fonts(axes.get_xticklabels(), names)
-            _by_their_fonts(axes.get_yticklabels(), names)
+            write_in_their_fonts(axes.get_xticklabels(), names)
+            write_in_their_fonts(axes.get_yticklabels(), names)
         else:
             axes.set_xticks([])
             axes.set_yticks([])
@@ -102,7 +102,7 @@ def confusion_figure(counts: np.ndarray, names: Sequence[Label], theme: Theme) -
                 axes.text(taken, truth, str(counts[truth, taken]), ha="center", va="center", color=colour)
         axes.tick_params(length=0)
 
-    return _png(draw, (side + 1.4, side), theme)
+    return png(draw, (side + 1.4, side), theme)
 
 
 def per_class_figure(names: Sequence[Label], accuracies: Sequence[float], theme: Theme) -> bytes:
@@ -118,7 +118,7 @@ def per_class_figure(names: Sequence[Label], accuracies: Sequence[float], theme:
             axes.bar_label(bars, fmt="%.0f", padding=4, color=theme.text, fontsize=9)
             labels = [names[place] for place in order]
             axes.set_yticks(range(len(order)), [label.text for label in labels])
-            _by_their_fonts(axes.get_yticklabels(), labels)
+            write_in_their_fonts(axes.get_yticklabels(), labels)
             axes.set_ylim(len(order) - 0.4, -0.6)
             axes.set_xlim(0, 108)
             axes.set_xlabel("video@1, %")
@@ -132,7 +132,7 @@ def per_class_figure(names: Sequence[Label], accuracies: Sequence[float], theme:
         axes.grid(axis="x" if named else "y", color=theme.faint, linewidth=0.7)
         axes.set_axisbelow(True)
 
-    return _png(draw, (6.4, 1.2 + 0.3 * len(order) if named else 4.2), theme)
+    return png(draw, (6.4, 1.2 + 0.3 * len(order) if named else 4.2), theme)
 
 
 def in_sheet(clips: ClipThumbnails) -> list[int]:
@@ -158,7 +158,7 @@ def contact_sheet(evaluation: Evaluation, clips: ClipThumbnails, labels: ClassLa
             axes.imshow(_strip(pictures, across), interpolation="antialiased", aspect="equal")
             _caption(axes, evaluation, row, labels, theme)
 
-    return _png(draw, (5.8 * columns, tall * rows), theme, dpi=130)
+    return png(draw, (5.8 * columns, tall * rows), theme, dpi=130)
 
 
 def _strip(pictures: np.ndarray, across: int) -> np.ndarray:
@@ -185,7 +185,8 @@ def _caption(axes: Axes, evaluation: Evaluation, row: int, labels: ClassLabels, 
     title.set_fontfamily(list(dict.fromkeys((*named.families, *predicted.families))))
 
 
-def _by_their_fonts(texts: Sequence[Text], labels: Sequence[Label]) -> None:
+def write_in_their_fonts(texts: Sequence[Text], labels: Sequence[Label]) -> None:
+    """Set each text's fonts to those that have its label's characters."""
     for text, label in zip(texts, labels, strict=True):
         text.set_fontfamily(list(label.families))
 
@@ -222,7 +223,8 @@ def _finish(axes: Axes, label: str, theme: Theme) -> None:
         axes.legend(frameon=False)
 
 
-def _png(draw: Callable[[Figure], None], inches: tuple[float, float], theme: Theme, dpi: int = 150) -> bytes:
+def png(draw: Callable[[Figure], None], inches: tuple[float, float], theme: Theme, dpi: int = 150) -> bytes:
+    """The PNG that `draw` makes of an empty figure of this width and height in a theme's colours."""
     texts = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
     lines = ("axes.edgecolor", "xtick.color", "ytick.color")
     style: dict[Any, Any] = dict.fromkeys(texts, theme.text) | dict.fromkeys(lines, theme.faint)

@@ -1,5 +1,5 @@
 """What the documents' tests share with those of whole commands."""
 
-from tests.cluster.conftest import corpus, pieces, say, store
+from tests.cluster.conftest import begun, corpus, pieces, say, store
 
-__all__ = ["corpus", "pieces", "say", "store"]
+__all__ = ["begun", "corpus", "pieces", "say", "store"]

@@ -21,6 +21,7 @@ from sharding.base.settings import settings_tree, validate
 from tests.cluster.conftest import Say
 from tests.documents.markdown import (
     DOCUMENTS,
+    Block,
     Example,
     block_examples,
     blocks,
@@ -232,10 +233,37 @@ def test_python_and_yaml_blocks_are_well_formed(document: Path) -> None:
             assert yaml.safe_load(block.text) or all(line.startswith("#") for line in block.text.splitlines())
 
 
+def python_block(text: str) -> Block:
+    """The Python block of pretrain/README.md that has this text in it."""
+    (block,) = (
+        block for block in blocks(ROOT / "pretrain" / "README.md") if block.language == "python" and text in block.text
+    )
+    return block
+
+
+@pytest.mark.slow
+def test_the_three_lines_that_predict_run(
+    begun: Path, pieces: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As they are written, in a folder with such a run and such videos."""
+    block = python_block("predict(")
+    assert sum(map(bool, block.text.splitlines())) == 3
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(begun)
+    (tmp_path / "videos").mkdir()
+    for piece in pieces[:2]:
+        shutil.copy(piece, tmp_path / "videos")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.text, "example", "exec"), {})  # the repository's own text
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == [f"videos/{piece.name}" for piece in pieces[:2]]
+    assert all("calm" in line and "lively" in line for line in printed)
+
+
 @pytest.mark.slow
 def test_the_loop_of_your_own_runs(store: Path) -> None:
     """As it is written, but for the store's address and one step for all."""
-    (block,) = (block for block in blocks(ROOT / "pretrain" / "README.md") if block.language == "python")
+    block = python_block("Loader(")
     code = block.text.replace("s3://bucket/sports1m", str(store))
     assert code != block.text
     tree = ast.parse(code)

@@ -18,6 +18,7 @@ from sharding.base.lru import LRU
 from sharding.base.printable import visible
 from sharding.format.index import Index, current_index, read_index
 from sharding.format.record import read_record, record_meta
+from sharding.storage.counters import Counters
 from sharding.storage.store import Store
 
 _FEWEST_RECORDS_KEPT = 16
@@ -243,6 +244,11 @@ class Split:
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    @property
+    def counters(self) -> Counters:
+        """Those of its store."""
+        return self.store.counters
 
     def keep_records(self, shards: int) -> None:
         """Keep the records of so many shards at hand, at least."""

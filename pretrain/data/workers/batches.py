@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +15,34 @@ from numpy.typing import NDArray
 from pretrain.data.reading.decode import Window, decode_flow_into, decode_into, plane_matrix
 from pretrain.data.reading.packets import byte_ranges
 from pretrain.data.reading.prefetch import ByteRange, Prefetcher
-from pretrain.data.reading.store_split import DamagedData, Sample, Split
+from pretrain.data.reading.store_split import DamagedData, RangeReader, Sample, Split
 from pretrain.data.sampling.order import Draw, mix, sample_randoms
 from pretrain.data.views.frames import evaluation_starts, is_looped, train_start
 from pretrain.data.views.resample import source_window
 from pretrain.data.views.views import VIEW_RANDOMS, ClipSettings, View, centre_view, train_view
 from sharding.base.errors import UserError
+from sharding.storage.counters import Counters
 
 _TRIES = 100
 _SUBSTITUTE = 3  # the word that tells this hash from the order's
 _ALIGNED = 64
 
 Memory = Callable[[int], memoryview]
+
+
+class SampleReader(Protocol):
+    """Samples by their numbers: those of a store's split, or of a video in memory."""
+
+    @property
+    def source(self) -> RangeReader:
+        """What their bytes are read from."""
+
+    @property
+    def counters(self) -> Counters:
+        """The requests for bytes, so far."""
+
+    def sample(self, number: int) -> Sample:
+        """One of them. Raises DamagedData."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +105,7 @@ class Batch:
 class _Shown:
     """One clip: its sample, the numbers of its frames, how they are seen, and whether some come twice."""
 
-    split: Split
+    source: RangeReader
     sample: Sample
     frames: Sequence[int]
     view: View
@@ -109,10 +126,12 @@ class BatchMaker:
     `memory(size)` gives writable bytes for the planes of the batch that is made next.
     """
 
-    def __init__(self, splits: Sequence[Split], unseen: Split | None, clip: ClipSettings, memory: Memory) -> None:
+    def __init__(
+        self, splits: Sequence[Split], unseen: SampleReader | None, clip: ClipSettings, memory: Memory
+    ) -> None:
         self.splits, self.unseen, self.clip, self.memory = splits, unseen, clip, memory
-        every = [*splits, unseen] if unseen else splits
-        self._counters = list({id(split.store): split.store.counters for split in every}.values())
+        every = [each.counters for each in [*splits, *([unseen] if unseen else [])]]
+        self._counters = list({id(counters): counters for counters in every}.values())
         self._lost: dict[tuple[int, ...], DamagedData] = {}
         self._seen: set[tuple[int, str]] = set()
         self._decode_seconds: list[float] = []  # of each clip of the batch that is made
@@ -199,21 +218,20 @@ class BatchMaker:
         needed = self.clip.needed_frames(times)
         frames = self.clip.frame_numbers(times, train_start(sample.frames, needed, start))
         seen = train_view(self.clip, (sample.height, sample.width), view)
-        return _Shown(split, sample, frames, seen, is_looped(sample.frames, needed))
+        return _Shown(split.source, sample, frames, seen, is_looped(sample.frames, needed))
 
     def _times(self, sample: Sample) -> Sequence[float] | NDArray[np.float64]:
         """When its frames are shown; where only their number matters, that."""
         return sample.times if self.clip.fps else range(sample.frames)
 
     def _evaluation_clips(self, number: int, clips: int) -> list[_Shown]:
-        split = self.unseen
-        assert split is not None
-        sample = split.sample(number)
+        assert self.unseen is not None
+        sample = self.unseen.sample(number)
         times = self._times(sample)
         needed = self.clip.needed_frames(times)
         view, looped = centre_view(self.clip, (sample.height, sample.width)), is_looped(sample.frames, needed)
         return [
-            _Shown(split, sample, self.clip.frame_numbers(times, first), view, looped)
+            _Shown(self.unseen.source, sample, self.clip.frame_numbers(times, first), view, looped)
             for first in evaluation_starts(sample.frames, needed, clips)
         ]
 
@@ -230,7 +248,7 @@ class BatchMaker:
             begin = time.perf_counter()
             count, sample, frames = len(video), video[0].sample, _frames(video)
             luma = y[first : first + count].reshape(count * self.clip.frames, *y.shape[2:])
-            source = video[0].split.source
+            source = video[0].source
             try:
                 if uv is None:
                     decode_flow_into(source, sample, frames, windows[first], luma)
@@ -255,7 +273,7 @@ class BatchMaker:
         """Have the byte ranges prefetched that the batch needs, of sources that do so."""
         coming: dict[int, tuple[Prefetcher, list[ByteRange]]] = {}
         for video in videos:
-            source, sample = video[0].split.source, video[0].sample
+            source, sample = video[0].source, video[0].sample
             if isinstance(source, Prefetcher):
                 table = sample.flow.packets if self.clip.input == "flow" and sample.flow else sample.packets
                 _, expected = coming.setdefault(id(source), (source, []))
