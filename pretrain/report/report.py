@@ -14,7 +14,8 @@ from pretrain.report import figures as drawn
 from pretrain.report import html
 from pretrain.report.class_names import ClassLabels, Label
 from pretrain.report.figures import DARK, LIGHT, Theme
-from pretrain.report.run_data import Evaluation, RunFiles, confused_pairs, read_run
+from pretrain.report.run_data import Evaluation, RunFiles, read_run
+from pretrain.scoring.confusion import confused_pairs
 from sharding.base.errors import UserError
 from sharding.pages.html import figures, table, text_of
 

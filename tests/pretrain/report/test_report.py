@@ -20,7 +20,8 @@ from matplotlib.image import imread
 from pretrain.report.class_names import short
 from pretrain.report.figures import smoothed
 from pretrain.report.report import write_report
-from pretrain.report.run_data import confused_pairs, read_metrics, read_run
+from pretrain.report.run_data import read_metrics, read_run
+from pretrain.scoring.confusion import confused_pairs
 from sharding.base.errors import UserError
 from sharding.format.record import to_parquet, with_meta
 
