@@ -176,13 +176,16 @@ def open_subject(settings: EvaluateSettings) -> Subject:
     network = meta_network(train.model, len(classes), clip.frames, clip.crop)
     check_weights(network, checkpoint.weights, "keep", str(run))
     return Subject(
-        run, train, _protocol(settings, clip, network), classes, checkpoint.weights, checkpoint.step, videos.split,
+        run, train, protocol_of(settings, clip, network), classes, checkpoint.weights, checkpoint.step, videos.split,
         videos.rows, videos.left_out, videos.notes,
     )  # fmt: skip
 
 
-def _protocol(settings: EvaluateSettings, clip: ClipSettings, network: VideoNetwork) -> Protocol:
-    """The settings' protocol for a network and the clips that it was trained on. Raises UserError for a crop."""
+def protocol_of(settings: EvaluateSettings, clip: ClipSettings, network: VideoNetwork) -> Protocol:
+    """The settings' protocol for a network and the clips that it was trained on.
+
+    Raises UserError for a crop that the network does not take, or that its pictures do not have.
+    """
     crop = settings.crop or clip.crop
     largest = clip.short_edge[0] if clip.short_edge else min(clip.resize or ())
     if crop < clip.crop:
