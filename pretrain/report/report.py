@@ -151,11 +151,11 @@ def _evaluated(evaluation: Evaluation, album: _Album) -> Iterator[str]:
     if evaluation.clips is not None:
         png = drawn.contact_sheet(evaluation, evaluation.clips, labels)
         order = "errors first, the most confident at the top"
-        told = (
+        legend = (
             f'<p class="soft">{order}: ✓ taken for its class · ✗ its class → what it was taken for, with the score</p>'
         )
         described = "frames of evaluated clips with their class and prediction"
-        yield html.card("Clips", told, album.sheet("clips", described, png))
+        yield html.card("Clips", legend, album.sheet("clips", described, png))
 
 
 def _named(evaluation: Evaluation) -> set[str]:
