@@ -23,6 +23,8 @@ from pretrain.evaluation.predict_settings import PredictSettings
 from sharding.base.exit_codes import DONE, FAILED
 from sharding.base.printable import visible
 
+_ACCURACIES = {"clip1": "clip@1", "video1": "video@1", "video5": "video@5", "mean_class_video1": "video@1, mean class"}
+
 
 def evaluate(
     config: Config,
@@ -31,10 +33,11 @@ def evaluate(
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a run's network: clip@1, video@1, video@5, every video counted once.
+    """Evaluate a run's network: clip@1, video@1, video@5, mean class accuracy, calibration; every video counts once.
 
-    Classes are the run's, by name: the store may have some of them, and in another order. Files go to a folder of the
-    store, split and number of clips in RUN/evaluation. The same command goes on after a stop. Exit codes: 0 done,
+    Classes are the run's, by name: the store may have some of them, and in another order. Beside each accuracy stands
+    the 95 % interval that its number of videos leaves. Files go to a folder of the store, split and protocol (clips,
+    crops, what is averaged) in RUN/evaluation. The same command goes on after a stop. Exit codes: 0 done,
     75 stopped by a signal with the scores so far saved, 2 a mistake, or too many damaged videos, 1 failed.
 
     Examples:
@@ -42,6 +45,8 @@ def evaluate(
       reelscale evaluate configs/demo-evaluate.yaml
 
       reelscale evaluate configs/demo-evaluate.yaml run=runs/mine clips=100
+
+      reelscale evaluate configs/demo-evaluate.yaml run=runs/mine crops=3 crop=128
 
       reelscale evaluate configs/demo-evaluate.yaml run=runs/rgb fuse.run=runs/flow
     """
@@ -56,16 +61,39 @@ def evaluate(
     if as_json:
         print_json(summary)
         return
-    rows = {name: f"{100 * summary[name]:.1f} %" for name in ("clip1", "video1", "video5")}
-    counts = {name: summary[name] for name in ("videos", "clips")}
-    damaged = {"damaged": f"{summary['damaged']}, counted as wrong"} if summary["damaged"] else {}
-    print_table("evaluation", {"run": summary["weights"], **counts, **damaged, **rows, "folder": summary["folder"]})
+    print_table("evaluation", _figures(summary))
     if "fused" in summary:
         fused = summary["fused"]
-        print_table(
-            "fused",
-            {"with": fused["folder"], **{name: f"{100 * fused[name]:.1f} %" for name in ("video1", "video5")}},
-        )
+        print_table("fused", {"with": fused["folder"], **_accuracies(fused)})
+
+
+def _figures(summary: dict[str, Any]) -> dict[str, str]:
+    """What a person is told of an evaluation: each accuracy with the interval that its number of videos leaves."""
+    videos = f"{summary['videos']:,}"
+    if summary["several_labels"]:
+        videos += f", {summary['several_labels']:,} with several labels: video@k is Hit@k"
+    damaged = {"damaged": f"{summary['damaged']:,}, counted as wrong"} if summary["damaged"] else {}
+    calibration = summary["calibration"]
+    ece = {} if calibration["ece"] is None else {"ECE": f"{calibration['ece']:.3f} ({calibration['bins']} bins)"}
+    return {
+        "run": summary["weights"],
+        "videos": videos,
+        **damaged,
+        "protocol": summary["protocol"]["words"],
+        "clips": f"{summary['clips']:,}",
+        **_accuracies(summary),
+        **ece,
+        "folder": summary["folder"],
+    }
+
+
+def _accuracies(summary: dict[str, Any]) -> dict[str, str]:
+    rows = {}
+    for name, title in _ACCURACIES.items():
+        if summary.get(name) is not None:
+            low, high = (100 * bound for bound in summary["intervals"][name])
+            rows[title] = f"{100 * summary[name]:5.1f} %  ({low:.1f} to {high:.1f})"
+    return rows
 
 
 @with_options(PredictSettings)

@@ -78,13 +78,13 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
     launcher = choose_launcher(job.launch.launcher)
     with working("opening the run and its videos"):
         subject = open_subject(settings)
-    writable_folder(str(folder_of(subject, settings)), "run")
+    writable_folder(str(folder_of(subject)), "run")
     other = other_of(subject, settings)
     set_run_info("evaluate", network=subject.train.model.label, store_version=subject.split.index.version)
     for note in subject.notes:
         print(note, file=sys.stderr)
     folders = {"run": subject.run, "cache": environment.cache_folder()}
-    with watching_host(folders), partial_scores_of(subject, settings) as partial:
+    with watching_host(folders), partial_scores_of(subject) as partial:
         scored = partial.read()
         todo = [row for row in subject.rows if row not in scored]
         if scored:
@@ -145,7 +145,7 @@ def _in_this_process(settings: EvaluateSettings, subject: Subject, todo: list[in
     if not todo:
         return
     with Scorer(subject, decoder_count(LoaderSettings())) as scorer:
-        for score in scorer.scores(todo, settings.clips, settings.batch):
+        for score in scorer.scores(todo, settings.batch):
             yield [score]
 
 
@@ -157,10 +157,7 @@ def _by_ray(settings: EvaluateSettings, workers: int, subject: Subject, todo: li
         workers = min(workers or cpus(ray), len(todo))
         size = max(1, min(_ROWS_A_TASK, len(todo) // (_TASKS_A_WORKER * workers)))
         shared, name = ray.put(subject), uuid.uuid4().hex
-        shares = (
-            (name, shared, todo[begin : begin + size], settings.clips, settings.batch)
-            for begin in range(0, len(todo), size)
-        )
+        shares = ((name, shared, todo[begin : begin + size], settings.batch) for begin in range(0, len(todo), size))
         gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
         tasks = RayTasks[tuple[Any, ...]](ray, _score, _name, gpus=gpus, retried=(DecoderDied,))
         try:
@@ -181,7 +178,7 @@ def _name(name: str, shared: Any, rows: list[int], *_: Any) -> str:
 _scorers: dict[str, Scorer] = {}  # of this worker process: that of the evaluation that it works for
 
 
-def _score(name: str, shared: Any, rows: list[int], clips: int, batch: int, _: object) -> list[VideoScore]:
+def _score(name: str, shared: Any, rows: list[int], batch: int, _: object) -> list[VideoScore]:
     """The scores of rows of a subject, which a worker process fetches once; `name` identifies the evaluation."""
     if name not in _scorers:
         import ray
@@ -191,7 +188,7 @@ def _score(name: str, shared: Any, rows: list[int], clips: int, batch: int, _: o
         _scorers.clear()
         _scorers[name] = Scorer(ray.get(shared), workers=1)
     try:
-        return list(_scorers[name].scores(rows, clips, batch))
+        return list(_scorers[name].scores(rows, batch))
     except BaseException:  # batches that it had asked for would come to the next
         _scorers.pop(name).close()
         raise

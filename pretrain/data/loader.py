@@ -232,18 +232,21 @@ class Loader:
         }
 
 
-def evaluation_clips(pool: WorkerPool, numbers: Sequence[int], clips: int, at_once: int) -> Iterator[Batch]:
+def evaluation_clips(
+    pool: WorkerPool, numbers: Sequence[int], clips: int, at_once: int, crops: int = 1
+) -> Iterator[Batch]:
     """The `clips` uniform clips of each sample, in order: `at_once` samples a batch, each decoded in one pass.
 
-    A batch may be read until the next is asked for. Its `damaged` are the samples of it that cannot be read: no figure
-    leaves out a video untold.
+    They are seen in their centre, and their planes hold all views of `crops` (`evaluation_views`). A batch may be read
+    until the next is asked for. Its `damaged` are the samples of it that cannot be read: no figure leaves out a video
+    untold.
     """
     chunks = [list(numbers[begin : begin + at_once]) for begin in range(0, len(numbers), at_once)]
     tickets: deque[int] = deque()
     asked = 0
     for _ in chunks:
         while asked < len(chunks) and len(tickets) <= 2 * pool.count:
-            tickets.append(pool.evaluate(chunks[asked], clips))
+            tickets.append(pool.evaluate(chunks[asked], clips, crops))
             asked += 1
         ticket = tickets.popleft()
         yield pool.take(ticket)

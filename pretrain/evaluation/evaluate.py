@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -16,7 +16,7 @@ from pretrain.data.loader import evaluation_clips
 from pretrain.data.reading.reading_mode import ReadingSettings
 from pretrain.data.reading.store_split import DamagedData, Split
 from pretrain.data.views.frames import evaluation_starts
-from pretrain.data.views.views import ClipSettings
+from pretrain.data.views.views import LARGEST_CROP, ClipSettings
 from pretrain.data.workers.pool import LoaderSettings, WorkerPool
 from pretrain.data.workers.worker import WorkerSetup
 from pretrain.evaluation.clip_scorer import ClipScorer
@@ -24,9 +24,11 @@ from pretrain.evaluation.fusion import FuseSettings
 from pretrain.evaluation.trained_network import loaded_network, require_channels
 from pretrain.evaluation.video_score import VideoScore
 from pretrain.evaluation.videos import evaluated_videos
+from pretrain.models.count import last_map
 from pretrain.models.network import VideoNetwork
 from pretrain.models.weights import check_weights
 from pretrain.run_folder import Run, read_settings
+from pretrain.scoring.protocol import Averaged, Pooling, Protocol
 from pretrain.settings import TrainSettings
 from sharding.base.errors import UserError
 from sharding.base.settings import Settings, unit
@@ -34,7 +36,7 @@ from sharding.storage.store import open_store
 
 
 class EvaluateSettings(Settings):
-    """Which network on which videos, and how many clips of each."""
+    """Which network on which videos, and by which protocol: the clips and crops of each, and what is averaged."""
 
     run: Annotated[str, Field(description="the run's folder; its newest checkpoint is evaluated")]
     store: Annotated[str | None, Field(description="directory or URL of the store; null: the run's own")] = None
@@ -55,6 +57,36 @@ class EvaluateSettings(Settings):
             description="clips of each video, spread evenly over it (100 on Sports-1M)",
         ),
     ] = 10
+    crops: Annotated[
+        Literal[1, 3],
+        Field(
+            json_schema_extra=unit("crops"),
+            description="crops of each clip: 1, the centre, or 3: both ends of the picture's longer side, too",
+        ),
+    ] = 1
+    crop: Annotated[
+        int | None,
+        Field(
+            json_schema_extra=unit("pixels"),
+            ge=8,
+            le=LARGEST_CROP,
+            description="side of each square crop, in pixels: the run's, or a larger one; null: the run's",
+        ),
+    ] = None
+    pooling: Annotated[
+        Pooling,
+        Field(
+            description="of crops larger than the run's. convolutional: each place that the run's own crop has on the "
+            "last map is classified, and the places are averaged; average: the whole map is pooled"
+        ),
+    ] = "convolutional"
+    average: Annotated[
+        Averaged,
+        Field(
+            description="what is averaged over a video's clips, crops and places: scores, which are softmaxes, or "
+            "logits (I3D)"
+        ),
+    ] = "scores"
     batch: Annotated[
         int, Field(json_schema_extra=unit("clips"), ge=1, le=2**16, description="clips scored at once")
     ] = 32
@@ -75,13 +107,16 @@ class EvaluateSettings(Settings):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a run's network of a step, and the rows of a split; its labels are the run's class numbers.
+    """What is evaluated: a run's network of a step, and the rows of a split, by a protocol.
+
+    The split's labels are the run's class numbers.
 
     `notes`: what to tell about the choice of videos; `left_out`: of how many videos no label is among the classes.
     """
 
     run: Path
     train: TrainSettings
+    protocol: Protocol
     classes: list[str]
     weights: dict[str, Tensor]
     step: int
@@ -92,13 +127,21 @@ class Subject:
 
     @property
     def clip(self) -> ClipSettings:
-        """The run's clips."""
-        return self.train.data.clip
+        """The run's clips, by the protocol's crop."""
+        return self.train.data.clip.model_copy(update={"crop": self.protocol.crop})
 
     def network(self) -> VideoNetwork:
         """The network in evaluation mode, on the device of this process."""
-        clip, path = self.clip, self.train.engine.compute_path
+        clip, path = self.train.data.clip, self.train.engine.compute_path
         return loaded_network(self.train.model, len(self.classes), clip, self.weights, str(self.run), self.run, path)
+
+    def window(self) -> tuple[int, int] | None:
+        """Height and width of the last map of the run's own crop, where a larger one is classified place by place."""
+        if not self.protocol.has_places:
+            return None
+        clip = self.train.data.clip
+        network = meta_network(self.train.model, len(self.classes), clip.frames, clip.crop)
+        return last_map(network, clip.frames, clip.crop)
 
 
 def open_subject(settings: EvaluateSettings) -> Subject:
@@ -120,11 +163,31 @@ def open_subject(settings: EvaluateSettings) -> Subject:
         what = "the network takes optical flow, and the store holds none"
         raise UserError(what, store.url, "shard the corpus into a new store with the setting flow={}")
     checkpoint = Checkpointer(run).load_weights_only()
-    check_weights(meta_network(train.model, len(classes), clip.frames, clip.crop), checkpoint.weights, "keep", str(run))
+    network = meta_network(train.model, len(classes), clip.frames, clip.crop)
+    check_weights(network, checkpoint.weights, "keep", str(run))
     return Subject(
-        run, train, classes, checkpoint.weights, checkpoint.step, videos.split, videos.rows, videos.left_out,
-        videos.notes,
+        run, train, protocol_of(settings, clip, network), classes, checkpoint.weights, checkpoint.step, videos.split,
+        videos.rows, videos.left_out, videos.notes,
     )  # fmt: skip
+
+
+def protocol_of(settings: EvaluateSettings, clip: ClipSettings, network: VideoNetwork) -> Protocol:
+    """The settings' protocol for a network and the clips that it was trained on.
+
+    Raises UserError for a crop that the network does not take, or that its pictures do not have.
+    """
+    crop = settings.crop or clip.crop
+    largest = clip.short_edge[0] if clip.short_edge else min(clip.resize or ())
+    if crop < clip.crop:
+        what = f"crop={crop} is smaller than the {clip.crop} pixels that the network was trained on"
+        raise UserError(what, settings.run, "leave crop out, or give a larger one")
+    if crop > largest:
+        what = f"crop={crop} is larger than the pictures that it is cut from: their shorter side has {largest} pixels"
+        raise UserError(what, settings.run, f"give a crop of {largest} at most, or leave it out")
+    if crop > clip.crop and not network.is_fully_convolutional:
+        what = f"crop={crop}: this network takes crops of {clip.crop} pixels alone"
+        raise UserError(what, settings.run, "leave crop out")
+    return Protocol(settings.clips, settings.crops, crop, clip.crop, settings.pooling, settings.average)
 
 
 def _has_flow(split: Split, row: int) -> bool:
@@ -142,7 +205,10 @@ class Scorer:
 
     def __init__(self, subject: Subject, workers: int) -> None:
         self.subject = subject
-        self._scorer = ClipScorer(subject.network(), subject.clip, f"the network of step {subject.step}")
+        protocol, name = subject.protocol, f"the network of step {subject.step}"
+        self._scorer = ClipScorer(
+            subject.network(), subject.clip, name, protocol.crops, protocol.average, subject.window()
+        )
         yields_cpu = self._scorer.device.type == "cpu"
         work = WorkerSetup(subject.clip, ReadingSettings(), unseen=subject.split, yields_cpu=yields_cpu)
         self._pool = WorkerPool(workers, work, LoaderSettings().stall_seconds)
@@ -157,19 +223,22 @@ class Scorer:
         """End the processes."""
         self._pool.close()
 
-    def scores(self, rows: list[int], clips: int, batch: int) -> Iterator[VideoScore]:
-        """Softmax of each centre-cropped clip, averaged over the video's; `batch` clips go through at once.
+    def scores(self, rows: list[int], batch: int) -> Iterator[VideoScore]:
+        """Each video's mean over its clips and crops, by the subject's protocol; `batch` of these go through at once.
 
         Raises CommandFailed for a network whose outputs are not finite.
         """
-        for row, video in zip(rows, evaluation_clips(self._pool, rows, clips, 1), strict=True):
+        protocol = self.subject.protocol
+        videos = evaluation_clips(self._pool, rows, protocol.clips, 1, protocol.crops)
+        for row, video in zip(rows, videos, strict=True):
             if video.damaged:
-                yield VideoScore(row, None, None, self._clips_of(row, clips), 0, str(video.damaged[0]))
+                yield VideoScore(row, None, None, self._clips_of(row), 0, str(video.damaged[0]))
             else:
                 yield self._scorer.score(row, video, batch)
 
-    def _clips_of(self, row: int, clips: int) -> int:
+    def _clips_of(self, row: int) -> int:
         """How many clips a damaged video would have given, as far as its record tells."""
+        clips = self.subject.protocol.clips
         try:
             sample = self.subject.split.sample(row)
         except DamagedData:

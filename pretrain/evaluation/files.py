@@ -19,6 +19,7 @@ import pydantic
 
 from pretrain.data.reading.store_split import Sample
 from pretrain.evaluation.video_score import Scores, VideoScore
+from pretrain.scoring.confusion import confusion
 from sharding.base.atomic import atomic_write_bytes
 from sharding.base.errors import UserError
 from sharding.base.text import read_json
@@ -26,7 +27,7 @@ from sharding.format.record import from_parquet, record_meta, to_parquet, with_m
 
 log = logging.getLogger("reelscale")
 
-SUMMARY, VIDEOS, THUMBS = "summary.json", "videos.parquet", "clips.npz"
+SUMMARY, VIDEOS, CLASSES, THUMBS = "summary.json", "videos.parquet", "classes.parquet", "clips.npz"
 _AGAIN = "evaluate the run again"  # a remedy
 _PIECES = "pieces"
 FORMAT = 1
@@ -34,13 +35,13 @@ _SECONDS = 1.0  # that scores wait to be written, at least
 _SHARE = 0.01  # of the time so far: pieces of a long evaluation are not many
 
 
-def evaluation_folder(run: Path, store: str, index: str, split: str, clips: int) -> Path:
-    """The folder of a run's evaluation: one for each content of a store, split and number of clips.
+def evaluation_folder(run: Path, store: str, index: str, split: str, protocol: str) -> Path:
+    """The folder of a run's evaluation: one for each content of a store, split and name of a protocol.
 
-    RUN/evaluation/NAME-SPLIT-N-clips-DIGEST: the store's last name, and the first of what its index' version digests.
+    RUN/evaluation/NAME-SPLIT-PROTOCOL-DIGEST: the store's last name, and the first of what its index' version digests.
     """
     name = re.sub(r"[^\w.-]+", "-", PurePosixPath(store.rstrip("/")).name).strip("-.") or "store"
-    return run / "evaluation" / f"{name}-{split}-{clips}-clips-{index.rpartition('-')[2][:8]}"
+    return run / "evaluation" / f"{name}-{split}-{protocol}-{index.rpartition('-')[2][:8]}"
 
 
 def evaluations_of(run: Path) -> list[Path]:
@@ -172,16 +173,19 @@ def write_files(
     samples: Sequence[Sample | None],
     thumbs: bytes | None,
 ) -> None:
-    """Write videos.parquet, clips.npz and, when these are there, summary.json. Raises UserError where they cannot be.
+    """Write videos.parquet, classes.parquet, clips.npz and, when these are there, summary.json.
+
+    Raises UserError where they cannot be.
 
     A video that is damaged has no prediction and no scores; of one whose record is, nothing else is known either.
     """
+    labels = [list(sample.labels) if sample else [] for sample in samples]
     table = {
         "key": pa.array([sample and sample.key for sample in samples], pa.string()),
         "uri": pa.array([sample and sample.uri for sample in samples], pa.string()),
         "split": pa.array([summary["split"]] * len(scores), pa.string()),
-        "labels": pa.array([list(sample.labels) if sample else [] for sample in samples], pa.list_(pa.int32())),
-        "predicted": pa.array([_predicted(score) for score in scores], pa.int32()),
+        "labels": pa.array(labels, pa.list_(pa.int32())),
+        "predicted": pa.array([score.predicted for score in scores], pa.int32()),
         **_columns(scores),
     }
     meta = {"format": FORMAT, "classes": summary["classes"]}
@@ -189,6 +193,8 @@ def write_files(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SUMMARY).unlink(missing_ok=True)  # it says of files that all belong together
         atomic_write_bytes(folder / VIDEOS, to_parquet(with_meta(pa.table(table), meta)))
+        classes = _class_table(summary["per_class"], labels, scores)
+        atomic_write_bytes(folder / CLASSES, to_parquet(with_meta(classes, {"format": FORMAT})))
         if thumbs is None:
             (folder / THUMBS).unlink(missing_ok=True)
         else:
@@ -199,8 +205,29 @@ def write_files(
         raise UserError(f"the evaluation cannot be written: {error}", str(folder), remedy) from error
 
 
-def _predicted(score: VideoScore) -> int | None:
-    return None if score.scores is None else int(score.scores.argmax())
+def _class_table(
+    per_class: Sequence[dict[str, Any]], labels: Sequence[Sequence[int]], scores: Sequence[VideoScore]
+) -> pa.Table:
+    """A row a class: its figures, and what most of its wrong videos were taken for, and how many these are."""
+    counts = confusion(labels, [score.predicted for score in scores], len(per_class))
+    np.fill_diagonal(counts, 0)
+    takens, wrong = counts.argmax(1), counts.max(1)
+    lows, highs = zip(*(entry["interval"] or (None, None) for entry in per_class), strict=True)
+    return pa.table(
+        {
+            "name": pa.array([entry["name"] for entry in per_class], pa.string()),
+            "videos": pa.array([entry["videos"] for entry in per_class], pa.int64()),
+            "video1": pa.array([entry["video1"] for entry in per_class], pa.float64()),
+            "video5": pa.array([entry["video5"] for entry in per_class], pa.float64()),
+            "low": pa.array(lows, pa.float64()),
+            "high": pa.array(highs, pa.float64()),
+            "taken_for": pa.array(
+                [per_class[taken]["name"] if count else None for taken, count in zip(takens, wrong, strict=True)],
+                pa.string(),
+            ),
+            "taken": pa.array(wrong, pa.int64()),
+        }
+    )
 
 
 def _table(scores: Sequence[VideoScore]) -> pa.Table:

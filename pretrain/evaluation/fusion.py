@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from pretrain.data.reading.store_split import Sample
 from pretrain.evaluation.files import FinishedEvaluation, evaluations_of, read_evaluation
 from pretrain.evaluation.video_score import Scores
 from pretrain.models.weights import first_names
+from pretrain.scoring.protocol import Protocol
 from sharding.base.errors import UserError
 from sharding.base.settings import Settings
 
@@ -46,16 +47,16 @@ def fuse_scores(own: Scores | None, other: Scores | None, weight: float) -> Scor
 
 
 def open_other_evaluation(
-    settings: FuseSettings, samples: Sequence[Sample | None], classes: Sequence[str], index: str, clips: int
+    settings: FuseSettings, samples: Sequence[Sample | None], classes: Sequence[str], index: str, protocol: Protocol
 ) -> OtherEvaluation:
     """The other run's evaluation of these videos: their keys are the same in every store.
 
     samples: the videos, labelled by `classes`; None where a record is damaged. Of several evaluations the one of the
-    same `index` of a store and as many `clips`. Raises UserError for a run that was not evaluated on these videos, or
-    knows other classes.
+    same `index` of a store, by a protocol of as many clips and crops and the same average. Raises UserError for a run
+    that was not evaluated on these videos, or knows other classes.
     """
     folders = evaluations_of(Path(settings.run))
-    remedy = f"evaluate it first on the same videos: reelscale evaluate CONFIG run={settings.run} clips={clips}"
+    remedy = f"evaluate it first on the same videos: reelscale evaluate CONFIG run={settings.run} {protocol.overrides}"
     if not folders:
         raise UserError("there is no evaluation to fuse", settings.run, remedy)
     evaluations = [read_evaluation(folder, settings.of) for folder in folders]
@@ -64,7 +65,7 @@ def open_other_evaluation(
     if not fitting:
         names = first_names([each.folder.name for each in evaluations])
         raise UserError(f"it was evaluated on other videos than the {len(samples)} here: {names}", settings.run, remedy)
-    ranks = [(each.summary.get("index") == index, each.summary.get("clips_a_video") == clips) for each in fitting]
+    ranks = [(each.summary.get("index") == index, _is_alike(each.summary, protocol)) for each in fitting]
     best = [each for each, rank in zip(fitting, ranks, strict=True) if rank == max(ranks)]
     if len(best) > 1 and max(ranks) != (True, True):
         names = first_names([each.folder.name for each in best])
@@ -77,6 +78,12 @@ def open_other_evaluation(
     return OtherEvaluation(
         chosen.folder, {key: None if row is None else row[order] for key, row in rows if key is not None}
     )
+
+
+def _is_alike(summary: Mapping[str, Any], protocol: Protocol) -> bool:
+    """Whether an evaluation was by such a protocol; those that name none had one crop, and softmaxes averaged."""
+    named = {"clips": summary.get("clips_a_video"), "crops": 1, "average": "scores", **summary.get("protocol", {})}
+    return bool(all(named[name] == getattr(protocol, name) for name in ("clips", "crops", "average")))
 
 
 def _holds(evaluation: FinishedEvaluation, keys: set[str], videos: int) -> bool:

@@ -20,26 +20,30 @@ from pretrain.evaluation.files import FORMAT, PartialScores, evaluation_folder, 
 from pretrain.evaluation.frames_shown import frames_shown
 from pretrain.evaluation.fusion import OtherEvaluation, fuse_scores, open_other_evaluation
 from pretrain.evaluation.video_score import VideoScore, best_rank
+from pretrain.scoring.accuracy import CONFIDENCE, accuracies, wilson
+from pretrain.scoring.calibration import calibration
+from pretrain.scoring.confusion import confident_errors
 
+_ERRORS = 24  # listed in the summary
 _THUMBS = 48
 _THUMB_FRAMES = 6
 
 
-def folder_of(subject: Subject, settings: EvaluateSettings) -> Path:
+def folder_of(subject: Subject) -> Path:
     """Where the evaluation's files go."""
     split = subject.split
-    return evaluation_folder(subject.run, split.store.url, split.index.version, split.name, settings.clips)
+    return evaluation_folder(subject.run, split.store.url, split.index.version, split.name, subject.protocol.name)
 
 
-def partial_scores_of(subject: Subject, settings: EvaluateSettings) -> PartialScores:
+def partial_scores_of(subject: Subject) -> PartialScores:
     """The scores that are there already, and to which more come."""
     identity = {
         "weights": _weights_digest(subject.weights),
         "index": subject.split.index.version,
         "split": subject.split.name,
-        "clips": settings.clips,
+        "protocol": subject.protocol.identity,
     }
-    return PartialScores(folder_of(subject, settings), identity)
+    return PartialScores(folder_of(subject), identity)
 
 
 def other_of(subject: Subject, settings: EvaluateSettings) -> OtherEvaluation | None:
@@ -47,31 +51,25 @@ def other_of(subject: Subject, settings: EvaluateSettings) -> OtherEvaluation | 
     if settings.fuse is None:
         return None
     samples = samples_of(subject, subject.rows)
-    return open_other_evaluation(settings.fuse, samples, subject.classes, subject.split.index.version, settings.clips)
+    return open_other_evaluation(settings.fuse, samples, subject.classes, subject.split.index.version, subject.protocol)
 
 
 def write_evaluation(
     subject: Subject, settings: EvaluateSettings, scores: Sequence[VideoScore], other: OtherEvaluation | None = None
 ) -> dict[str, Any]:
-    """Write the evaluation's files (summary.json, videos.parquet, clips.npz) and return the summary.
+    """Write the evaluation's files (`pretrain.evaluation.files`) and return the summary.
 
     other: the evaluation to fuse with, where `settings.fuse` names one. Raises UserError where nothing can be written.
     """
     scores = sorted(scores, key=lambda score: score.row)
     samples = samples_of(subject, [score.row for score in scores])
     labels = [sample.labels if sample else () for sample in samples]
-    ranks = [best_rank(score.scores, of) for score, of in zip(scores, labels, strict=True)]
-    clips, right = sum(score.clips for score in scores), sum(score.clips_right for score in scores)
-    figures = accuracies(subject.classes, labels, ranks)
-    if all(score.clips == 1 for score in scores):
-        assert right == sum(rank < 1 for rank in ranks), "clips and videos were not judged by the same classes"
-    folder = folder_of(subject, settings)
+    errors = confident_errors([score.predicted for score in scores], [score.confidence for score in scores], labels)
+    folder = folder_of(subject)
     summary = {
-        "videos": len(scores),
-        "clips": clips,
-        "format": FORMAT,
-        "clip1": right / clips,
-        **figures,
+        **_figures(subject, scores, labels),
+        "errors": [_error(subject.classes, scores[place], samples[place]) for place in errors[:_ERRORS]],
+        "several_labels": sum(len(set(of)) > 1 for of in labels),
         "damaged": sum(score.damaged is not None for score in scores),
         "left_out": subject.left_out,
         "notes": subject.notes,
@@ -79,7 +77,8 @@ def write_evaluation(
         "store": subject.split.store.url,
         "index": subject.split.index.version,
         "split": subject.split.name,
-        "clips_a_video": settings.clips,
+        "clips_a_video": subject.protocol.clips,
+        "protocol": {**subject.protocol.identity, "words": subject.protocol.words},
         "weights": str(subject.run),
         "folder": str(folder),
         "classes": subject.classes,
@@ -93,21 +92,41 @@ def write_evaluation(
             "folder": str(other.folder),
             **accuracies(subject.classes, labels, [best_rank(*each) for each in zip(sums, labels, strict=True)]),
         }
-    write_files(folder, summary, scores, samples, _thumbs(subject, scores, samples))
+    write_files(folder, summary, scores, samples, _thumbs(subject, scores, samples, errors))
     return summary
 
 
-def accuracies(classes: Sequence[str], labels: Sequence[Sequence[int]], ranks: Sequence[float]) -> dict[str, Any]:
-    """video1, video5 and, for each class, its videos and their video1, of the ranks of the videos' best labels."""
-    by_class: list[list[float]] = [[] for _ in classes]
-    for rank, of in zip(ranks, labels, strict=True):
-        for number in set(of):
-            by_class[number].append(rank)
-    per_class = [
-        {"name": name, "videos": len(own), "video1": _below(own, 1) if own else None}
-        for name, own in zip(classes, by_class, strict=True)
-    ]
-    return {"video1": _below(ranks, 1), "video5": _below(ranks, 5), "per_class": per_class}
+def _figures(subject: Subject, scores: Sequence[VideoScore], labels: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """All figures of the videos, with the intervals that hold the true ones with a `confidence`."""
+    ranks = [best_rank(score.scores, of) for score, of in zip(scores, labels, strict=True)]
+    clips, right = sum(score.clips for score in scores), sum(score.clips_right for score in scores)
+    figures = accuracies(subject.classes, labels, ranks)
+    if all(score.clips == 1 for score in scores) and subject.protocol.crops == 1:
+        assert right == sum(rank < 1 for rank in ranks), "clips and videos were not judged by the same classes"
+    # A video's clips are no draws of their own: clip@1's interval is that of so many videos, too.
+    intervals = {"clip1": list(wilson(right / clips, len(scores))), **figures["intervals"]}
+    sound = [place for place, score in enumerate(scores) if score.damaged is None]
+    return {
+        "videos": len(scores),
+        "clips": clips,
+        "format": FORMAT,
+        "clip1": right / clips,
+        **figures,
+        "intervals": intervals,
+        "confidence": CONFIDENCE,
+        "calibration": calibration(
+            [scores[place].confidence for place in sound], [ranks[place] < 1 for place in sound]
+        ),
+    }
+
+
+def _error(classes: Sequence[str], score: VideoScore, sample: Sample | None) -> dict[str, Any]:
+    assert sample is not None and score.predicted is not None, "it was scored"
+    names = [classes[number] for number in sample.labels]
+    predicted = classes[score.predicted]
+    return {
+        "key": sample.key, "uri": sample.uri, "labels": names, "predicted": predicted, "score": score.confidence,
+    }  # fmt: skip
 
 
 def require_sound(scores: Sequence[VideoScore], subject: Subject, share: float) -> None:
@@ -117,10 +136,6 @@ def require_sound(scores: Sequence[VideoScore], subject: Subject, share: float) 
     if len(damaged) > most:
         what = f"damaged videos: {len(damaged)} of {len(subject.rows)}; damaged={share:g} allows {most}"
         raise damage_error(what, list(dict.fromkeys(damaged)), subject.split.store.url, "damaged")
-
-
-def _below(ranks: Sequence[float], k: int) -> float:
-    return sum(rank < k for rank in ranks) / len(ranks)
 
 
 def samples_of(subject: Subject, rows: Sequence[int]) -> list[Sample | None]:
@@ -135,12 +150,12 @@ def samples_of(subject: Subject, rows: Sequence[int]) -> list[Sample | None]:
     return [sample(row) for row in rows]
 
 
-def _thumbs(subject: Subject, scores: Sequence[VideoScore], samples: Sequence[Sample | None]) -> bytes | None:
-    """A few frames of the middle clip of videos spread over the evaluation, for the contact sheet; an npz file."""
-    sound = [place for place, score in enumerate(scores) if score.damaged is None]
-    count = min(len(sound), _THUMBS)
+def _thumbs(
+    subject: Subject, scores: Sequence[VideoScore], samples: Sequence[Sample | None], errors: Sequence[int]
+) -> bytes | None:
+    """A few frames of the middle clip of the most confident errors and of other videos; an npz file."""
     sheets, rows, clip = [], [], subject.clip
-    for place in (sound[i * len(sound) // count] for i in range(count)):
+    for place in _thumb_places([score.damaged is None for score in scores], errors):
         sample = samples[place]
         assert sample is not None, "it was scored"
         first = evaluation_starts(sample.frames, clip.needed_frames(sample.times), 1)[0]
@@ -154,6 +169,14 @@ def _thumbs(subject: Subject, scores: Sequence[VideoScore], samples: Sequence[Sa
     file = io.BytesIO()
     np.savez_compressed(file, frames=np.stack(sheets), rows=np.asarray(rows, np.int64))
     return file.getvalue()
+
+
+def _thumb_places(sound: Sequence[bool], errors: Sequence[int]) -> list[int]:
+    """Half of them, at most, the first errors, and the rest spread over the sound videos; in order."""
+    chosen = set(errors[: _THUMBS // 2])
+    others = [place for place, each in enumerate(sound) if each and place not in chosen]
+    count = min(len(others), _THUMBS - len(chosen))
+    return sorted(chosen | {others[i * len(others) // count] for i in range(count)})
 
 
 def _weights_digest(weights: Mapping[str, Tensor]) -> str:

@@ -26,6 +26,16 @@ class VideoScore:
     clips_right: int
     damaged: str | None = None
 
+    @property
+    def predicted(self) -> int | None:
+        """The class of the highest score, the first of equal ones; None of a damaged video."""
+        return None if self.scores is None else int(self.scores.argmax())
+
+    @property
+    def confidence(self) -> float:
+        """The highest score; 0 of a damaged video."""
+        return 0.0 if self.scores is None else float(self.scores.max())
+
 
 def best_rank(scores: Scores | None, labels: Sequence[int]) -> float:
     """Rank (0 is the top) of the best-placed of a video's labels: below k it is right at k (video@k, Hit@k).

@@ -50,6 +50,16 @@ def fewest_values(model: nn.Module, frames: int, size: int) -> int:
     return min(math.prod(output.shape[2:]) for module, output in outputs if isinstance(module, LaneBatchNorm))
 
 
+def last_map(model: VideoNetwork, frames: int, size: int) -> tuple[int, int]:
+    """Height and width of the last stage's activations of pictures of `size` × `size` pixels."""
+    last = model.get_submodule(model.stages[-1][-1])
+    return next(
+        (output.shape[3], output.shape[4])
+        for module, output in _outputs(model, frames, size, size, (last,))
+        if module is last
+    )
+
+
 def activation_bytes(model: VideoNetwork, frames: int, size: int, half: bool = False, recomputed: int = 0) -> int:
     """How many bytes one clip of `size` × `size` pixels keeps on the device for its backward pass, at the most.
 
@@ -93,10 +103,15 @@ def _in_channels(model: nn.Module) -> int:
     return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv3d))
 
 
-def _outputs(model: nn.Module, frames: int, height: int, width: int) -> list[tuple[nn.Module, Tensor]]:
-    """Each leaf module with its output for one clip, in order; on the meta device: shapes, no arithmetic."""
+def _outputs(
+    model: nn.Module, frames: int, height: int, width: int, modules: tuple[nn.Module, ...] = ()
+) -> list[tuple[nn.Module, Tensor]]:
+    """Each of the modules, else each leaf, with its output for one clip, in order.
+
+    On the meta device: shapes, no arithmetic.
+    """
     seen: list[tuple[nn.Module, Tensor]] = []
-    leaves = [module for module in model.modules() if not any(module.children())]
+    leaves = modules or [module for module in model.modules() if not any(module.children())]
     hooks = [leaf.register_forward_hook(lambda leaf, _, output: seen.append((leaf, output))) for leaf in leaves]
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}

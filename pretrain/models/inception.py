@@ -141,10 +141,10 @@ class I3D(VideoNetwork):
         self.apply(_initialise)
         nn.init.normal_(self.logits.conv3d.weight, 0.0, 0.01)
 
-    def features(self, clips: Tensor) -> Tensor:  # N C T H W → N D T'
-        """Activations pooled over the picture and over each two neighbouring steps of time."""
-        x = self.through_stages(clips)
-        return F.avg_pool3d(x, (min(2, x.shape[2]), *x.shape[3:]), stride=1).flatten(2)
+    def pool(self, activations: Tensor) -> Tensor:  # N D T H W → N D T'
+        """Their mean over the picture and over each two neighbouring steps of time."""
+        kernel = (min(2, activations.shape[2]), *activations.shape[3:])
+        return F.avg_pool3d(activations, kernel, stride=1).flatten(2)
 
     def classify(self, features: Tensor) -> Tensor:  # N D T' → N classes
         """Dropout, the classifier's convolution, the mean of its logits over time."""

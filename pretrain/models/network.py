@@ -33,6 +33,13 @@ class VideoNetwork(nn.Module):
 
     def features(self, clips: Tensor) -> Tensor:
         """The network up to its classifier: N C T H W → N D (N D T' for a classifier that is a convolution)."""
+        return self.pool(self.through_stages(clips))
+
+    def pool(self, activations: Tensor) -> Tensor:
+        """What `features` makes of the last stage's activations N C T H W, of pictures of any size.
+
+        A network that pools otherwise than over whole pictures has its own `features`, and no `pool`.
+        """
         raise NotImplementedError
 
     def classify(self, features: Tensor) -> Tensor:
@@ -43,15 +50,35 @@ class VideoNetwork(nn.Module):
         """Logits, N classes, of clips N C T H W."""
         return self.classify((self.graphed_features or self.features_by_compute_path)(clips))
 
+    @property
+    def is_fully_convolutional(self) -> bool:
+        """Whether it takes larger pictures than it was built for."""
+        return type(self).pool is not VideoNetwork.pool
+
+    def logits_at_places(self, clips: Tensor, window: tuple[int, int]) -> Tensor:
+        """Logits at each place of a window (height, width) that moves over the last stage's map: N places classes.
+
+        At stride 1 and by rows, over all of time. As an average pool of that window followed by the classifier as a
+        1×1×1 convolution: VMZ's `use_convolutional_pred`, of which 8 × 8 of a window of 7 × 7 gives 2 × 2 places.
+        """
+        maps = self._by_compute_path(self.through_stages, clips)  # N C T H W
+        height, width = window
+        rows, columns = range(maps.shape[3] - height + 1), range(maps.shape[4] - width + 1)
+        parts = (maps[..., row : row + height, column : column + width] for row in rows for column in columns)
+        return torch.stack([self.classify(self.pool(part)) for part in parts], dim=1)
+
     def features_by_compute_path(self, clips: Tensor) -> Tensor:
         """`features` by the network's compute path, its weights cast as that says: all before the classifier."""
+        return self._by_compute_path(self.features, clips)
+
+    def _by_compute_path(self, layers: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
         order = torch.channels_last_3d if self.compute_path.channels_last else torch.contiguous_format
         if not self._reads_blocks(clips):
             clips = clips.contiguous(memory_format=order)
         # What is recomputed in the backward pass would not find the weights that this pass was cast for.
         once = self.compute_path.cast_at_once and not self.compute_path.recomputed
         with cast_at_once(self, clips.device) if once else nullcontext():
-            return self.features(clips)
+            return layers(clips)
 
     def _reads_blocks(self, clips: Tensor) -> bool:
         """Whether the first layer makes blocks of the pixels, in whatever order they lie."""

@@ -152,7 +152,11 @@ class VideoResNet(VideoNetwork):
                 "data.clip.frames",
                 f"give it clips of {self.frames} frames, or take another form: all but r2d run at any length",
             )
-        pooled: Tensor = self.avgpool(self.through_stages(clips))
+        return super().features(clips)
+
+    def pool(self, activations: Tensor) -> Tensor:  # N C T H W → N C
+        """Their mean over time and picture."""
+        pooled: Tensor = self.avgpool(activations)
         return pooled.flatten(1)
 
     def classify(self, features: Tensor) -> Tensor:  # N D → N classes

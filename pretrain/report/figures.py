@@ -12,12 +12,13 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from pretrain.report.class_names import ClassLabels, Label
 from pretrain.report.run_data import ClipThumbnails, Evaluation, RunFiles, series
+from pretrain.scoring.confusion import confident_errors
 from sharding.pages.fonts import LEFT_TO_RIGHT, right_to_left
 
 NAMED = 30  # the most classes a figure names
@@ -73,29 +74,27 @@ def accuracy_figure(run: RunFiles, theme: Theme) -> bytes:
     return png(draw, (6.4, 4.2), theme)
 
 
-def confusion_figure(counts: np.ndarray, names: Sequence[Label], theme: Theme) -> bytes:
-    """The confusion matrix, coloured by share of the true class, with counts and names if they fit."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = 3.2 + 0.3 * len(names) if len(names) <= NAMED else 5.4
+def confusion_figure(counts: np.ndarray, names: Sequence[Label], theme: Theme, others: np.ndarray) -> bytes:
+    """A confusion matrix, coloured by share of the true class, with names, and counts if they fit.
+
+    others: of each true class, the videos that were taken for a class that is not shown.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True) + others[:, None], 1)
+    side = 3.2 + 0.3 * len(names)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         ramp = LinearSegmentedColormap.from_list("share", [theme.page, theme.accent])
-        scale = PowerNorm(1.0 if len(names) <= NAMED else 0.5, vmin=0, vmax=1)  # a few of many still show
-        image = axes.imshow(shares, cmap=ramp, norm=scale, interpolation="nearest")
+        image = axes.imshow(shares, cmap=ramp, vmin=0, vmax=1, interpolation="nearest")
         bar = figure.colorbar(image, ax=axes, shrink=0.75, label="share of the true class")
         bar.outline.set_edgecolor(theme.faint)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
-        if len(names) <= NAMED:
-            ticks, labels = range(len(names)), [name.text for name in names]
-            axes.set_xticks(ticks, labels, rotation=45, ha="right", rotation_mode="anchor")
-            axes.set_yticks(ticks, labels)
-            write_in_their_fonts(axes.get_xticklabels(), names)
-            write_in_their_fonts(axes.get_yticklabels(), names)
-        else:
-            axes.set_xticks([])
-            axes.set_yticks([])
+        ticks, labels = range(len(names)), [name.text for name in names]
+        axes.set_xticks(ticks, labels, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(ticks, labels)
+        write_in_their_fonts(axes.get_xticklabels(), names)
+        write_in_their_fonts(axes.get_yticklabels(), names)
         if len(names) <= COUNTED:
             for truth, taken in np.argwhere(counts):
                 colour = theme.page if shares[truth, taken] > 0.55 else theme.text
@@ -135,15 +134,21 @@ def per_class_figure(names: Sequence[Label], accuracies: Sequence[float], theme:
     return png(draw, (6.4, 1.2 + 0.3 * len(order) if named else 4.2), theme)
 
 
-def in_sheet(clips: ClipThumbnails) -> list[int]:
-    """Which of the kept clips the contact sheet shows."""
-    places = np.linspace(0, len(clips.rows) - 1, min(SHOWN, len(clips.rows))).round().astype(int)
-    return [int(place) for place in places]
+def in_sheet(evaluation: Evaluation, clips: ClipThumbnails) -> list[int]:
+    """Which of the kept clips the contact sheet shows: errors first, the most confident at the top, then others."""
+    truths, predictions = (
+        [values[row] for row in clips.rows] for values in (evaluation.truths, evaluation.predictions)
+    )
+    scores = [evaluation.scores[row] for row in clips.rows]
+    errors = confident_errors(predictions, scores, [(truth,) for truth in truths])[:SHOWN]
+    others = [place for place in range(len(clips.rows)) if truths[place] == predictions[place]]
+    count = min(len(others), SHOWN - len(errors))
+    return errors + [others[number * len(others) // count] for number in range(count)]
 
 
 def contact_sheet(evaluation: Evaluation, clips: ClipThumbnails, labels: ClassLabels, theme: Theme = BOTH) -> bytes:
     """A row of frames a clip, with its class and what it was taken for."""
-    shown = [(clips.frames[place], clips.rows[place]) for place in in_sheet(clips)]
+    shown = [(clips.frames[place], clips.rows[place]) for place in in_sheet(evaluation, clips)]
     frames, height, width = clips.frames.shape[1:4]
     across = min(frames, 8)
     columns = 2 if len(shown) > 1 and across <= 8 else 1

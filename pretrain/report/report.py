@@ -14,7 +14,8 @@ from pretrain.report import figures as drawn
 from pretrain.report import html
 from pretrain.report.class_names import ClassLabels, Label
 from pretrain.report.figures import DARK, LIGHT, Theme
-from pretrain.report.run_data import Evaluation, RunFiles, confused_pairs, read_run
+from pretrain.report.run_data import Evaluation, RunFiles, read_run
+from pretrain.scoring.confusion import confused_pairs, most_confused
 from sharding.base.errors import UserError
 from sharding.pages.html import figures, table, text_of
 
@@ -149,19 +150,22 @@ def _evaluated(evaluation: Evaluation, album: _Album) -> Iterator[str]:
         yield html.card("Names in the figures", table(("in figures", "class"), labels.legend))
     if evaluation.clips is not None:
         png = drawn.contact_sheet(evaluation, evaluation.clips, labels)
-        told = '<p class="soft">✓ taken for its class · ✗ its class → what it was taken for, with the score</p>'
+        order = "errors first, the most confident at the top"
+        legend = (
+            f'<p class="soft">{order}: ✓ taken for its class · ✗ its class → what it was taken for, with the score</p>'
+        )
         described = "frames of evaluated clips with their class and prediction"
-        yield html.card("Clips", told, album.sheet("clips", described, png))
+        yield html.card("Clips", legend, album.sheet("clips", described, png))
 
 
 def _named(evaluation: Evaluation) -> set[str]:
-    """The classes that the figures name: those of a confusion matrix or of bars, if they are few, and of the clips."""
+    """The classes that the figures name: those of the confusion matrix, of bars if they are few, and of the clips."""
     clips = evaluation.clips
-    rows = [clips.rows[place] for place in drawn.in_sheet(clips)] if clips else []
+    rows = [clips.rows[place] for place in drawn.in_sheet(evaluation, clips)] if clips else []
     shown = {number for row in rows for number in (evaluation.truths[row], evaluation.predictions[row])}
     barred = [str(row["name"]) for row in _rows_by_class(evaluation)]
-    few = [names for names in (evaluation.classes, barred) if len(names) <= drawn.NAMED]
-    return {evaluation.classes[number] for number in shown - {-1}}.union(*few)
+    shown |= set(most_confused(evaluation.confusion(), drawn.NAMED).numbers)
+    return {evaluation.classes[number] for number in shown - {-1}}.union(barred if len(barred) <= drawn.NAMED else ())
 
 
 def _written(labels: ClassLabels, names: list[str]) -> list[Label]:
@@ -171,11 +175,14 @@ def _written(labels: ClassLabels, names: list[str]) -> list[Label]:
 
 def _confusion(evaluation: Evaluation, album: _Album, labels: ClassLabels) -> str:
     counts, names = evaluation.confusion(), evaluation.classes
-    written = _written(labels, names)
+    block = most_confused(counts, drawn.NAMED)
+    if not block.numbers:  # of many classes, and nothing is confused
+        return html.card("Confusion matrix", "<p>No video was taken for another class.</p>")
+    written = [labels[names[number]] for number in block.numbers]
     shown = album.picture(
         "confusion",
         "confusion matrix, true class by predicted class",
-        lambda theme: drawn.confusion_figure(counts, written, theme),
+        lambda theme: drawn.confusion_figure(block.counts, written, theme, block.others),
     )
     pairs = confused_pairs(counts, _LISTED)
     if len(names) <= drawn.NAMED or not pairs:
@@ -185,7 +192,8 @@ def _confusion(evaluation: Evaluation, album: _Album, labels: ClassLabels) -> st
         for truth, taken, videos in pairs
     )
     heads = ("true class", "predicted", "videos", "of the class")
-    return html.card("Confusion matrix", shown, "<br>", table(heads, rows, frozenset({2, 3})))
+    part = f'<p class="soft">the {len(block.numbers)} of {len(names):,} classes that are confused most often</p>'
+    return html.card("Confusion matrix", part, shown, "<br>", table(heads, rows, frozenset({2, 3})))
 
 
 def _rows_by_class(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -118,14 +118,6 @@ def series(events: list[Event], name: str) -> np.ndarray:
     return np.array([math.nan if value is None else float(value) for value in values], dtype=float)
 
 
-def confused_pairs(counts: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
-    """(true, predicted, videos) of the most frequent confusions, most frequent first."""
-    wrong = counts * (1 - np.eye(len(counts), dtype=np.int64))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
-    pairs = (divmod(int(place), len(counts)) for place in order)
-    return [(truth, taken, int(wrong[truth, taken])) for truth, taken in pairs if wrong[truth, taken]]
-
-
 def _read_evaluation(folder: Path) -> Evaluation:
     evaluation = read_evaluation(folder, "scores")
     try:

@@ -29,12 +29,16 @@ def group_range(table: PacketTable, first: int, last: int) -> tuple[int, int]:
 
 
 def needed_spans(table: PacketTable, wanted: Collection[int]) -> list[tuple[int, int]]:
-    """(first, last) of stretches that cover the frames wanted; between two of them lies a group to leave out."""
+    """(first, last) of stretches that cover the frames wanted, of which no more are decoded than must be.
+
+    Between two of them lie frames to leave out, and the key frame by which the second is decoded.
+    """
     groups = np.flatnonzero(table.key).tolist()
     numbers = sorted(wanted)
     spans, first, last = [], numbers[0], numbers[0]
     for number in numbers:
-        if number > last + 1 and bisect.bisect_right(groups, number) - bisect.bisect_right(groups, last) > 1:
+        later = bisect.bisect_right(groups, number) - bisect.bisect_right(groups, last) if number > last + 1 else 0
+        if later > 1 or (later and group_range(table, number, number)[0] > last):
             spans.append((first, last))
             first = number
         last = number

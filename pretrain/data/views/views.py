@@ -1,7 +1,7 @@
 """The settings of a clip, and the view of it: which size, crop and flip of its pictures are shown. No torch here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -207,6 +207,21 @@ def centre_view(clip: ClipSettings, source: tuple[int, int]) -> View:
     """The centre crop, not mirrored, at the lowest short edge, of stored pictures of `source` (height, width)."""
     height, width = _size(clip, source, clip.short_edge[0] if clip.short_edge else 0)
     return View(size=(height, width), top=(height - clip.crop) // 2, left=(width - clip.crop) // 2, flip=False)
+
+
+def evaluation_views(clip: ClipSettings, source: tuple[int, int], crops: int) -> list[View]:
+    """The centre view and, where `crops` is 3, those at both ends of the picture's longer side, the centre second.
+
+    Left, centre and right of a picture that is as wide as high or wider, else top, centre and bottom; in the middle
+    along the other side. Source: SlowFast's `uniform_crop`, its centre rounded down as Caffe2's video input has it.
+    """
+    centre = centre_view(clip, source)
+    if crops == 1:
+        return [centre]
+    height, width = centre.size
+    if height > width:
+        return [replace(centre, top=0), centre, replace(centre, top=height - clip.crop)]
+    return [replace(centre, left=0), centre, replace(centre, left=width - clip.crop)]
 
 
 def _size(clip: ClipSettings, source: tuple[int, int], edge: int) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from pretrain.data.reading.store_split import DamagedData, RangeReader, Sample, 
 from pretrain.data.sampling.order import Draw, mix, sample_randoms
 from pretrain.data.views.frames import evaluation_starts, is_looped, train_start
 from pretrain.data.views.resample import source_window
-from pretrain.data.views.views import VIEW_RANDOMS, ClipSettings, View, centre_view, train_view
+from pretrain.data.views.views import VIEW_RANDOMS, ClipSettings, View, centre_view, evaluation_views, train_view
 from sharding.base.errors import UserError
 from sharding.storage.counters import Counters
 
@@ -80,6 +80,10 @@ class BatchPlanes:
             views=self.views[cut],
         )
 
+    def seen_as(self, views: Sequence[View]) -> BatchPlanes:
+        """The same clips, not copied, by other views of them, which these planes have to hold."""
+        return replace(self, views=list(views))
+
 
 @dataclass
 class Batch:
@@ -103,13 +107,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Shown:
-    """One clip: its sample, the numbers of its frames, how they are seen, and whether some come twice."""
+    """One clip: its sample, the numbers of its frames, how they are seen, and whether some come twice.
+
+    `others`: the views of it that its planes have to hold, too.
+    """
 
     source: RangeReader
     sample: Sample
     frames: Sequence[int]
     view: View
     looped: bool
+    others: Sequence[View] = ()
 
 
 class _Lost(Exception):
@@ -156,15 +164,16 @@ class BatchMaker:
                 now[lost.clip] = next(places[lost.clip])
         return self._batch(planes, [[clip] for clip in shown], damaged, begin)
 
-    def evaluation(self, numbers: Sequence[int], clips: int) -> Batch:
+    def evaluation(self, numbers: Sequence[int], clips: int, crops: int = 1) -> Batch:
         """The uniform clips of each of these samples of the split `unseen`, seen in their centre.
 
-        A short video gives one clip. A damaged sample is left out, and stands in the batch's `damaged`: one for each.
+        Their planes hold all views of `crops` (`evaluation_views`). A short video gives one clip. A damaged sample is
+        left out, and stands in the batch's `damaged`: one for each.
         """
         begin, damaged, shown = self._begin(), list[DamagedData](), list[list[_Shown]]()
         for number in numbers:
             try:
-                shown.append(self._evaluation_clips(number, clips))
+                shown.append(self._evaluation_clips(number, clips, crops))
             except DamagedData as error:
                 damaged.append(error)
         while True:
@@ -224,14 +233,15 @@ class BatchMaker:
         """When its frames are shown; where only their number matters, that."""
         return sample.times if self.clip.fps else range(sample.frames)
 
-    def _evaluation_clips(self, number: int, clips: int) -> list[_Shown]:
+    def _evaluation_clips(self, number: int, clips: int, crops: int) -> list[_Shown]:
         assert self.unseen is not None
         sample = self.unseen.sample(number)
         times = self._times(sample)
         needed = self.clip.needed_frames(times)
-        view, looped = centre_view(self.clip, (sample.height, sample.width)), is_looped(sample.frames, needed)
+        size, looped = (sample.height, sample.width), is_looped(sample.frames, needed)
+        view, views = centre_view(self.clip, size), evaluation_views(self.clip, size, crops)
         return [
-            _Shown(self.unseen.source, sample, self.clip.frame_numbers(times, first), view, looped)
+            _Shown(self.unseen.source, sample, self.clip.frame_numbers(times, first), view, looped, views)
             for first in evaluation_starts(sample.frames, needed, clips)
         ]
 
@@ -313,11 +323,15 @@ def _frames(video: list[_Shown]) -> list[int]:
 
 
 def _window(clip: _Shown, crop: int) -> Window:
-    """The part of a clip's pictures that its view is made of. All clips of one sample in a batch have one view."""
-    view, sample = clip.view, clip.sample
-    rows = source_window(sample.height, view.size[0], view.top, crop)
-    columns = source_window(sample.width, view.size[1], view.left, crop)
-    return Window(slice(*rows), slice(*columns))
+    """The part of a clip's pictures that its views are made of. All clips of one sample in a batch have the same."""
+    sample, views = clip.sample, [clip.view, *clip.others]
+    rows = [source_window(sample.height, view.size[0], view.top, crop) for view in views]
+    columns = [source_window(sample.width, view.size[1], view.left, crop) for view in views]
+    return Window(_hull(rows), _hull(columns))
+
+
+def _hull(windows: Sequence[tuple[int, int]]) -> slice:
+    return slice(min(begin for begin, _ in windows), max(end for _, end in windows))
 
 
 def plane_arrays(

@@ -126,9 +126,9 @@ class WorkerPool:
         """Ask for a batch of these draws; the ticket to `take` it with."""
         return self._submit(lambda ticket: TrainingBatchRequest(ticket, seed, np.array(draws, np.int64)))
 
-    def evaluate(self, numbers: list[int], clips: int) -> int:
-        """Ask for the uniform clips of samples; the ticket to `take` them with."""
-        return self._submit(lambda ticket: EvaluationBatchRequest(ticket, tuple(numbers), clips))
+    def evaluate(self, numbers: list[int], clips: int, crops: int = 1) -> int:
+        """Ask for the uniform clips of samples, for so many crops of each; the ticket to `take` them with."""
+        return self._submit(lambda ticket: EvaluationBatchRequest(ticket, tuple(numbers), clips, crops))
 
     def is_ready(self, ticket: int) -> bool:
         """Whether `take` would return at once."""

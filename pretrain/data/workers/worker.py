@@ -60,11 +60,12 @@ class TrainingBatchRequest:
 
 @dataclass(frozen=True)
 class EvaluationBatchRequest:
-    """The uniform clips of each of these samples."""
+    """The uniform clips of each of these samples, for so many crops of each clip."""
 
     ticket: int
     numbers: tuple[int, ...]
     clips: int
+    crops: int
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def _done(
         if isinstance(job, TrainingBatchRequest):
             batch = maker.training(job.seed, [Draw(*draw) for draw in job.draws.tolist()])
         else:
-            batch = maker.evaluation(job.numbers, job.clips)
+            batch = maker.evaluation(job.numbers, job.clips, job.crops)
     except (UserError, StoreGone) as error:
         return RequestFailed(error)
     except Exception as error:

@@ -145,7 +145,7 @@ def test_an_imported_run_is_evaluated_and_fine_tuned(r3d: Path, tmp_path: Path, 
     assert (said["clip"]["frames"], said["clip"]["resize"], said["clip"]["crop"]) == (16, [128, 171], 112)
     subject = open_subject(EvaluateSettings(run=str(run), store=store))
     assert subject.step == 0 and subject.split.index.classes == CLASSES
-    (score,) = score_videos(subject, [0], clips=1, batch=1, workers=1)
+    (score,) = score_videos(subject, [0], batch=1, workers=1)
     assert score.scores is not None and score.scores.shape == (6,) and score.scores.sum() == pytest.approx(1, abs=1e-5)
     with pytest.raises(UserError, match="imported and has no store") as refused:
         open_subject(EvaluateSettings(run=str(run)))

@@ -47,7 +47,7 @@ def subject(settings: EvaluateSettings) -> Subject:
 
 @pytest.fixture(scope="module")
 def scored(subject: Subject) -> list[VideoScore]:
-    return list(score_videos(subject, list(range(len(subject.split))), CLIPS, 3, workers=1))
+    return list(score_videos(subject, list(range(len(subject.split))), 3, workers=1))
 
 
 def table_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ def test_halves_are_the_whole(subject: Subject, settings: EvaluateSettings, scor
     rows = table_of(summary)
     count = len(subject.split)
     rest, first = list(range(3, count)), [0, 1, 2]
-    halves = [*score_videos(subject, rest, CLIPS, 3, workers=2), *score_videos(subject, first, CLIPS, 3, workers=1)]
+    halves = [*score_videos(subject, rest, 3, workers=2), *score_videos(subject, first, 3, workers=1)]
     assert write_evaluation(subject, settings, halves) == summary
     assert table_of(summary) == rows
 
@@ -168,11 +168,11 @@ def test_what_cannot_be_evaluated(finished: Finished, other_store: str, tmp_path
 def test_the_other_split_too(settings: EvaluateSettings, store: str) -> None:
     subject = open_subject(settings.model_copy(update={"split": "train"}))
     assert len(subject.split) == len(open_split(open_store(store), "train")) == 13
-    assert next(score_videos(subject, [12], 2, 1, 1)).row == 12
+    assert next(score_videos(subject, [12], 1, 1)).row == 12
 
 
 def test_a_network_of_no_use_gives_no_figures(subject: Subject) -> None:
     """Of scores that are not numbers the first class would be the top one."""
     spoilt = {**subject.weights, "fc.bias": torch.full_like(subject.weights["fc.bias"], torch.nan)}
     with pytest.raises(CommandFailed, match="not finite"):
-        list(score_videos(replace(subject, weights=spoilt), [0], 1, 1, 1))
+        list(score_videos(replace(subject, weights=spoilt), [0], 1, 1))

@@ -82,8 +82,8 @@ def test_a_damaged_record_counts_for_all_its_videos(run: Path, copied: str) -> N
 
 def test_more_than_a_share_of_damage_is_refused_with_its_list(run: Path, copied: str) -> None:
     keys = spoil(copied, [0, 4])
-    subject = open_subject(EvaluateSettings(run=str(run), store=copied))
-    scores = list(score_videos(subject, subject.rows, 1, 1, 1))
+    subject = open_subject(EvaluateSettings(run=str(run), store=copied, clips=1))
+    scores = list(score_videos(subject, subject.rows, 1, 1))
     require_sound(scores, subject, 2 / 7)
     require_sound(scores[1:], subject, 0.01)  # a single one may be, in however few videos
     for share, allowed, given in ((0.01, 1, scores), (0.0, 0, scores[1:]), (0.2, 1, scores)):
@@ -120,21 +120,23 @@ def assert_same(one: dict[int, VideoScore], other: list[VideoScore]) -> None:
 def test_scores_are_taken_up_where_they_belong(
     subject: Subject, settings: EvaluateSettings, scored: list[VideoScore]
 ) -> None:
-    with partial_scores_of(subject, settings) as pieces:
+    with partial_scores_of(subject) as pieces:
         pieces.add(scored[:2])
-    with pytest.raises(ZeroDivisionError), partial_scores_of(subject, settings) as pieces:
+    with pytest.raises(ZeroDivisionError), partial_scores_of(subject) as pieces:
         pieces.add([*scored[2:5], VideoScore(5, None, None, 4, 0, "sample x: torn")])
         1 / 0  # noqa: B018 # as anything that ends it
-    pieces = partial_scores_of(subject, settings)
+    pieces = partial_scores_of(subject)
     assert_same(pieces.read(), scored[:5])  # a damaged one is tried again
     train = open_subject(settings.model_copy(update={"split": "train"}))
-    for other, clips in ((subject, 3), (train, 4)):
-        moved = partial_scores_of(other, settings.model_copy(update={"clips": clips}))
+    fewer = open_subject(settings.model_copy(update={"clips": 3}))
+    more = open_subject(settings.model_copy(update={"crops": 3}))
+    for other in (fewer, more, train):
+        moved = partial_scores_of(other)
         shutil.copytree(pieces.folder, moved.folder)
         assert moved.read() == {}
         moved.clear()
     subject.weights["fc.bias"][0] += 1e-6
-    assert partial_scores_of(subject, settings).read() == {}
+    assert partial_scores_of(subject).read() == {}
     subject.weights["fc.bias"][0] -= 1e-6
     folder = pieces.folder
     first, second = sorted(folder.iterdir())

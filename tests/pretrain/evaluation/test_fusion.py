@@ -14,6 +14,7 @@ import pytest
 from pretrain.data.reading.store_split import Sample
 from pretrain.evaluation.fusion import FuseSettings, OtherEvaluation, fuse_scores, open_other_evaluation
 from pretrain.evaluation.video_score import best_rank
+from pretrain.scoring.protocol import Protocol
 from sharding.base.errors import UserError
 from sharding.format.record import to_parquet, with_meta
 
@@ -59,7 +60,7 @@ def evaluation(
 
 
 def opened(run: Path, clips: int = 10, index: str = "000001-1") -> OtherEvaluation:
-    return open_other_evaluation(FuseSettings(run=str(run)), SAMPLES, NAMES, index, clips)
+    return open_other_evaluation(FuseSettings(run=str(run)), SAMPLES, NAMES, index, Protocol(clips, 1, 112, 112))
 
 
 def right(other: OtherEvaluation, weight: float) -> float:

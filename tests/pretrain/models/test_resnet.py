@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pretrain.models.convolutions import FORMS, midplanes, temporal_strides
+from pretrain.models.count import last_map
 from pretrain.models.network import VideoNetwork
 from pretrain.models.resnet import DEPTHS
 from pretrain.models.weights import load_weights
@@ -25,6 +27,34 @@ def meta_network(frames: int = 16, classes: int = 400, **settings: object) -> Vi
 
 def tiny(classes: int = 5, frames: int = 4, **settings: object) -> VideoNetwork:
     return build_model(ModelSettings(**({"depth": 10, "width": 0.125} | settings)), classes, frames)
+
+
+@pytest.mark.parametrize("name", ["r2plus1d", "mc3", "r2d", "i3d"])
+def test_a_larger_crop_is_classified_at_each_place_of_the_trained_window(name: str) -> None:
+    """As an average pool of the window at stride 1 and the classifier as a convolution; R(2+1)D's 2 × 2 at 128."""
+    torch.manual_seed(0)
+    network = tiny(name=name, **({"depth": None, "width": 0.0625} if name == "i3d" else {})).eval()
+    trained, larger = (224, 256) if name == "i3d" else (112, 128)
+    window = last_map(network, 4, trained)
+    assert window == (7, 7) and last_map(network, 4, larger) == (8, 8)
+    clips = torch.randn(2, 3, 4, larger, larger)
+    with torch.no_grad():
+        logits = network.logits_at_places(clips, window)
+        maps = network.through_stages(clips)
+        kernel = (min(2, maps.shape[2]) if name == "i3d" else maps.shape[2], 7, 7)
+        pooled = F.avg_pool3d(maps, kernel, stride=1)
+        head = network.get_submodule("logits.conv3d" if name == "i3d" else "fc")
+        expected = F.conv3d(pooled, head.weight.view(5, -1, 1, 1, 1), head.bias).mean(2)
+        assert logits.shape == (2, 4, 5)
+        assert torch.allclose(logits, expected.flatten(2).transpose(1, 2), atol=1e-5)
+        # At the trained size there is one place, and it is the network itself.
+        clips = clips[..., :trained, :trained]
+        assert torch.allclose(network.logits_at_places(clips, window)[:, 0], network(clips), atol=1e-5)
+
+
+def test_which_networks_take_larger_crops() -> None:
+    assert meta_network(depth=18).is_fully_convolutional and meta_network(name="i3d").is_fully_convolutional
+    assert not meta_network(name="c3d").is_fully_convolutional
 
 
 def test_midplanes_are_the_papers() -> None:

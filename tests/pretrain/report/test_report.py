@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from pretrain.report.class_names import short
-from pretrain.report.figures import smoothed
+from pretrain.report.figures import SHOWN, in_sheet, smoothed
 from pretrain.report.report import write_report
-from pretrain.report.run_data import confused_pairs, read_metrics, read_run
+from pretrain.report.run_data import ClipThumbnails, Evaluation, read_metrics, read_run
+from pretrain.scoring.confusion import confused_pairs
 from sharding.base.errors import UserError
 from sharding.format.record import to_parquet, with_meta
 
@@ -230,6 +231,19 @@ def test_several_labels_count_as_the_predicted_one_among_them(tmp_path: Path) ->
     (evaluation,) = read_run(run).evaluations
     assert evaluation.truths == [2, 3, -1, 1] and evaluation.predictions == [2, 0, 1, -1]
     assert confused_pairs(evaluation.confusion(), limit=5) == [(3, 0, 1)]
+
+
+def test_the_sheet_begins_with_the_most_confident_errors() -> None:
+    truths, predictions = [0, 1, 2, 0, 1, 2] * 20, [0, 1, 2, 0, 2, 1] * 20
+    scores = [number / 200 for number in range(120)]
+    evaluation = Evaluation("e", {}, list("abc"), [str(number) for number in range(120)], truths, predictions, scores)
+    rows = list(range(0, 120, 3))  # of which pictures are kept: every second one a right one
+    shown = [rows[place] for place in in_sheet(evaluation, ClipThumbnails(np.zeros((40, 1, 2, 2, 3), np.uint8), rows))]
+    wrong = [row for row in rows if truths[row] != predictions[row]]
+    right = [row for row in rows if truths[row] == predictions[row]]
+    assert len(shown) == SHOWN == len(set(shown))
+    assert shown[: len(wrong)] == sorted(wrong, reverse=True) and set(shown[len(wrong) :]) < set(right)
+    assert len(wrong) < SHOWN
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

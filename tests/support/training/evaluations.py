@@ -60,7 +60,7 @@ def evaluated(run: Path, **settings: Any) -> dict[str, Any]:
     chosen = EvaluateSettings(run=str(run), **settings)
     subject = open_subject(chosen)
     other = other_of(subject, chosen)
-    scores = list(score_videos(subject, subject.rows, chosen.clips, chosen.batch, workers=1))
+    scores = list(score_videos(subject, subject.rows, chosen.batch, workers=1))
     return write_evaluation(subject, chosen, scores, other)
 
 
@@ -95,7 +95,7 @@ def right_by_folder(rows: Sequence[dict[str, Any]], classes: Sequence[str], k: i
     return right
 
 
-def score_videos(subject: Subject, rows: list[int], clips: int, batch: int, workers: int) -> Iterator[VideoScore]:
+def score_videos(subject: Subject, rows: list[int], batch: int, workers: int) -> Iterator[VideoScore]:
     """The scores of videos by their rows in the split, by a scorer of their own."""
     with Scorer(subject, workers) as scorer:
-        yield from scorer.scores(rows, clips, batch)
+        yield from scorer.scores(rows, batch)

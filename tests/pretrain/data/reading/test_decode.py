@@ -119,7 +119,9 @@ def test_groups_between_the_frames_are_not_decoded(
     keys = np.flatnonzero(sample.packets.key).tolist()
     wanted = [0, 2, sample.frames - 1]
     assert len(keys) == 3 and needed_spans(sample.packets, wanted) == [(0, 2), (sample.frames - 1, sample.frames - 1)]
-    assert needed_spans(sample.packets, [0, keys[1]]) == [(0, keys[1])]
+    assert needed_spans(sample.packets, [0, keys[1]]) == [(0, 0), (keys[1], keys[1])]
+    assert needed_spans(sample.packets, [keys[1] - 1, keys[1]]) == [(keys[1] - 1, keys[1])]
+    assert needed_spans(sample.packets, [keys[1], keys[2] - 1]) == [(keys[1], keys[2] - 1)]
     for gap, reads in ((0, 2), (2**16, 1)):
         monkeypatch.setattr("pretrain.data.reading.packets._GAP", gap)
         before = split.store.counters.requests

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.data.views.views import FLOW, ClipSettings, Normalisation, View, centre_view, train_view
+from pretrain.data.views.views import FLOW, ClipSettings, Normalisation, View, centre_view, evaluation_views, train_view
 from sharding.base.errors import UserError
 from sharding.base.settings import validate
 
@@ -37,6 +37,26 @@ def test_views_reach_every_edge() -> None:
     assert train_view(clip, WIDE, (0.0, 0.0, 0.0, 0.0)) == View((128, 171), top=0, left=0, flip=True)
     assert train_view(clip, WIDE, (0.9999, 0.9999, 0.5, 0.5)) == View((128, 171), top=16, left=59, flip=False)
     assert centre_view(clip, WIDE) == View((128, 171), top=8, left=29, flip=False)
+
+
+@pytest.mark.parametrize(
+    ("clip", "source", "tops", "lefts"),
+    [
+        (ClipSettings(resize=(128, 171), crop=112), WIDE, [8, 8, 8], [0, 29, 59]),  # 171 - 112 = 59, halved down
+        (ClipSettings(resize=(171, 128), crop=128), WIDE, [0, 21, 43], [0, 0, 0]),
+        (ClipSettings(short_edge=(256, 320), crop=224), (240, 320), [16, 16, 16], [0, 58, 117]),  # 256 x 341
+        (ClipSettings(short_edge=(128, 160), crop=128), (320, 240), [0, 21, 43], [0, 0, 0]),  # 171 x 128
+        (ClipSettings(resize=(128, 128), crop=112), WIDE, [8, 8, 8], [0, 8, 16]),  # a square: along its width
+        (ClipSettings(resize=(112, 112), crop=112), WIDE, [0, 0, 0], [0, 0, 0]),
+    ],
+)
+def test_three_crops_worked_out_by_hand(
+    clip: ClipSettings, source: tuple[int, int], tops: list[int], lefts: list[int]
+) -> None:
+    views = evaluation_views(clip, source, 3)
+    assert ([view.top for view in views], [view.left for view in views]) == (tops, lefts)
+    assert not any(view.flip for view in views) and len({view.size for view in views}) == 1
+    assert evaluation_views(clip, source, 1) == [views[1]] == [centre_view(clip, source)]
 
 
 @given(SOURCES, RANDOMS)

@@ -18,7 +18,7 @@ from pretrain.data.reading.store_split import Split, open_split
 from pretrain.data.sampling.order import Draw
 from pretrain.data.views.frames import evaluation_starts
 from pretrain.data.views.resample import source_window
-from pretrain.data.views.views import ClipSettings
+from pretrain.data.views.views import ClipSettings, evaluation_views
 from pretrain.data.workers.batches import Batch, BatchMaker, plane_arrays
 from sharding.corpora.manifest import CorpusSettings
 from sharding.make.shard import ShardSettings
@@ -111,6 +111,25 @@ def test_evaluations_clips_are_those_of_their_frames(split: Split) -> None:
             assert np.allclose(network_input(made_batch(batch.planes.part(clip, clip + 1)), SETTINGS), alone, atol=1e-6)
             clip += 1
     assert clip == sum(batch.counts) == len(batch.planes)
+
+
+def test_the_crops_of_a_clip_share_its_planes(moving: Split) -> None:
+    """A wide video and a high one: each crop is what the whole pictures give, and each frame was decoded once."""
+    clip = ClipSettings(frames=4, resize=(36, 44), crop=16)
+    samples = [moving.sample(number) for number in (0, 1)]  # their records are read
+    one, three = (maker(moving, clip).evaluation([0, 1], 2, crops) for crops in (1, 3))
+    assert one.planes.y.shape[-1] < three.planes.y.shape[-1] and len(three.planes) == len(one.planes) == 4
+    assert three.planes.views == one.planes.views and one.bytes == three.bytes
+    place = 0
+    for sample in samples:
+        views = evaluation_views(clip, (sample.height, sample.width), 3)
+        for first in evaluation_starts(sample.frames, 4, 2):
+            part = three.planes.part(place, place + 1)
+            whole = decode_frames(moving.store, sample, range(first, first + 4))
+            for view in views:
+                alone = network_input(plane_batch([whole], [view]), clip)
+                assert np.allclose(network_input(made_batch(part.seen_as([view])), clip), alone, atol=1e-6)
+            place += 1
 
 
 def test_a_rate_of_its_own(split: Split) -> None:
