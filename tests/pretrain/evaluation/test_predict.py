@@ -40,7 +40,7 @@ CLIPS = 4
 def evaluated(run: Path, store: str | None = None) -> dict[str, tuple[Any, Any, int]]:
     """Of each video of val: its softmax, its logits and its clips, by the end of its path."""
     subject = open_subject(EvaluateSettings(run=str(run), store=store, clips=CLIPS))
-    scores = score_videos(subject, subject.rows, CLIPS, 32, workers=1)
+    scores = score_videos(subject, subject.rows, 32, workers=1)
     return {subject.split.sample(each.row).uri: (each.scores, each.logits, each.clips) for each in scores}
 
 
