@@ -246,12 +246,17 @@ def _votes(looked: _NamedShapes, blocks: Mapping[str, int], bottlenecks: bool) -
 
 def _kind(looked: _NamedShapes, convolution: str) -> Kind | None:
     if any(f"{convolution}.{part}" in looked.under for part in (0, 1, 3)):
-        first, second = (looked.kernel(f"{convolution}.{part}.weight") for part in (0, 3))
-        control = first[2] == 3 if first else second is not None and second[2] == 1
-        return "3d+1" if control else "(2+1)d"
+        return _kind_of_two(looked, convolution)
     kernel = looked.kernel(f"{convolution}.weight")
     kinds: dict[int, Kind] = {1: "2d", 3: "3d"}
     return kinds.get(kernel[2]) if kernel else None
+
+
+def _kind_of_two(looked: _NamedShapes, convolution: str) -> Literal["(2+1)d", "3d+1"]:
+    """Of a convolution made of two: by whether the second sees time, else the first."""
+    first, second = (looked.kernel(f"{convolution}.{part}.weight") for part in (0, 3))
+    control = second[2] == 1 if second else first is not None and first[2] == 3
+    return "3d+1" if control else "(2+1)d"
 
 
 def _form(looked: _NamedShapes, votes: list[Counter[Kind]]) -> tuple[str, int | None]:
@@ -277,7 +282,7 @@ def _stem(looked: _NamedShapes) -> tuple[StemKind | None, int | None]:
     """The stem's kind, None where no tensor tells, and the frames that its first convolution spans."""
     kernel = looked.kernel("stem.0.weight")
     if "stem.3" in looked.under or "stem.4" in looked.under:
-        return "3d+1" if kernel and kernel[2] == 3 else "(2+1)d", kernel[2] if kernel else None
+        return _kind_of_two(looked, "stem"), kernel[2] if kernel else None
     if kernel is None:
         return None, None
     kinds: dict[int, StemKind] = {1: "2d", 3: "3d"}

@@ -76,6 +76,10 @@ def describe_networks(overrides: list[str]) -> dict[str, Any]:
     named = query.model_dump(exclude_unset=True)
     if "name" in named:
         return describe(validate(NetworkQuery, _USUAL.get(query.name, {}) | named, query.name))
+    asked = {override.partition("=")[0].strip() for override in overrides}
+    named = {
+        key: value for key, value in named.items() if key in asked
+    }  # not what r2plus1d, the default, has of its own
     rows = []
     for name in NAMES:
         own = {key: value for key, value in named.items() if _has(name, key)}
