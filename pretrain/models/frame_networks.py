@@ -44,6 +44,9 @@ class NormalisedLSTM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The outputs, step by step; the cell's state is kept in single precision where activations are in half."""
         sums = self.norm(self.input(x.mean(dim=(3, 4), keepdim=True))).flatten(2)  # N 4D T
+        if sums.is_meta and not torch.is_grad_enabled():  # counted, not computed: all steps at once, which may be many
+            self.recurrent(sums.new_empty(len(sums), sums.shape[2], self.hidden))
+            return sums[:, : self.hidden, :, None, None]
         output = sums.new_zeros(len(sums), self.hidden)
         cell = output.to(torch.promote_types(output.dtype, torch.float32))
         outputs: list[Tensor] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.models.compute.batchnorm import LaneBatchNorm
 from pretrain.models.convolutions import inner_planes, midplanes
@@ -120,6 +121,13 @@ def test_an_lstm_is_torchs_but_for_its_normalisation() -> None:
         peer.bias_hh_l0.copy_(layer.recurrent.bias[order])
     x = torch.randn(3, 6, 7, 2, 2, dtype=torch.float64)
     torch.testing.assert_close(layer(x).flatten(2).transpose(1, 2), peer(x.mean((3, 4)).transpose(1, 2))[0])
+
+
+def test_an_lstm_is_counted_as_it_is_computed() -> None:
+    model = network(9, width=0.0625, classes=3, name="lstm").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 9, 32, 32))
+    assert 2 * macs(model, 9, 32, 32) == counter.get_total_flops()
 
 
 def test_an_lstm_remembers_where_the_order_of_frames_is_all_that_differs() -> None:
