@@ -14,16 +14,21 @@ def models(
     name: Annotated[
         str | None,
         typer.Option(
-            help="r2d fr2d r3d mc2 mc3 mc4 mc5 rmc2 rmc3 rmc4 rmc5 r2plus1d i3d or c3d; all of them unless given"
+            help="r2d fr2d r3d mc2 mc3 mc4 mc5 rmc2 rmc3 rmc4 rmc5 r2plus1d r3drelu p3d s3d lstm fused3d i3d or c3d; "
+            "all of them unless given"
         ),
     ] = None,
     depth: Annotated[
-        str | None, typer.Option(metavar="N", help="of a ResNet: 10 16 18 26 34 50 101 or 152; 34 unless given")
+        str | None,
+        typer.Option(metavar="N", help="of a ResNet: 10 16 18 26 34 50 101 or 152; 34 unless given, 152 of p3d"),
     ] = None,
-    frames: Annotated[str | None, typer.Option(metavar="N", help="frames a clip; 16 unless given, 64 of i3d")] = None,
+    frames: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="frames a clip; 16 unless given, or what the network is published for"),
+    ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="N", help="height and width of a clip, in pixels; 112 unless given, 224 of i3d"),
+        typer.Option(metavar="N", help="height and width of a clip, in pixels; 112 unless given, or as frames are"),
     ] = None,
     classes: Annotated[str | None, typer.Option(metavar="N", help="classes to tell apart; 400 unless given")] = None,
     overrides: Overrides = None,
@@ -84,7 +89,10 @@ def import_network(
         ),
     ] = None,
     inflate: Annotated[
-        str | None, typer.Option(help="the video network that a 2D network's weights become: any but r2plus1d and c3d")
+        str | None,
+        typer.Option(
+            help="the video network that a 2D network's weights become: a ResNet but r2plus1d and r3drelu, or i3d"
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

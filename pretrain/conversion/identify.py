@@ -30,6 +30,7 @@ _I3DS = {"Conv3d_1a_7x7": 64, "Conv3d_2b_1x1": 64, "Conv3d_2c_3x3": 192} | {
     for name, published in MIXED.items()
     for branch, planes in zip(_BRANCHES, published, strict=True)
 }
+_P3DS = ("conv1", "spatial", "temporal")
 _C3DS = {"conv1": 64, "conv2": 128, "conv3": 256, "conv4": 512, "conv5": 512, "fc6": 4096, "fc7": 4096}
 
 
@@ -46,7 +47,8 @@ class Recognised:
 def recognise(shapes: Shapes, where: str, maker: Maker = "pytorch") -> Recognised:
     """The network that tensors of these names and shapes are of; the names are those of our state dicts.
 
-    The names are torchvision's for the ResNets and pytorch-i3d's for I3D. What no shape tells:
+    The names are torchvision's for the ResNets and pytorch-i3d's for I3D; P3D, S3D, LSTM and fused3d have our own. What
+    no shape tells:
 
     - BN's eps. torchvision's three networks have 1e-5: R(2+1)D with mid-planes per block (which nobody else
       publishes), and R3D-18 and MC3-18 from PyTorch. All others have Caffe2's and kinetics-i3d's 1e-3.
@@ -59,11 +61,12 @@ def recognise(shapes: Shapes, where: str, maker: Maker = "pytorch") -> Recognise
     """
     looked = _NamedShapes(shapes, where)
     if any(map(_RESNETS.fullmatch, shapes)):
-        return _resnet(looked, maker)
+        return _p3d(looked) if "layer1.0.spatial" in looked.under else _resnet(looked, maker)
     if any(f"{unit}.{part}" in looked.under for unit in _I3DS for part in ("conv3d", "bn")):
-        settings = {"name": "i3d", "width": looked.width(_I3DS)}
-        settings["in_channels"] = looked.channels("Conv3d_1a_7x7.conv3d.weight")
-        return Recognised(looked.settings(settings), looked.classes("logits.conv3d"))
+        return _inception(looked)
+    if "stem.flow" in looked.under:
+        streams = {f"conv{name[6]}.rgb.{name}": planes for name, planes in _I3DS.items() if name.startswith("Mixed")}
+        return Recognised(looked.settings({"name": "fused3d", "width": looked.width(streams)}), looked.classes("fc", 2))
     if {"fc6", "fc7", "fc8"} & looked.under.keys() and any(f"conv{group}.0" in looked.under for group in range(1, 6)):
         return _c3d(looked)
     some = ", ".join(list(shapes)[:4]) or "none at all"
@@ -157,7 +160,7 @@ def _width(planes_at_one: Sequence[tuple[int, int]]) -> float | None:
 
 
 def _resnet(looked: _NamedShapes, maker: Maker) -> Recognised:
-    blocks = Counter(found[1] for found in map(_RESNETS.fullmatch, looked.shapes) if found)
+    blocks = _blocks(looked)
     bottlenecks = 2 * sum(f"{block}.conv3" in looked.under for block in blocks) > len(blocks)
     depth = _depth(looked, blocks, bottlenecks)
     name, frames = _form(looked, _votes(looked, blocks, bottlenecks))
@@ -171,9 +174,35 @@ def _resnet(looked: _NamedShapes, maker: Maker) -> Recognised:
     return Recognised(looked.settings(tree), looked.classes("fc", 2), frames)
 
 
+def _blocks(looked: _NamedShapes) -> Counter[str]:
+    """The blocks of a ResNet, and how many tensors each has."""
+    return Counter(matched[1] for matched in map(_RESNETS.fullmatch, looked.shapes) if matched)
+
+
+def _p3d(looked: _NamedShapes) -> Recognised:
+    blocks = _blocks(looked)
+    width = looked.width({f"{block}.{layer}.1": 64 * 2 ** _stage(block) for block in blocks for layer in _P3DS})
+    tree = {"name": "p3d", "depth": _depth(looked, blocks, bottlenecks=True), "width": width}
+    return Recognised(
+        looked.settings(tree | {"in_channels": looked.channels("stem.0.weight")}), looked.classes("fc", 2)
+    )
+
+
+def _inception(looked: _NamedShapes) -> Recognised:
+    stem, name = "Conv3d_1a_7x7", "i3d"
+    if f"{stem}.0" in looked.under:
+        stem, name = f"{stem}.0", "s3d"
+    elif "lstm" in looked.under:
+        name = "lstm"
+    tree = {"name": name, "width": looked.width(_I3DS), "in_channels": looked.channels(f"{stem}.conv3d.weight")}
+    classes = looked.classes("fc", 2) if name == "lstm" else looked.classes("logits.conv3d")
+    return Recognised(looked.settings(tree), classes)
+
+
 def _planes_of_resnets(blocks: Mapping[str, int], name: str) -> dict[str, int]:
     """The planes at width 1 of the BNs whose planes are the stem's and the stages'."""
-    stem = {"stem.1": 45, "stem.4": 64} if FORMS[name].stem == "(2+1)d" else {"stem.1": 64}
+    stems = {"(2+1)d": {"stem.1": 45, "stem.4": 64}, "3d+1": {"stem.4": 64}}
+    stem = stems.get(FORMS[name].stem, {"stem.1": 64})
     stages = {f"{block}.{layer}.1": 64 * 2 ** _stage(block) for block in blocks for layer in ("conv1", "conv2")}
     return stages | stem
 
@@ -217,10 +246,17 @@ def _votes(looked: _NamedShapes, blocks: Mapping[str, int], bottlenecks: bool) -
 
 def _kind(looked: _NamedShapes, convolution: str) -> Kind | None:
     if any(f"{convolution}.{part}" in looked.under for part in (0, 1, 3)):
-        return "(2+1)d"
+        return _kind_of_two(looked, convolution)
     kernel = looked.kernel(f"{convolution}.weight")
     kinds: dict[int, Kind] = {1: "2d", 3: "3d"}
     return kinds.get(kernel[2]) if kernel else None
+
+
+def _kind_of_two(looked: _NamedShapes, convolution: str) -> Literal["(2+1)d", "3d+1"]:
+    """Of a convolution made of two: by whether the second sees time, else the first."""
+    first, second = (looked.kernel(f"{convolution}.{part}.weight") for part in (0, 3))
+    control = second[2] == 1 if second else first is not None and first[2] == 3
+    return "3d+1" if control else "(2+1)d"
 
 
 def _form(looked: _NamedShapes, votes: list[Counter[Kind]]) -> tuple[str, int | None]:
@@ -246,7 +282,7 @@ def _stem(looked: _NamedShapes) -> tuple[StemKind | None, int | None]:
     """The stem's kind, None where no tensor tells, and the frames that its first convolution spans."""
     kernel = looked.kernel("stem.0.weight")
     if "stem.3" in looked.under or "stem.4" in looked.under:
-        return "(2+1)d", kernel[2] if kernel else None
+        return _kind_of_two(looked, "stem"), kernel[2] if kernel else None
     if kernel is None:
         return None, None
     kinds: dict[int, StemKind] = {1: "2d", 3: "3d"}

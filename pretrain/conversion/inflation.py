@@ -11,7 +11,7 @@ from pretrain.models.convolutions import FORMS
 from pretrain.models.network import VideoNetwork
 from sharding.base.errors import UserError
 
-INFLATABLE: tuple[str, ...] = (*(name for name in FORMS if name != "r2plus1d"), "i3d")
+INFLATABLE: tuple[str, ...] = (*(name for name in FORMS if name not in ("r2plus1d", "r3drelu")), "i3d")
 """The networks whose convolutions are whole 2D or 3D kernels, one for each of the 2D network's."""
 
 _STEM = {"conv1": "stem.0", "bn1": "stem.1"}

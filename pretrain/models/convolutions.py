@@ -11,8 +11,8 @@ from torch import nn
 from pretrain.models.compute.batchnorm import LaneBatchNorm
 from pretrain.models.compute.compute_path import Convolution, Factored
 
-Kind = Literal["3d", "2d", "(2+1)d"]
-StemKind = Literal["3d", "2d", "(2+1)d", "folded"]
+Kind = Literal["3d", "2d", "(2+1)d", "3d+1"]
+StemKind = Literal["3d", "2d", "(2+1)d", "3d+1", "folded"]
 Stride = tuple[int, int]  # along time, along height and width
 
 
@@ -37,13 +37,26 @@ FORMS: dict[str, Form] = {
     **{f"mc{first}": _mixed("3d", range(2, first)) for first in range(2, 6)},
     **{f"rmc{first}": _mixed("2d", range(first, 6)) for first in range(2, 6)},
     "r2plus1d": Form("(2+1)d", ("(2+1)d", "(2+1)d", "(2+1)d", "(2+1)d")),
+    "r3drelu": Form("3d+1", ("3d+1", "3d+1", "3d+1", "3d+1")),
 }
-"""The forms of the R(2+1)D paper (arXiv 1711.11248, table 1 and section 3), by the names used everywhere."""
+"""The forms of the R(2+1)D paper (arXiv 1711.11248, table 1, section 3) and a control, by the names used everywhere.
+
+The paper gives two reasons for R(2+1)D against R3D: twice the nonlinearities, and space and time apart. `r3drelu` has
+the first without the second: each 3×3×3 convolution is one to M planes, batch normalisation, a ReLU, and a 1×1×1 one,
+with the M that keeps the parameters. So it has as many convolutions, normalisations and ReLUs as R(2+1)D: at depth 18
+34 ReLUs where R3D has 17. A second ReLU without a convolution before it would add none that counts: of one channel
+alone, normalised between, max(0, a·max(0, x) + b) has one kink for every a above 0, as max(0, x) has.
+"""
 
 
 def midplanes(inputs: int, outputs: int, time: int = 3, space: int = 3) -> int:
     """The M that gives a (2+1)D convolution the parameters of the t×d×d one it replaces (R(2+1)D, 3.5)."""
     return time * space**2 * inputs * outputs // (space**2 * inputs + time * outputs)
+
+
+def inner_planes(inputs: int, outputs: int, space: int = 3) -> int:
+    """The M for which 3×d×d to M planes and 1×1×1 to the outputs have the parameters of 3×d×d to the outputs."""
+    return 3 * space**2 * inputs * outputs // (3 * space**2 * inputs + outputs)
 
 
 def temporal_strides(form: Form, frames: int) -> tuple[int, int, int, int]:
@@ -85,6 +98,17 @@ def _factored(inputs: int, middle: int, outputs: int, size: int, stride: Stride)
     ]
 
 
+def _with_inner_relu(inputs: int, outputs: int, size: int, stride: Stride) -> list[nn.Module]:
+    """A 3×d×d convolution, BN with its ReLU, a 1×1×1 one; placed as those of a (2+1)D convolution are."""
+    inner = inner_planes(inputs, outputs, size)
+    return [
+        conv3d(inputs, inner, (3, size, size), stride),
+        LaneBatchNorm(inner, relu=True),
+        nn.Identity(),
+        conv3d(inner, outputs, (1, 1, 1)),
+    ]
+
+
 def convolution(kind: Kind, inputs: int, outputs: int, stride: Stride, middle: int | None = None) -> nn.Module:
     """A 3×3×3 convolution of this kind, without its BN: N inputs T H W → N outputs ⌈T/t⌉ ⌈H/s⌉ ⌈W/s⌉.
 
@@ -92,6 +116,8 @@ def convolution(kind: Kind, inputs: int, outputs: int, stride: Stride, middle: i
     """
     if kind == "(2+1)d":
         return Factored(*_factored(inputs, middle or midplanes(inputs, outputs), outputs, 3, stride))
+    if kind == "3d+1":
+        return Factored(*_with_inner_relu(inputs, outputs, 3, stride))
     return conv3d(inputs, outputs, (3 if kind == "3d" else 1, 3, 3), stride)
 
 
@@ -101,9 +127,10 @@ def stem(kind: StemKind, inputs: int, outputs: int, width: float, frames: int) -
     The (2+1)D stem has 45 mid-planes by decree (the formula would give 83), scaled by the width. A folded one
     turns all `frames` frames into channels at once.
     """
-    chain = Factored if kind == "(2+1)d" else nn.Sequential
+    chain = Factored if kind in ("(2+1)d", "3d+1") else nn.Sequential
     makers: dict[StemKind, Callable[[], list[nn.Module]]] = {
         "(2+1)d": lambda: _factored(inputs, round(45 * width), outputs, 7, (1, 2)),
+        "3d+1": lambda: _with_inner_relu(inputs, outputs, 7, (1, 2)),
         "3d": lambda: [conv3d(inputs, outputs, (3, 7, 7), (1, 2))],
         "2d": lambda: [conv3d(inputs, outputs, (1, 7, 7), (1, 2))],
         "folded": lambda: [conv3d(inputs, outputs, (frames, 7, 7), (1, 2), padding=(0, 3, 3))],

@@ -27,7 +27,7 @@ def conv_fc_parameters(model: nn.Module) -> int:
     return sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Conv3d | nn.Linear))
 
 
-def macs(model: nn.Module, frames: int, height: int, width: int) -> int:
+def macs(model: VideoNetwork, frames: int, height: int, width: int) -> int:
     """Multiply-accumulates of the convolutions and the classifier for one clip (published as "FLOPs")."""
     total = 0
     for module, output in _outputs(model, frames, height, width):
@@ -38,13 +38,13 @@ def macs(model: nn.Module, frames: int, height: int, width: int) -> int:
     return total
 
 
-def activations(model: nn.Module, frames: int, height: int, width: int) -> int:
+def activations(model: VideoNetwork, frames: int, height: int, width: int) -> int:
     """Values that the convolutions and the fully connected layers put out for one clip."""
     outputs = _outputs(model, frames, height, width)
     return sum(output.numel() for module, output in outputs if isinstance(module, nn.Conv3d | nn.Linear))
 
 
-def fewest_values(model: nn.Module, frames: int, size: int) -> int:
+def fewest_values(model: VideoNetwork, frames: int, size: int) -> int:
     """Values a channel of one clip where a batch normalisation has the fewest."""
     outputs = _outputs(model, frames, size, size)
     return min(math.prod(output.shape[2:]) for module, output in outputs if isinstance(module, LaneBatchNorm))
@@ -83,7 +83,7 @@ def activation_bytes(model: VideoNetwork, frames: int, size: int, half: bool = F
 
     clips = 2  # of one, the last layers may have a single value a channel, which cannot be normalised
     precision = next(network.parameters()).dtype
-    x = torch.empty(clips, _in_channels(network), frames, size, size, dtype=precision, device="meta")
+    x = torch.empty(clips, network.in_channels, frames, size, size, dtype=precision, device="meta")
     own, passed_on = [], [x.numel() * x.element_size()]  # by group: what it keeps, and what is put in
     for names in network.stages:
         first = len(kept)
@@ -99,12 +99,8 @@ def activation_bytes(model: VideoNetwork, frames: int, size: int, half: bool = F
     return max(held, *again) // clips
 
 
-def _in_channels(model: nn.Module) -> int:
-    return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv3d))
-
-
 def _outputs(
-    model: nn.Module, frames: int, height: int, width: int, modules: tuple[nn.Module, ...] = ()
+    model: VideoNetwork, frames: int, height: int, width: int, modules: tuple[nn.Module, ...] = ()
 ) -> list[tuple[nn.Module, Tensor]]:
     """Each of the modules, else each leaf, with its output for one clip, in order.
 
@@ -116,7 +112,7 @@ def _outputs(
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     shapes = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     precision = next(model.parameters()).dtype
-    clip = torch.empty(1, _in_channels(model), frames, height, width, dtype=precision, device="meta")
+    clip = torch.empty(1, model.in_channels, frames, height, width, dtype=precision, device="meta")
     try:
         with _evaluating(model), unpadded(model), torch.no_grad():
             functional_call(model, shapes, (clip,))

@@ -14,7 +14,13 @@ from pretrain.models.zoo import NAMES, RESNET_ONLY, ModelSettings, build_model
 from sharding.base.errors import UserError
 from sharding.base.settings import load_settings, unit, validate
 
-_USUAL = {"i3d": {"frames": 64, "size": 224}}  # what a network is published for, where it is not 16 frames of 112²
+_USUAL = {  # what a network is published for, where it is not 16 frames of 112²
+    "p3d": {"frames": 16, "size": 160},
+    "s3d": {"frames": 64, "size": 224},
+    "lstm": {"frames": 25, "size": 224},
+    "fused3d": {"frames": 50, "size": 224},
+    "i3d": {"frames": 64, "size": 224},
+}
 
 
 class NetworkQuery(ModelSettings):
@@ -70,11 +76,20 @@ def describe_networks(overrides: list[str]) -> dict[str, Any]:
     named = query.model_dump(exclude_unset=True)
     if "name" in named:
         return describe(validate(NetworkQuery, _USUAL.get(query.name, {}) | named, query.name))
+    asked = {override.partition("=")[0].strip() for override in overrides}
+    named = {
+        key: value for key, value in named.items() if key in asked
+    }  # not what r2plus1d, the default, has of its own
     rows = []
     for name in NAMES:
-        own = {key: value for key, value in named.items() if name in FORMS or key not in RESNET_ONLY}
+        own = {key: value for key, value in named.items() if _has(name, key)}
         try:
             rows.append(describe(validate(NetworkQuery, _USUAL.get(name, {}) | own | {"name": name}, name)))
         except UserError as error:
             rows.append({"name": name, "refused": error.what})
     return {"models": rows}
+
+
+def _has(name: str, key: str) -> bool:
+    """Whether there is such a setting of the network at all."""
+    return name in FORMS or key not in RESNET_ONLY or (name, key) == ("p3d", "depth")

@@ -1,6 +1,7 @@
 """Parameter groups: which weights decay, and which learn faster, slower or not at all, by the network's parts.
 
-The parts of a network are `stem`, `conv2` to `conv5` and `head`, the classifier (C3D has `fc6` and `fc7` before it).
+The parts of a network are `stem`, `conv2` to `conv5` and `head`, the classifier (C3D has `fc6` and `fc7` before it, the
+LSTM over frames `lstm`, fused3d `fusion`).
 Rates are factors by part; a part without one learns at 1. `stages` stands for all parts between stem and head,
 behind any that is named itself. VMZ-pt's layer groups are {stem: 0, stages: 0.01, head: 1} of a rate of 0.1.
 """

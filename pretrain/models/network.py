@@ -31,6 +31,11 @@ class VideoNetwork(nn.Module):
     compute_path: ComputePath = COMPUTE_PATHS["channels-last"]
     graphed_features: Callable[[Tensor], Tensor] | None = None
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of a clip: those of the first convolution."""
+        return next(module.in_channels for module in self.modules() if isinstance(module, nn.Conv3d))
+
     def features(self, clips: Tensor) -> Tensor:
         """The network up to its classifier: N C T H W → N D (N D T' for a classifier that is a convolution)."""
         return self.pool(self.through_stages(clips))

@@ -34,28 +34,30 @@ DEPTHS: dict[int, Depth] = {
 }
 
 
-def _pointwise(inputs: int, outputs: int, stride: Stride = (1, 1), relu: bool = False) -> nn.Sequential:
+def pointwise(inputs: int, outputs: int, stride: Stride = (1, 1), relu: bool = False) -> nn.Sequential:
+    """A 1×1×1 convolution and its BN: N inputs T H W → N outputs ⌈T/t⌉ ⌈H/s⌉ ⌈W/s⌉."""
     return nn.Sequential(conv3d(inputs, outputs, (1, 1, 1), stride), LaneBatchNorm(outputs, relu=relu))
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
     """What basic blocks and bottlenecks share: a branch added to a shortcut, which is never factored."""
 
     def __init__(self, inputs: int, outputs: int, stride: Stride) -> None:
         super().__init__()
         self.downsample: nn.Module | None = None
         if stride != (1, 1) or inputs != outputs:
-            self.downsample = _pointwise(inputs, outputs, stride)
+            self.downsample = pointwise(inputs, outputs, stride)
 
     def branch(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """The block's layers, of which the last, a BN, adds the shortcut before its ReLU."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:  # N inputs T H W → N outputs ⌈T/t⌉ ⌈H/s⌉ ⌈W/s⌉
+    def forward(self, x: Tensor) -> Tensor:
+        """The block: N inputs T H W → N outputs ⌈T/t⌉ ⌈H/s⌉ ⌈W/s⌉."""
         return self.branch(x, x if self.downsample is None else self.downsample(x))
 
 
-class BasicBlock(_Block):
+class BasicBlock(ResidualBlock):
     """Two 3×3×3 convolutions of the stage's kind; the first strides."""
 
     def __init__(self, kind: Kind, inputs: int, planes: int, stride: Stride, middle: int | None) -> None:
@@ -72,7 +74,7 @@ class BasicBlock(_Block):
         return output
 
 
-class Bottleneck(_Block):
+class Bottleneck(ResidualBlock):
     """1×1×1, the 3×3×3 convolution of the stage's kind, which strides, 1×1×1 to `expansion` × planes."""
 
     def __init__(
@@ -80,9 +82,9 @@ class Bottleneck(_Block):
     ) -> None:
         super().__init__(inputs, planes * expansion, stride)
         second = convolution(kind, planes, planes, stride, middle)
-        self.conv1 = _pointwise(inputs, planes, relu=True)
+        self.conv1 = pointwise(inputs, planes, relu=True)
         self.conv2 = nn.Sequential(second, LaneBatchNorm(planes, relu=True))
-        self.conv3 = _pointwise(planes, planes * expansion, relu=True)
+        self.conv3 = pointwise(planes, planes * expansion, relu=True)
 
     def branch(self, x: Tensor, shortcut: Tensor) -> Tensor:
         """The residual branch of N C T H W, to which its last layer adds the shortcut."""
@@ -142,7 +144,7 @@ class VideoResNet(VideoNetwork):
         self.avgpool = nn.AdaptiveAvgPool3d(1)
         self.dropout = LaneDropout(dropout)
         self.fc = nn.Linear(inputs, classes)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def features(self, clips: Tensor) -> Tensor:  # N C T H W → N D
         """Pooled activations of conv5_x. Raises UserError for an R2D fed clips of another length."""
@@ -179,7 +181,7 @@ def _stage(
     return nn.Sequential(*blocks)
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """Convolutions N(0, √(2/fan_out)), the classifier N(0, 0.01) with bias 0; BN scale 1, bias 0."""
     if isinstance(module, nn.Conv3d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

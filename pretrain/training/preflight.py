@@ -48,7 +48,10 @@ def preflight(settings: TrainSettings, ranks: int, recipe: str = "") -> Resolved
     clip = settings.data.clip
     if settings.model.in_channels != clip.channels:
         what = f"clips of input {clip.input} have {clip.channels} channels, the network {settings.model.in_channels}"
-        raise UserError(what, "model.in_channels", f"set model.in_channels={clip.channels}, or another data.clip.input")
+        remedy = f"set model.in_channels={clip.channels}, or another data.clip.input"
+        if settings.model.name == "fused3d":
+            remedy = "train it in a loop of your own: a store's clips are of pictures or of flow, and it takes both"
+        raise UserError(what, "model.in_channels", remedy)
     check_lane(settings, len(classes))
     quantities = derived(settings, len(classes), sources.samples, ranks)
     if run:

@@ -122,22 +122,22 @@ class Convolution(nn.Conv3d):
 
 
 class Factored(nn.Sequential):
-    """Spatial convolution, BN with ReLU, temporal convolution, and what follows; its mid-planes may be padded."""
+    """Two convolutions with BN and its ReLU between, and what follows; the planes between may be padded."""
 
     multiple = 1
 
     def forward(self, input: Tensor) -> Tensor:
         """The layers one after the other."""
-        spatial, norm, temporal = self[0], self[1], self[3]
-        assert isinstance(spatial, Convolution) and isinstance(temporal, Convolution)
+        first, norm, second = self[0], self[1], self[3]
+        assert isinstance(first, Convolution) and isinstance(second, Convolution)
         assert isinstance(norm, LaneBatchNorm)
-        zeros = -spatial.out_channels % self.multiple
+        zeros = -first.out_channels % self.multiple
         if zeros:
-            x = spatial.compute(input, F.pad(spatial.used_weight, (0,) * 9 + (zeros,)))
+            x = first.compute(input, F.pad(first.used_weight, (0,) * 9 + (zeros,)))
             x = norm(x, zeros=zeros)
-            x = temporal.compute(x, F.pad(temporal.used_weight, (0,) * 7 + (zeros,)))
+            x = second.compute(x, F.pad(second.used_weight, (0,) * 7 + (zeros,)))
         else:
-            x = temporal(norm(spatial(input)))
+            x = second(norm(first(input)))
         for layer in list(self)[4:]:
             x = layer(x)
         return x

@@ -167,6 +167,7 @@ def test_models_are_told_and_wrong_ones_refused(say: Say) -> None:
     assert "63,697,175" in succeeded(say(*asked)).stdout
     for options, allowed in (
         (("--name", "r4d"), "'i3d' or 'c3d'"),
+        (("--name", "p3d", "--depth", "18"), "bottlenecks"),
         (("--depth", "19"), "10, 16, 18, 26, 34, 50, 101 or 152"),
         (("--frames", "0"), "greater than or equal to 1"),
         (

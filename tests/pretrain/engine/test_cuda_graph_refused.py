@@ -109,7 +109,7 @@ def test_nothing_is_done_where_it_is_not_asked_for_or_nothing_captures(capture: 
 
 
 def test_no_layer_that_may_be_recomputed_draws() -> None:
-    for name in ("r2plus1d", "r3d", "c3d", "i3d"):
+    for name in ("r2plus1d", "r3d", "p3d", "s3d", "lstm", "fused3d", "c3d", "i3d"):
         settings = ModelSettings.model_validate({"name": name, "width": 0.0625, "dropout": 0.5})
         model = build_model(settings, 5, frames=16, size=32)
         layers = [model.get_submodule(layer) for group in model.stages for layer in group]

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from pretrain.models.compute.batchnorm import LaneBatchNorm, commit_statistics
 from pretrain.models.compute.compute_path import COMPUTE_PATHS
 from tests.support.training.engine_cases import CASES, DECAY, LONG, ZERO, plain_loop
-from tests.support.training.engine_ranks import LANES, lane_clips, network
+from tests.support.training.engine_ranks import BASELINES, LANES, lane_clips, network
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +81,17 @@ def test_two_lanes_are_the_same_bits_on_one_rank_or_two(engines: Runs, size: int
     state, first = (engines[at][f"pair{stage}"]["states"] for at, stage in ((size, zero), (1, 0)))
     assert differing(state[LONG], first[LONG]) == []
     assert len(differing(first[0], first[LONG])) == len(first[0]["model"]) + len(first[0]["optimizer"])
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_are_the_same_bits_on_one_rank_or_two(engines: Runs, name: str) -> None:
+    """Of stage 3 on two ranks but for rounding: the norm of the first gradient."""
+    cases = [engines[size][f"{name}{zero}"] for size, zero in ((1, 1), (1, 3), (2, 1), (2, 3))]
+    states = [case["states"] for case in cases]
+    assert all(differing(state[2], states[0][2]) == [] for state in states[:3])
+    assert cases[3]["norm"][0] == pytest.approx(cases[0]["norm"][0], rel=1e-5)
+    still = {key for key, value in states[0][0]["model"].items() if torch.equal(value, states[0][2]["model"][key])}
+    assert still == set()
 
 
 @pytest.mark.parametrize(("size", "stages"), [(1, (1, 2, 3)), (2, (1,))])

@@ -49,19 +49,27 @@ def kept_bytes(model: VideoNetwork, clip: torch.Tensor) -> int:
     return sum(kept.values())
 
 
-CLIPS = {"c3d": (16, 64)}  # frames and size, of others 8 and 64
+CLIPS = {"c3d": (16, 64), "fused3d": (20, 64)}  # frames and size, of others 8 and 64
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "values", [{"depth": 18}, {"depth": 26}, {"depth": 50, "pool1": True}, {"name": "i3d"}, {"name": "c3d"}], ids=str
+    "values",
+    [
+        {"depth": 18},
+        {"depth": 26},
+        {"depth": 50, "pool1": True},
+        {"name": "p3d", "depth": 26},
+        *({"name": name} for name in ("s3d", "lstm", "fused3d", "i3d", "c3d")),
+    ],
+    ids=str,
 )
 def test_activation_bytes_are_what_autograd_keeps(values: dict[str, Any]) -> None:
     """Of groups that are computed again what they put out, and at the worst moment one of them whole."""
     settings = ModelSettings.model_validate(values | {"width": 0.25})
     frames, size = CLIPS.get(settings.name, (8, 64))
     model = build_model(settings, 5, frames, size)
-    clip = torch.randn(2, 3, frames, size, size)
+    clip = torch.randn(2, model.in_channels, frames, size, size)
     assert activation_bytes(model, frames, size) == pytest.approx(kept_bytes(model, clip) / 2, rel=0.02)
     whole = activation_bytes(model, frames, size)
     assert 0.5 * whole <= activation_bytes(model, frames, size, half=True) < 0.75 * whole

@@ -23,16 +23,18 @@ def test_all_are_told_as_they_are_published() -> None:
     rows = {row["name"]: row for row in describe_networks([])["models"]}
     assert list(rows) == list(NAMES)
     assert {name: row["gmacs"] for name, row in rows.items() if name in ("i3d", "c3d")} == {"i3d": 111.15, "c3d": 38.53}
-    assert {row["depth"] for row in rows.values()} == {34, None}
+    assert {row["depth"] for row in rows.values()} == {34, 152, None}
 
 
 @pytest.mark.slow
 def test_all_are_told_with_what_is_given_and_those_that_cannot_say_why() -> None:
     rows = describe_networks(["depth=18", "frames=8", "classes=7"])["models"]
-    assert {row["depth"] for row in rows if row["name"] not in ("i3d", "c3d")} == {18}
-    (refused,) = [row for row in rows if "refused" in row]
-    assert refused["name"] == "c3d" and "8 frames" in refused["refused"]
-    assert all(row["classes"] == 7 and row["frames"] == 8 for row in rows if row is not refused)
+    refused = {row["name"]: row["refused"] for row in rows if "refused" in row}
+    assert list(refused) == ["p3d", "fused3d", "c3d"]
+    assert "bottlenecks" in refused["p3d"] and "a clip has 8" in refused["fused3d"] and "8 frames" in refused["c3d"]
+    counted = [row for row in rows if "refused" not in row]
+    assert {row["depth"] for row in counted if row["name"] not in ("s3d", "lstm", "i3d")} == {18}
+    assert all(row["classes"] == 7 and row["frames"] == 8 for row in counted)
 
 
 @pytest.mark.slow
@@ -45,7 +47,7 @@ def test_a_setting_of_one_network_refuses_the_others_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ("name=r4d", "'r2plus1d', 'i3d' or 'c3d'"),
+        ("name=r4d", "'fused3d', 'i3d' or 'c3d'"),
         ("depth=20", "10, 16, 18, 26, 34, 50, 101 or 152"),
         ("frames=0", "greater than or equal to 1"),
         ("frames=-1", "greater than or equal to 1"),
@@ -78,5 +80,6 @@ def test_a_network_is_told_for_the_clips_it_is_published_for() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_largest_that_is_admitted_is_counted(name: str) -> None:
-    most = ["frames=10000", "size=4096", "classes=1000000", "in_channels=1024", "width=8"]
+    most = ["frames=10000", "size=4096", "classes=1000000", "width=8"]
+    most += [] if name == "fused3d" else ["in_channels=1024"]
     assert describe_networks([f"name={name}", *most])["gmacs"] > 1e6

@@ -21,16 +21,26 @@ from sharding.base.errors import UserError
 
 VMZ = {"stem": 0.0, "stages": 0.01, "head": 1.0}
 CLASSIFIER_ONLY = {"stem": 0.0, "stages": 0.0}
+DEPTHLESS = ("s3d", "lstm", "fused3d", "i3d", "c3d")
 FIRST = {  # a parameter of each part
     "r2plus1d": {"stem": "stem.0", "conv2": "layer1.0.conv1.0.0", "conv5": "layer4.0.downsample.0", "head": "fc"},
     "i3d": {"stem": "Conv3d_1a_7x7.bn", "conv2": "Conv3d_2c_3x3.conv3d", "conv5": "Mixed_5b.b3b.bn", "head": "logits"},
+    "p3d": {"stem": "stem.0", "conv2": "layer1.0.temporal.0", "conv5": "layer4.0.spatial.0", "head": "fc"},
+    "s3d": {
+        "stem": "Conv3d_1a_7x7.1.bn",
+        "conv2": "Conv3d_2c_3x3.0.conv3d",
+        "conv5": "Mixed_5b.b1b.1",
+        "head": "logits",
+    },
+    "lstm": {"stem": "Conv3d_1a_7x7.bn", "conv2": "Conv3d_2b_1x1", "lstm": "lstm.recurrent", "head": "fc"},
+    "fused3d": {"stem": "stem.flow", "conv3": "conv3.rgb.Mixed_3b", "fusion": "fusion.0.bn", "head": "fc"},
     "c3d": {"stem": "conv1.0", "conv2": "conv2.1", "conv5": "conv5.0", "fc6": "fc6", "fc7": "fc7", "head": "fc8"},
 }
 
 
 def network(name: str = "r2plus1d", **settings: object) -> VideoNetwork:
     torch.manual_seed(0)
-    resnet = {} if name in ("i3d", "c3d") else {"depth": 10}
+    resnet = {} if name in DEPTHLESS else {"depth": 26 if name == "p3d" else 10}
     settings = {"name": name, "width": 0.125} | resnet | settings
     return build_model(ModelSettings.model_validate(settings), 5, 16, 32)
 
@@ -45,8 +55,8 @@ def names_of(model: nn.Module, parameters: list[nn.Parameter]) -> list[str]:
     return [names[id(value)] for value in parameters]
 
 
-def clips(seed: int = 0) -> Tensor:
-    return torch.randn(2, 3, 16, 32, 32, generator=torch.Generator().manual_seed(seed))
+def clips(channels: int = 3) -> Tensor:
+    return torch.randn(2, channels, 16, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -147,10 +157,10 @@ def test_classifier_only_leaves_all_before_it_as_it_was(name: str) -> None:
     freeze(model, CLASSIFIER_ONLY)
     model.eval().train()
     assert not any(layer.training for layer in model.modules() if isinstance(layer, LaneBatchNorm))
-    features = model.features(clips())
+    features = model.features(clips(model.in_channels))
     assert not features.requires_grad
     optimizer = torch.optim.SGD(parameter_groups(model, 1e-2, CLASSIFIER_ONLY), lr=1.0)
-    model(clips()).square().mean().backward()
+    model(clips(model.in_channels)).square().mean().backward()
     optimizer.step()
     commit_statistics(model)
     changed = {each for each, value in model.state_dict().items() if not torch.equal(value, before[each])}

@@ -96,8 +96,9 @@ def test_i3ds_backbone_without_its_classifier() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_macs_are_half_of_torchs_flops_for_every_network(name: str) -> None:
     settings = {"name": name} | ({"depth": 10, "pool1": True} if name in FORMS else {})
-    model = meta_network(17, 70, 11, **settings, in_channels=2).eval()
-    clip = torch.empty(1, 2, 17, 70, 70, device="meta")
+    settings |= {} if name == "fused3d" else {"in_channels": 2}
+    model = meta_network(17, 70, 11, **settings).eval()
+    clip = torch.empty(1, model.in_channels, 17, 70, 70, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         logits = model(clip)
     assert logits.shape == (1, 11)
@@ -163,7 +164,7 @@ def test_weights_of_whole_convolutions_have_torchvisions_names() -> None:
 
 
 def test_eps_reaches_every_normalisation() -> None:
-    for name in ("r3d", "i3d", "c3d"):
+    for name in ("r3d", "p3d", "s3d", "lstm", "fused3d", "i3d", "c3d"):
         norms = [module for module in meta_network(16, name=name, eps=1e-5).modules() if hasattr(module, "eps")]
         assert norms and {norm.eps for norm in norms} == {1e-5}
 
@@ -207,7 +208,7 @@ def test_i3ds_classifier_is_drawn_as_the_others() -> None:
 def test_the_narrowest_of_every_network_runs() -> None:
     for name in NAMES:
         model = meta_network(16, 64, 3, name=name, width=1 / 64, **({"depth": 10} if name in FORMS else {})).eval()
-        assert model(torch.empty(1, 3, 16, 64, 64, device="meta")).shape == (1, 3)
+        assert model(torch.empty(1, model.in_channels, 16, 64, 64, device="meta")).shape == (1, 3)
 
 
 def test_i3ds_first_convolution_pads_the_far_side_more() -> None:
@@ -223,7 +224,7 @@ def test_i3ds_first_convolution_pads_the_far_side_more() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"name": "r5d"}, "'r2plus1d', 'i3d' or 'c3d'"),
+        ({"name": "r5d"}, "'fused3d', 'i3d' or 'c3d'"),
         ({"depth": 20}, "10, 16, 18, 26, 34, 50, 101 or 152"),
         ({"name": "i3d", "depth": 18}, "i3d has no depth"),
         ({"name": "c3d", "pool1": True, "depth": 10}, "c3d has no depth and no pool1"),

@@ -19,7 +19,7 @@ from torch.nn import functional
 from pretrain.models.compute.batchnorm import commit_statistics
 from pretrain.models.compute.compute_path import COMPUTE_PATHS
 from pretrain.models.groups import parameter_groups
-from tests.support.training.engine_ranks import LANES, RATE, SIZES, lane_clips, network
+from tests.support.training.engine_ranks import BASELINES, LANES, RATE, SIZES, lane_clips, network
 
 ROOT = Path(__file__).parents[3]
 STEPS, LONG, DECAY, CLIP, FACTOR = 3, 20, 0.9, 0.5, 4.0
@@ -48,6 +48,11 @@ def _cases() -> dict[str, dict[str, Any]]:
     for zero in (0, 3):
         half = settings(zero, precision="bf16")
         cases[f"half rows{zero}"] = one_lane | {"last": 3, "kept": [1, 2], "compute_path": "rows", "settings": half}
+    for name in BASELINES:
+        for zero in (1, 3):
+            cases[f"{name}{zero}"] = {
+                "baseline": name, "lanes": 2, "relu": True, "last": 2, "settings": settings(zero),
+            }  # fmt: skip
     for zero in ZERO:
         for compute_path in COMPUTE_PATHS:
             cases[f"{compute_path} path{zero}"] = one_lane | {

@@ -33,22 +33,30 @@ SIZES = (1, 2, 4)
 SLOW = ("deepspeed.runtime.engine", "torch._dynamo", "torch._functorch.partitioners", "torch._inductor.compile_fx")
 LANES, LANE_BATCH, CLASSES, RATE = 4, 4, 5, 0.01
 MODEL = ModelSettings(depth=10, width=0.125)
+BASELINES = {
+    "p3d": ModelSettings(name="p3d", depth=26, width=0.125),
+    "s3d": ModelSettings(name="s3d", width=0.0625),
+    "lstm": ModelSettings(name="lstm", width=0.0625),
+    "fused3d": ModelSettings(name="fused3d", width=0.0625),
+}
+FRAMES = {"fused3d": 10}  # of clips, of others 4
 
 
-def network(relu: bool = False, seed: int = 11) -> VideoNetwork:
+def network(relu: bool = False, seed: int = 11, baseline: str | None = None) -> VideoNetwork:
     """The same network for every case; without ReLUs, of which one that rounding turns moves gradients by far more."""
     torch.manual_seed(seed)
-    model = build_model(MODEL, CLASSES, frames=4)
+    model = build_model(BASELINES[baseline] if baseline else MODEL, CLASSES, FRAMES.get(baseline or "", 4))
     for layer in model.modules():
         if isinstance(layer, LaneBatchNorm):
             layer.relu &= relu
     return model
 
 
-def lane_clips(step: int, lane: int) -> tuple[Tensor, Tensor]:
+def lane_clips(step: int, lane: int, baseline: str | None = None) -> tuple[Tensor, Tensor]:
     """Made-up clips and targets of one lane at one step."""
     draw = torch.Generator().manual_seed(100 * step + lane)
-    video = torch.randn(LANE_BATCH, 3, 4, 24, 24, generator=draw) + lane
+    channels, frames = BASELINES[baseline].in_channels if baseline else 3, FRAMES.get(baseline or "", 4)
+    video = torch.randn(LANE_BATCH, channels, frames, 24, 24, generator=draw) + lane
     return video, torch.randint(CLASSES, (LANE_BATCH,), generator=draw)
 
 
@@ -86,7 +94,7 @@ def run_case(case: dict[str, Any], world: World, folder: Path) -> dict[str, Any]
     """Steps first..last of the case; the states after those in `kept`, and after the last."""
     first, last, lanes = case.get("first", 0), case["last"], case.get("lanes", LANES)
     start = torch.load(folder / "references.pt")[case["resumed"]][first] if "resumed" in case else None
-    model = network(relu=case.get("relu", False), seed=12 if start else 11)
+    model = network(case.get("relu", False), 12 if start else 11, case.get("baseline"))
     if "compute_path" in case:
         model.use(replace(COMPUTE_PATHS[case["compute_path"]], recomputed=case.get("recomputed_groups", 2)))
     with mock.patch.object(normalise, "has_kernels", lambda device: case.get("kernels", False)):
@@ -103,7 +111,7 @@ def run_steps(
     lanes: int,
 ) -> dict[str, Any]:
     """What `run_case` says, of a network that is ready."""
-    together = case.get("together", False)
+    together, baseline = case.get("together", False), case.get("baseline")
     batch = 2 if case.get("small") else LANE_BATCH
     engine = Engine(model, EngineSettings(**case["settings"]), world, lanes, batch, together)
     if start:
@@ -120,7 +128,7 @@ def run_steps(
     share = lanes // world.size
     for step in range(first, last):
         engine.set_learning_rate(RATE)
-        clips = [lane_clips(step, lane) for lane in range(world.rank * share, (world.rank + 1) * share)]
+        clips = [lane_clips(step, lane, baseline) for lane in range(world.rank * share, (world.rank + 1) * share)]
         if case.get("small"):
             clips = [(video[:2, :, :, :16, :16].contiguous(), labels[:2]) for video, labels in clips]
         if step in case.get("pixels", []) and world.rank == world.size - 1:
@@ -150,7 +158,8 @@ def run_steps(
         results["recomputed"] = {name: value.clone() for name, value in model.named_buffers()}
     model.eval()
     for averaged in [False, True] if case["settings"].get("average") else [False]:
-        results["averaged" if averaged else "predicted"] = engine.predictor.predict(lane_clips(0, 0)[0], averaged)
+        clip = lane_clips(0, 0, baseline)[0]
+        results["averaged" if averaged else "predicted"] = engine.predictor.predict(clip, averaged)
     return results
 
 

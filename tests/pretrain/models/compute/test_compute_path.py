@@ -23,20 +23,26 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "whole": {"name": "r3d", "depth": 10, "width": 0.125},
     "mixed": {"name": "rmc4", "depth": 10, "width": 0.125},
     "folded": {"name": "r2d", "depth": 10, "width": 0.125},
+    "control": {"name": "r3drelu", "depth": 10, "width": 0.125},
+    "p3d": {"name": "p3d", "depth": 26, "width": 0.125},
+    "s3d": {"name": "s3d", "width": 0.0625},
+    "lstm": {"name": "lstm", "width": 0.0625},
+    "fused3d": {"name": "fused3d", "width": 0.0625},
     "i3d": {"name": "i3d", "width": 0.0625},
     "c3d": {"name": "c3d", "width": 0.03125},
 }
+OWN_CLIPS = {"c3d": (16, 32), "fused3d": (23, 20)}  # frames and size
 
 
 def network(name: str, frames: int = 6, size: int = 20, dtype: torch.dtype = torch.float64) -> VideoNetwork:
     torch.manual_seed(1)
-    frames, size = (16, 32) if name == "c3d" else (frames, size)
+    frames, size = OWN_CLIPS.get(name, (frames, size))
     return build_model(ModelSettings.model_validate(NETWORKS[name]), 5, frames, size).to(dtype)
 
 
 def clips(name: str, frames: int = 6, size: int = 20) -> Tensor:
-    frames, size = (16, 32) if name == "c3d" else (frames, size)
-    return torch.randn(4, 3, frames, size, size, generator=torch.Generator().manual_seed(2))
+    frames, size = OWN_CLIPS.get(name, (frames, size))
+    return torch.randn(4, 5 if name == "fused3d" else 3, frames, size, size, generator=torch.Generator().manual_seed(2))
 
 
 def taken_step(model: VideoNetwork, batch: Tensor, half: bool = False) -> dict[str, Tensor]:
@@ -122,7 +128,7 @@ def test_gradients_of_bf16_over_two_frames_are_finite(compute_path: str, junk: i
     assert all(value.grad is not None and value.grad.isfinite().all() for value in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["basic", "whole", "i3d", "c3d"])
+@pytest.mark.parametrize("name", ["basic", "whole", "p3d", "lstm", "fused3d", "i3d", "c3d"])
 @pytest.mark.parametrize("compute_path", ["planar", "rows"])
 def test_recomputing_changes_nothing(name: str, compute_path: str) -> None:
     kept = network(name)
