@@ -14,8 +14,9 @@ from cluster.jobs.evaluation import EvaluationJob
 from cluster.jobs.pipeline.plan import Pipeline
 from cluster.jobs.sharding import ShardingJob
 from cluster.jobs.training import TrainingJob
+from cluster.terminal.settings_schema import flat_schema
 from pretrain.lr_schedule import highest_rate, learning_rate
-from sharding.base.settings import Settings, flat_schema, load_settings
+from sharding.base.settings import Settings, load_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(CONFIGS.rglob("*.yaml"))
