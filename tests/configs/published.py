@@ -38,7 +38,7 @@ TABLE_6 = {  # (data set, pretrained on): video@1 of RGB, flow and two streams
 }
 I3D_SPLITS = {"ucf101": (95.6, 96.7, 98.0), "hmdb51": (74.8, 77.1, 80.7)}
 NAMES = {"kinetics400": "Kinetics-400", "sports1m": "Sports-1M", "ucf101": "UCF101", "hmdb51": "HMDB51"}
-TEN, HUNDRED = "r2plus1d/ten-clips-evaluate", "r2plus1d/table4/sports1m-evaluate"
+TEN, HUNDRED = "ten-clips-evaluate", "r2plus1d/table4/sports1m-evaluate"
 
 
 @dataclass(frozen=True)
