@@ -44,7 +44,7 @@ def slurm(
 
     Examples:
 
-      reelscale launch slurm configs/sports1m-r2plus1d-34-pretrain.yaml data.store=/data/store --nodes 8 --gpus-per-node 8 --time 1-00:00:00
+      reelscale launch slurm configs/r2plus1d/table4/sports1m-r2plus1d-34-32f-pretrain.yaml data.store=/data/store --nodes 8 --gpus-per-node 8 --time 1-00:00:00
 
       reelscale launch slurm recipe.yaml --nodes 2 --gpus-per-node 4 --partition gpu --account lab --options=--exclusive --submit
     """  # noqa: E501

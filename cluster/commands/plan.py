@@ -35,7 +35,7 @@ def plan(
 
     Examples:
 
-      reelscale plan configs/sports1m-r2plus1d-34-pretrain.yaml --nodes 8 --gpus-per-node 8 --gpu h200
+      reelscale plan configs/r2plus1d/table4/sports1m-r2plus1d-34-32f-pretrain.yaml --nodes 8 --gpu h200
 
       reelscale plan my.yaml --nodes 4 --measured bench/*.json plan.network_gb_per_second=400
 

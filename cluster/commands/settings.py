@@ -1,4 +1,4 @@
-"""`reelscale settings`: what a command can be told, with types, defaults and units."""
+"""`reelscale settings`: what a command can be told, with types, defaults and units; what a recipe says, as a whole."""
 
 import json
 from importlib import import_module
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.commands.options import AsJson
+from cluster.commands.options import AsJson, Overrides
 from cluster.terminal.progress import working
 from sharding.base.errors import UserError
 
@@ -31,15 +31,18 @@ _OPTIONS = {  # by command: where the settings are declared that are its options
 
 def show_settings(
     command: Annotated[str | None, typer.Argument(help=f"one of {', '.join(_MODELS)}")] = None,
+    config: Annotated[str | None, typer.Argument(help="a recipe of the command, to be shown as a whole")] = None,
+    overrides: Overrides = None,
     json_schema: Annotated[bool, typer.Option("--json-schema", help="print the settings' JSON schema alone")] = False,
     reference: Annotated[
         bool, typer.Option("--reference", help="print a page (Markdown) of all commands' settings, and nothing else")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show every setting of a command: key, type, limits, default, unit, and what it does.
+    """Show every setting of a command: key, type, limits, default, unit, and what it does. Or what a recipe says.
 
-    Each can stand in the command's YAML file, and after it as KEY.PATH=VALUE.
+    Each can stand in the command's YAML file, and after it as KEY.PATH=VALUE. With a recipe, one file is printed that
+    says the same with no `base`: all that its bases, it and the settings after it say, checked.
 
     Examples:
 
@@ -50,12 +53,15 @@ def show_settings(
       reelscale settings pretrain --json-schema > pretrain.schema.json
 
       reelscale settings --reference > configs/SETTINGS.md
+
+      reelscale settings pretrain configs/demo-pretrain.yaml lanes=4 > mine.yaml
     """
     from dataclasses import asdict
 
     from cluster.terminal.settings_rows import print_settings, setting_rows
+    from cluster.terminal.settings_schema import flat_schema
     from cluster.terminal.tables import print_json
-    from sharding.base.settings import flat_schema
+    from sharding.base.settings import load_settings, settings_text, settings_tree
 
     if reference:
         with working("reading the settings"):
@@ -64,7 +70,13 @@ def show_settings(
         return
     with working("reading the settings"):
         model = model_of(command)
-    if json_schema:
+    if config is not None:
+        load_settings(model, config, overrides or [])
+        if as_json:
+            print_json(settings_tree(config, overrides or []))
+        else:
+            print(settings_text(config, overrides or []), end="")
+    elif json_schema:
         print(json.dumps(flat_schema(model, f"reelscale {command}"), indent=1))
     elif as_json:
         print_json([asdict(row) for row in setting_rows(model)])

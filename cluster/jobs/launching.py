@@ -22,7 +22,7 @@ from pretrain.settings import fitting_world_size
 from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import CommandFailed, UserError
 from sharding.base.exit_codes import DONE, FAILED, STOPPED
-from sharding.base.settings import load_settings
+from sharding.base.settings import load_settings, settings_files, settings_text
 from sharding.base.text import read_text
 
 _OTHERS_SECONDS = 60.0  # that agents may go on for when another has failed and all are needed
@@ -54,7 +54,8 @@ def kuberay_manifests(
     served += [f"monitor.ports={settings.ranks_of_pod}"] if settings.ranks_of_pod > MonitorSettings().ports else []
     job = load_settings(TrainingJob, config, [*overrides, *served])
     require_protected(job.monitor)
-    recipe = read_text(Path(config), config, "settings file")
+    alone = settings_files(config) == [config]  # a pod sees no bases
+    recipe = read_text(Path(config), config, "settings file") if alone else settings_text(config)
     run = str(PurePosixPath(settings.folder, job.train.run or f"runs/{settings.name}"))
     _require_shared(job, settings, run)
     ranks = fitting_world_size(job.train.lanes, settings.ranks)

@@ -12,6 +12,7 @@ _HEAD = """\
 
 Every setting of every command, as the code says it. A setting stands in the command's YAML file (`reelscale COMMAND FILE.yaml`) or after it as `KEY.PATH=VALUE`, which wins over the file; `a[].b` is a field of
 each entry of the list `a`. One command's alone: `reelscale settings COMMAND`; for an editor: `reelscale settings COMMAND --json-schema`.
+A file that begins with `base: OTHER.yaml` says what differs from others ([recipes of a base](README.md#recipes-of-a-base)).
 
 This page is generated, and a test holds it equal to the code: `reelscale settings --reference > configs/SETTINGS.md`
 """  # noqa: E501

@@ -1,10 +1,12 @@
-"""Settings: typed models, read from YAML and `key.path=value`, refused with the field's path."""
+"""Settings: typed models, read from YAML files and their bases and `key.path=value`, refused with the field's path."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
+import os
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,8 +18,9 @@ from pydantic.fields import FieldInfo
 
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
-from sharding.base.text import nfc, read_text
+from sharding.base.text import load_yaml, nfc, read_text
 
+BASE = "base"  # the key by which a settings file names the files that it goes on from
 LARGEST = 2**53  # of any setting: beyond it neither JSON nor a float holds every whole number
 Seconds = Annotated[  # a wait: what clocks and threads can count
     float, pydantic.Field(gt=0, le=366 * 86400, json_schema_extra={"unit": "seconds"})
@@ -68,22 +71,41 @@ _SHOWN = 200  # characters of a value that does not fit
 def load_settings(model: type[M], path: str | None, overrides: Sequence[str] = ()) -> M:
     """The settings of the YAML file at `path` (None: all defaults), changed by `key.path=value` overrides.
 
-    Raises UserError for a file that is missing or not YAML, and for every unknown key, wrong type or
-    malformed override, each named by its field's path with what was found.
+    Raises UserError for a file or base that is missing or not YAML, files that are each other's base, and every unknown
+    key, wrong type or malformed override, each named by its field's path with what was found.
     """
-    where = path if path is not None else "the settings given on the command line"
+    where = "the settings given on the command line"
+    if path is not None:
+        bases = settings_files(path)[1:]
+        where = f"{path} ({BASE} {', '.join(bases)})" if bases else path
     return validate(model, settings_tree(path, overrides), where)
 
 
 def settings_tree(path: str | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What the YAML file at `path` (None: nothing) and the overrides say, as users write it; errors of `load_settings`.
 
-    Whether a model has such settings is not asked.
+    Settings of the files named by `base` are among them. Whether a model has such settings is not asked.
     """
-    tree = _read_yaml(path) if path is not None else {}
+    tree = _composed(path, ())[0] if path is not None else {}
     for override in overrides:
         _apply(tree, override)
     return tree
+
+
+def settings_files(path: str) -> list[str]:
+    """The paths of a settings file and of all its bases, each once; errors of `load_settings`."""
+    return list(dict.fromkeys(_composed(path, ())[1]))
+
+
+def settings_text(path: str, overrides: Sequence[str] = ()) -> str:
+    """The text of one settings file that says what a file, its bases and the overrides do; errors of `load_settings`.
+
+    It begins with the comments that the file begins with.
+    """
+    tree = settings_tree(path, overrides)
+    lines = read_text(Path(path), path, "settings file").splitlines(keepends=True)
+    head = "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
 
 
 def validate(model: type[M], tree: dict[str, Any], where: str) -> M:
@@ -131,12 +153,6 @@ def user_fields(model: type[pydantic.BaseModel]) -> dict[str, FieldInfo]:
     return result
 
 
-def flat_schema(model: type[pydantic.BaseModel], title: str) -> dict[str, Any]:
-    """The JSON schema of a settings file of a model, as users write it."""
-    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in user_fields(model).items()}
-    return pydantic.create_model(title, __base__=Settings, **fields).model_json_schema()
-
-
 def _keys(model: type[pydantic.BaseModel]) -> set[str]:
     """The names that users give the fields of a model."""
     return {field.alias or name for name, field in model.model_fields.items()}
@@ -165,10 +181,40 @@ def _canonical(value: Any) -> str:
     return nfc(json.dumps(value, sort_keys=True, ensure_ascii=False))
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def _composed(path: str, above: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+    """What a settings file says, on top of its bases, and the files that it comes from; `above` go on from it."""
+    own = str(Path(path).resolve())
+    if own in above:
+        circle = " → ".join([*above[above.index(own) :], own])
+        raise UserError(f"these files go on from one another: {circle}", path, f"take one of them out of a `{BASE}`")
+    tree, whole, files = _read_yaml(path, named_by=above[-1] if above else None), dict[str, Any](), [path]
+    named = tree.pop(BASE, [])
+    bases = [named] if isinstance(named, str) else named
+    if not isinstance(bases, list) or not all(isinstance(name, str) and name for name in bases):
+        what = f"{BASE}: found {_short(named)} ({type(named).__name__}); it names settings files, relative to this one"
+        raise UserError(what, path, f"write {BASE}: FILE.yaml, or {BASE}: [FILE.yaml, OTHER.yaml]")
+    for name in bases:
+        below, more = _composed(os.path.normpath(Path(path).parent / name), (*above, own))
+        whole, files = _merged(whole, below), [*files, *more]
+    return _merged(whole, tree), files
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two trees as one: of a key in both, mappings are merged, and of all else `above` has its value."""
+    both = {
+        key: _merged(below[key], value) if isinstance(below.get(key), dict) and isinstance(value, dict) else value
+        for key, value in above.items()
+    }
+    return {**below, **both}
+
+
+def _read_yaml(path: str, named_by: str | None = None) -> dict[str, Any]:
     try:
         tree = load_yaml(read_text(Path(path), path, "settings file"))
     except FileNotFoundError:
+        if named_by is not None:
+            what = f"there is no such settings file, and {named_by} names it as a base"
+            raise UserError(what, path, f"correct `{BASE}` there; its paths begin at that file's folder") from None
         raise UserError("there is no such settings file", path, "check the path; recipes are in configs/") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date or a number that is none
         mark = getattr(error, "problem_mark", None)
@@ -189,6 +235,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     keys = key.strip().split(".")
     if not equals or not all(keys):
         raise UserError(f"not a setting: {override!r}", "the command line", "write it as key.path=value, e.g. seed=7")
+    if keys[0] == BASE:
+        raise UserError(f"{BASE} is no setting: it names files", "the command line", f"write {BASE} in a settings file")
     try:
         # A mark alone (labels_separator=,) is itself: to YAML it begins something; only ~ is a value.
         value = text if len(text) == 1 and not text.isalnum() and text != "~" else load_yaml(text)
@@ -279,30 +327,3 @@ def _models_in(annotation: Any) -> Iterator[type[pydantic.BaseModel]]:
         yield annotation
     for argument in typing.get_args(annotation):
         yield from _models_in(argument)
-
-
-def load_yaml(text: str) -> Any:
-    """What the text says, in plain types. Raises yaml.YAMLError for what is no YAML, and for a key that is there twice.
-
-    What a merge key (`<<`) brings may be given anew, as YAML has it.
-    """
-    try:
-        return yaml.load(text, _StrictLoader)
-    except (ValueError, OverflowError, RecursionError) as error:  # a date that is none; a number or a nest too large
-        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's own, which goes through every mapping once more: its constructor lets the last of equal keys win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in lines:
-                what = f"the key {key!r} is there twice, first on line {lines[key]}"
-                raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
-            lines[key] = key_node.start_mark.line + 1
-        return super().construct_mapping(node, deep)

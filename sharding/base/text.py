@@ -1,4 +1,4 @@
-"""Users' text and JSON files: decoded, checked against the type that they must have, or refused with a remedy."""
+"""Users' text, JSON and YAML files: decoded, checked against the type that they must have, or refused with a remedy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
 import pydantic
+import yaml
 
 from sharding.base.errors import UserError
 
@@ -166,3 +167,30 @@ def require_format(version: object, newest: int, what: str, where: str) -> None:
     """Raises UserError unless a file's format version is `newest`, the one that this version of Reelscale writes."""
     if version != newest:
         raise UserError(f"{what} has format {version!r}; this version reads format {newest}", where, WRITER)
+
+
+def load_yaml(text: str) -> Any:
+    """What the text says, in plain types. Raises yaml.YAMLError for what is no YAML, and for a key that is there twice.
+
+    What a merge key (`<<`) brings may be given anew, as YAML has it.
+    """
+    try:
+        return yaml.load(text, _StrictLoader)
+    except (ValueError, OverflowError, RecursionError) as error:  # a date that is none; a number or a nest too large
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML's own, which goes through every mapping once more: its constructor lets the last of equal keys win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in lines:
+                what = f"the key {key!r} is there twice, first on line {lines[key]}"
+                raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
+            lines[key] = key_node.start_mark.line + 1
+        return super().construct_mapping(node, deep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from cluster.jobs.evaluation import EvaluationJob
 from cluster.jobs.pipeline.plan import Pipeline
 from cluster.jobs.sharding import ShardingJob
 from cluster.jobs.training import TrainingJob
-from pretrain.lr_schedule import highest_rate, learning_rate
-from sharding.base.settings import Settings, flat_schema, load_settings
+from cluster.terminal.settings_schema import flat_schema
+from sharding.base.settings import Settings, load_settings, settings_files
+from tests.configs.published import ROWS, TEN, Row, table_of_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RECIPES = sorted(CONFIGS.rglob("*.yaml"))
+BASES = sorted((CONFIGS / "bases").glob("*.yaml"))
+RECIPES = sorted({*CONFIGS.rglob("*.yaml")} - {*BASES})
 JOBS: dict[str, type[Settings]] = {
     "shard": ShardingJob,
     "pretrain": TrainingJob,
@@ -83,24 +86,58 @@ def test_head_says_result_hardware_and_command(recipe: Path) -> None:
     assert f"configs/{recipe.relative_to(CONFIGS).as_posix()}" in head
 
 
-@pytest.mark.parametrize(
-    ("name", "clips", "rate", "epoch_clips", "drops"),
-    [
-        ("sports1m-r2plus1d-34-pretrain", 32, 0.01, 1_000_000, [20, 30, 40]),
-        ("kinetics400-r2plus1d-34-pretrain", 32, 0.01, 1_000_000, [20, 30, 40]),
-        ("ucf101-r2plus1d-34-finetune", 4, 0.0001, 100_000, [2, 4, 6]),
-        ("hmdb51-r2plus1d-34-finetune", 4, 0.0002, 40_000, [2, 4, 6]),
-    ],
+def test_no_two_recipes_have_one_name() -> None:
+    """A run's folder is called after its recipe."""
+    names = [recipe.stem for recipe in RECIPES]
+    assert sorted({*names}) == sorted(names)
+
+
+def test_every_base_says_what_it_is_and_is_used() -> None:
+    used = {Path(path).resolve() for recipe in RECIPES for path in settings_files(str(recipe))[1:]}
+    assert used == {*BASES} and len(BASES) > 10
+    assert [base.name for base in BASES if len(head_of(base)) < 40] == []
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.recipe)
+def test_a_recipe_opens_with_the_figures_of_its_row(row: Row) -> None:
+    head = " ".join(head_of(CONFIGS / f"{row.recipe}.yaml").replace("\n#  ", "").split())
+    assert row.text in head
+    assert ("published" in head or "release" in head) == bool(row.figures) or "no figure" in head or "a plot" in head
+    assert row.scored is None or (CONFIGS / f"{row.scored}.yaml").exists()
+
+
+def test_every_recipe_of_a_paper_is_in_the_table_and_the_table_in_the_readme() -> None:
+    of_rows = {name for row in ROWS for name in (row.recipe, row.scored)} - {None}
+    names = [recipe.relative_to(CONFIGS).with_suffix("").as_posix() for recipe in RECIPES]
+    assert {name for name in names if "/" in name and not name.startswith("stores/")} == of_rows - {TEN}
+    assert table_of_rows() in (CONFIGS / "README.md").read_text("utf-8"), (
+        "write it anew: python -m tests.configs.published"
+    )
+
+
+_NAME = re.compile(
+    r"(?P<data>kinetics400|sports1m|ig65m|ucf101|hmdb51)-(?P<net>[a-z0-9]+)-(?P<depth>\d+)-(?P<frames>\d+)f"
+    r"(?P<flow>-flow)?(?P<short_edge>-se)?(?:-from-(?P<source>\w+))?-(?:pretrain|finetune)"
 )
-def test_a_published_schedule_is_the_papers(
-    name: str, clips: int, rate: float, epoch_clips: int, drops: list[int]
-) -> None:
-    """Clips and rate a GPU, epochs in clips, and a tenth of the rate after these epochs."""
-    job = load_settings(TrainingJob, str(CONFIGS / f"{name}.yaml")).train
-    schedule, lanes = job.schedule, job.lanes
-    assert (job.lane_batch, schedule.epoch_clips, job.data.clip.frames) == (clips, epoch_clips, 32)
-    assert highest_rate(schedule, lanes, job.batch) == pytest.approx(rate * lanes)
-    for number, epoch in enumerate(drops):
-        before, after = (learning_rate(schedule, lanes, epoch * epoch_clips + moved) for moved in (-1, 0))
-        assert (before, after) == pytest.approx((rate * lanes / 10**number, rate * lanes / 10 ** (number + 1)))
-    assert (job.engine.momentum, job.engine.optimizer) == (0.9, "sgd")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [path for path in RECIPES if path.parent.name not in ("configs", "i3d")],
+    ids=lambda path: path.stem,
+)
+def test_a_recipe_is_what_its_name_says(recipe: Path) -> None:
+    match = _NAME.fullmatch(recipe.stem)
+    if match is None:
+        assert kind_of(recipe) in ("evaluate", "shard")
+        return
+    train = load_settings(TrainingJob, str(recipe)).train
+    assert train.data.store == f"stores/{match['data']}"
+    assert (train.model.name, train.model.depth) == (match["net"], int(match["depth"]))
+    assert train.data.clip.frames == int(match["frames"])
+    assert (train.data.clip.input, train.model.in_channels) == (("flow", 2) if match["flow"] else ("rgb", 3))
+    assert train.data.clip.short_edge == ((128, 160) if match["short_edge"] else None)
+    source = "8-8f" if match["source"] == "8f" else match["source"]
+    assert (train.init is not None) == (source is not None)
+    if train.init and source:
+        assert source in train.init.run and ("-flow" in train.init.run) == bool(match["flow"])

@@ -17,7 +17,7 @@ import yaml
 from cluster.cli import app
 from cluster.commands.settings import model_of
 from cluster.terminal.settings_rows import setting_rows
-from sharding.base.settings import settings_tree, validate
+from sharding.base.settings import settings_text, settings_tree, validate
 from tests.cluster.conftest import Say
 from tests.documents.markdown import (
     DOCUMENTS,
@@ -33,12 +33,12 @@ from tests.support.source_code import ROOT, relative
 
 CONFIGS = ROOT / "configs"
 STAND_INS = {  # for a recipe of the reader's own
-    "pretrain": "sports1m-r2plus1d-34-pretrain.yaml",
-    "finetune": "ucf101-r2plus1d-34-finetune.yaml",
+    "pretrain": "r2plus1d/table4/sports1m-r2plus1d-34-32f-pretrain.yaml",
+    "finetune": "r2plus1d/table6/ucf101-r2plus1d-34-32f-from-sports1m-finetune.yaml",
     "evaluate": "demo-evaluate.yaml",
     "shard": "demo-shard.yaml",
-    "plan": "sports1m-r2plus1d-34-pretrain.yaml",
-    "launch": "sports1m-r2plus1d-34-pretrain.yaml",
+    "plan": "r2plus1d/table4/sports1m-r2plus1d-34-32f-pretrain.yaml",
+    "launch": "r2plus1d/table4/sports1m-r2plus1d-34-32f-pretrain.yaml",
 }
 PLACEHOLDERS = {"COMMAND": "pretrain", "N": "2", "M": "8"}
 SETTINGS_OF = {
@@ -80,7 +80,7 @@ def recipe_examples() -> list[Example]:
     """The command lines in the heads of recipes."""
     return [
         Example(f"{relative(path)}: {line}", command_words(line.partition("Command: ")[2].partition("   ")[0]))
-        for path in sorted(CONFIGS.glob("*.yaml"))
+        for path in sorted(CONFIGS.rglob("*.yaml"))
         for line in path.read_text("utf-8").splitlines()
         if "# Command: " in line
     ]
@@ -183,7 +183,7 @@ def readers_folder(tmp_path: Path, store: Path) -> Path:
     }.items():
         shutil.copy(CONFIGS / f"{original}.yaml", tmp_path / f"{name}.yaml")
     for name in ("recipe.yaml", "my.yaml"):
-        shutil.copy(CONFIGS / STAND_INS["pretrain"], tmp_path / name)
+        (tmp_path / name).write_text(settings_text(str(CONFIGS / STAND_INS["pretrain"])))
     return tmp_path
 
 

@@ -79,6 +79,10 @@ def test_kuberay_prints_a_job_that_trains_the_recipe(say: Say, recipe: Path) -> 
     workers = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     assert workers["nodeSelector"] == {"gpu": "H200"} and len(workers["containers"][0]["envFrom"]) == 2
     assert "2 lanes do not spread over 8 ranks" in made.stderr
+    Path("based.yaml").write_text(f"base: {recipe}\nlog_steps: 7\n")
+    made = succeeded(say("launch", "kuberay", "based.yaml", "data.store=/data/store", *options, *KUBERAY))
+    (sent, _) = yaml.safe_load_all(made.stdout)
+    assert yaml.safe_load(sent["data"]["recipe.yaml"]) == {**yaml.safe_load(recipe.read_text()), "log_steps": 7}
     run = ("data.store=s3://b/store", "checkpoint.store=s3://b/runs", "run=mine")
     made = succeeded(say("launch", "kuberay", recipe, *run, *KUBERAY))
     assert "run=/tmp/reelscale/mine" in made.stdout, "a folder of the pod's own"

@@ -12,7 +12,7 @@ import pytest
 from tests.cluster.conftest import Say
 from tests.support.commands import refused, succeeded
 
-RECIPE = Path(__file__).parents[3] / "configs" / "sports1m-r2plus1d-34-pretrain.yaml"
+RECIPE = Path(__file__).parents[3] / "configs/r2plus1d/table4/sports1m-r2plus1d-34-32f-pretrain.yaml"
 EIGHT_BY_EIGHT = ("--nodes", "8", "--gpus-per-node", "8", "--gpu", "h200")
 
 

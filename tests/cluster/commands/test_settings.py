@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 from typing import Annotated, Literal
 
+import jsonschema
 import pytest
 from pydantic import Field
 
 from cluster.commands.launch import launch
 from cluster.commands.settings import model_of, reference_page
 from cluster.terminal.settings_rows import SettingRow, print_settings, setting_rows
-from sharding.base.settings import Inline, Seconds, Settings, flat_schema
+from cluster.terminal.settings_schema import flat_schema
+from sharding.base.settings import Inline, Seconds, Settings, settings_tree
 from tests.cluster.conftest import Say
 from tests.support.commands import refused, succeeded
 from tests.support.source_code import ROOT
@@ -62,9 +65,18 @@ def test_what_people_see(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
 def test_the_schema_is_of_the_file_that_users_write() -> None:
     schema = flat_schema(Job, "reelscale job")
-    assert schema["title"] == "reelscale job" and schema["required"] == ["lr"]
-    assert [*schema["properties"]] == ["lr", "reading", "others", "copy", "port"]
+    assert schema["title"] == "reelscale job"
+    assert [*schema["properties"]] == ["base", "lr", "reading", "others", "copy", "port"]
     assert schema["additionalProperties"] is False
+
+
+def test_what_is_required_may_be_said_by_a_base_but_of_an_entry_of_a_list() -> None:
+    checks = jsonschema.Draft202012Validator(flat_schema(model_of("pretrain"), "reelscale pretrain")).is_valid
+    whole = {"data": {"store": "s"}}
+    assert checks(whole) and not checks({"lanes": 8})
+    assert checks({"base": "a.yaml", "lanes": 8}) and checks({"base": ["a.yaml"], "data": {"clip": {"frames": 8}}})
+    assert not checks({"base": 3}) and not checks({"base": "a.yaml", "lanez": 8})
+    assert not checks({"base": "a.yaml", "data": {"mix": [{"weight": 2}]}})
 
 
 @pytest.mark.parametrize(
@@ -74,7 +86,8 @@ def test_every_command_shows_its_settings(command: str) -> None:
     rows = setting_rows(model_of(command))
     keys = [row.key for row in rows]
     assert len(rows) > 4 and len({*keys}) == len(keys)
-    assert {*flat_schema(model_of(command), command)["properties"]} == {key.partition(".")[0] for key in keys}
+    properties = {*flat_schema(model_of(command), command)["properties"]}
+    assert properties == {"base", *(key.partition(".")[0] for key in keys)}
 
 
 def test_by_the_command_line(say: Say) -> None:
@@ -85,6 +98,19 @@ def test_by_the_command_line(say: Say) -> None:
     assert "ranks: integer ≥ 1" in succeeded(say("settings", "finetune")).stdout
     refused(say("settings", "nothing"), "no command of this name has settings", "shard, retry, pretrain")
     refused(say("settings"), "no command is named", "shard, retry, pretrain")
+
+
+def test_a_recipe_is_shown_as_a_whole(say: Say, tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text("lanes: 2\nschedule: {lr: 0.5, epochs: 3}\n")
+    (tmp_path / "mine.yaml").write_text("# Mine.\nbase: policy.yaml\ndata: {store: s}\nschedule: {epochs: 4}\n")
+    text = succeeded(say("settings", "pretrain", "mine.yaml", "lanes=4")).stdout
+    assert text.startswith("# Mine.\n")
+    (tmp_path / "whole.yaml").write_text(text)
+    whole = {"lanes": 4, "schedule": {"lr": 0.5, "epochs": 4}, "data": {"store": "s"}}
+    assert settings_tree("whole.yaml") == whole
+    assert json.loads(succeeded(say("settings", "pretrain", "mine.yaml", "lanes=4", "--json")).stdout) == whole
+    refused(say("settings", "pretrain", "mine.yaml", "lanez=4"), "did you mean lanes", "mine.yaml (base policy.yaml)")
+    refused(say("settings", "shard", "mine.yaml"), "lanes: there is no such setting")
 
 
 def test_the_page_of_all_settings_is_what_the_code_says(say: Say) -> None:

@@ -13,7 +13,16 @@ import pytest
 from pydantic import Field
 
 from sharding.base.errors import UserError
-from sharding.base.settings import Inline, Settings, differences, digest, load_settings, settings_tree
+from sharding.base.settings import (
+    Inline,
+    Settings,
+    differences,
+    digest,
+    load_settings,
+    settings_files,
+    settings_text,
+    settings_tree,
+)
 
 
 class Optimizer(Settings):
@@ -175,3 +184,68 @@ def test_a_tree_is_read_as_it_is_written(tmp_path: Path) -> None:
     file.write_text("a: {b: 1}\n")
     assert settings_tree(str(file), ["a.c=[2]", "d=x"]) == {"a": {"b": 1, "c": [2]}, "d": "x"}
     assert settings_tree(None) == {}
+
+
+def written(folder: Path, **texts: str) -> Path:
+    """The last of these YAML files, made in a folder; `__` in a name is a slash."""
+    for name, text in texts.items():
+        path = folder / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return path
+
+
+def test_bases_are_merged_deeply_later_ones_and_the_file_itself_win(tmp_path: Path) -> None:
+    recipe = written(
+        tmp_path,
+        bases__policy="seed: 1\nname: policy\noptimizer: {learning_rate: 0.5, momentum: 0.5}\n",
+        bases__small="seed: 2\noptimizer: {learning_rate: 0.25}\n",
+        rows__one="base: [../bases/policy.yaml, ../bases/small.yaml]\noptimizer: {momentum: 0.1}\n",
+        mine="# Mine.\nbase: rows/one.yaml\nname: mine\n",
+    )
+    assert load_settings(Run, str(recipe)) == Run(
+        seed=2, name="mine", optimizer=Optimizer(learning_rate=0.25, momentum=0.1)
+    )
+    assert load_settings(Run, str(recipe), ["optimizer.momentum=0.7"]).optimizer == Optimizer(
+        learning_rate=0.25, momentum=0.7
+    )
+    names = [Path(path).relative_to(tmp_path).as_posix() for path in settings_files(str(recipe))]
+    assert names == ["mine.yaml", "rows/one.yaml", "bases/policy.yaml", "bases/small.yaml"]
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(settings_text(str(recipe), ["seed=9"]))
+    assert whole.read_text().startswith("# Mine.\nseed: 9\n") and "base" not in whole.read_text()
+    assert settings_tree(str(whole)) == settings_tree(str(recipe), ["seed=9"])
+
+
+def test_a_base_may_be_named_by_many_and_no_list_is_merged(tmp_path: Path) -> None:
+    recipe = written(
+        tmp_path,
+        root="list: [1, 2]\nempty: {a: 1}\n",
+        left="base: root.yaml\n",
+        right="base: root.yaml\nlist: [3]\nempty: null\n",
+        both="base: [left.yaml, right.yaml]\n",
+    )
+    assert settings_tree(str(recipe)) == {"list": [3], "empty": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: gone.yaml\n", ("no such settings file", "gone.yaml", "run.yaml names it as a base")),
+        ("base: run.yaml\n", ("go on from one another", "run.yaml → ")),
+        ("base: other.yaml\n", ("go on from one another", "other.yaml → ", "run.yaml")),
+        ("base: 3\n", ("base: found 3 (int)", "run.yaml", "base: FILE.yaml")),
+        ("base: [other.yaml, 3]\n", ("base: found ['other.yaml', 3] (list)", "run.yaml")),
+        ("base: broken.yaml\n", ("not valid YAML", "broken.yaml, line")),
+        ("base: wrong.yaml\n", ("sede: there is no such setting", "run.yaml (base ", "wrong.yaml")),
+        ("optimizer: {base: other.yaml}\n", ("optimizer.base: there is no such setting",)),
+    ],
+)
+def test_bases_that_cannot_be_had(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:
+    file = written(tmp_path, other="base: run.yaml\n", broken="seed: [\n", wrong="sede: 1\n", run=text)
+    said = refusal(file)
+    assert all(word in said for word in words), said
+
+
+def test_a_base_is_named_by_files_alone(tmp_path: Path) -> None:
+    assert "base is no setting: it names files" in refusal(written(tmp_path, run="seed: 1\n"), "base=other.yaml")
