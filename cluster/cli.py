@@ -14,12 +14,12 @@ from cluster.commands.jobs import logs, status, stop
 from cluster.commands.launch import launch
 from cluster.commands.monitor import monitor
 from cluster.commands.networks import export_network, import_network, models
-from cluster.commands.pipeline import run
+from cluster.commands.pipeline import run, splits
 from cluster.commands.plan import plan
 from cluster.commands.settings import show_settings
 from cluster.commands.shard import retry, shard
 from cluster.commands.store import bench_loader, inspect_store, verify
-from cluster.commands.training import finetune, pretrain
+from cluster.commands.training import finetune, pretrain, sweep
 from cluster.launch.signals import Interrupted, interruptible
 from cluster.terminal.output import end_process, escape_what_stdout_lacks, exit_code_of
 from sharding.base import environment
@@ -68,6 +68,8 @@ app.command()(finetune)
 app.command()(evaluate)
 app.command()(predict)
 app.command()(run)
+app.command()(splits)
+app.command()(sweep)
 app.command()(status)
 app.command()(logs)
 app.command()(stop)

@@ -183,7 +183,7 @@ def run_identity(settings: TrainSettings, classes: list[str], index: list[str]) 
         },
         "model": settings.model.model_dump(mode="json"),
         "loss": settings.loss.model_dump(mode="json"),
-        "init": settings.init.model_dump(mode="json") if settings.init else None,
+        "init": settings.init.model_dump(mode="json", exclude_defaults=True) if settings.init else None,
         "classes": classes,
     }
 

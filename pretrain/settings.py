@@ -1,18 +1,19 @@
 """A training run's settings, put together from those of its parts, and what follows from them."""
 
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pretrain.checkpoints.checkpoint import CheckpointSettings
+from pretrain.checkpoints.checkpoint import CheckpointChoice, CheckpointSettings
 from pretrain.data.sources import DataSettings
 from pretrain.engine.deepspeed_config import EngineSettings
 from pretrain.losses import LossSettings
 from pretrain.lr_schedule import ScheduleSettings, highest_rate, total_steps
 from pretrain.models.count import activation_bytes, fewest_values, macs, parameters
 from pretrain.models.zoo import ModelSettings, build_model
+from pretrain.resilience.early_stop import EarlyStopSettings
 from pretrain.resilience.hang_watchdog import WatchdogSettings
 from pretrain.resilience.liveness import LivenessSettings
 from pretrain.resilience.loss_monitor import HealthSettings
@@ -35,12 +36,23 @@ class ValidationSettings(Settings):
             json_schema_extra=unit("videos"), ge=1, description="videos of a validation at most, spread over the split"
         ),
     ] = 5000
+    early_stop: Annotated[
+        EarlyStopSettings | None, Field(description="ends the run once validations gain no more; null: never")
+    ] = None
 
 
 class InitSettings(Settings):
-    """Start from another run's network; the classifier is new when the classes differ."""
+    """Start from another run's network: one trained here, or made of weights by `reelscale import`."""
 
-    run: Annotated[str, Field(description="folder of the run whose newest checkpoint is taken")]
+    run: Annotated[str, Field(description="folder of the run that is taken")]
+    checkpoint: CheckpointChoice = "newest"
+    head: Annotated[
+        Literal["auto", "keep", "new"],
+        Field(
+            description="the classifier: auto: kept where the classes have the same names, else new; keep: refused "
+            "where they have not; new: always"
+        ),
+    ] = "auto"
 
 
 class TrainSettings(Settings):
@@ -98,6 +110,12 @@ class TrainSettings(Settings):
     tracking: Annotated[TrackingSettings, Field(description="experiment trackers that get the run's figures")] = (
         TrackingSettings()
     )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.validation.early_stop and self.precise_statistics:
+            raise ValueError("precise_statistics are of the planned end, and validation.early_stop may end before it")
+        return self
 
     @property
     def batch(self) -> int:

@@ -1,11 +1,11 @@
-"""`reelscale run`: a pipeline of commands, each of which is done once."""
+"""`reelscale run` and `splits`: pipelines of commands, each of which is done once."""
 
 import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -98,22 +98,78 @@ def run(
     raise typer.Exit(perform(plan, again or [], as_json))
 
 
+def splits(
+    config: Annotated[str, typer.Argument(help="a file of splits (YAML), e.g. configs/ucf101-r2plus1d-34-splits.yaml")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="a setting of the file, or finetune.KEY.PATH=VALUE, evaluate.KEY.PATH=VALUE: one of their commands'",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything, print each job, its state and its command, stop")
+    ] = False,
+    address: Address = None,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune and evaluate a recipe on each split of a corpus; print the figures, their mean and spread.
+
+    Jobs of different splits run side by side as far as the Ray cluster has room for them, on this machine one after
+    the other. One that fails is tried again, from its own checkpoint, and costs no other split. The same command goes
+    on after a stop, a kill or a failure; what is done is not done again. The result is FOLDER/splits.json, too.
+    The file's settings: reelscale settings splits.
+
+    Examples:
+
+      reelscale splits configs/ucf101-r2plus1d-34-splits.yaml finetune.init.run=runs/mine store=stores/ucf101-{split}
+
+      reelscale splits mine.yaml splits=[1] finetune.schedule.lr=0.001 evaluate.clips=20
+
+      reelscale splits mine.yaml --address head:6379 --json
+    """
+    if sent_to_cluster(address, detach, as_json):
+        return
+    with signals_postponed():
+        from cluster.jobs.finetuning.splits import load_splits, splits_result, write_result
+        from cluster.jobs.pipeline.processes import run_pipeline
+        from cluster.terminal.result_tables import print_splits
+
+        job, plan = load_splits(config, overrides or [], _paths_once_checked)
+    if dry_run:
+        raise typer.Exit(_show_plan(plan, [], as_json))
+    code, ends = run_pipeline(plan, _shown_on(sys.stderr if as_json else sys.stdout))
+    result = splits_result(job, plan, ends)
+    file = write_result(plan, result)
+    if as_json:
+        print_json({**result, "file": str(file)})
+    else:
+        print_splits(result)
+        print(visible(f"result: {file}"))
+    raise typer.Exit(code)
+
+
 def _run(plan: "Plan", again: Sequence[str], as_json: bool) -> int:
     """Run a plan, print how it ended, and return its exit code."""
     from cluster.jobs.pipeline.processes import run_pipeline
 
-    out = sys.stderr if as_json else sys.stdout
-
-    def show(line: str) -> None:
-        out.write(f"{visible_lines(line)}\n")
-        out.flush()
-
-    code, ends = run_pipeline(plan, show, again)
+    code, ends = run_pipeline(plan, _shown_on(sys.stderr if as_json else sys.stdout), again)
     if as_json:
         print_json({"pipeline": plan.path, "folder": str(plan.folder), "stages": [asdict(end) for end in ends]})
     elif code == DONE:
         print(visible(f"pipeline {plan.path}: all {len(ends)} stages are done; records and logs: {plan.folder}"))
     return code
+
+
+def _shown_on(out: TextIO) -> Callable[[str], None]:
+    """What writes a line at once."""
+
+    def show(line: str) -> None:
+        out.write(f"{visible_lines(line)}\n")
+        out.flush()
+
+    return show
 
 
 def _show_plan(plan: "Plan", again: Sequence[str], as_json: bool) -> int:

@@ -16,6 +16,8 @@ _MODELS = {  # by command: where its settings are declared
     "pretrain": ("cluster.jobs.training", "TrainingJob"),
     "finetune": ("cluster.jobs.training", "TrainingJob"),
     "evaluate": ("cluster.jobs.evaluation", "EvaluationJob"),
+    "splits": ("cluster.jobs.finetuning.splits", "SplitsJob"),
+    "sweep": ("cluster.jobs.finetuning.sweep", "SweepJob"),
     "run": ("cluster.jobs.pipeline.plan", "Pipeline"),
     "bench-loader": ("cluster.jobs.loader_bench", "LoaderBench"),
     "plan": ("cluster.jobs.planning", "PlanJob"),

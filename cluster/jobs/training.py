@@ -19,7 +19,7 @@ from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.engine.distributed import world_size_from_environment
 from pretrain.report.run_data import read_metrics
 from pretrain.resilience.spare_ranks import tells_spares, wait_as_spare
-from pretrain.settings import InitSettings, TrainSettings, fitting_world_size
+from pretrain.settings import TrainSettings, fitting_world_size
 from pretrain.training.preflight import ResolvedRun, preflight
 from sharding.base import environment
 from sharding.base.errors import UserError
@@ -48,7 +48,7 @@ def load_job(config: str, overrides: Sequence[str], needs_init: bool) -> Trainin
     update = {
         "run": writable_folder(run, "run"),
         "data": train.data.model_copy(update={"store": store}),
-        "init": InitSettings(run=absolute(train.init.run)) if train.init else None,
+        "init": train.init and train.init.model_copy(update={"run": absolute(train.init.run)}),
         "checkpoint": train.checkpoint.model_copy(update={"store": kept}),
     }
     return job.model_copy(update={"train": train.model_copy(update=update)})

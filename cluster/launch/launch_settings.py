@@ -43,6 +43,16 @@ class LaunchSettings(Settings):
             description="GPUs of each node, one for a rank; 0: none. Left out: GPUs where the cluster has enough",
         ),
     ] = None
+    cpus_per_rank: Annotated[
+        int | None,
+        Field(
+            json_schema_extra=unit("CPUs"),
+            ge=1,
+            le=1024,
+            description="CPUs of Ray that each rank takes where it has no GPU, so that other runs find room beside it. "
+            "Left out: as many as there are for all",
+        ),
+    ] = None
     min_ranks: Annotated[
         int | None,
         Field(

@@ -14,6 +14,7 @@ from sharding.base.writable import writing
 LOG, METRICS = "train.log", "metrics.jsonl"
 SILENT_SECONDS = 300.0  # without a word, after which a run is not called running
 _SAVED = "with everything saved"  # what the last line of a log says of a run that was stopped
+_EARLY = "ended early at step"
 _LOOK_SECONDS = 0.2
 _TAIL_BYTES = 4096
 _METRICS_BYTES = 2**18  # of the newest events, of which one is wanted
@@ -78,6 +79,8 @@ def last_event(folder: Path) -> Event:
 def outcome_of(checkpoint: int | None, of: int | None, last_line: str, age: float | None) -> str:
     """A run's outcome: by its newest checkpoint, the last line of its log, and the seconds since its last word."""
     if checkpoint is not None and (of is None or checkpoint >= of):
+        return "finished"
+    if _EARLY in last_line:
         return "finished"
     if _SAVED in last_line:
         return "stopped"

@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -16,6 +16,11 @@ from pretrain.checkpoints.folder import checkpoints_of, manifest_in, prune, put_
 from pretrain.checkpoints.history import write_history
 from sharding.base.atomic import sync
 from sharding.base.settings import Settings, unit
+
+CheckpointChoice = Annotated[
+    Literal["newest", "best"],
+    Field(description="which of the run's checkpoints: the newest, or the best by the clip@1 of its validations"),
+]
 
 
 class CheckpointSettings(Settings):

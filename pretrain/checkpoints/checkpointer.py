@@ -11,7 +11,13 @@ from safetensors import SafetensorError
 
 from pretrain.checkpoints.async_saver import AsyncSaver
 from pretrain.checkpoints.attempts import claim, highest, newest_attempt, require_newest
-from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings, load_checkpoint, save_checkpoint
+from pretrain.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointChoice,
+    CheckpointSettings,
+    load_checkpoint,
+    save_checkpoint,
+)
 from pretrain.checkpoints.checkpoint_manifest import CheckpointId, step_name
 from pretrain.checkpoints.fetch import fetch
 from pretrain.checkpoints.folder import DamagedCheckpoint, checkpoints_of, committed, manifest_in, require_sound
@@ -89,9 +95,14 @@ class Checkpointer:
         """
         return load_checkpoint(self._folder_of(which or self._require_newest()))
 
-    def load_weights_only(self) -> Checkpoint:
-        """The newest checkpoint without its optimizer's state, which is not read. Raises UserError without any."""
-        return load_checkpoint(self._folder_of(self._require_newest()), optimizer=False)
+    def load_weights_only(self, choice: CheckpointChoice = "newest") -> Checkpoint:
+        """The newest or the best checkpoint without its optimizer's state, which is not read.
+
+        Raises UserError without any.
+        """
+        newest = self._require_newest()
+        which = newest if choice == "newest" else self._best(newest)
+        return load_checkpoint(self._folder_of(which), optimizer=False)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Save rank 0's checkpoint in the background, once the one before is written. A collective.
@@ -194,10 +205,25 @@ class Checkpointer:
             raise UserError("no checkpoint to start from", str(self._run), remedy)
         return newest
 
-    def _folder_of(self, which: CheckpointId) -> Path:
-        """An undamaged folder of a checkpoint, fetched where it is in the store alone."""
-        if which in self._verified:  # by `newest`, a moment ago
-            return self._verified.pop(which)
+    def _best(self, newest: CheckpointId) -> CheckpointId:
+        """The sound checkpoint of the highest clip@1, of equally good ones the last, as `retention.kept` has it."""
+        validated: dict[CheckpointId, float] = {}
+        for which, folders in self._folders().items():
+            for folder in folders:
+                clip1 = manifest_in(folder).clip1
+                if clip1 is not None and which.step <= newest.step:
+                    validated[which] = clip1
+        for which in sorted(validated, key=lambda each: (validated[each], each.step, each.attempt), reverse=True):
+            try:
+                self._verified = {which: self._sound_folder(which)}
+                return which
+            except DamagedCheckpoint as error:
+                _warn_of_damage(checkpoints_of(self._run) / step_name(which.step), error)
+        what = "no checkpoint of the run was validated, so that none is the best"
+        raise UserError(what, str(self._run), "take the newest one: checkpoint=newest")
+
+    def _sound_folder(self, which: CheckpointId) -> Path:
+        """A folder of the run that holds a checkpoint undamaged. Raises DamagedCheckpoint where none does."""
         folder = checkpoints_of(self._run) / step_name(which.step)
         replaced = [place for place in committed(self._run) if place != folder and place.name.endswith(folder.name)]
         reasons = []
@@ -207,16 +233,25 @@ class Checkpointer:
                 return candidate
             except DamagedCheckpoint as error:
                 reasons.append(error)
+        raise reasons[0]
+
+    def _folder_of(self, which: CheckpointId) -> Path:
+        """An undamaged folder of a checkpoint, fetched where it is in the store alone."""
+        if which in self._verified:  # by `newest`, a moment ago
+            return self._verified.pop(which)
+        try:
+            return self._sound_folder(which)
+        except DamagedCheckpoint as error:
+            reason = error
         try:
             remote = self._open_store()
             if remote:
                 return fetch(self._run, remote, which)
         except DamagedCheckpoint as error:
-            reasons.insert(0, error)
+            reason = error
         raise UserError(
-            f"rank 0 goes on from step {which.step} of attempt {which.attempt}, which this rank cannot read "
-            f"({reasons[0]})",
-            str(folder),
+            f"rank 0 goes on from step {which.step} of attempt {which.attempt}, which this rank cannot read ({reason})",
+            str(checkpoints_of(self._run) / step_name(which.step)),
             "put the run's folder on a file system that all machines share, or set checkpoint.store=URL",
         )
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field
 from torch import Tensor
 
+from pretrain.checkpoints.checkpoint import CheckpointChoice
 from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.conversion.published import meta_network
 from pretrain.data.loader import evaluation_clips
@@ -38,7 +39,8 @@ from sharding.storage.store import open_store
 class EvaluateSettings(Settings):
     """Which network on which videos, and by which protocol: the clips and crops of each, and what is averaged."""
 
-    run: Annotated[str, Field(description="the run's folder; its newest checkpoint is evaluated")]
+    run: Annotated[str, Field(description="the run's folder; one of its checkpoints is evaluated")]
+    checkpoint: CheckpointChoice = "newest"
     store: Annotated[str | None, Field(description="directory or URL of the store; null: the run's own")] = None
     split: Annotated[str, Field(description="split of the store whose videos are scored")] = "val"
     index: Annotated[
@@ -145,7 +147,7 @@ class Subject:
 
 
 def open_subject(settings: EvaluateSettings) -> Subject:
-    """Load the run's newest network and open the videos.
+    """Load the run's network and open the videos.
 
     Raises UserError for a folder that is no run, a store without the split, or without a class of the run's.
     """
@@ -162,7 +164,7 @@ def open_subject(settings: EvaluateSettings) -> Subject:
     if clip.input == "flow" and not _has_flow(videos.split, videos.rows[0]):
         what = "the network takes optical flow, and the store holds none"
         raise UserError(what, store.url, "shard the corpus into a new store with the setting flow={}")
-    checkpoint = Checkpointer(run).load_weights_only()
+    checkpoint = Checkpointer(run).load_weights_only(settings.checkpoint)
     network = meta_network(train.model, len(classes), clip.frames, clip.crop)
     check_weights(network, checkpoint.weights, "keep", str(run))
     return Subject(

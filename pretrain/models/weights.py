@@ -56,7 +56,7 @@ def check_weights(
     wanted = {
         name: value for name, value in model.state_dict().items() if head == "keep" or not name.startswith(classifier)
     }
-    problems = _problems(offered, wanted)
+    problems = tensor_differences(offered, wanted)
     if problems:
         raise UserError(
             what="the weights are not this network's: " + "; ".join(problems),
@@ -67,7 +67,8 @@ def check_weights(
         )
 
 
-def _problems(offered: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+def tensor_differences(offered: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """How tensors differ from those that a network wants, in words: by name and shape, and how many; [] if not."""
     missing = [name for name in wanted if name not in offered and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in offered if name not in wanted]
     mismatched = [

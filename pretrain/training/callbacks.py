@@ -50,7 +50,7 @@ class ValidationCallback:
     """One centre clip of unseen videos, each counted once, spread over the ranks; by averaged weights where kept.
 
     Damaged videos are left out, and the figures say of how many. A request to stop breaks a validation off, but for
-    the run's last one.
+    the run's last one, and where early stopping counts them: a run that goes on is to end where it would have ended.
     """
 
     def __init__(self, state: TrainState) -> None:
@@ -69,7 +69,8 @@ class ValidationCallback:
             return
         log.info("validating on %d videos", len(self._rows))
         with state.timers.validating():
-            loss, right, videos, broken_off = self._sums(state, may_stop=not finished)
+            may_stop = not finished and state.settings.validation.early_stop is None
+            loss, right, videos, broken_off = self._sums(state, may_stop)
         if broken_off:
             report.stopping = True
             log.warning("the validation at step %d was broken off: it has no figures", report.step)
@@ -81,6 +82,19 @@ class ValidationCallback:
             if report.best:
                 state.position.best = report.clip1
             self._publish(state, report, report.clip1, loss / videos, int(videos))
+            if not finished:
+                self._stop_early(state, report, report.clip1, loss / videos)
+
+    def _stop_early(self, state: TrainState, report: StepReport, clip1: float, loss: float) -> None:
+        """Have the run end with this step where validations gain no more; the same on every rank."""
+        settings, position = state.settings.validation.early_stop, state.position
+        if settings is None:
+            return
+        position.early_stop = position.early_stop.after(settings, clip1, loss)
+        if state.ends_early:
+            report.stopping = True
+            log.info("%s has not gained more than %g in %d validations", settings.metric, settings.min_gain,
+                     position.early_stop.without_gain)  # fmt: skip
 
     def _sums(self, state: TrainState, may_stop: bool) -> list[float]:
         """Over all ranks: losses, right clips, videos, and ranks on which it was broken off."""

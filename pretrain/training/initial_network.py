@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,7 +23,7 @@ from pretrain.models.compute.compute_path import COMPUTE_PATHS, ComputePath
 from pretrain.models.count import parameters
 from pretrain.models.groups import freeze
 from pretrain.models.network import VideoNetwork
-from pretrain.models.weights import load_weights, order_classifier
+from pretrain.models.weights import first_names, load_weights, order_classifier, tensor_differences
 from pretrain.models.zoo import build_model
 from pretrain.run_folder import read_settings
 from pretrain.settings import TrainSettings, held_bytes, is_deterministic
@@ -77,23 +78,21 @@ def prestart_autotune(settings: TrainSettings, folder: Path) -> None:
 
 
 def start_from(model: VideoNetwork, settings: TrainSettings, source: Path, classes: list[str]) -> None:
-    """Load another run's network; its classifier stays behind when its classes are not the same.
+    """Load another run's network; its classifier stays behind when its classes are not the same, or `init.head` is new.
 
     Classes are the same by name: a classifier's rows come in the order of `classes`.
 
-    Raises UserError for a network that computes something else than this run's, or on other input.
+    Raises UserError for a network that computes something else than this run's, or on other input, and for classes
+    that are not the same where the classifier is to be kept, or is not trained.
     """
     theirs, their_classes = read_settings(source)
-    for field in ("name", "depth", "width", "in_channels", "pool1", "midplanes", "eps"):
-        _same(f"model.{field}", getattr(theirs.model, field), getattr(settings.model, field), source)
-    if settings.model.name == "r2d":  # its first convolution spans the whole clip
-        _same("data.clip.frames", theirs.data.clip.frames, settings.data.clip.frames, source)
-    _same("data.clip.normalisation", theirs.data.clip.normalisation, settings.data.clip.normalisation, source)
-    checkpoint = Checkpointer(source).load_weights_only()
-    same = sorted(their_classes) == sorted(classes)
-    load_weights(model, checkpoint.weights, "keep" if same else "swap", str(source))
-    how = "kept" if same else "new"
-    if same and their_classes != classes:
+    choice = settings.init.checkpoint if settings.init else "newest"
+    checkpoint = Checkpointer(source).load_weights_only(choice)
+    _require_same_network(settings, theirs, checkpoint.weights, model, source)
+    kept = _keeps_classifier(settings, their_classes, classes, checkpoint.weights, model, source)
+    load_weights(model, checkpoint.weights, "keep" if kept else "swap", str(source))
+    how = "kept" if kept else "new"
+    if kept and their_classes != classes:
         order_classifier(model, [their_classes.index(name) for name in classes])
         how = "kept, its rows in the order of this run's classes"
     log.info("starting from %s, step %d, classifier %s", source, checkpoint.step, how)
@@ -112,10 +111,61 @@ def _path(settings: TrainSettings, folder: Path, model: VideoNetwork, world: Wor
     return choose_compute_path(folder, model, training, world, recomputed, spec)
 
 
-def _same(field: str, theirs: object, ours: object, source: Path) -> None:
-    if theirs != ours:
-        values = " ".join(f"{name}={value}" for name, value in _overrides(field, theirs))
-        raise UserError(f"{field} is {ours} here and {theirs} in the run to start from", str(source), f"set {values}")
+def _require_same_network(
+    settings: TrainSettings, theirs: TrainSettings, weights: Mapping[str, Tensor], model: VideoNetwork, source: Path
+) -> None:
+    """Raises UserError where the other run's network or its input is another: by which settings, in which tensors."""
+    fields = [f"model.{name}" for name in ("name", "depth", "width", "in_channels", "pool1", "midplanes", "eps")]
+    if settings.model.name == "r2d":  # its first convolution spans the whole clip
+        fields.append("data.clip.frames")
+    fields.append("data.clip.normalisation")
+    values = [(field, _setting(theirs, field), _setting(settings, field)) for field in fields]
+    changed = [(field, their, our) for field, their, our in values if their != our]
+    if not changed:
+        return
+    what = "; ".join(f"{field} is {our} here and {their} in the run to start from" for field, their, our in changed)
+    tensors = tensor_differences(_without_head(weights, model), _without_head(model.state_dict(), model))
+    remedy = " ".join(f"{name}={value}" for field, their, _ in changed for name, value in _overrides(field, their))
+    if any(field == "model.in_channels" for field, _, _ in changed):
+        remedy += f" data.clip.input={theirs.data.clip.input}"
+    raise UserError(f"{what}; tensors: {'; '.join(tensors)}" if tensors else what, str(source), f"set {remedy}")
+
+
+def _keeps_classifier(
+    settings: TrainSettings,
+    their_classes: list[str],
+    classes: list[str],
+    weights: Mapping[str, Tensor],
+    model: VideoNetwork,
+    source: Path,
+) -> bool:
+    """Whether the other run's classifier is kept. Raises UserError where it cannot be, or a new one would not learn."""
+    wanted = settings.init.head if settings.init else "auto"
+    same = sorted(their_classes) == sorted(classes)
+    if wanted == "keep" and not same:
+        only_theirs, only_ours = sorted({*their_classes} - {*classes}), sorted({*classes} - {*their_classes})
+        what = "the classifier cannot be kept, for the classes are others"
+        sides = ((only_theirs, "in the run to start from"), (only_ours, "here"))
+        parts = [f"{first_names(names)} only {where}" for names, where in sides if names]
+        head = f"{model.head}."
+        ours = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(head)}
+        tensors = tensor_differences({name: of for name, of in weights.items() if name.startswith(head)}, ours)
+        raise UserError("; ".join([what, *parts, *tensors]), str(source), "set init.head=new, or another data.store")
+    kept = same and wanted != "new"
+    if not kept and settings.schedule.rates.get("head", 1.0) == 0:
+        what = "the classifier is new, and would never learn"
+        remedy = "give head a rate above 0 in schedule.rates, or start from a run of these classes"
+        raise UserError(what, "schedule.rates.head=0", remedy)
+    return kept
+
+
+def _without_head(state: Mapping[str, Tensor], model: VideoNetwork) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.startswith(f"{model.head}.")}
+
+
+def _setting(settings: TrainSettings, path: str) -> object:
+    """The value of a setting by its path with dots."""
+    return functools.reduce(getattr, path.split("."), settings)
 
 
 def _overrides(field: str, value: object) -> list[tuple[str, object]]:

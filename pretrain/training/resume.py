@@ -8,6 +8,7 @@ import time
 from pretrain import metrics
 from pretrain.checkpoints.checkpoint import Checkpoint
 from pretrain.engine.engine import Engine, EngineState
+from pretrain.resilience.early_stop import EarlyStopState
 from pretrain.resilience.loss_monitor import LossMonitor
 from pretrain.resilience.progress import TRAINING
 from pretrain.training.rollbacks import MOST, REMEDY, next_rollback, write_rollback
@@ -27,7 +28,7 @@ def restore_progress(position: Position, loss_monitor: LossMonitor, checkpoint: 
     """Have what follows from the steps taken as it was when the checkpoint was saved."""
     state = checkpoint.state
     position.step, position.passed_over = checkpoint.step, state.get("passed_over", 0)
-    position.best = state.get("best")
+    position.best, position.early_stop = state.get("best"), EarlyStopState.of_checkpoint(state)
     if "watch" in state:
         loss_monitor.load(state["watch"])
     if position.rollback and position.rollback.is_to(checkpoint):  # also where a new process goes on after it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 
@@ -14,6 +14,7 @@ from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.data.loader import Loader
 from pretrain.engine.distributed import World
 from pretrain.engine.engine import Engine
+from pretrain.resilience.early_stop import EarlyStopState
 from pretrain.resilience.hang_watchdog import Watchdog
 from pretrain.resilience.loss_monitor import LossMonitor
 from pretrain.resilience.progress import TRAINING
@@ -28,7 +29,8 @@ from pretrain.training.step import StepClock
 class Position:
     """Where a run is: optimizer steps taken, and steps' worth of samples that were shown in vain.
 
-    `best`: the highest clip@1 of a validation so far; `rollback`: how often the run went back to its checkpoint.
+    `best`: the highest clip@1 of a validation so far; `early_stop`: whether validations still gain; `rollback`: how
+    often the run went back to its checkpoint.
     `interruptions`: how often it went on without having stopped in order, and `lost_seconds` from the checkpoints to
     there.
     """
@@ -36,6 +38,7 @@ class Position:
     step: int = 0
     passed_over: int = 0
     best: float | None = None
+    early_stop: EarlyStopState = field(default_factory=EarlyStopState)
     rollback: Rollback | None = None
     interruptions: int = 0
     lost_seconds: float = 0.0
@@ -101,6 +104,11 @@ class TrainState:
     watchdog: Watchdog
     stop: Stop
 
+    @property
+    def ends_early(self) -> bool:
+        """Whether the run ends where it is, as its validations gain no more."""
+        return self.position.early_stop.ends(self.settings.validation.early_stop)
+
     def save(self, clip1: float | None = None, last: bool = False) -> None:
         """Save a checkpoint of where the run is, in the background. A collective.
 
@@ -113,6 +121,7 @@ class TrainState:
                 "samples": position.step * self.settings.batch,
                 "passed_over": position.passed_over,
                 "best": position.best,
+                "early_stop": asdict(position.early_stop),
                 "watch": self.loss_monitor.state(),
                 "scaler": whole.scaler,
                 "clip1": clip1,

@@ -77,11 +77,13 @@ def train(resolved: ResolvedRun, on_start: Callable[[int], None] | None = None) 
         state.loader.set_stop_check(lambda: stop.asked, state.watchdog.excuse)
         stop.begin(looks=world.rank == 0)
         with ends_on_device_loss(state.checkpointer.wait):
-            outcome = run_steps(state, callbacks)
+            outcome: Outcome = "finished" if state.ends_early else run_steps(state, callbacks)
             with state.watchdog.patience(PATIENCE), TRAINING.during("saving"):
                 state.checkpointer.finish()
     if outcome == "stopped":
         log.info("stopped at step %d with everything saved; the same command goes on from here", state.position.step)
+    elif state.ends_early:
+        log.info("ended early at step %d of %d: its validations gain no more", state.position.step, settings.steps)
     stop.clear()
     world.barrier()  # the other ranks' heartbeats go by rank 0 until they have left
     leave_world()
@@ -145,7 +147,7 @@ def run_steps(state: TrainState, callbacks: Sequence[Callback]) -> Outcome:
                     callback.after_step(state, read)
                 stopping |= read.stopping
         if stopping and position.step < settings.steps:
-            return "stopped"
+            return "finished" if state.ends_early else "stopped"
     return "finished"
 
 

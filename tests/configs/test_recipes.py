@@ -12,6 +12,8 @@ import yaml
 
 from cluster.commands.settings import model_of
 from cluster.jobs.evaluation import EvaluationJob
+from cluster.jobs.finetuning.splits import SplitsJob
+from cluster.jobs.finetuning.sweep import SweepJob
 from cluster.jobs.pipeline.plan import Pipeline
 from cluster.jobs.sharding import ShardingJob
 from cluster.jobs.training import TrainingJob
@@ -27,6 +29,8 @@ JOBS: dict[str, type[Settings]] = {
     "pretrain": TrainingJob,
     "finetune": TrainingJob,
     "evaluate": EvaluationJob,
+    "splits": SplitsJob,
+    "sweep": SweepJob,
     "pipeline": Pipeline,
 }
 COMMANDS = {"pipeline": "run"}  # where it is not called as the recipe is

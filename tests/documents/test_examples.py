@@ -144,7 +144,7 @@ def test_examples_are_really_found() -> None:
 
 
 def test_settings_named_in_tables_exist() -> None:
-    commands = ("shard", "retry", "pretrain", "evaluate", "run", "bench-loader", "plan", "models")
+    commands = ("shard", "retry", "pretrain", "evaluate", "splits", "sweep", "run", "bench-loader", "plan", "models")
     rows = [row.key for command in commands for row in setting_rows(model_of(command))]
     keys = {key[:end] for key in rows for end in (*(m.start() for m in re.finditer(r"\.", key)), len(key))}
     named: list[tuple[str, str]] = []

@@ -76,6 +76,9 @@ class Pipeline(Settings):
     parallel: Annotated[
         int, Field(json_schema_extra=unit("stages"), ge=1, le=1024, description="stages that may run at a time")
     ] = 1
+    keep_going: Annotated[
+        bool, Field(description="whether a stage that fails ends only those that need it; else all of them")
+    ] = False
     stages: Annotated[
         tuple[Stage, ...], Field(min_length=1, description="the commands, in the order in which they start")
     ]
@@ -105,6 +108,7 @@ class Plan:
     folder: Path
     parallel: int
     stages: tuple[PlannedStage, ...]
+    keep_going: bool = False
 
 
 def load_pipeline(path: str, overrides: Sequence[str], check: Check) -> Plan:
@@ -113,7 +117,6 @@ def load_pipeline(path: str, overrides: Sequence[str], check: Check) -> Plan:
     Raises UserError for whatever can be seen to be wrong before anything has run.
     """
     pipeline = _with_overrides(path, load_settings(Pipeline, path), overrides)
-    needs = needs_of(pipeline.stages, path)
     values = _values(pipeline.variables, path)
 
     def put_in(text: str) -> str:
@@ -122,21 +125,27 @@ def load_pipeline(path: str, overrides: Sequence[str], check: Check) -> Plan:
     stages = []
     for stage in pipeline.stages:
         config = stage.config and str(Path(path).parent / _without_tilde(put_in(stage.config)))
-        resolved = stage.model_copy(
-            update={
-                "arguments": tuple(put_in(text) for text in stage.arguments),
-                "overrides": tuple(put_in(text) for text in stage.overrides),
-                "config": config,
-            }
-        )
+        arguments = tuple(put_in(text) for text in stage.arguments)
+        settings = tuple(put_in(text) for text in stage.overrides)
+        update = {"arguments": arguments, "overrides": settings, "config": config}
+        stages.append(stage.model_copy(update=update))
+    folder = put_in(pipeline.folder) if pipeline.folder else f"runs/{Path(path).stem}"
+    return plan_stages(path, Path(absolute(folder)), pipeline.parallel, stages, check, pipeline.keep_going)
+
+
+def plan_stages(
+    path: str, folder: Path, parallel: int, stages: Sequence[Stage], check: Check, keep_going: bool = False
+) -> Plan:
+    """The plan of stages without variables, which a file at `path` asks for. Raises UserError as `load_pipeline`."""
+    needs, planned = needs_of(stages, path), []
+    for stage in stages:
         try:
-            stages.append(_planned(resolved, needs[stage.name], check))
+            planned.append(_planned(stage, needs[stage.name], check))
         except UserError as error:
             where = f"stage {stage.name} of {path}: {error.where}"
             raise UserError(error.what, where, error.remedy) from error
-    _require_inputs(stages, path)
-    folder = put_in(pipeline.folder) if pipeline.folder else f"runs/{Path(path).stem}"
-    return Plan(path, Path(absolute(folder)), pipeline.parallel, tuple(stages))
+    _require_inputs(planned, path)
+    return Plan(path, folder, parallel, tuple(planned), keep_going)
 
 
 def require_stages(plan: Plan, names: Sequence[str]) -> None:

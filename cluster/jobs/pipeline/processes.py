@@ -62,7 +62,8 @@ class _Running:
 def run_pipeline(plan: Plan, show: Callable[[str], None], again: Sequence[str] = ()) -> tuple[int, list[StageEnd]]:
     """Run what is not done of a pipeline; its exit code, and how each stage ended.
 
-    A stage that fails ends the pipeline with its exit code, once the others have stopped and saved. Signals that ask
+    A stage that fails ends the pipeline with its exit code, once the others have stopped and saved; of a plan that
+    keeps going, once all have ended that do not need it. Signals that ask
     to stop are passed on as SIGTERM: 75. When this process dies, even by kill -9, the stages die with it. `show` gets
     every line that a stage prints, with the stage's name before it, and a line on each begin and end. `again`: stages
     that run although they are done.
@@ -102,11 +103,16 @@ class _Run:
         ends = [self._ends.get(stage.name, StageEnd(stage.name, "not begun")) for stage in self._plan.stages]
         return self._code, ends
 
+    @property
+    def _ending(self) -> bool:
+        """Whether no more stages begin: by a signal, or since one has failed."""
+        return self._asked or (self._code != DONE and not self._plan.keep_going)
+
     def _start_ready(self) -> bool:
         """Start the stages that may begin, and pass over those that are done; whether there was any."""
         any_ready = False
         for stage in self._plan.stages:
-            if self._asked or self._code != DONE or len(self._running) >= self._plan.parallel:
+            if self._ending or len(self._running) >= self._plan.parallel:
                 return any_ready
             done = {name for name, end in self._ends.items() if end.outcome in ("done", "skipped")}
             begun = {*self._ends, *(running.stage.name for running in self._running)}
@@ -166,7 +172,7 @@ class _Run:
             write_record(self._plan.folder, self._records[stage.name])
             self._ends[stage.name] = StageEnd(stage.name, "done", code, round(seconds, 1), running.tries)
             return
-        ending = self._asked or self._code != DONE
+        ending = self._ending
         outcome = "stopped" if code == STOPPED or (ending and code in _NOT_BEGUN) else "failed"
         if not ending and code != MISTAKE and running.tries <= stage.retries:
             self._show(f"{stage.name}: {_how(code)}; try {running.tries + 1} of {stage.retries + 1} begins")
@@ -176,12 +182,13 @@ class _Run:
         if outcome == "stopped":
             self._code = self._code or STOPPED
             self._show(f"{stage.name}: stopped with everything saved")
-        elif self._code in (DONE, STOPPED):
-            self._code = MISTAKE if code == MISTAKE else FAILED
+        elif self._code in (DONE, STOPPED) or self._plan.keep_going:
+            self._code = MISTAKE if code == MISTAKE and self._code != FAILED else FAILED
             log = log_file(self._plan.folder, stage.name)
             remedy = "mend what it says; the same command goes on there"
             print(visible(f"reelscale: stage {stage.name} {_how(code)}; see {log}; {remedy}"), file=sys.stderr)
-        self._ask_to_stop()
+        if not self._plan.keep_going:
+            self._ask_to_stop()
 
     @contextmanager
     def _signals_passed_on(self) -> Iterator[None]:

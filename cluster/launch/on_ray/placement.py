@@ -95,6 +95,8 @@ def _place_all(nodes: Sequence[Node], launch: LaunchSettings, ranks: int, with_g
 
 def _cpus(nodes: Sequence[Node], launch: LaunchSettings, ranks: int, a_node: int) -> float:
     """The CPUs of a rank. Less than a whole one only where no other number of ranks is wanted, and room is named."""
+    if launch.cpus_per_rank:
+        return float(launch.cpus_per_rank)
     free = [node.cpus for node in nodes]
     if not launch.nodes:
         cpus = cpus_a_rank(free, ranks)

@@ -1,0 +1,148 @@
+"""A trial of a sweep: commands of its own, one after the other, watched by the validations of the run they make."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sharding.base import environment
+from sharding.base.child_process import exit_code
+from sharding.base.exit_codes import DONE
+from sharding.base.parent_death import dying_with
+
+_LOOK_SECONDS = 0.3
+_SAVE_SECONDS = 600.0  # that a command may take to save and end
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial runs: its commands' lines, without `reelscale`, from the first to the last; and its run's folder.
+
+    `directory`: where the commands run. `steps`: of the whole run.
+    """
+
+    number: int
+    run: str
+    commands: Sequence[Sequence[str]]
+    settings: Mapping[str, Any]
+    directory: str
+    steps: int
+
+
+class TrialFailed(Exception):
+    """A command of a trial did not end well; says how, and where its output is."""
+
+
+class TrialStopped(Exception):
+    """A trial was asked to stop, and all of it is saved."""
+
+
+@dataclass
+class TrialProcess:
+    """A trial at work in this process' child: the newest validation that was reported, and the command that runs.
+
+    `asked`: whether the trial is to stop.
+    """
+
+    trial: Trial
+    asked: Callable[[], bool]
+    step: int = 0
+    best: float | None = None
+    _next: int = 0
+    _child: subprocess.Popen[bytes] | None = None
+    _read: list[dict[str, Any]] = field(default_factory=list)
+
+    def report(self) -> dict[str, Any]:
+        """The figures of the next validation, once there is one; or, when the last command has ended, the trial's.
+
+        `step`, `clip1`, the highest so far, and `finished`; of a trial with an evaluation, then `video1`, too.
+        Raises TrialFailed, and TrialStopped.
+        """
+        while True:
+            if self.asked():
+                self.end()
+                raise TrialStopped
+            if event := self._next_validation():
+                self.step = int(event["step"])
+                clip1 = float(event["clip1"])
+                self.best = clip1 if self.best is None else max(self.best, clip1)
+                return {"step": self.step, "clip1": self.best, "finished": False}
+            if self._child is None:
+                self._start()
+            elif (code := self._child.poll()) is not None:
+                if event := self._next_validation():  # since the look above
+                    continue
+                self._child = None
+                if code != DONE:
+                    raise TrialFailed(f"{self._named()} ended with exit code {code}; see {self._log()}")
+                self._next += 1
+                if self._next == len(self.trial.commands):
+                    return self._figures()
+            time.sleep(_LOOK_SECONDS)
+
+    def end(self) -> None:
+        """Have the command save what it has and end; the trial goes on from there when it is run again."""
+        if self._child is not None:
+            self._child.terminate()
+            exit_code(self._child, _SAVE_SECONDS)
+            self._child = None
+
+    def _start(self) -> None:
+        log = self._log()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        words = list(self.trial.commands[self._next])
+        with log.open("ab") as out:
+            self._child = subprocess.Popen(
+                dying_with(os.getpid(), [sys.executable, "-m", "cluster.cli", *words]),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=self.trial.directory,
+                env=environment.of_a_stage(),
+            )
+
+    def _log(self) -> Path:
+        """Where all that the commands print is kept, beside the run."""
+        return Path(f"{self.trial.run}.log")
+
+    def _named(self) -> str:
+        return f"reelscale {self.trial.commands[self._next][0]}"
+
+    def _next_validation(self) -> dict[str, Any] | None:
+        """The first validation beyond the step that was reported, if there is one."""
+        events = validations_of(Path(self.trial.run))
+        return next((event for event in events if event["step"] > self.step), None)
+
+    def _figures(self) -> dict[str, Any]:
+        """The figures of a trial that is done. Raises TrialFailed where it has none."""
+        if self.best is None:
+            raise TrialFailed(f"the run was never validated: set validation.every_steps lower; see {self._log()}")
+        figures: dict[str, Any] = {"step": self.step, "clip1": self.best, "finished": True}
+        if len(self.trial.commands) > 1:
+            summaries = list(Path(self.trial.run).glob("evaluation/*/summary.json"))
+            newest = max(summaries, key=lambda path: path.stat().st_mtime)
+            figures["video1"] = float(json.loads(newest.read_text())["video1"])
+        return figures
+
+
+def validations_of(run: Path) -> list[dict[str, Any]]:
+    """The validations with figures in a run's history, by their steps; a line that is being written is left out."""
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    events: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event.get("event") == "validation" and event.get("clip1") is not None:
+            events[int(event["step"])] = event
+    return [events[step] for step in sorted(events)]
