@@ -1,4 +1,4 @@
-# demo: the whole road on real video · check: lint and the quick tests, before a commit · test: all tests · test-gpu: those that need a GPU ·
+# demo: the whole road on real video · study: the papers' claims tried · check: lint and the quick tests, before a commit · test: all tests · test-gpu: those that need a GPU ·
 # lint: ruff and mypy · bench: our speed beside others'. Each makes .venv when it is missing.
 PYTHON ?= python3
 STORE ?= demo/store
@@ -6,12 +6,15 @@ STORE ?= demo/store
 SIDE_BY_SIDE := -n 2 --dist loadfile
 BIN := .venv/bin
 
-.PHONY: demo check test test-gpu lint bench bench-models bench-encoding bench-sharding bench-flow bench-store bench-loader \
+.PHONY: demo study check test test-gpu lint bench bench-models bench-encoding bench-sharding bench-flow bench-store bench-loader \
   bench-transforms bench-train bench-scale bench-endpoint check-machine
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed
 	$(BIN)/python -m tests.demo --store "$(STORE)"
+
+study: .venv/installed
+	$(BIN)/python -m tests.study
 
 check: lint
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not cluster"
