@@ -71,7 +71,7 @@ def working(what: str, silent_seconds: float = _SILENT_SECONDS, stream: TextIO |
         while not over.wait(wait):
             seconds = time.monotonic() - begin
             since = f", for {seconds:.0f} s" if wait == _AGAIN_SECONDS else ""
-            print(visible(f"reelscale: {what}{since} …"), file=stream or sys.stderr, flush=True)
+            print(visible(f"{what}{since} ..."), file=stream or sys.stderr, flush=True)
             wait = _AGAIN_SECONDS
 
     teller = threading.Thread(target=tell, daemon=True)

@@ -10,10 +10,10 @@ import torch
 
 from pretrain import metrics
 from pretrain.engine.mfu import mfu, peak_flops
+from pretrain.resilience.eta import Eta, duration
 from pretrain.resilience.memory import memory_in_use
 from pretrain.resilience.process_age import seconds_since_start
 from pretrain.resilience.stragglers import slow_ranks
-from pretrain.training.eta import Eta, duration
 from pretrain.training.state import TrainState
 from pretrain.training.step import StepReport
 

@@ -31,6 +31,7 @@ from sharding.format.record import (
 from sharding.storage.store import Store
 
 HEAD = "reelscale.json"
+NO_SHARDS = "check the address, or make the store: reelscale shard CORPUS STORE"  # a remedy
 _VERSION = re.compile(r"index/(\d{6,}-[0-9a-f]{16})\.parquet")
 LENGTHS = (0.0, *(digit * 10.0**power for power in range(-1, 5) for digit in (1, 2, 5)))  # bounds of buckets, seconds
 INDEX = pa.schema(
@@ -127,7 +128,7 @@ def require_head(store: Store) -> dict[str, Any]:
     """The content of STORE/reelscale.json. Raises UserError if there is none; else as `read_head`."""
     head = read_head(store)
     if head is None:
-        remedy = "check the address, or make the store: reelscale shard CORPUS STORE"
+        remedy = NO_SHARDS
         raise UserError("there are no shards here", store.url, remedy)
     return head
 

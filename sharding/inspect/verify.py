@@ -96,7 +96,7 @@ def verify(
     if head and current:  # generations add classes; either may have been read before the other was written
         expected = Expectations(max(len(head["classes"]), len(current.classes)), expected.settings_digest, decode)
     if not head and not records and not current:
-        raise UserError("there are no shards here", store.url, "check the address")
+        raise UserError("there are no shards here", store.url, index.NO_SHARDS)
     if head and current and current.classes[: len(head["classes"])] != head["classes"][: len(current.classes)]:
         result.add(f"the class names of {index.HEAD} and of the index differ")
     _check_plans(store, records, result)
@@ -140,7 +140,7 @@ def _check_head(store: Store, result: Verification) -> dict[str, Any] | None:
         if store.list("index/"):
             result.add(f"{index.HEAD} is missing")
             return None
-        raise UserError("there are no shards here", store.url, "check the address")
+        raise UserError("there are no shards here", store.url, index.NO_SHARDS)
     if digest(head["settings"]) != head["settings_digest"]:
         result.add(f"{index.HEAD} is damaged: its settings are not what their digest says")
     return head

@@ -78,7 +78,7 @@ class FinishedRun:
         clip = train.data.clip
         self.weights = meta_network(train.model, len(classes), clip.frames, clip.crop).state_dict()
 
-    def load_weights_only(self) -> Any:
+    def load_weights_only(self, choice: str = "newest") -> Any:
         """Step 1's."""
         return SimpleNamespace(weights=self.weights, step=1)
 

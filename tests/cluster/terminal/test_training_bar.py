@@ -63,7 +63,7 @@ def test_what_takes_long_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         deadline = time.monotonic() + 60
         while not (said := capsys.readouterr().err) and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert said == "reelscale: reading a\\nstore …\n"
+    assert said == "reading a\\nstore ...\n"
 
 
 def on_terminal(command: Sequence[str], folder: Path, **environment: str) -> tuple[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,9 @@ def test_a_run_offline_twice_is_one_run(no_account: None, tmp_path: Path) -> Non
     folder.mkdir()
     for _ in range(2):
         follow(folder, mode="offline", tags=["ucf"])
+        time.sleep(1.1)  # W&B names a folder by the second
     files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
-    assert files
+    assert len(files) == 2
     for path in files:
         entries = list(records(path))
         run = next(each.run for each in entries if each.WhichOneof("record_type") == "run")

@@ -69,7 +69,7 @@ class Run:
             timers=SimpleNamespace(clock=StepClock(CPU)), loader=Loader([[each] for each in clips]), stop=self.stop,
             loss_monitor=LossMonitor(settings.health), checkpointer=self.checkpointer(),
             watchdog=SimpleNamespace(patience=lambda seconds: contextlib.nullcontext()),
-            run=SimpleNamespace(keep_up_to=lambda step: self.done.append(f"keep up to {step}")),
+            ends_early=False, run=SimpleNamespace(keep_up_to=lambda step: self.done.append(f"keep up to {step}")),
         )  # fmt: skip
         return trainer.run_steps(state, [self.callback()])
 

@@ -14,6 +14,7 @@ SETS_THEM = {  # for libraries that read them themselves, or for the processes t
     "cluster/launch/local.py",
     "cluster/launch/on_ray/cluster.py",
     "cluster/launch/on_ray/folder.py",
+    "cluster/launch/tuning/tuner.py",
     "pretrain/engine/distributed.py",
     "pretrain/engine/deepspeed_import.py",
 }

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.training.eta import Eta, duration
+from pretrain.resilience.eta import Eta, duration
 
 
 @given(st.floats(0.01, 1e4), st.integers(0, 10**6), st.lists(st.integers(1, 1000), min_size=1, max_size=60))
