@@ -13,12 +13,11 @@ from pretrain.data.views.views import ClipSettings, centre_view
 
 
 def frames_shown(source: RangeReader, sample: Sample, clip: ClipSettings, first: int, count: int) -> NDArray[np.uint8]:
-    """Up to `count` frames, spread over the clip that begins at frame `first`, centre-cropped: uint8 [F, H, W, 3].
+    """`count` frames, spread over the clip that begins at frame `first`, centre-cropped: uint8 [count, H, W, 3].
 
-    Pictures also where the network takes optical flow. Raises DamagedData.
+    Of a clip of fewer, some come again. Pictures also where the network takes optical flow. Raises DamagedData.
     """
     wanted = clip.frame_numbers(sample.times, first)
-    count = min(count, len(wanted))
     planes = decode_frames(source, sample, [wanted[i * len(wanted) // count] for i in range(count)])
     view = centre_view(clip, (sample.height, sample.width))
     shown: NDArray[np.uint8] = pictures(plane_batch([planes], [view]), clip)[0].permute(1, 2, 3, 0).numpy()

@@ -121,5 +121,5 @@ def _sheet(video: VideoInMemory, clip: ClipSettings, clips: int) -> tuple[NDArra
     starts = evaluation_starts(sample.frames, clip.needed_frames(sample.times), clips)
     count = min(len(starts), _SHEET_CLIPS)
     chosen = [starts[round(place)] for place in np.linspace(0, len(starts) - 1, count)]
-    rows = [frames_shown(video, sample, clip, first, _SHEET_FRAMES) for first in chosen]
+    rows = [frames_shown(video, sample, clip, first, min(_SHEET_FRAMES, clip.frames)) for first in chosen]
     return np.stack(rows), [float(sample.times[first] - sample.times[0]) for first in chosen]
