@@ -89,7 +89,7 @@ class P3D(VideoNetwork):
         number = 0
         for stage, count in enumerate(DEPTHS[depth].blocks, start=1):
             blocks: list[nn.Module] = []
-            planes = round(64 * 2 ** (stage - 1) * width)
+            planes = max(1, round(64 * 2 ** (stage - 1) * width))
             for block in range(count):
                 design = _DESIGNS[number % 3] if stage < 4 else None
                 stride = (1, 2 if stage > 1 and block == 0 else 1)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pretrain.tracking.settings import WandbSettings
 from sharding.base.errors import UserError
@@ -30,12 +30,14 @@ class WandbTracker:
         quiet = wandb.Settings(init_timeout=_BEGIN_SECONDS, console="off", silent=True, save_code=False)
         self._run: Any = None
         self._error: Exception | None = None
-        name, goes_on = settings.name or folder.resolve().name, "allow" if settings.mode == "online" else None
+        name = settings.name or folder.resolve().name
+        goes_on: Literal["allow"] | None = "allow" if settings.mode == "online" else None
         try:
             with _no_terminal():
                 self._run = wandb.init(
                     project=settings.project, entity=settings.entity, name=name, tags=settings.tags, id=run_id,
-                    resume=goes_on, mode=settings.mode, dir=folder, config=config, allow_val_change=True, settings=quiet,
+                    resume=goes_on, mode=settings.mode, dir=folder, config=config, allow_val_change=True,
+                    settings=quiet,
                 )  # fmt: skip
         except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
             raise UserError(

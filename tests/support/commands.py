@@ -43,8 +43,9 @@ class Command:
 
     @property
     def err(self) -> str:
-        """Standard error so far."""
-        return self._err.read_text(errors="replace")
+        """Standard error so far, without what the command says while it loads, which a busy machine has more of."""
+        lines = self._err.read_text(errors="replace").splitlines(keepends=True)
+        return "".join(line for line in lines if not line.endswith(" ...\n"))
 
     @property
     def said(self) -> str:
