@@ -56,7 +56,7 @@ def midplanes(inputs: int, outputs: int, time: int = 3, space: int = 3) -> int:
 
 def inner_planes(inputs: int, outputs: int, space: int = 3) -> int:
     """The M for which 3×d×d to M planes and 1×1×1 to the outputs have the parameters of 3×d×d to the outputs."""
-    return 3 * space**2 * inputs * outputs // (3 * space**2 * inputs + outputs)
+    return max(1, 3 * space**2 * inputs * outputs // (3 * space**2 * inputs + outputs))
 
 
 def temporal_strides(form: Form, frames: int) -> tuple[int, int, int, int]:
