@@ -134,8 +134,9 @@ def predict(
 
       reelscale predict runs/mine/checkpoints/step-00000010 match.mkv --start 83 --end 93 --picture match.png
     """
-    from cluster.jobs.prediction import run_prediction
-    from sharding.base.settings import validate
+    with working("loading PyTorch"):
+        from cluster.jobs.prediction import run_prediction
+        from sharding.base.settings import validate
 
     with stdout_to_stderr() if as_json else nullcontext():
         settings = validate(PredictSettings, named(options, PredictSettings), "reelscale predict")
