@@ -175,7 +175,7 @@ def test_a_slow_save_is_no_hang(ranks: ForkServer, store: str, tmp_path: Path) -
 
 def test_ranks_that_hang_say_where_and_end(ranks: ForkServer, store: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = short(store, run, 9, watchdog={"stall_seconds": 8})
+    settings = short(store, run, 9, watchdog={"stall_seconds": 16})
     pids = ranks.start(settings, 2, hangs=[1, 4])
     assert ranks.ended(pids) == [75, 75]
     stacks = [path.read_text() for path in sorted((run / "stacks").glob("rank-*"))]
