@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from sharding import metrics
+from sharding.base.printable import duration
 from sharding.make.shard import ShardProgress
 
 _SHORT_SECONDS = 60.0  # nothing that has run for less is late
@@ -128,16 +129,3 @@ _COUNTERS = {
     "bytes_in": metrics.BYTES_READ,
     "bytes_out": metrics.BYTES,
 }
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 
 from cluster.status.outcomes import age
 from cluster.status.states import ProcessState, Videos, WorkState
+from sharding.base.printable import duration
 
 Field = tuple[str, str]  # label, value
 _BAR = 20
@@ -45,17 +45,6 @@ def extremes(work: WorkState) -> list[Field]:
         where = f" of {process.named}" if many else ""
         shown.append(("disk left", f"{size(free)} ({name}{where})"))
     return shown
-
-
-def duration(seconds: float) -> str:
-    """A time in its two largest units: 12 s, 3 min 5 s, 5 h 20 min, 2 d 3 h."""
-    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    whole = max(0, round(seconds))
-    for (unit, length), (smaller, part) in itertools.pairwise(units):
-        if whole >= length:
-            rest = whole % length // part
-            return f"{whole // length} {unit} {rest} {smaller}" if rest else f"{whole // length} {unit}"
-    return f"{whole} s"
 
 
 def size(count: float) -> str:

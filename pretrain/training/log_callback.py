@@ -10,12 +10,13 @@ import torch
 
 from pretrain import metrics
 from pretrain.engine.mfu import mfu, peak_flops
-from pretrain.resilience.eta import Eta, duration
+from pretrain.resilience.eta import Eta
 from pretrain.resilience.memory import memory_in_use
 from pretrain.resilience.process_age import seconds_since_start
 from pretrain.resilience.stragglers import slow_ranks
 from pretrain.training.state import TrainState
 from pretrain.training.step import StepReport
+from sharding.base.printable import duration
 
 log = logging.getLogger("reelscale")
 
@@ -58,7 +59,8 @@ class LogCallback:
         """A collective, by which every rank's host is known."""
         self._peak = peak_flops(state.world.device, state.settings.engine.half)
         self._hosts = state.world.hosts()
-        self._eta = Eta(time.perf_counter(), state.position.step, state.settings.validation.every_steps)
+        still, every = state.timers, state.settings.validation.every_steps
+        self._eta = Eta(time.perf_counter(), state.position.step, every, still.validated, still.saved)
         self._begin_interval(state)
 
     def after_step(self, state: TrainState, report: StepReport) -> None:

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 import cluster.jobs.sharding
 from cluster.jobs.sharding import ShardingJob
-from cluster.jobs.stats import ShardingStats, duration
+from cluster.jobs.stats import ShardingStats
 from sharding import metrics
 from sharding.base.settings import validate
 from sharding.make.shard import ShardProgress
@@ -133,7 +133,3 @@ def test_rates_time_left_and_stragglers() -> None:
     clock.now += 200
     assert stats.straggler() == ("g0-000004", 240.0)
     assert "g0-000004 has run for 4 min" in stats.line() and "failed 24 (empty 24)" in stats.line()
-
-
-def test_words_for_seconds() -> None:
-    assert [duration(seconds) for seconds in (3, 300, 7300, 300000)] == ["3 s", "5 min", "2 h 2 min", "3 d 11 h"]

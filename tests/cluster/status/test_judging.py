@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from cluster.monitor import prometheus
 from cluster.monitor.targets import Target
-from cluster.status.fields import duration
+from cluster.status import problems
 from cluster.status.log_problems import PATTERNS, dated, log_problems
 from cluster.status.pages import Figures, parse_page
 from cluster.status.runbook import runbook_lines
@@ -110,7 +112,6 @@ def test_figures_of_a_run() -> None:
     assert (state.elapsed_seconds, state.checkpoint_age_seconds, state.data_wait_ratio) == (1000.0, 100.0, 0.4)
     assert (state.world_size, state.answering, state.nodes) == (2, 2, ["n0", "n1"])
     assert eta_seconds(0, 10, 0, 5.0) is None and eta_seconds(10, 10, 80, None) == 0
-    assert [duration(each) for each in (12.2, 185, 19200, 180000)] == ["12 s", "3 min 5 s", "5 h 20 min", "2 d 2 h"]
 
 
 def test_sharding_and_evaluation() -> None:
@@ -185,3 +186,22 @@ def test_a_page_that_is_none_is_refused() -> None:
         parse_page("reelscale_ready{ nonsense")
     assert parse_page("reelscale_train_step NaN").whole("reelscale_train_step") is None
     assert Figures().by("reelscale_ready", "rank") == {}
+
+
+def test_bounds_are_those_of_the_alerts() -> None:
+    """What is wrong at one look is wrong by the alerts' numbers."""
+    folder = Path(str(prometheus.__file__)).parent / "rules"
+    text = " ".join(" ".join(path.read_text().split()) for path in sorted(folder.glob("*.yml")))
+    for condition in (
+        f"data_wait_ratio:max > {problems._BOUND} ",
+        f"step_seconds_count offset 1m) >= {problems._WARM_STEPS})",
+        f"started_timestamp_seconds) > {problems._WARM_SECONDS})",
+        f"> {problems._DAMAGED} * sum by (run) (increase(reelscale_clips_decoded_total",
+        f"unless on (run) run:reelscale_train_data_wait_ratio:max > {problems._STARVED} ",
+        f"checkpoint_age_seconds:max > {problems._CHECKPOINT_SECONDS} ",
+        f"checkpoint_age_seconds:max > {problems._CHECKPOINT_TIMES} * run:reelscale_checkpoint_interval",
+        f"started_timestamp_seconds) > {problems._FIRST_CHECKPOINT_SECONDS} ",
+        f"reelscale_disk_size_bytes < {problems._DISK_RATIO} and reelscale_disk_free_bytes < 50e9 ",
+    ):
+        assert condition in text, condition
+    assert problems._DISK_BYTES == 50e9

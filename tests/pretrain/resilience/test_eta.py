@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.resilience.eta import Eta, duration
+from pretrain.resilience.eta import Eta
 
 
 @given(st.floats(0.01, 1e4), st.integers(0, 10**6), st.lists(st.integers(1, 1000), min_size=1, max_size=60))
@@ -40,17 +40,13 @@ def test_checkpoints_take_their_share() -> None:
     assert eta.at(60.0, 150, 300, 0.0, 10.0) == 150 * (50 / 50 + 10 / 50)
 
 
+def test_what_was_waited_for_before_the_first_step_does_not_count() -> None:
+    eta = Eta(100.0, 0, validated_every=1000, saved=40.0)
+    assert eta.at(120.0, 20, 120, 0.0, 40.0) == 100
+
+
 def test_after_a_roll_back_nothing_is_known_until_the_next_line() -> None:
     eta = Eta(0.0, 100, validated_every=1000)
     assert eta.at(50.0, 150, 200, 0.0, 0.0) == 50
     assert eta.at(90.0, 110, 200, 0.0, 0.0) is None
     assert eta.at(100.0, 120, 200, 0.0, 0.0) == 80
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (720, "12 min"), (3599, "1 h"), (12_000, "3 h 20 min"),
-     (86_400 * 2 + 4 * 3600 + 900, "2 d 4 h"), (86_400, "1 d"), (86_400 + 120, "1 d")],
-)  # fmt: skip
-def test_durations_in_words(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

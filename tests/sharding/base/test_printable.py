@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharding.base.errors import UserError
-from sharding.base.printable import visible, visible_lines
+from sharding.base.printable import duration, visible, visible_lines
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,11 @@ def test_a_mistake_is_told_in_its_three_lines() -> None:
     assert str(error) == "two\nlines \\x1b[2J\n  where: a\\nb\\x1b[31m\n  remedy: do \\u202ethis"
     again = pickle.loads(pickle.dumps(error))
     assert (again.what, again.where) == (error.what, error.where) == ("two\nlines \x1b[2J", "a\nb\x1b[31m")
+
+
+def test_durations_in_words() -> None:
+    times = (0.4, 12.2, 59.4, 59.6, 185, 720, 7300, 12_000, 19_200, 180_000, 300_000)
+    assert [duration(each) for each in times] == [
+        "0 s", "12 s", "59 s", "1 min", "3 min 5 s", "12 min", "2 h 1 min", "3 h 20 min", "5 h 20 min", "2 d 2 h",
+        "3 d 11 h",
+    ]  # fmt: skip
