@@ -16,6 +16,7 @@ from cluster.jobs.user_paths import absolute
 from cluster.launch.choose import choose_launcher
 from cluster.launch.launch_settings import LaunchSettings
 from cluster.launch.on_ray.cluster import ray_cluster
+from pretrain.evaluation.files import SUMMARY, evaluations_of
 from sharding.base import environment
 from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import UserError
@@ -192,7 +193,7 @@ def _result(job: SplitsJob, split: str, run: Path, outcomes: Mapping[str, str]) 
     tuned, evaluated = (outcomes.get(f"{command}-{split}", "not begun") for command in _STAGES)
     if evaluated not in ("done", "skipped"):
         return SplitResult(split, tuned if evaluated == "not begun" and tuned != "done" else evaluated, str(run))
-    file = max(run.glob("evaluation/*/summary.json"), key=lambda path: path.stat().st_mtime)
-    summary = json.loads(file.read_text())
+    folder = evaluations_of(run)[-1]
+    summary = json.loads((folder / SUMMARY).read_text())
     figures = {name: float(summary[name]) for name in FIGURES}
-    return SplitResult(split, "done", str(run), figures, int(summary["videos"]), str(file.parent))
+    return SplitResult(split, "done", str(run), figures, int(summary["videos"]), str(folder))

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pretrain.evaluation.files import SUMMARY, evaluations_of
+from pretrain.report.run_data import read_metrics
 from sharding.base import environment
 from sharding.base.child_process import exit_code
 from sharding.base.exit_codes import DONE
@@ -116,8 +118,8 @@ class TrialProcess:
 
     def _next_validation(self) -> dict[str, Any] | None:
         """The first validation beyond the step that was reported, if there is one."""
-        events = validations_of(Path(self.trial.run))
-        return next((event for event in events if event["step"] > self.step), None)
+        _, events, _ = read_metrics(Path(self.trial.run) / "metrics.jsonl")
+        return next((each for each in events if each["step"] > self.step and each.get("clip1") is not None), None)
 
     def _figures(self) -> dict[str, Any]:
         """The figures of a trial that is done. Raises TrialFailed where it has none."""
@@ -125,24 +127,6 @@ class TrialProcess:
             raise TrialFailed(f"the run was never validated: set validation.every_steps lower; see {self._log()}")
         figures: dict[str, Any] = {"step": self.step, "clip1": self.best, "finished": True}
         if len(self.trial.commands) > 1:
-            summaries = list(Path(self.trial.run).glob("evaluation/*/summary.json"))
-            newest = max(summaries, key=lambda path: path.stat().st_mtime)
-            figures["video1"] = float(json.loads(newest.read_text())["video1"])
+            newest = evaluations_of(Path(self.trial.run))[-1]
+            figures["video1"] = float(json.loads((newest / SUMMARY).read_text())["video1"])
         return figures
-
-
-def validations_of(run: Path) -> list[dict[str, Any]]:
-    """The validations with figures in a run's history, by their steps; a line that is being written is left out."""
-    try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    events: dict[int, dict[str, Any]] = {}
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if event.get("event") == "validation" and event.get("clip1") is not None:
-            events[int(event["step"])] = event
-    return [events[step] for step in sorted(events)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cluster.launch.tuning.trial import validations_of
+from cluster.launch.tuning.trial import Trial, TrialProcess
 from cluster.launch.tuning.tuner import TuneOptions, trial_resources
 
 
@@ -13,17 +13,21 @@ def options(ranks: int, cpus: int | None = None) -> TuneOptions:
     return TuneOptions(Path("sweep"), ranks, cpus, None, 1)
 
 
-def test_the_last_line_of_a_step_counts_and_half_a_line_does_not(tmp_path: Path) -> None:
-    assert validations_of(tmp_path) == []
+def test_validations_are_reported_in_order_and_those_without_figures_are_not(tmp_path: Path) -> None:
     events = [
         {"event": "validation", "step": 3, "clip1": 0.25},
         {"event": "train", "step": 4},
         {"event": "validation", "step": 6, "clip1": None},
         {"event": "validation", "step": 3, "clip1": 0.5},
+        {"event": "validation", "step": 8, "clip1": 0.25},
     ]
     lines = "".join(f"{json.dumps(event)}\n" for event in events)
     (tmp_path / "metrics.jsonl").write_text(lines + '{"event": "validation", "step": 9, "cl')
-    assert [(event["step"], event["clip1"]) for event in validations_of(tmp_path)] == [(3, 0.5)]
+    process = TrialProcess(Trial(0, str(tmp_path), [["pretrain"]], {}, str(tmp_path), 10), asked=lambda: False)
+    assert [process.report() for _ in range(2)] == [
+        {"step": 3, "clip1": 0.5, "finished": False},
+        {"step": 8, "clip1": 0.5, "finished": False},
+    ]
 
 
 def test_a_trial_takes_a_gpu_a_rank_or_all_cpus_of_the_smallest_node() -> None:
