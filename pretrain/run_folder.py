@@ -106,7 +106,7 @@ class Run:
     @contextmanager
     def tracked(self, settings: TrainSettings) -> Iterator[None]:
         """Inside the `with`, the trackers of `settings.tracking` get each event, too. See `trackers` for its errors."""
-        if not self._writes:
+        if not (self._writes and settings.tracking.wanted):
             yield
             return
         run_id, config = read_settings_file(self.folder).id, settings.model_dump(mode="json")

@@ -13,6 +13,7 @@ from cluster.commands.options import Config, Overrides, named, with_options
 from cluster.launch.hostfile import HostfileSettings, hostfile_text, read_hostfile
 from cluster.launch.kuberay import KubeRaySettings
 from cluster.launch.slurm import SlurmSettings
+from cluster.terminal.progress import working
 from sharding.base.errors import UserError
 from sharding.base.settings import validate
 
@@ -48,7 +49,8 @@ def slurm(
 
       reelscale launch slurm recipe.yaml --nodes 2 --gpus-per-node 4 --partition gpu --account lab --options=--exclusive --submit
     """  # noqa: E501
-    from cluster.jobs.launching import slurm_script, submit_slurm
+    with working("loading PyTorch"):
+        from cluster.jobs.launching import slurm_script, submit_slurm
 
     settings = validate(SlurmSettings, named(options, SlurmSettings), "the options")
     script, remark = slurm_script(settings, command, config, overrides or [], python)
@@ -80,7 +82,8 @@ def kuberay(
 
       reelscale launch kuberay recipe.yaml data.store=s3://b/store checkpoint.store=s3://b/runs/r monitor.access.secret_variable=TOKEN --secrets keys --image registry/reelscale:1 --nodes 4 --gpus-per-node 8 --submit
     """  # noqa: E501
-    from cluster.jobs.launching import kuberay_manifests, submit_kuberay
+    with working("loading PyTorch"):
+        from cluster.jobs.launching import kuberay_manifests, submit_kuberay
 
     settings = validate(KubeRaySettings, named(options, KubeRaySettings), "the options")
     text, remark = kuberay_manifests(settings, command, config, overrides or [])
@@ -113,7 +116,8 @@ def hostfile(
 
       reelscale launch hostfile recipe.yaml --hostfile hostfile --launcher deepspeed --submit
     """
-    from cluster.jobs.launching import host_commands, run_on_hosts
+    with working("loading PyTorch"):
+        from cluster.jobs.launching import host_commands, run_on_hosts
 
     path = hosts_file or Path("hostfile")
     if hosts is None:

@@ -17,6 +17,7 @@ from cluster.commands.shard import retry, shard
 from cluster.commands.store import inspect_store, verify
 from cluster.commands.training import finetune, pretrain
 from cluster.launch.signals import signals_postponed
+from cluster.terminal.progress import working
 from cluster.terminal.tables import print_json
 from sharding.base.errors import UserError
 from sharding.base.exit_codes import DONE
@@ -89,7 +90,7 @@ def run(
     """
     if sent_to_cluster(address, detach, as_json):
         return
-    with signals_postponed():
+    with working("checking the stages"), signals_postponed():
         from cluster.jobs.pipeline.plan import load_pipeline, require_stages
 
         plan = load_pipeline(pipeline, overrides or [], _paths_once_checked)
@@ -131,7 +132,7 @@ def splits(
     """
     if sent_to_cluster(address, detach, as_json):
         return
-    with signals_postponed():
+    with working("loading PyTorch, and checking each split's recipes"), signals_postponed():
         from cluster.jobs.finetuning.splits import load_splits, splits_result, write_result
         from cluster.jobs.pipeline.processes import run_pipeline
         from cluster.terminal.result_tables import print_splits

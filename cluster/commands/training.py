@@ -96,11 +96,12 @@ def sweep(
     if sent_to_cluster(address, detach, as_json):
         return
     try:
-        with signals_postponed():
+        with working("loading PyTorch"), signals_postponed():
             from cluster.jobs.finetuning.sweep import load_sweep, run_sweep
             from cluster.terminal.result_tables import print_sweep
         with stdout_to_stderr() if as_json else nullcontext():
-            loaded = load_sweep(config, overrides or [])
+            with working("opening the stores and checking each trial's recipe"):
+                loaded = load_sweep(config, overrides or [])
             rows = [{"trial": trial.number, "run": trial.run, **trial.settings} for trial in loaded.trials]
             if not as_json:
                 for row in rows:

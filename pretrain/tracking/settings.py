@@ -33,3 +33,8 @@ class TrackingSettings(Settings):
         ),
     ] = False
     wandb: Annotated[WandbSettings | None, Field(description="Weights & Biases; null: not there")] = None
+
+    @property
+    def wanted(self) -> list[str]:
+        """The trackers that are asked for, by the names of their packages."""
+        return ["tensorboard"] * self.tensorboard + ["wandb"] * (self.wandb is not None)

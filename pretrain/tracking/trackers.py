@@ -108,9 +108,8 @@ def trackers(
 
 def require_packages(settings: TrackingSettings) -> None:
     """Raises UserError unless the packages of the trackers that are asked for are installed here."""
-    wanted = {"tensorboard": settings.tensorboard, "wandb": settings.wandb is not None}
-    for package, is_wanted in wanted.items():
-        if is_wanted and importlib.util.find_spec(package) is None:
+    for package in settings.wanted:
+        if importlib.util.find_spec(package) is None:
             raise UserError(
                 f"the package {package} is not installed",
                 f"tracking.{package}",

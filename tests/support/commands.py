@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,12 @@ ROOT = Path(__file__).parents[2]
 LONGEST = 200.0  # seconds that anything here may take before it counts as hung
 MARK = "REELSCALE_TEST_COMMAND"  # a variable of every process that comes of a command, which all end with it
 _CLI = "cluster.cli"
+# What commands say while they load and look, which depends on how busy the machine is; an error begins otherwise.
+WORDS = re.compile(
+    r"^(?:loading PyTorch|loading the encoder|opening the|listing the|writing the store's|drawing the|reading the"
+    r"|building the|checking the|starting Ray|connecting to the Ray cluster)[^\n]* \.\.\.\n",
+    re.MULTILINE,
+)
 
 
 class Command:
@@ -44,8 +51,7 @@ class Command:
     @property
     def err(self) -> str:
         """Standard error so far, without what the command says while it loads, which a busy machine has more of."""
-        lines = self._err.read_text(errors="replace").splitlines(keepends=True)
-        return "".join(line for line in lines if not line.endswith(" ...\n"))
+        return WORDS.sub("", self._err.read_text(errors="replace"))
 
     @property
     def said(self) -> str:

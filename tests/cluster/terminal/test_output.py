@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, WORDS
 
 PROGRAM = """
 import atexit, sys
@@ -23,9 +23,7 @@ def said(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     mine = {name: value for name, value in os.environ.items() if name != "RANK"} | environment
     command = [sys.executable, "-c", PROGRAM, *arguments]
     result = subprocess.run(command, cwd=ROOT, env=mine, capture_output=True, text=True, timeout=100, check=False)
-    lines = result.stderr.splitlines(keepends=True)
-    # What a command says while it loads depends on how busy the machine is.
-    result.stderr = "".join(line for line in lines if not line.endswith("...\n"))
+    result.stderr = WORDS.sub("", result.stderr)
     return result
 
 
