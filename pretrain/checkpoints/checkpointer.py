@@ -166,6 +166,8 @@ class Checkpointer:
             for folder in sorted(folders.get(which, []), reverse=True):  # a replaced one last
                 try:
                     require_sound(folder, which)
+                    if remote and self.attempt and which not in in_store:
+                        self._upload_late(remote, folder)
                     return self._take(which, folder)
                 except DamagedCheckpoint as error:
                     _warn_of_damage(folder, error)
@@ -280,6 +282,14 @@ class Checkpointer:
         self._store.upload(folder, manifest, self._fence)
         self._store.prune(manifest, self._settings.keep)
         log.info("checkpoint %s, step %d", self._store.where, manifest.step)
+
+    def _upload_late(self, remote: Remote, folder: Path) -> None:
+        """Upload what an attempt saved and was ended before it could upload: ranks with disks of their own need it."""
+        try:
+            remote.upload(folder, manifest_in(folder), self._fence)
+            log.info("checkpoint %s, from %s", remote.where, folder)
+        except (UserError, OSError) as error:
+            log.warning("%s is not in the store, from where other machines' ranks would read it: %s", folder, error)
 
     def _fence(self) -> None:
         """Raises Superseded if a newer attempt has begun anywhere that shares the store."""

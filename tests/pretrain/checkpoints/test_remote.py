@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pretrain.checkpoints.checkpoint import Checkpoint, CheckpointSettings
+from pretrain.checkpoints.checkpoint_manifest import CheckpointId
 from pretrain.checkpoints.checkpointer import Checkpointer
 from sharding.base.errors import UserError
 from sharding.storage.store import open_store
@@ -90,6 +91,20 @@ def test_the_newest_may_be_here_or_there(tmp_path: Path, url: str, settings: Che
     save_steps(moved, settings, 4, attempt=begin_attempt(moved, settings))
     # The number 2 was free in the store: the higher step of the same attempt is the newer.
     assert newest(here, settings) == (4, 2)
+
+
+def test_what_was_not_uploaded_any_more_is_at_the_next_start(tmp_path: Path, settings: CheckpointSettings) -> None:
+    """A save ends in the run's folder, and its process is killed before the store has it."""
+    here, elsewhere = tmp_path / "a" / "run", tmp_path / "b" / "run"
+    save_steps(here, settings, 1)
+    save_steps(here, CheckpointSettings(keep=2), 2)  # in the folder alone
+    assert newest(elsewhere, settings) == (1, 1)
+    starting = Checkpointer(here, settings)
+    assert starting.newest() == CheckpointId(2, 2)  # a mere look uploads nothing
+    assert newest(elsewhere, settings) == (1, 1)
+    starting.begin_attempt()
+    assert starting.newest() == CheckpointId(2, 2)
+    assert is_whole(load_step(elsewhere, 2, 2, settings))
 
 
 def test_a_step_saved_again_and_the_best(tmp_path: Path, url: str, settings: CheckpointSettings) -> None:
