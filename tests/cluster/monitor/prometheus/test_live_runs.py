@@ -40,6 +40,7 @@ RUNNING = 110.0  # seconds for which all is well before the faults
 SETTINGS = (
     "schedule.epochs=100000", "validation.every_steps=100000", "log_steps=20", "checkpoint.every_steps=50",
     "pulse.lost_seconds=150",  # so long the other rank of a stopped one is there to be asked
+    "monitor.port=21480",  # where no other run of this machine is: it would take the killed rank's port
 )  # fmt: skip
 # A step takes as long as a larger network's would. A file "poison" has one batch of the rank be infinite.
 RANK = """
