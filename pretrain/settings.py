@@ -12,6 +12,7 @@ from pretrain.engine.deepspeed_config import EngineSettings
 from pretrain.losses import LossSettings
 from pretrain.lr_schedule import ScheduleSettings, highest_rate, total_steps
 from pretrain.models.count import activation_bytes, fewest_values, macs, parameters
+from pretrain.models.shapes import on_meta
 from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.resilience.early_stop import EarlyStopSettings
 from pretrain.resilience.hang_watchdog import WatchdogSettings
@@ -181,7 +182,7 @@ def check_lane(settings: TrainSettings, classes: int) -> None:
         what = "mixup blends a clip with another of its lane, and a lane has one clip"
         raise UserError(what, "loss.mixup, lane_batch", "set lane_batch=2 or more, or leave loss.mixup out")
     clip = settings.data.clip
-    with torch.device("meta"):
+    with on_meta():
         model = build_model(settings.model, classes, clip.frames, clip.crop)
     clips = settings.lane_batch * (settings.lanes if settings.together else 1)
     if clips * fewest_values(model, clip.frames, clip.crop) == 1:
@@ -236,7 +237,7 @@ def require_memory(needed: int, device: torch.device) -> None:
 def derived(settings: TrainSettings, classes: int, samples: int, ranks: int) -> dict[str, Any]:
     """Quantities that follow from the settings and the store, by the names users know them by."""
     clip = settings.data.clip
-    with torch.device("meta"):
+    with on_meta():
         model = build_model(settings.model, classes, clip.frames, clip.crop)
     count = parameters(model)
     at_once = settings.lane_batch * (settings.lanes // ranks if settings.together else 1)

@@ -25,6 +25,7 @@ from pretrain.conversion.safe_pickle import read_arrays
 from pretrain.conversion.torch_archive import read_archive, records
 from pretrain.conversion.wrapped import ALONE, unwrapped
 from pretrain.models.network import VideoNetwork
+from pretrain.models.shapes import on_meta
 from pretrain.models.weights import check_weights, first_names
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.base.errors import UserError
@@ -126,7 +127,7 @@ def meta_network(
     settings: ModelSettings, classes: int, frames: int | None = None, size: int | None = None
 ) -> VideoNetwork:
     """The network with names and shapes and no memory behind them."""
-    with torch.device("meta"):
+    with on_meta():
         return build_model(settings, classes, frames or _CLIP, size or 112)
 
 

@@ -85,8 +85,11 @@ class _Judged(torch.optim.Optimizer):
                     if weight.grad is not None:
                         weight.grad.div_(grad_scale)
         self.found_inf = self.grad_scale = None  # torch's plain functions (2.11 to 2.13) refuse them
+        step = super().step
         try:
-            return super().step(closure)
+            # What torch (2.11 to 2.13) wraps it in loads its compiler, for more than a second, and restores the grad
+            # mode, which is off here.
+            return step.__wrapped__(self, closure)  # type: ignore[attr-defined]
         finally:
             self.found_inf, self.grad_scale = found_inf, grad_scale  # ZeRO takes a step for each group of weights
 

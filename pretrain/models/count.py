@@ -15,6 +15,7 @@ from torch.func import functional_call
 from pretrain.models.compute.batchnorm import LaneBatchNorm
 from pretrain.models.compute.compute_path import COMPUTE_PATHS, unpadded
 from pretrain.models.network import VideoNetwork
+from pretrain.models.shapes import ShapesOnly
 
 
 def parameters(model: nn.Module) -> int:
@@ -87,7 +88,7 @@ def activation_bytes(model: VideoNetwork, frames: int, size: int, half: bool = F
     own, passed_on = [], [x.numel() * x.element_size()]  # by group: what it keeps, and what is put in
     for names in network.stages:
         first = len(kept)
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
+        with ShapesOnly(), saved_tensors_hooks(keep, lambda tensor: tensor):
             for name in names:
                 x = network.get_submodule(name)(x)
         own.append(sum(storage.nbytes() for storage in kept[first:]))
@@ -114,7 +115,7 @@ def _outputs(
     precision = next(model.parameters()).dtype
     clip = torch.empty(1, model.in_channels, frames, height, width, dtype=precision, device="meta")
     try:
-        with _evaluating(model), unpadded(model), torch.no_grad():
+        with _evaluating(model), unpadded(model), ShapesOnly(), torch.no_grad():
             functional_call(model, shapes, (clip,))
     finally:
         for hook in hooks:

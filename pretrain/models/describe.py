@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 
 from pretrain.data.views.views import LARGEST_CROP, MOST_FRAMES
 from pretrain.models.convolutions import FORMS
 from pretrain.models.count import activations, conv_fc_parameters, macs, parameters
+from pretrain.models.shapes import on_meta
 from pretrain.models.zoo import NAMES, RESNET_ONLY, ModelSettings, build_model
 from sharding.base.errors import UserError
 from sharding.base.settings import load_settings, unit, validate
@@ -48,7 +48,7 @@ def describe(query: NetworkQuery) -> dict[str, Any]:
     Activations are the values that the convolutions and fully connected layers put out for one clip.
     Raises UserError for clips that the network cannot take.
     """
-    with torch.device("meta"):
+    with on_meta():
         model = build_model(query, query.classes, query.frames, query.size)
     count = macs(model, query.frames, query.size, query.size)
     return {

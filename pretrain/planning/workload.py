@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
 from pretrain.data.views.frames import needed_frames
 from pretrain.models.count import macs, parameters
+from pretrain.models.shapes import on_meta
 from pretrain.models.zoo import build_model
 from pretrain.planning.figure import Figure, number
 from pretrain.planning.reading import PART_RANGE, clip_bytes
@@ -156,7 +155,7 @@ def _setting(plan: PlanSettings, name: str) -> Figure:
 def workload_of(settings: TrainSettings, store: StoreFacts, lanes: int) -> Workload:
     """What a recipe asks for on so many lanes, of a store with such a split."""
     clip, engine = settings.data.clip, settings.engine
-    with torch.device("meta"):
+    with on_meta():
         model = build_model(settings.model, store.classes, clip.frames, clip.crop)
     count = parameters(model)
     span = needed_frames(clip.frames, clip.stride)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from pretrain.engine.distributed import World
 from pretrain.engine.step_verdict import Judge, adamw, gradients_of, sgd
+from tests.support.commands import ROOT
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -121,3 +124,24 @@ def test_optimizers_for_a_cpu_round_alike_wherever_a_number_lies() -> None:
             optimizer.step()
         apart[cut] = torch.cat([copy.deepcopy(part.detach()) for part in parts])
     assert torch.equal(apart[0], apart[3]) and torch.equal(apart[0], apart[17])
+
+
+def test_a_step_on_a_cpu_loads_no_compiler() -> None:
+    """It would take seconds of every rank's start; DeepSpeed's Muon, of which ZeRO asks, has kernels to compile."""
+    code = """
+import sys
+import torch
+from pretrain.engine.deepspeed_import import import_deepspeed
+from pretrain.engine.step_verdict import sgd
+import_deepspeed(torch.device("cpu"))
+weight = torch.nn.Parameter(torch.ones(2))
+optimizer = sgd([{"params": [weight]}], torch.device("cpu"), 0.9, False)
+weight.grad = torch.ones(2)
+optimizer.found_inf = torch.tensor(0.0)
+optimizer.step()
+optimizer.zero_grad()
+from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+print(weight.tolist(), sorted({"torch._dynamo", "torch._inductor"} & set(sys.modules)))
+"""
+    words = [sys.executable, "-c", code]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[0.0, 0.0] []\n"
