@@ -19,6 +19,9 @@ class ShapesOnly(TorchDispatchMode):
     Autograd keeps for the backward pass what it does on any device. All else is left as it is.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Nothing here is compiled; to say so to the compiler would load it."""
