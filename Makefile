@@ -2,9 +2,9 @@
 # lint: ruff and mypy · bench: our speed beside others'. Each makes .venv when it is missing.
 PYTHON ?= python3
 STORE ?= demo/store
-# A file's tests stay in one process: they share what its fixtures made. One process more than CI has cores: a third of
-# the time of all tests is waiting, for processes, timeouts and stores.
-SIDE_BY_SIDE := -n 3 --dist loadfile
+# A file's tests stay in one process: they share what its fixtures made. Files begin in their order, the longest (of the
+# cluster's) among the first, as else they were the last: a file of few tests counts as a short one.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 
 .PHONY: demo study check test test-gpu lint bench bench-models bench-encoding bench-sharding bench-flow bench-store bench-loader \
