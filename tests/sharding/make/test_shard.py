@@ -27,6 +27,7 @@ from sharding.make.prepare import prepare
 from sharding.make.shard import ShardProgress, ShardSettings, WorkerSettings, make_shard
 from sharding.make.tar_parts import sample_key
 from sharding.storage.store import Store, open_store
+from tests.support.commands import ROOT
 from tests.support.stores import READING, SETTINGS, content, make, shard
 from tests.support.videos import failing_transcodes as failing
 
@@ -38,6 +39,21 @@ def store(tmp_path: Path) -> Store:
 
 def changed(**values: object) -> ShardSettings:
     return ShardSettings.model_validate({**SETTINGS.model_dump(), **values})
+
+
+def test_no_process_that_shards_loads_torch(corpus: Path, tmp_path: Path) -> None:
+    """webdataset would: two seconds of each process, and 200 MB."""
+    code = """
+import sys
+from sharding.storage.store import open_store
+from tests.support.stores import shard
+shard(sys.argv[1], open_store(sys.argv[2]))
+print([name for name in sys.modules if name.partition(".")[0] == "torch"])
+from torch import Tensor
+"""
+    words = [sys.executable, "-c", code, str(corpus), str(tmp_path / "store")]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert content(open_store(str(tmp_path / "store")))
 
 
 def test_the_store_as_the_format_says(corpus: Path, store: Store) -> None:
