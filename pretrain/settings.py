@@ -12,7 +12,7 @@ from pretrain.engine.deepspeed_config import EngineSettings
 from pretrain.losses import LossSettings
 from pretrain.lr_schedule import ScheduleSettings, highest_rate, total_steps
 from pretrain.models.count import activation_bytes, fewest_values, macs, parameters
-from pretrain.models.shapes import on_meta
+from pretrain.models.meta_device import on_meta
 from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.resilience.early_stop import EarlyStopSettings
 from pretrain.resilience.hang_watchdog import WatchdogSettings

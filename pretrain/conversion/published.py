@@ -24,8 +24,8 @@ from pretrain.conversion.mmaction2 import from_mmaction2, is_mmaction2s
 from pretrain.conversion.safe_pickle import read_arrays
 from pretrain.conversion.torch_archive import read_archive, records
 from pretrain.conversion.wrapped import ALONE, unwrapped
+from pretrain.models.meta_device import on_meta
 from pretrain.models.network import VideoNetwork
-from pretrain.models.shapes import on_meta
 from pretrain.models.weights import check_weights, first_names
 from pretrain.models.zoo import ModelSettings, build_model
 from sharding.base.errors import UserError

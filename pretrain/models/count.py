@@ -14,8 +14,8 @@ from torch.func import functional_call
 
 from pretrain.models.compute.batchnorm import LaneBatchNorm
 from pretrain.models.compute.compute_path import COMPUTE_PATHS, unpadded
+from pretrain.models.meta_device import ShapesOnly
 from pretrain.models.network import VideoNetwork
-from pretrain.models.shapes import ShapesOnly
 
 
 def parameters(model: nn.Module) -> int:

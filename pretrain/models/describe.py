@@ -9,7 +9,7 @@ from pydantic import Field
 from pretrain.data.views.views import LARGEST_CROP, MOST_FRAMES
 from pretrain.models.convolutions import FORMS
 from pretrain.models.count import activations, conv_fc_parameters, macs, parameters
-from pretrain.models.shapes import on_meta
+from pretrain.models.meta_device import on_meta
 from pretrain.models.zoo import NAMES, RESNET_ONLY, ModelSettings, build_model
 from sharding.base.errors import UserError
 from sharding.base.settings import load_settings, unit, validate

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pretrain.data.views.frames import needed_frames
 from pretrain.models.count import macs, parameters
-from pretrain.models.shapes import on_meta
+from pretrain.models.meta_device import on_meta
 from pretrain.models.zoo import build_model
 from pretrain.planning.figure import Figure, number
 from pretrain.planning.reading import PART_RANGE, clip_bytes

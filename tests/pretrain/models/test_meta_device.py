@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
+from pretrain.models.meta_device import ShapesOnly, on_meta
 from pretrain.models.network import VideoNetwork
-from pretrain.models.shapes import ShapesOnly, on_meta
 from pretrain.models.zoo import NAMES, ModelSettings, build_model
 from tests.support.commands import ROOT
 
@@ -45,7 +45,7 @@ def test_counting_loads_no_compiler() -> None:
     code = """
 import sys
 from pretrain.models.count import activation_bytes, macs
-from pretrain.models.shapes import on_meta
+from pretrain.models.meta_device import on_meta
 from pretrain.models.zoo import ModelSettings, build_model
 with on_meta():
     model = build_model(ModelSettings(depth=34), 487, 8, 112)
