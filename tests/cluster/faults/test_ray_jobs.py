@@ -115,6 +115,15 @@ def lose(host: Host, fault: str, command: HostCommand, word: str) -> None:
 
 
 @contextmanager
+def anew(nodes: RayHosts) -> Iterator[None]:
+    """After what is done to the head inside the `with`, and fails or not, there is a new cluster."""
+    try:
+        yield
+    finally:
+        nodes.start_anew()
+
+
+@contextmanager
 def sharding(
     cluster: tuple[RayHosts, S3Server], corpus: Path, url: str, on: Host | None = None
 ) -> Iterator[HostCommand]:
@@ -207,13 +216,13 @@ def test_the_head_is_lost_while_shards_are_made_and_videos_are_scored(
     made.until(r"shard: [1-9]\d*/61")
     scored.until(r"evaluate: [1-5]/6")
     began = time.monotonic()
-    nodes.head.kill()
-    for name, command in (("shard", made), ("evaluate", scored)):
-        assert command.exit_code() == 1, command.said
-        print(f"{name}, the head lost: the command ended after {time.monotonic() - began:.0f} s")
-        assert "\nreelscale: the command was ended from outside" in command.said, command.said
-        assert command.said.count("reelscale: ") == 1 and "Traceback" not in command.said, command.said
-    nodes.start_anew()
+    with anew(nodes):
+        nodes.head.kill()
+        for name, command in (("shard", made), ("evaluate", scored)):
+            assert command.exit_code() == 1, command.said
+            print(f"{name}, the head lost: the command ended after {time.monotonic() - began:.0f} s")
+            assert "\nreelscale: the command was ended from outside" in command.said, command.said
+            assert command.said.count("reelscale: ") == 1 and "Traceback" not in command.said, command.said
     again = evaluate(on=other)
     assert scores(again) == alone and re.search(r"[1-5] of 6 videos are scored already", again.said), again.said
     with sharding(cluster, long_corpus, url, on=other) as second:
@@ -238,20 +247,20 @@ def test_a_second_signal_ends_commands_whose_head_does_not_answer(
     commands["evaluate"].until(lambda: any(working(host, "scoring") for host in nodes.hosts))
     commands["shard"] = nodes.reelscale(*shard, environment=server.environment, on=other)
     commands["shard"].until(r"shard: [1-9]\d*/61")  # last, as it ends soonest
-    nodes.head.freeze()
-    time.sleep(6)  # in which each has asked it something
-    for command in commands.values():
-        command.process.send_signal(signal.SIGTERM)
-    time.sleep(3)
-    began = time.monotonic()
-    for command in commands.values():
-        command.process.send_signal(signal.SIGINT)
-    for name, command in commands.items():
-        assert command.exit_code() == 75, command.said
-        print(f"{name}, the head hangs: ended {time.monotonic() - began:.0f} s after the second signal")
-        assert "Traceback" not in command.said and "ended from outside" not in command.said, command.said
-    assert time.monotonic() - began < 30  # by Ray's library it is 60 and more
-    nodes.start_anew()
+    with anew(nodes):
+        nodes.head.freeze()
+        time.sleep(6)  # in which each has asked it something
+        for command in commands.values():
+            command.process.send_signal(signal.SIGTERM)
+        time.sleep(3)
+        began = time.monotonic()
+        for command in commands.values():
+            command.process.send_signal(signal.SIGINT)
+        for name, command in commands.items():
+            assert command.exit_code() == 75, command.said
+            print(f"{name}, the head hangs: ended {time.monotonic() - began:.0f} s after the second signal")
+            assert "Traceback" not in command.said and "ended from outside" not in command.said, command.said
+        assert time.monotonic() - began < 30  # by Ray's library it is 60 and more
 
 
 @pytest.mark.parametrize("fault", FAULTS)

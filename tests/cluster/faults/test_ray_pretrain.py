@@ -225,13 +225,15 @@ def test_the_head_is_lost_and_started_again(
     first = pretrain("nodes=2", on=other)
     further(first)
     began = time.monotonic()
-    nodes.head.kill()
-    code = first.exit_code()
-    print(f"the head lost: the command ended after {time.monotonic() - began:.0f} s, exit {code}")
-    assert code == 1 and first.said.count("\nreelscale: ") == 1 and "Traceback" not in first.said, first.said
-    nodes.start_anew()
-    for host in nodes.hosts:
-        see_own_disk(host)
+    try:
+        nodes.head.kill()
+        code = first.exit_code()
+        print(f"the head lost: the command ended after {time.monotonic() - began:.0f} s, exit {code}")
+        assert code == 1 and first.said.count("\nreelscale: ") == 1 and "Traceback" not in first.said, first.said
+    finally:  # the next test needs it, too
+        nodes.start_anew()
+        for host in nodes.hosts:
+            see_own_disk(host)
     began = time.monotonic()
     second = pretrain("nodes=2", on=other)
     further(second, 1)

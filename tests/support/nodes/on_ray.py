@@ -6,12 +6,14 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tests.support.nodes.hosts import Host, HostProcess
 
 LONGEST = 300.0  # seconds that anything here may take before it counts as hung
+_LAST_WORDS = 20.0  # seconds that they may take, on a busy machine
 TOKEN = "ab" * 32
 _RAY = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "DS_ACCELERATOR": "cpu"}
 _START = ("ray", "start", "--num-cpus=1", "--disable-usage-stats", "--object-store-memory=100000000")
@@ -81,5 +83,18 @@ class HostCommand:
         raise AssertionError(f"waited in vain for {condition}\n{self.said}")
 
     def exit_code(self) -> int:
-        """Wait for the end."""
-        return self.process.wait(timeout=LONGEST)
+        """Wait for the end, and for what is said just after it, where another process has the last word."""
+        code = self.process.wait(timeout=LONGEST)
+        deadline = time.monotonic() + _LAST_WORDS
+        while _is_open(self._file) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return code
+
+
+def _is_open(file: Path) -> bool:
+    """Whether a process has the file open."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # it has ended
+            if descriptor.readlink() == file:
+                return True
+    return False
