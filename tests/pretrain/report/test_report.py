@@ -18,9 +18,12 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from pretrain.report.class_names import short
-from pretrain.report.figures import SHOWN, in_sheet, smoothed
+from pretrain.report.clip_strips import SHOWN, clips_shown
+from pretrain.report.curves import smoothed
 from pretrain.report.report import write_report
 from pretrain.report.run_data import ClipThumbnails, Evaluation, read_metrics, read_run
+from pretrain.scoring.accuracy import accuracies
+from pretrain.scoring.calibration import calibration
 from pretrain.scoring.confusion import confused_pairs
 from sharding.base.errors import UserError
 from sharding.format.record import to_parquet, with_meta
@@ -31,9 +34,13 @@ CLASSES = ["archery", "<script>alert(1)</script>", "100 $ bill & $x_2$", "bobsle
 def write_run(folder: Path, classes: list[str], evaluated: bool = True, validated: bool = True) -> Path:
     folder.mkdir()
     settings = {
-        "settings": {"data": {"store": "s3://bucket/sports"}, "model": {"depth": 18}, "note": "<b>bold</b>"},
+        "settings": {
+            "data": {"store": "s3://bucket/sports", "clip": {"input": "rgb", "frames": 8, "crop": 112}},
+            "model": {"name": "r2plus1d", "depth": 18, "width": 1.0},
+            "note": "<b>bold</b>",
+        },
         "identity": {"data": {"index": "000002-0123456789abcdef"}},
-        "derived": {"global_batch": 32},
+        "derived": {"global_batch": 32, "steps": 50, "parameters": 31_300_000, "gmacs_per_clip": 20.3},
     }
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "classes.json").write_text(json.dumps(classes))
@@ -45,6 +52,7 @@ def write_run(folder: Path, classes: list[str], evaluated: bool = True, validate
             "loss": 6 / step,
             "top1": step / 60,
             "lr": 0.01,
+            "clips_per_second": 40.0,
         }
         for step in range(1, 51)
     ]
@@ -73,13 +81,15 @@ def write_evaluation(folder: Path, classes: list[str], videos: int) -> None:
         "scores": pyarrow.array(scores.tolist(), pyarrow.list_(pyarrow.float32())),
     }
     write_videos(folder, rows, classes)
-    per_class = [
-        {"name": name, "videos": int((truths == n).sum()), "video1": float((taken == n)[truths == n].mean())}
-        for n, name in enumerate(classes)
-    ]
-    summary = {"videos": videos, "clips": 10 * videos, "clip1": 0.6125, "video1": 0.7, "video5": 0.9875}
+    ranks = [0 if right else 2 for right in truths == taken]
+    summary = accuracies(classes, [[int(truth)] for truth in truths], ranks)
+    summary |= {"videos": videos, "clips": 10 * videos, "clip1": 0.6125, "video1": 0.7, "video5": 0.9875}
+    summary["intervals"] |= {"video1": [0.6104, 0.7767], "clip1": [0.52, 0.6981]}
+    summary["calibration"] = calibration(scores.max(1).tolist(), (truths == taken).tolist())
+    summary["protocol"] = {"clips": 10, "crops": 1, "crop": 112, "trained_crop": 112, "words": "10 clips"}
+    summary["clips_a_video"] = 10
     summary |= {"step": 50, "store": "s3://bucket/sports", "index": "000002-0123456789abcdef", "split": "val"}
-    summary |= {"weights": "step-00000050", "classes": classes, "per_class": per_class}
+    summary |= {"weights": "step-00000050", "classes": classes}
     (folder / "summary.json").write_text(json.dumps(summary))
     shown = min(videos, 6)
     ramp = np.linspace(0, 255, 32, dtype=np.uint8)
@@ -238,7 +248,9 @@ def test_the_sheet_begins_with_the_most_confident_errors() -> None:
     scores = [number / 200 for number in range(120)]
     evaluation = Evaluation("e", {}, list("abc"), [str(number) for number in range(120)], truths, predictions, scores)
     rows = list(range(0, 120, 3))  # of which pictures are kept: every second one a right one
-    shown = [rows[place] for place in in_sheet(evaluation, ClipThumbnails(np.zeros((40, 1, 2, 2, 3), np.uint8), rows))]
+    shown = [
+        rows[place] for place in clips_shown(evaluation, ClipThumbnails(np.zeros((40, 1, 2, 2, 3), np.uint8), rows))
+    ]
     wrong = [row for row in rows if truths[row] != predictions[row]]
     right = [row for row in rows if truths[row] == predictions[row]]
     assert len(shown) == SHOWN == len(set(shown))

@@ -1,0 +1,155 @@
+"""The page of one run: its results at the top, what they cost, its curves, each evaluation, and its settings."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pretrain.report import curves, html
+from pretrain.report.album import Album
+from pretrain.report.evaluation_page import evaluation_cards
+from pretrain.report.results import percent, shares_of
+from pretrain.report.run_data import Evaluation, RunFiles, seconds_at
+from pretrain.report.settings_shown import shown_settings
+from sharding.base.printable import duration
+from sharding.pages.html import figures, table, text_of
+
+_NARROW = "\N{NO-BREAK SPACE}"
+
+
+def run_page(run: RunFiles, album: Album) -> Iterator[str]:
+    """The pieces of a run's page, as HTML; its figures become files of the album."""
+    last = run.evaluations[-1] if run.evaluations else None
+    yield f"<h1>{text_of(run.name)}</h1>"
+    yield html.soft(described(run))
+    yield from _results(run, last)
+    yield figures(costs(run))
+    if run.train:
+        yield html.cards(_curves(run, album))
+    else:
+        yield html.note("No training step has been written yet.")
+    if run.train and not run.validation:
+        yield html.note("No validation was run during training, so the curves show training alone.")
+    if last is not None:
+        yield from evaluation_cards(last, album)
+        yield html.card("What was evaluated", _origin(run, last))
+    for evaluation in run.evaluations[:-1][::-1]:
+        yield f"<h2>{text_of(evaluation.name)}</h2>"
+        yield from _scored(evaluation.summary)
+        yield from evaluation_cards(evaluation, replace(album, prefix=f"{album.prefix}{evaluation.name}-"))
+        yield html.card("What was evaluated", _origin(run, evaluation))
+    yield from _settings(run)
+    if run.unreadable:
+        yield html.note(f"Lines of metrics.jsonl that could not be read and were left out: {run.unreadable}.")
+
+
+def described(run: RunFiles) -> str:
+    """A run's network and what it sees, in a line."""
+    settings = run.settings
+    name, depth, width = (settings.get(f"settings.model.{key}") for key in ("name", "depth", "width"))
+    network = f"{name}-{depth}" if depth else name
+    frames, crop, kind = (settings.get(f"settings.data.clip.{key}") for key in ("frames", "crop", "input"))
+    parts = [
+        network if name else None,
+        f"width {width:g}" if isinstance(width, int | float) and width != 1 else None,
+        f"{frames} frames of {crop}×{crop} pixels, {kind}" if frames and crop else None,
+        f"on {Path(str(settings['settings.data.store'])).name}" if settings.get("settings.data.store") else None,
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def costs(run: RunFiles) -> list[tuple[str, str, str]]:
+    """Tiles of the network's size, and of what its training took."""
+    parameters, gmacs = (run.settings.get(f"derived.{name}") for name in ("parameters", "gmacs_per_clip"))
+    tiles = [
+        (f"{parameters / 1e6:.3g}{_NARROW}M", "parameters") if parameters else None,
+        (f"{gmacs:.3g}", "GMACs a clip") if gmacs else None,
+    ]
+    if run.train:
+        last = run.train[-1]
+        seconds = float(seconds_at(run.train, last["step"]))
+        planned = run.settings.get("derived.steps")
+        tiles += [
+            (f"{last['step']:,}", f"steps of {planned:,}" if planned else "steps"),
+            (f"{last['samples']:,}", "clips trained on") if last.get("samples") else None,
+            (f"{last['samples'] / seconds:,.0f}", "clips a second") if seconds and last.get("samples") else None,
+            (duration(seconds).replace(" ", _NARROW), "training, without validation") if seconds else None,
+        ]
+    return [(value, label, "small") for value, label in filter(None, tiles)]
+
+
+def _results(run: RunFiles, last: Evaluation | None) -> Iterator[str]:
+    if last is not None:
+        yield from _scored(last.summary)
+        return
+    if run.validation and run.validation[-1].get("clip1") is not None:
+        event = run.validation[-1]
+        of = f"\n{event['videos']:,} videos" if event.get("videos") else ""
+        yield figures([(percent(event["clip1"]), f"clip@1, last validation{of}", "main")])
+    command = f"reelscale evaluate configs/demo-evaluate.yaml run={shlex.quote(str(run.path))}"
+    yield html.note("This run has not been evaluated yet. To evaluate it:", command)
+
+
+def _scored(summary: dict[str, Any]) -> Iterator[str]:
+    """Tiles of the accuracies, with interval and number of videos, and what was counted as wrong or left out."""
+    videos = f"{summary.get('videos', 0):,}{_NARROW}videos"
+    tiles = [
+        (percent(each.share), "\n".join(filter(None, (each.label, _interval(each.interval_text), videos))), "main")
+        for each in shares_of(summary)
+    ]
+    for each in shares_of(summary.get("fused") or {})[:1]:
+        other = Path(str(summary["fused"].get("run") or "another run")).name
+        lines = (f"{each.label}, fused with {other}", _interval(each.interval_text), videos)
+        tiles.append((percent(each.share), "\n".join(filter(None, lines)), "main"))
+    yield figures(tiles)
+    step, split = summary.get("step"), summary.get("split")
+    words = (summary.get("protocol") or {}).get("words")
+    parts = (f"evaluated at step {step:,}" if step is not None else "", f"split {split}" if split else "", words or "")
+    yield html.soft(" · ".join(filter(None, parts)))
+    counted = (("damaged", "damaged videos, counted as wrong"), ("left_out", "videos of other classes, left out"))
+    for name, label in counted:
+        if summary.get(name):
+            yield html.note(f"{summary[name]:,} {label}.")
+
+
+def _interval(text: str) -> str:
+    return "" if text == "–" else f"95{_NARROW}%: {text}"
+
+
+def _origin(run: RunFiles, evaluation: Evaluation) -> str:
+    summary = evaluation.summary
+    rows = [
+        ("run", run.path),
+        ("evaluation", evaluation.name),
+        *((name, summary.get(name) or run.setting(name)) for name in ("store", "index")),
+        *((name, summary.get(name)) for name in ("split", "step")),
+        ("protocol", (summary.get("protocol") or {}).get("words")),
+        *((name, f"{summary[name]:,}" if name in summary else None) for name in ("videos", "clips")),
+        *(("note", note) for note in summary.get("notes") or ()),
+    ]
+    return html.facts((name, value) for name, value in rows if value is not None)
+
+
+def _curves(run: RunFiles, album: Album) -> Iterator[str]:
+    loss = album.picture("loss", "loss and learning rate over steps", lambda theme: curves.loss_figure(run, theme))
+    yield html.card("Loss and learning rate", loss)
+    top1 = album.picture("accuracy", "top-1 over steps", lambda theme: curves.accuracy_figure(run, theme))
+    yield html.card("Accuracy in training", top1)
+
+
+def _settings(run: RunFiles) -> Iterator[str]:
+    shown = shown_settings(run)
+    parts = []
+    if shown.changed:
+        heads = ("setting", "value", "default")
+        yield html.folded(
+            f"Settings that differ from their defaults ({len(shown.changed)})",
+            f'<div class="settings">{table(heads, shown.changed)}</div>',
+        )
+    for section, rows in shown.sections.items():
+        inside = f'<div class="settings">{table(("setting", "value"), rows)}</div>'
+        parts.append(html.folded_part(f"{section} ({len(rows)})", inside))
+    yield html.folded(f"The other settings ({shown.count - len(shown.changed)})", *parts)
