@@ -8,7 +8,6 @@ from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from pretrain.report import html
-from pretrain.report.album import Album
 from pretrain.report.class_names import file_label
 from pretrain.report.curves import compared_figure
 from pretrain.report.results import LABELS, comparable_pair, interval_text, percent
@@ -21,7 +20,7 @@ from sharding.pages.html import table, text_of
 _NAME = 34  # columns of a run's name in a figure
 
 
-def comparison_page(runs: Sequence[RunFiles], pages: Sequence[str], album: Album) -> Iterator[str]:
+def comparison_page(runs: Sequence[RunFiles], pages: Sequence[str], album: html.Album) -> Iterator[str]:
     """The pieces of the comparing page, as HTML; `pages`: the runs' own, relative to this one."""
     names = run_names(runs)
     yield "<h1>Runs compared</h1>"
@@ -99,7 +98,7 @@ def _differences(runs: Sequence[RunFiles], names: Sequence[str]) -> Iterator[str
     yield table(heads, rows, frozenset({1, 2, 3}))
 
 
-def _curves(runs: Sequence[RunFiles], names: Sequence[str], album: Album) -> Iterator[str]:
+def _curves(runs: Sequence[RunFiles], names: Sequence[str], album: html.Album) -> Iterator[str]:
     trained = [(run, name) for run, name in zip(runs, names, strict=True) if run.train]
     if not trained:
         yield html.note("None of these runs has written a training step.")

@@ -7,9 +7,7 @@ from typing import Any
 
 from pretrain.report import figures as drawn
 from pretrain.report import html
-from pretrain.report.album import Album
 from pretrain.report.class_names import ClassLabels, Label
-from pretrain.report.clip_strips import clips_shown, strip_jpeg
 from pretrain.report.results import interval_text, percent
 from pretrain.report.run_data import Evaluation
 from pretrain.scoring.confusion import confused_pairs, most_confused
@@ -19,7 +17,7 @@ _PAIRS = 12  # confusions listed
 _HARDEST = 20  # classes listed open
 
 
-def evaluation_cards(evaluation: Evaluation, album: Album) -> Iterator[str]:
+def evaluation_cards(evaluation: Evaluation, album: html.Album) -> Iterator[str]:
     """The cards about an evaluation, as HTML; its figures become files of the album."""
     labels = ClassLabels(evaluation.classes, _named(evaluation))
     matrix = _confusion(evaluation, album, labels)
@@ -46,7 +44,7 @@ def _named(evaluation: Evaluation) -> set[str]:
     return shown.union(barred if len(barred) <= drawn.NAMED else ())
 
 
-def _confusion(evaluation: Evaluation, album: Album, labels: ClassLabels) -> str:
+def _confusion(evaluation: Evaluation, album: html.Album, labels: ClassLabels) -> str:
     counts, names = evaluation.confusion(), evaluation.classes
     block = most_confused(counts, drawn.NAMED)
     if not block.numbers:  # of many classes, and nothing is confused
@@ -78,7 +76,7 @@ def _rows_by_class(evaluation: Evaluation) -> list[dict[str, Any]]:
     return [row for row in evaluation.summary.get("per_class", []) if row.get("video1") is not None and row["videos"]]
 
 
-def _per_class(evaluation: Evaluation, album: Album, labels: ClassLabels) -> str:
+def _per_class(evaluation: Evaluation, album: html.Album, labels: ClassLabels) -> str:
     rows = _rows_by_class(evaluation)
     if not rows:
         return html.card("Accuracy by class", "<p>No class has an evaluated video.</p>")
@@ -105,7 +103,7 @@ def _class_line(row: dict[str, Any]) -> tuple[str, str, str, str]:
     return str(row["name"]), f"{row['videos']:,}", percent(row["video1"]), interval_text(row.get("interval"))
 
 
-def _calibration(evaluation: Evaluation, album: Album) -> Iterator[str]:
+def _calibration(evaluation: Evaluation, album: html.Album) -> Iterator[str]:
     calibration = evaluation.summary.get("calibration") or {}
     if calibration.get("ece") is None:
         return
@@ -126,12 +124,12 @@ def _clips(evaluation: Evaluation) -> Iterator[str]:
     if clips is None:
         return
     parts: dict[bool, list[str]] = {False: [], True: []}
-    for place in clips_shown(evaluation, clips):
+    for place in drawn.clips_shown(evaluation, clips):
         row = clips.rows[place]
         truth, taken = evaluation.truths[row], evaluation.predictions[row]
         name = evaluation.classes[truth] if truth >= 0 else "no label"
         strip = html.strip(
-            strip_jpeg(clips.frames[place]), name, evaluation.classes[taken], truth == taken,
+            drawn.strip_jpeg(clips.frames[place]), name, evaluation.classes[taken], truth == taken,
             percent(evaluation.scores[row]),
         )  # fmt: skip
         parts[truth == taken].append(strip)

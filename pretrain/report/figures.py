@@ -1,19 +1,30 @@
-"""The figures of an evaluation: confusion matrix, accuracy by class, reliability; each the bytes of one PNG."""
+"""The pictures of an evaluation: confusion matrix, accuracy by class, reliability as PNGs, clips as JPEGs."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 
 from pretrain.report.class_names import Label
 from pretrain.report.drawing import Theme, chart, finish, write_in_their_fonts
+from pretrain.report.run_data import ClipThumbnails, Evaluation
+from pretrain.scoring.confusion import confident_errors
 
 NAMED = 30  # the most classes a figure names
 COUNTED = 20  # the most classes whose confusion matrix has its counts written in
+SHOWN = 24  # the most clips of a page
+_ACROSS = 6  # frames of a strip
+_HEIGHT = 96  # of a strip, in pixels, at most
+_WIDTH = 720
+_QUALITY = 78
+_GAP = (128, 136, 144)  # between frames: a grey for light and dark pages
 
 
 def confusion_figure(counts: np.ndarray, names: Sequence[Label], theme: Theme, others: np.ndarray) -> bytes:
@@ -22,7 +33,8 @@ def confusion_figure(counts: np.ndarray, names: Sequence[Label], theme: Theme, o
     others: of each true class, the videos that were taken for a class that is not shown.
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True) + others[:, None], 1)
-    side = 3.2 + 0.3 * len(names)
+    many = len(names) > COUNTED
+    side = 2.6 + (0.26 if many else 0.34) * len(names)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -33,6 +45,7 @@ def confusion_figure(counts: np.ndarray, names: Sequence[Label], theme: Theme, o
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         ticks, labels = range(len(names)), [name.text for name in names]
+        axes.tick_params(labelsize=12 if many else 10)
         axes.set_xticks(ticks, labels, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(ticks, labels)
         write_in_their_fonts(axes.get_xticklabels(), names)
@@ -97,3 +110,27 @@ def reliability_figure(bins: Sequence[Mapping[str, Any]], theme: Theme) -> bytes
         bottom.set_xlabel("score of the top class, %")
 
     return chart(draw, (6.4, 4.2), theme)
+
+
+def clips_shown(evaluation: Evaluation, clips: ClipThumbnails) -> list[int]:
+    """Which of the kept clips the page shows: errors first, the most confident at the top, then others."""
+    truths, predictions = (
+        [values[row] for row in clips.rows] for values in (evaluation.truths, evaluation.predictions)
+    )
+    scores = [evaluation.scores[row] for row in clips.rows]
+    errors = confident_errors(predictions, scores, [(truth,) for truth in truths])[:SHOWN]
+    others = [place for place in range(len(clips.rows)) if truths[place] == predictions[place]]
+    count = min(len(others), SHOWN - len(errors))
+    return errors + [others[number * len(others) // count] for number in range(count)]
+
+
+def strip_jpeg(frames: NDArray[np.uint8]) -> bytes:
+    """A JPEG of frames side by side, spread over the clip; `frames`: uint8 F H W 3, RGB."""
+    chosen = frames[np.linspace(0, len(frames) - 1, min(len(frames), _ACROSS)).round().astype(int)]
+    gap = np.full((chosen.shape[1], max(1, chosen.shape[2] // 40), 3), _GAP, np.uint8)
+    parts = [part for picture in chosen for part in (picture, gap)][:-1]
+    strip = Image.fromarray(np.concatenate(parts, axis=1))
+    strip.thumbnail((_WIDTH, _HEIGHT))
+    buffer = io.BytesIO()
+    strip.save(buffer, format="jpeg", quality=_QUALITY, optimize=True)
+    return buffer.getvalue()

@@ -1,9 +1,12 @@
-"""What a report's page has beyond every page's pieces: its look on light and dark screens, cards and notes."""
+"""What a report's page has beyond every page's pieces: its look on light and dark screens, cards, pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
+from pretrain.report.drawing import DARK, LIGHT, Theme
 from sharding.pages.html import data_url, document, image, text_of
 
 STYLE = """
@@ -30,6 +33,7 @@ p { margin: .2rem 0 .8rem; } .soft { color: var(--soft); overflow-wrap: anywhere
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1rem;
   align-items: start; }
 .columns { columns: 2 440px; column-gap: 1rem; } .columns .card { break-inside: avoid; }
+.columns + .card, .columns + details { margin-top: 1rem; }
 .card { padding: 1.1rem 1.2rem; margin: 0 0 1rem; overflow-x: auto; } .cards .card { margin: 0; }
 .cards + .card { margin-top: 1rem; }
 .card img { display: block; width: 100%; height: auto; }
@@ -126,3 +130,17 @@ def folded(heading: str, *content: str) -> str:
 def folded_part(heading: str, *content: str) -> str:
     """A part of a card that opens on a click."""
     return f'<details class="part"><summary>{text_of(heading)}</summary>{"".join(content)}</details>'
+
+
+@dataclass(frozen=True)
+class Album:
+    """Where the PNG files of one page go: into `folder`, their names beginning with `prefix`."""
+
+    folder: Path
+    prefix: str = ""
+
+    def picture(self, name: str, described: str, draw: Callable[[Theme], bytes]) -> str:
+        """Draw for both pages, keep the light one as a file, and give the HTML of both."""
+        light = draw(LIGHT)
+        (self.folder / f"{self.prefix}{name}.png").write_bytes(light)
+        return picture(described, light, draw(DARK))

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pretrain.report import html
-from pretrain.report.album import Album
 from pretrain.report.comparison import comparison_page
 from pretrain.report.run_data import RunFiles, read_run
 from pretrain.report.run_page import run_page
@@ -34,12 +33,14 @@ def write_report(runs: list[Path], out: Path) -> Path:
     for number, run in enumerate(read, start=1):
         name = f"{number:02d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name)}"
         pages.append(_write_run(run, out / name).relative_to(out).as_posix())
-    return _write(out, f"Reelscale: {', '.join(run.name for run in read)}", comparison_page(read, pages, Album(out)))
+    return _write(
+        out, f"Reelscale: {', '.join(run.name for run in read)}", comparison_page(read, pages, html.Album(out))
+    )
 
 
 def _write_run(run: RunFiles, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
-    return _write(out, f"Reelscale: {run.name}", run_page(run, Album(out)))
+    return _write(out, f"Reelscale: {run.name}", run_page(run, html.Album(out)))
 
 
 def _write(out: Path, title: str, body: Iterable[str]) -> Path:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.report import curves, html
-from pretrain.report.album import Album
 from pretrain.report.evaluation_page import evaluation_cards
 from pretrain.report.results import percent, shares_of
 from pretrain.report.run_data import Evaluation, RunFiles, seconds_at
@@ -20,7 +19,7 @@ from sharding.pages.html import figures, table, text_of
 _NARROW = "\N{NO-BREAK SPACE}"
 
 
-def run_page(run: RunFiles, album: Album) -> Iterator[str]:
+def run_page(run: RunFiles, album: html.Album) -> Iterator[str]:
     """The pieces of a run's page, as HTML; its figures become files of the album."""
     last = run.evaluations[-1] if run.evaluations else None
     yield f"<h1>{text_of(run.name)}</h1>"
@@ -133,7 +132,7 @@ def _origin(run: RunFiles, evaluation: Evaluation) -> str:
     return html.facts((name, value) for name, value in rows if value is not None)
 
 
-def _curves(run: RunFiles, album: Album) -> Iterator[str]:
+def _curves(run: RunFiles, album: html.Album) -> Iterator[str]:
     loss = album.picture("loss", "loss and learning rate over steps", lambda theme: curves.loss_figure(run, theme))
     yield html.card("Loss and learning rate", loss)
     top1 = album.picture("accuracy", "top-1 over steps", lambda theme: curves.accuracy_figure(run, theme))

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 from pretrain.report.class_names import short
-from pretrain.report.clip_strips import SHOWN, clips_shown
 from pretrain.report.curves import smoothed
+from pretrain.report.figures import SHOWN, clips_shown
 from pretrain.report.report import write_report
 from pretrain.report.run_data import ClipThumbnails, Evaluation, read_metrics, read_run
 from pretrain.scoring.accuracy import accuracies
