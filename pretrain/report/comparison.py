@@ -10,11 +10,10 @@ from urllib.parse import quote
 from pretrain.report import html
 from pretrain.report.class_names import file_label
 from pretrain.report.curves import compared_figure
-from pretrain.report.results import LABELS, comparable_pair, interval_text, percent
-from pretrain.report.run_data import Evaluation, RunFiles, seconds_at
+from pretrain.report.results import LABELS, NONE, comparable_pair, cost_of, percent, shares_of
+from pretrain.report.run_data import Evaluation, RunFiles
 from pretrain.report.run_page import described
 from pretrain.report.settings_shown import differing_settings
-from sharding.base.printable import duration
 from sharding.pages.html import table, text_of
 
 _NAME = 34  # columns of a run's name in a figure
@@ -26,9 +25,10 @@ def comparison_page(runs: Sequence[RunFiles], pages: Sequence[str], album: html.
     yield "<h1>Runs compared</h1>"
     links = (f'<a href="{quote(page)}">{text_of(name)}</a>' for page, name in zip(pages, names, strict=True))
     yield f"<nav>{''.join(links)}</nav>"
-    yield html.card("Results", *_results(runs, names))
+    yield html.card("Results", _results(runs, names))
     yield html.card("Differences in video@1", *_differences(runs, names))
     yield from _curves(runs, names, album)
+    yield html.card("Networks and training", _networks(runs, names))
     yield _settings(runs, names)
 
 
@@ -38,64 +38,67 @@ def run_names(runs: Sequence[RunFiles]) -> list[str]:
     return [run.name if counts[run.name] == 1 else f"{number} {run.name}" for number, run in enumerate(runs, start=1)]
 
 
-def _results(runs: Sequence[RunFiles], names: Sequence[str]) -> Iterator[str]:
-    heads = (
-        "run", "network", "evaluation", *(f(label) for label in LABELS.values() for f in (str, lambda _: "95 %")),
-        "videos", "steps", "clips/s", "training", "parameters", "GMACs",
-    )  # fmt: skip
-    rows = [
-        [name, described(run), *_scores(evaluation), *_cost(run)]
-        for name, run in zip(names, runs, strict=True)
-        for evaluation in (run.evaluations[::-1] or [None])
-    ]
-    empty = {column for column in range(3, len(heads)) if all(row[column] == "–" for row in rows)}
-    kept = [column for column in range(len(heads)) if column not in empty]
-    numbers = frozenset(place for place, column in enumerate(kept) if column > 2)
-    yield table([heads[column] for column in kept], [[row[column] for column in kept] for row in rows], numbers)
+def _results(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
+    heads = ("run", "evaluated on", "video@1", "95 % interval", "video@5", "clip@1", "mean class", "videos")
+    rows = []
+    for run, name in zip(runs, names, strict=True):
+        rows += [[name, *_scores(evaluation)] for evaluation in run.evaluations[::-1]]
+        if not run.evaluations:
+            rows.append([name, "not evaluated", *[NONE] * 6])
+    return table(heads, rows, frozenset(range(2, 8)))
 
 
-def _scores(evaluation: Evaluation | None) -> list[str]:
-    if evaluation is None:
-        return ["–"] * (2 + 2 * len(LABELS))
+def _scores(evaluation: Evaluation) -> list[str]:
     summary = evaluation.summary
-    intervals = summary.get("intervals") or {}
-    cells = [evaluation.name]
-    for name in LABELS:
-        cells.append("–" if summary.get(name) is None else percent(summary[name]))
-        cells.append(interval_text(intervals.get(name)))
-    return [*cells, f"{summary.get('videos', 0):,}"]
+    shares = {each.label: each for each in shares_of(summary)}
+    cells = [percent(shares[label].share) if label in shares else NONE for label in LABELS.values()]
+    video1 = shares.get(LABELS["video1"])
+    cells.insert(1, video1.interval_text if video1 else NONE)
+    return [_where(evaluation), *cells, f"{summary.get('videos', 0):,}"]
 
 
-def _cost(run: RunFiles) -> list[str]:
-    parameters, gmacs = (run.settings.get(f"derived.{name}") for name in ("parameters", "gmacs_per_clip"))
-    size = [f"{parameters / 1e6:.3g} M" if parameters else "–", f"{gmacs:.3g}" if gmacs else "–"]
-    if not run.train:
-        return ["–", "–", "–", *size]
-    last = run.train[-1]
-    seconds = float(seconds_at(run.train, last["step"]))
-    rate = f"{last['samples'] / seconds:,.0f}" if seconds and last.get("samples") else "–"
-    return [f"{last['step']:,}", rate, duration(seconds) if seconds else "–", *size]
+def _where(evaluation: Evaluation) -> str:
+    """The store, split and clips of an evaluation, in a few words."""
+    summary = evaluation.summary
+    if not summary.get("store") or not summary.get("clips_a_video"):
+        return evaluation.name
+    store, clips = PurePosixPath(summary["store"]).name, summary["clips_a_video"]
+    return f"{store} {summary.get('split', '')}, {clips} clips a video"
+
+
+def _networks(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
+    heads = ("run", "network", "parameters", "GMACs a clip", "steps", "clips/s", "training")
+    costs = [cost_of(run) for run in runs]
+    rows = [
+        (name, described(run), cost.parameters, cost.gmacs, cost.steps, cost.rate, cost.time)
+        for name, run, cost in zip(names, runs, costs, strict=True)
+    ]
+    return table(heads, rows, frozenset(range(2, 7)))
 
 
 def _differences(runs: Sequence[RunFiles], names: Sequence[str]) -> Iterator[str]:
-    first, rows = runs[0], []
+    rows = []
     for run, name in zip(runs[1:], names[1:], strict=True):
-        pair = comparable_pair(first, run)
+        pair = comparable_pair(runs[0], run)
         if isinstance(pair, str):
-            rows.append([name, "–", "–", "–", pair])
+            rows.append([name, NONE, NONE, NONE, pair, NONE])
             continue
-        one, _, result = pair
-        low, high = result.interval
-        interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
-        verdict = f"{result.verdict} ({PurePosixPath(one.name)})"
-        rows.append([name, f"{100 * result.share:+.1f}", interval, f"{result.videos:,}", verdict])
+        evaluation, _, result = pair
+        low, high = map(_points, result.interval)
+        rows.append(
+            [name, _points(result.share), f"{low} to {high}", f"{result.videos:,}", result.verdict, _where(evaluation)]
+        )
     yield html.soft(
         f"Against {names[0]}, in percentage points, on the videos that both scored by the same protocol. Better or "
         "worse: the 95 % interval of the difference (paired, Newcombe 1998) does not hold 0. It covers which videos "
         "were drawn, not other seeds of training."
     )
-    heads = ("run", "difference", "95 % interval", "videos", "what that says")
+    heads = ("run", "difference", "95 % interval", "videos", "what that says", "evaluated on")
     yield table(heads, rows, frozenset({1, 2, 3}))
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _curves(runs: Sequence[RunFiles], names: Sequence[str], album: html.Album) -> Iterator[str]:
@@ -120,4 +123,4 @@ def _settings(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     if not rows:
         return html.card("Settings", "<p>The runs have the same settings.</p>")
     lines = [(path, *values) for path, values in rows]
-    return html.card(f"Settings that differ ({len(rows)})", table(("setting", *names), lines))
+    return html.card(f"Settings that differ ({len(rows)})", html.settings_table(("setting", *names), lines))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.report.drawing import DARK, LIGHT, Theme
-from sharding.pages.html import data_url, document, image, text_of
+from sharding.pages.html import data_url, document, image, table, text_of
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f4f6f9; --card: #ffffff; --text: #24303c; --soft: #5d6b7a;
@@ -33,6 +33,7 @@ p { margin: .2rem 0 .8rem; } .soft { color: var(--soft); overflow-wrap: anywhere
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1rem;
   align-items: start; }
 .columns { columns: 2 440px; column-gap: 1rem; } .columns .card { break-inside: avoid; }
+.cards + .columns { margin-top: 1rem; }
 .columns + .card, .columns + details { margin-top: 1rem; }
 .card { padding: 1.1rem 1.2rem; margin: 0 0 1rem; overflow-x: auto; } .cards .card { margin: 0; }
 .cards + .card { margin-top: 1rem; }
@@ -45,19 +46,21 @@ pre { background: var(--page); border-radius: 8px; padding: .7rem .9rem; overflo
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
-th { color: var(--soft); font-weight: 600; } td { overflow-wrap: anywhere; }
+th { color: var(--soft); font-weight: 600; } td { overflow-wrap: break-word; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap;
   overflow-wrap: normal; }
+td, th { min-width: 4.5rem; } td.number, th.number { min-width: 0; }
 .facts td:first-child { color: var(--soft); white-space: nowrap; width: 1%; padding-right: 1.4rem; }
 .facts td { font-size: .9rem; }
-.settings td:first-child { width: 38%; }
+.settings td { overflow-wrap: anywhere; } .settings td:first-child { min-width: 13rem; }
 h4 { font-size: .92rem; margin: 1.1rem 0 .3rem; color: var(--soft); }
 .strips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr));
   gap: .9rem 1.1rem; }
 .strips figure { margin: 0; min-width: 0; } .strips img { border-radius: 6px; }
 .strips figcaption { font-size: .88rem; overflow-wrap: anywhere; margin-bottom: .2rem; }
 .wrong b { color: #d9534f; } .right b { color: #2f9e5f; }
-nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; } a { color: var(--accent); overflow-wrap: anywhere; }
+nav { margin: .4rem 0 1.2rem; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
+a { color: var(--accent); overflow-wrap: anywhere; }
 summary { cursor: pointer; font-weight: 600; } details[open] > summary { margin-bottom: .8rem; }
 .part { margin-top: .9rem; }
 """
@@ -115,6 +118,11 @@ def facts(rows: Iterable[tuple[str, object]]) -> str:
     """A small table of names and values, which may be long paths."""
     lines = (f"<tr><td>{text_of(name)}</td><td>{text_of(value)}</td></tr>" for name, value in rows)
     return f'<table class="facts"><tbody>{"".join(lines)}</tbody></table>'
+
+
+def settings_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of settings, whose values may be long."""
+    return f'<div class="settings">{table(heads, rows)}</div>'
 
 
 def soft(text: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pretrain.report.run_data import Evaluation, RunFiles
+from pretrain.report.run_data import Evaluation, RunFiles, seconds_at
 from pretrain.scoring.accuracy import difference_interval
+from sharding.base.printable import duration
 
+NONE = "–"
+SPACE = "\N{NO-BREAK SPACE}"
 LABELS = {"video1": "video@1", "video5": "video@5", "clip1": "clip@1", "mean_class_video1": "mean class video@1"}
 
 
@@ -45,6 +48,33 @@ class Difference:
         if low <= 0 <= high:
             return "within chance"
         return "better" if low > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A network's size and what its training took, in words; a dash for what is not known."""
+
+    parameters: str = NONE
+    gmacs: str = NONE
+    steps: str = NONE
+    clips: str = NONE
+    rate: str = NONE
+    time: str = NONE
+
+
+def cost_of(run: RunFiles) -> Cost:
+    """The cost of a run up to its last written step; its rate is that of all steps, without validations."""
+    derived = {name: run.settings.get(f"derived.{name}") for name in ("parameters", "gmacs_per_clip")}
+    count, gmacs = (float(value or 0) for value in derived.values())
+    size = Cost(f"{count / 1e6:.3g}{SPACE}M" if count else NONE, f"{gmacs:.3g}" if gmacs else NONE)
+    if not run.train:
+        return size
+    step, clips = run.train[-1]["step"], run.train[-1].get("samples")
+    seconds = float(seconds_at(run.train, step))
+    if not clips or not seconds:
+        return replace(size, steps=f"{step:,}")
+    rate, time = f"{clips / seconds:,.0f}", duration(seconds).replace(" ", SPACE)
+    return replace(size, steps=f"{step:,}", clips=f"{clips:,}", rate=rate, time=time)
 
 
 def shares_of(summary: Mapping[str, Any]) -> list[Share]:
@@ -91,13 +121,13 @@ def comparable_pair(first: RunFiles, run: RunFiles) -> tuple[Evaluation, Evaluat
 
 def percent(fraction: float) -> str:
     """In per cent, with a space that does not break."""
-    return f"{100 * fraction:.1f}\N{NO-BREAK SPACE}%"
+    return f"{100 * fraction:.1f}{SPACE}%"
 
 
 def interval_text(interval: Sequence[float] | None) -> str:
     """An interval of shares in per cent, or a dash."""
     if interval is None:
-        return "–"
+        return NONE
     return f"{100 * interval[0]:.1f}–{percent(interval[1])}"
 
 

@@ -8,15 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pretrain.papers.match import hold_against, trained_of
 from pretrain.report import curves, html
 from pretrain.report.evaluation_page import evaluation_cards
-from pretrain.report.results import percent, shares_of
-from pretrain.report.run_data import Evaluation, RunFiles, seconds_at
+from pretrain.report.results import NONE, SPACE, cost_of, interval_text, percent, shares_of
+from pretrain.report.run_data import Evaluation, RunFiles
 from pretrain.report.settings_shown import shown_settings
-from sharding.base.printable import duration
 from sharding.pages.html import figures, table, text_of
-
-_NARROW = "\N{NO-BREAK SPACE}"
 
 
 def run_page(run: RunFiles, album: html.Album) -> Iterator[str]:
@@ -25,7 +23,7 @@ def run_page(run: RunFiles, album: html.Album) -> Iterator[str]:
     yield f"<h1>{text_of(run.name)}</h1>"
     yield html.soft(described(run))
     yield from _results(run, last)
-    yield figures(costs(run))
+    yield figures(_cost_tiles(run))
     if run.train:
         yield html.cards(_curves(run, album))
     else:
@@ -37,7 +35,7 @@ def run_page(run: RunFiles, album: html.Album) -> Iterator[str]:
         yield html.card("What was evaluated", _origin(run, last))
     for evaluation in run.evaluations[:-1][::-1]:
         yield f"<h2>{text_of(evaluation.name)}</h2>"
-        yield from _scored(evaluation.summary)
+        yield from _scored(run, evaluation.summary)
         yield from evaluation_cards(evaluation, replace(album, prefix=f"{album.prefix}{evaluation.name}-"))
         yield html.card("What was evaluated", _origin(run, evaluation))
     yield from _settings(run)
@@ -60,29 +58,24 @@ def described(run: RunFiles) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def costs(run: RunFiles) -> list[tuple[str, str, str]]:
+def _cost_tiles(run: RunFiles) -> list[tuple[str, str, str]]:
     """Tiles of the network's size, and of what its training took."""
-    parameters, gmacs = (run.settings.get(f"derived.{name}") for name in ("parameters", "gmacs_per_clip"))
-    tiles = [
-        (f"{parameters / 1e6:.3g}{_NARROW}M", "parameters") if parameters else None,
-        (f"{gmacs:.3g}", "GMACs a clip") if gmacs else None,
-    ]
-    if run.train:
-        last = run.train[-1]
-        seconds = float(seconds_at(run.train, last["step"]))
-        planned = run.settings.get("derived.steps")
-        tiles += [
-            (f"{last['step']:,}", f"steps of {planned:,}" if planned else "steps"),
-            (f"{last['samples']:,}", "clips trained on") if last.get("samples") else None,
-            (f"{last['samples'] / seconds:,.0f}", "clips a second") if seconds and last.get("samples") else None,
-            (duration(seconds).replace(" ", _NARROW), "training, without validation") if seconds else None,
-        ]
-    return [(value, label, "small") for value, label in filter(None, tiles)]
+    cost = cost_of(run)
+    planned = run.settings.get("derived.steps")
+    tiles = (
+        (cost.parameters, "parameters"),
+        (cost.gmacs, "GMACs a clip"),
+        (cost.steps, f"steps of {planned:,}" if planned else "steps"),
+        (cost.clips, "clips trained on"),
+        (cost.rate, "clips a second"),
+        (cost.time, "training, without validation"),
+    )
+    return [(value, label, "small") for value, label in tiles if value != NONE]
 
 
 def _results(run: RunFiles, last: Evaluation | None) -> Iterator[str]:
     if last is not None:
-        yield from _scored(last.summary)
+        yield from _scored(run, last.summary)
         return
     if run.validation and run.validation[-1].get("clip1") is not None:
         event = run.validation[-1]
@@ -92,9 +85,9 @@ def _results(run: RunFiles, last: Evaluation | None) -> Iterator[str]:
     yield html.note("This run has not been evaluated yet. To evaluate it:", command)
 
 
-def _scored(summary: dict[str, Any]) -> Iterator[str]:
+def _scored(run: RunFiles, summary: dict[str, Any]) -> Iterator[str]:
     """Tiles of the accuracies, with interval and number of videos, and what was counted as wrong or left out."""
-    videos = f"{summary.get('videos', 0):,}{_NARROW}videos"
+    videos = f"{summary.get('videos', 0):,}{SPACE}videos"
     tiles = [
         (percent(each.share), "\n".join(filter(None, (each.label, _interval(each.interval_text), videos))), "main")
         for each in shares_of(summary)
@@ -108,14 +101,35 @@ def _scored(summary: dict[str, Any]) -> Iterator[str]:
     words = (summary.get("protocol") or {}).get("words")
     parts = (f"evaluated at step {step:,}" if step is not None else "", f"split {split}" if split else "", words or "")
     yield html.soft(" · ".join(filter(None, parts)))
+    yield _beside_the_papers(run, summary)
     counted = (("damaged", "damaged videos, counted as wrong"), ("left_out", "videos of other classes, left out"))
     for name, label in counted:
         if summary.get(name):
             yield html.note(f"{summary[name]:,} {label}.")
 
 
+def _beside_the_papers(run: RunFiles, summary: dict[str, Any]) -> str:
+    """The published figures beside the measured ones, and why they are not comparable where they are not."""
+    settings = {path.removeprefix("settings."): value for path, value in run.settings.items()}
+    trained, fused = trained_of(settings), summary.get("fused")
+    measured = {**summary, "clip1": None, **fused} if fused else summary
+    held = hold_against(replace(trained, input="both") if fused else trained, settings.get("model.width", 1), measured)
+    if isinstance(held, str):
+        return html.soft(f"No published figure is comparable. {held}")
+    intervals = measured.get("intervals") or {}
+    rows = [
+        (name, percent(here), interval_text(intervals.get(key)), percent(there))
+        for name, key, here, there in held.figures(measured)
+    ]
+    said = "; ".join(held.differences)
+    said = f"not comparable: {said}" if said else "comparable: same data, network, clips and protocol"
+    heads = ("", "measured", "95 % interval", "published")
+    words = html.soft(f"{held.row.table}, {held.row.row}: {said}.")
+    return html.card("Beside the papers", words, table(heads, rows, frozenset({1, 2, 3})))
+
+
 def _interval(text: str) -> str:
-    return "" if text == "–" else f"95{_NARROW}%: {text}"
+    return "" if text == NONE else f"95{SPACE}%: {text}"
 
 
 def _origin(run: RunFiles, evaluation: Evaluation) -> str:
@@ -146,9 +160,9 @@ def _settings(run: RunFiles) -> Iterator[str]:
         heads = ("setting", "value", "default")
         yield html.folded(
             f"Settings that differ from their defaults ({len(shown.changed)})",
-            f'<div class="settings">{table(heads, shown.changed)}</div>',
+            html.settings_table(heads, shown.changed),
         )
     for section, rows in shown.sections.items():
-        inside = f'<div class="settings">{table(("setting", "value"), rows)}</div>'
+        inside = html.settings_table(("setting", "value"), rows)
         parts.append(html.folded_part(f"{section} ({len(rows)})", inside))
     yield html.folded(f"The other settings ({shown.count - len(shown.changed)})", *parts)

@@ -45,10 +45,11 @@ def shown_settings(run: RunFiles) -> ShownSettings:
 def differing_settings(runs: Sequence[RunFiles]) -> list[tuple[str, list[str]]]:
     """The settings in which runs differ, each with its value in every run; without their folders' names."""
     paths = dict.fromkeys(path for run in runs for path in run.settings if path.startswith(_OWN))
+    sections = {parent for path in paths for parent in _parents(path)}  # null in a run that does not have them
     rows = [
         (path.removeprefix(_OWN), [run.settings.get(path, _ABSENT) for run in runs])
         for path in paths
-        if path != f"{_OWN}run"
+        if path != f"{_OWN}run" and path not in sections
     ]
     return [(path, list(map(as_text, values))) for path, values in rows if any(v != values[0] for v in values[1:])]
 
