@@ -34,7 +34,7 @@ class Share:
 class Difference:
     """By how much an evaluation's video@1 lies above another's, in [-1, 1], with its interval.
 
-    `videos`: those that both scored. None of evaluations that cannot be compared, with the reason.
+    `videos`: those that both scored.
     """
 
     share: float

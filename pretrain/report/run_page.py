@@ -22,6 +22,8 @@ def run_page(run: RunFiles, album: html.Album) -> Iterator[str]:
     last = run.evaluations[-1] if run.evaluations else None
     yield f"<h1>{text_of(run.name)}</h1>"
     yield html.soft(described(run))
+    if run.settings.get("expected"):
+        yield html.soft(f"Its recipe, {run.settings['recipe']}, says: {run.settings['expected']}")
     yield from _results(run, last)
     yield figures(_cost_tiles(run))
     if run.train:

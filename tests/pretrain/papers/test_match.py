@@ -31,13 +31,12 @@ def test_a_run_of_a_recipe_is_what_its_row_says(row: Row) -> None:
     assert trained_of(dict(flat(settings))) == row.trained
 
 
-@pytest.mark.parametrize(
-    "row", [row for row in ROWS if row.figures and row.splits == 1 and row.scored], ids=lambda row: row.recipe
-)
-def test_every_row_is_its_own_runs_and_only_its(row: Row) -> None:
-    held = hold_against(row.trained, 1.0, summary_of(row))
-    assert isinstance(held, Held)
-    assert held.row.trained == row.trained and held.differences == []
+def test_every_row_is_comparable_to_its_own_run() -> None:
+    for row in ROWS:
+        if row.figures and row.splits == 1:
+            held = hold_against(row.trained, 1.0, summary_of(row))
+            assert isinstance(held, Held)
+            assert held.row.trained == row.trained and held.differences == []
 
 
 def test_figures_are_shares_beside_each_other() -> None:
