@@ -53,8 +53,11 @@ def trained_of(settings: Mapping[str, Any]) -> Trained:
     )
 
 
-def hold_against(trained: Trained, width: float, summary: Mapping[str, Any]) -> Held | str:
-    """The published row that a run is most like, of an evaluation's summary; else why there is none."""
+def hold_against(trained: Trained, width: float, summary: Mapping[str, Any], planned: int | None = None) -> Held | str:
+    """The published row that a run is most like, of an evaluation's summary; else why there is none.
+
+    `width`: the network's; `planned`: steps of the whole run.
+    """
     rows = [row for row in ROWS if row.trained.data == trained.data and row.figures]
     if not rows:
         *most, last = NAMES.values()
@@ -66,6 +69,9 @@ def hold_against(trained: Trained, width: float, summary: Mapping[str, Any]) -> 
     ]
     if width != 1:
         differences.append(f"width {width:g} (published: 1)")
+    step = summary.get("step")
+    if planned and step is not None and step < planned:
+        differences.append(f"step {step:,} of {planned:,}")
     return Held(row, [*differences, *_scored_unlike(row, summary)])
 
 

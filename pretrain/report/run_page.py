@@ -23,7 +23,8 @@ def run_page(run: RunFiles, album: html.Album) -> Iterator[str]:
     yield f"<h1>{text_of(run.name)}</h1>"
     yield html.soft(described(run))
     if run.settings.get("expected"):
-        yield html.soft(f"Its recipe, {run.settings['recipe']}, says: {run.settings['expected']}")
+        expected = str(run.settings["expected"]).replace(" %", f"{SPACE}%")
+        yield html.soft(f"Its recipe, {run.settings['recipe']}, says: {expected}")
     yield from _results(run, last)
     yield figures(_cost_tiles(run))
     if run.train:
@@ -115,7 +116,8 @@ def _beside_the_papers(run: RunFiles, summary: dict[str, Any]) -> str:
     settings = {path.removeprefix("settings."): value for path, value in run.settings.items()}
     trained, fused = trained_of(settings), summary.get("fused")
     measured = {**summary, "clip1": None, **fused} if fused else summary
-    held = hold_against(replace(trained, input="both") if fused else trained, settings.get("model.width", 1), measured)
+    trained = replace(trained, input="both") if fused else trained
+    held = hold_against(trained, settings.get("model.width", 1), measured, settings.get("derived.steps"))
     if isinstance(held, str):
         return html.soft(f"No published figure is comparable. {held}")
     intervals = measured.get("intervals") or {}
@@ -124,9 +126,9 @@ def _beside_the_papers(run: RunFiles, summary: dict[str, Any]) -> str:
         for name, key, here, there in held.figures(measured)
     ]
     said = "; ".join(held.differences)
-    said = f"not comparable: {said}" if said else "comparable: same data, network, clips and protocol"
+    said = f"Not comparable: {said}." if said else "Comparable: the same data, network, clips and protocol."
     heads = ("", "measured", "95 % interval", "published")
-    words = html.soft(f"{held.row.table}, {held.row.row}: {said}.")
+    words = html.soft(f"{held.row.table}, {held.row.row}. {said}")
     return html.card("Beside the papers", words, table(heads, rows, frozenset({1, 2, 3})))
 
 

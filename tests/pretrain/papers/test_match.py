@@ -51,13 +51,14 @@ def test_all_that_differs_is_named() -> None:
     row = next(row for row in ROWS if row.trained == TABLE_2)
     crops = {"crops": 3, "crop": 128, "trained_crop": 112, "words": "10 clips x 3 crops"}
     summary = summary_of(row, classes=["a"] * 8, clips_a_video=1, protocol=crops)
-    held = hold_against(replace(TABLE_2, frames=12, size=96, source="mine"), 0.25, summary)
+    held = hold_against(replace(TABLE_2, frames=12, size=96, source="mine"), 0.25, {**summary, "step": 9}, 10)
     assert isinstance(held, Held) and held.row == row
     assert held.differences == [
         "frames 12 (published: 8)",
         "pixels 96 (published: 112)",
         "starts from mine (published: scratch)",
         "width 0.25 (published: 1)",
+        "step 9 of 10",
         "8 classes (published: 400)",
         "1 clips a video (published: 10)",
         "scored by 10 clips x 3 crops (published: the centre crop)",
