@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
@@ -21,9 +22,9 @@ _NAME = 34  # columns of a run's name in a figure
 
 def comparison_page(runs: Sequence[RunFiles], pages: Sequence[str], album: html.Album) -> Iterator[str]:
     """The pieces of the comparing page, as HTML; `pages`: the runs' own, relative to this one."""
-    names = run_names(runs)
+    names, whole = run_names(runs), [run.name for run in runs]
     yield "<h1>Runs compared</h1>"
-    links = (f'<a href="{quote(page)}">{text_of(name)}</a>' for page, name in zip(pages, names, strict=True))
+    links = (f'<a href="{quote(page)}">{text_of(name)}</a>' for page, name in zip(pages, whole, strict=True))
     yield f"<nav>{''.join(links)}</nav>"
     yield html.card("Results", _results(runs, names))
     yield html.card("Differences in video@1", *_differences(runs, names))
@@ -33,9 +34,21 @@ def comparison_page(runs: Sequence[RunFiles], pages: Sequence[str], album: html.
 
 
 def run_names(runs: Sequence[RunFiles]) -> list[str]:
-    """The runs' names, with their numbers where several have the same."""
-    counts = Counter(run.name for run in runs)
-    return [run.name if counts[run.name] == 1 else f"{number} {run.name}" for number, run in enumerate(runs, start=1)]
+    """The runs' names without what long ones begin or end with alike, and with numbers where several have the same."""
+    names = _without_what_is_common([run.name for run in runs])
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{number} {name}" for number, name in enumerate(names, start=1)]
+
+
+def _without_what_is_common(names: list[str]) -> list[str]:
+    if max(map(len, names)) <= _NAME:
+        return names
+    words = [re.split(r"(?<=[-_. ])", name) for name in names]
+    fewest = min(map(len, words))  # of which one stays, at least
+    head = next((place for place in range(fewest - 1) if len({each[place] for each in words}) > 1), fewest - 1)
+    rest = fewest - head - 1
+    tail = next((place for place in range(rest) if len({each[-1 - place] for each in words}) > 1), rest)
+    return [("…" if head else "") + "".join(each[head : len(each) - tail]) + ("…" if tail else "") for each in words]
 
 
 def _results(runs: Sequence[RunFiles], names: Sequence[str]) -> str:

@@ -64,7 +64,8 @@ def compared_figure(
             look = {"color": colormaps["tab10"](number % 10), "linestyle": _STYLES[number // 10 % len(_STYLES)]}
             trained, validated = along(run, run.train), along(run, run.validation)
             loss = smoothed(series(run.train, "loss"), len(run.train) / 40)
-            panels[0].plot(trained, loss, label=names[number].text, **look)
+            alone = "o" if len(run.train) == 1 else ""  # which a line does not show
+            panels[0].plot(trained, loss, label=names[number].text, marker=alone, **look)
             panels[1].plot(validated, series(run.validation, "loss"), marker="o", markersize=3.5, **look)
             panels[2].plot(validated, 100 * series(run.validation, "clip1"), marker="o", markersize=3.5, **look)
         for axes, label in zip(panels, ("training loss", "validation loss", "validation clip@1, %"), strict=True):

@@ -22,7 +22,7 @@ h1 { font-size: 1.9rem; letter-spacing: -.02em; margin: 0 0 .2rem; }
 h2 { font-size: 1.4rem; letter-spacing: -.01em; margin: 3rem 0 .2rem; overflow-wrap: anywhere; }
 h3 { font-size: 1rem; margin: 0 0 .8rem; }
 p { margin: .2rem 0 .8rem; } .soft { color: var(--soft); overflow-wrap: anywhere; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: .8rem;
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .8rem;
   margin: 1.2rem 0 1rem; }
 .figure, .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
 .figure { padding: .8rem 1rem; } .figure b { display: block; font-size: 1.75rem; line-height: 1.2;

@@ -114,3 +114,15 @@ def test_settings_apart_from_their_defaults_and_those_that_differ() -> None:
 
 def test_runs_of_one_name_are_numbered() -> None:
     assert run_names([run_of("a"), run_of("b"), run_of("a")]) == ["1 a", "b", "3 a"]
+
+
+def test_long_names_are_told_apart_by_what_differs() -> None:
+    def named(*names: str) -> list[str]:
+        return run_names([run_of(name) for name in names])
+
+    start, end = "kinetics400-r2plus1d-", "-18-8f-pretrain-kinetics400"
+    assert named(f"{start}from-sports1m-lr-1", f"{start}from-sports1m-lr-20") == ["…1", "…20"]
+    assert named(f"kinetics400-r2d{end}", f"kinetics400-r2plus1d{end}") == ["…r2d-…", "…r2plus1d-…"]
+    assert named(start + end, start + end) == ["1 …kinetics400", "2 …kinetics400"]
+    assert named("a-" * 20, "b") == ["a-" * 20, "b"]
+    assert named("a-b", "a-c") == ["a-b", "a-c"]
