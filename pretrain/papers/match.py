@@ -92,6 +92,10 @@ def _said(value: Any) -> str:
     return "none" if value is None else NAMES.get(value, str(value))
 
 
+def _crops(crops: int, pixels: int) -> str:
+    return f"{'the centre crop' if crops == 1 else f'{crops} crops'} of {pixels} pixels"
+
+
 def _scored_unlike(row: Row, summary: Mapping[str, Any]) -> Iterable[str]:
     classes, wanted = len(summary.get("classes") or ()), CLASSES[row.trained.data]
     if classes != wanted:
@@ -99,8 +103,10 @@ def _scored_unlike(row: Row, summary: Mapping[str, Any]) -> Iterable[str]:
     clips, protocol = summary.get("clips_a_video"), summary.get("protocol") or {}
     if clips != row.clips:
         yield f"{clips} clips a video (published: {row.clips or 'whole videos'})"
-    if protocol.get("crops", 1) != 1 or protocol.get("crop", 0) > protocol.get("trained_crop", 0):
-        yield f"scored by {protocol.get('words') or 'other crops'} (published: the centre crop)"
+    crops, crop = protocol.get("crops", 1), protocol.get("crop", row.trained.size)
+    published = row.crops, row.crop or row.trained.size
+    if (crops, crop) != published:
+        yield f"scored in {_crops(crops, crop)} (published: {_crops(*published)})"
     if row.splits > 1:
         yield f"one split (published: the mean of {row.splits})"
     if summary.get("split") == "train":

@@ -39,6 +39,7 @@ _INPUTS = {"RGB": "rgb", "flow": "flow", "two-stream": "both"}
 _SOURCES = {"scratch": "scratch", "Sports-1M": "sports1m"}
 NAMES = {"kinetics400": "Kinetics-400", "sports1m": "Sports-1M", "ucf101": "UCF101", "hmdb51": "HMDB51"}
 TEN, HUNDRED = "ten-clips-evaluate", "r2plus1d/table4/sports1m-evaluate"
+THREE_CROPS = "ig65m/kinetics400-evaluate"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Row:
 
     `figures`: by clip@1, video@1 and video@5; none where none is published. `scored`: the recipe by which the run is
     scored; None of one that scores itself. `clips`: of a video, None where whole videos were scored; `splits`: whose
-    mean the figures are.
+    mean the figures are; `crops`: of a clip, squares of `crop` pixels, None of the trained size.
     """
 
     table: str
@@ -76,6 +77,8 @@ class Row:
     scored: str | None = TEN
     clips: int | None = 10
     splits: int = 1
+    crops: int = 1
+    crop: int | None = None
 
     @property
     def text(self) -> str:
@@ -170,21 +173,26 @@ def _ig65m() -> Iterator[Row]:
             published = _accuracies(None, *figures.get((depth, frames), ()))
             tuned = f"{folder}/kinetics400-{recipe}-from-ig65m-finetune"
             on_kinetics = replace(trained, data="kinetics400", source="ig65m")
-            yield Row(table, f"Kinetics-400 from IG-65M, {net}", tuned, published, on_kinetics)
+            yield Row(
+                table, f"Kinetics-400 from IG-65M, {net}", tuned, published, on_kinetics, THREE_CROPS, crops=3, crop=128
+            )
     for depth, scaled in ((34, (79.6, 94.2)), (152, (81.3, 95.1))):
         recipe = f"{folder}/kinetics400-r2plus1d-{depth}-32f-se-from-ig65m-finetune"
         trained = Trained("kinetics400", "r2plus1d", depth, 32, source="ig65m", short_edge=True)
         name = f"Kinetics-400 from IG-65M, R(2+1)D-{depth}, SE"
-        yield Row(table, name, recipe, _accuracies(None, *scaled), trained)
+        yield Row(table, name, recipe, _accuracies(None, *scaled), trained, THREE_CROPS, crops=3, crop=128)
     for stream, of_scratch, of_sports in (("", (77.3, 92.5), (79.5, 94.0)), ("-flow", (), ())):
         net, run = f"R(2+1)D-152, SE{stream.replace('-', ', ')}", f"r2plus1d-152-32f{stream}-se"
         trained = Trained("sports1m", "r2plus1d", 152, 32, input=stream[1:] or "rgb", short_edge=True)
         yield Row(table, f"Sports-1M, {net}", f"{folder}/sports1m-{run}-pretrain", {}, trained, HUNDRED, 100)
         trained = replace(trained, data="kinetics400")
         scratch, tuned = f"{folder}/kinetics400-{run}-pretrain", f"{folder}/kinetics400-{run}-from-sports1m-finetune"
-        yield Row(table, f"Kinetics-400 from scratch, {net}", scratch, _accuracies(None, *of_scratch), trained)
-        trained = replace(trained, source="sports1m")
-        yield Row(table, f"Kinetics-400 from Sports-1M, {net}", tuned, _accuracies(None, *of_sports), trained)
+        for name, recipe, source, figures_of in (
+            (f"Kinetics-400 from scratch, {net}", scratch, "scratch", of_scratch),
+            (f"Kinetics-400 from Sports-1M, {net}", tuned, "sports1m", of_sports),
+        ):
+            trained, published = replace(trained, source=source), _accuracies(None, *figures_of)
+            yield Row(table, name, recipe, published, trained, THREE_CROPS, crops=3, crop=128)
 
 
 def _i3d() -> Iterator[Row]:

@@ -20,6 +20,8 @@ TABLE_2 = Trained("kinetics400", "r2plus1d", 18, 8)
 
 def summary_of(row: Row, **changed: Any) -> dict[str, Any]:
     scored = {"classes": ["c"] * CLASSES.get(row.trained.data, 1), "clips_a_video": row.clips, "split": "val"}
+    crop = row.crop or row.trained.size
+    scored["protocol"] = {"crops": row.crops, "crop": crop, "trained_crop": row.trained.size}
     return {**scored, "clip1": 0.5, "video1": 0.6, "video5": 0.8, **changed}
 
 
@@ -49,7 +51,7 @@ def test_figures_are_shares_beside_each_other() -> None:
 
 def test_all_that_differs_is_named() -> None:
     row = next(row for row in ROWS if row.trained == TABLE_2)
-    crops = {"crops": 3, "crop": 128, "trained_crop": 112, "words": "10 clips x 3 crops"}
+    crops = {"crops": 3, "crop": 128, "trained_crop": 112}
     summary = summary_of(row, classes=["a"] * 8, clips_a_video=1, protocol=crops)
     held = hold_against(replace(TABLE_2, frames=12, size=96, source="mine"), 0.25, {**summary, "step": 9}, 10)
     assert isinstance(held, Held) and held.row == row
@@ -61,7 +63,7 @@ def test_all_that_differs_is_named() -> None:
         "step 9 of 10",
         "8 classes (published: 400)",
         "1 clips a video (published: 10)",
-        "scored by 10 clips x 3 crops (published: the centre crop)",
+        "scored in 3 crops of 128 pixels (published: the centre crop of 112 pixels)",
     ]
 
 
