@@ -19,6 +19,7 @@ from pretrain.data.sources import DataSettings
 from pretrain.run_settings import (
     CLASSES,
     SETTINGS,
+    Recipe,
     RunSettings,
     identity_changes,
     read_classes_file,
@@ -72,6 +73,7 @@ class Run:
         index: list[str],
         derived: dict[str, Any],
         stored: dict[str, Any] | None = None,
+        recipe: Recipe = Recipe(),
     ) -> None:
         """Write the settings and the log's head. Raises UserError if the folder, here, holds another run.
 
@@ -92,6 +94,8 @@ class Run:
             threads=threads,
             id=run_id,
             stored=stored,
+            recipe=recipe.name,
+            expected=recipe.expected,
         )
         with writing(self.folder, "run"):
             self.folder.mkdir(parents=True, exist_ok=True)

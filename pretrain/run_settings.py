@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import pydantic
 from pydantic import Field
@@ -26,6 +26,13 @@ _RENAMED = {  # settings that runs written before have under another name, and t
 _A_RUN = "give the folder that `reelscale pretrain` or `finetune` printed"
 
 
+class Recipe(NamedTuple):
+    """The name of the file that a run's settings came from, and what it says is to be expected; "" of none."""
+
+    name: str = ""
+    expected: str = ""
+
+
 class RunSettings(pydantic.BaseModel):
     """The content of settings.json."""
 
@@ -41,6 +48,9 @@ class RunSettings(pydantic.BaseModel):
         dict[str, Any] | None,
         Field(description="by which settings of `shard` its videos are stored"),
     ] = None
+
+    recipe: Annotated[str, Field(description="name of the file that the settings came from")] = ""
+    expected: Annotated[str, Field(description="what that file says is to be expected of the run")] = ""
 
     def began_with(self, where: str) -> dict[str, Any]:
         """The data settings that the run began with, "index" (versions of its stores' indexes) among them."""

@@ -151,13 +151,19 @@ def predict(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of one or more runs")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="folder of the report; the last run's report/ unless given")
+        Path | None,
+        typer.Option(
+            "--out", help="folder of the report; the run's report/ unless given, of several the last one's comparison/"
+        ),
     ] = None,
 ) -> None:
-    """Draw curves, confusion matrix and contact sheet of runs into one self-contained HTML page.
+    """Make a self-contained HTML page of a run: results, curves, confusions, clips, errors first, and settings.
 
-    Example:
+    Of several runs, also one that compares them: results, differences, curves, and the settings in which they differ.
 
+    Examples:
+
+      reelscale report runs/demo-pretrain-motion
       reelscale report runs/demo-pretrain-motion runs/demo-finetune-motion2
     """
     with working("drawing the report"):
@@ -166,7 +172,7 @@ def report(
         from sharding.base.writable import writing
 
         runs = [Path(absolute(str(run))) for run in runs]
-        folder = Path(writable_folder(str(out or runs[-1] / "report"), "--out"))
+        folder = Path(writable_folder(str(out or runs[-1] / ("report" if len(runs) == 1 else "comparison")), "--out"))
         with writing(folder, "--out"):
             page = write_report(runs, folder)
     print(visible(page))

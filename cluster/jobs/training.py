@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from cluster.jobs.recipe_head import expected_of
 from cluster.jobs.user_paths import absolute, writable_folder
 from cluster.launch import local
 from cluster.launch.choose import choose_launcher, require_room
@@ -73,7 +74,7 @@ def resolve(job: TrainingJob, config: str) -> ResolvedRun:
     open_access(job.monitor)
     started = world_size_from_environment()
     ranks = fitting_world_size(job.train.lanes, started) if started else job.launch.world_size
-    return preflight(job.train, ranks, Path(config).name)
+    return preflight(job.train, ranks, Path(config).name, expected_of(config))
 
 
 def run_training(job: TrainingJob, resolved: ResolvedRun) -> int:

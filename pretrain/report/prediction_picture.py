@@ -10,7 +10,7 @@ from matplotlib.gridspec import GridSpec
 
 from pretrain.evaluation.predict import Prediction
 from pretrain.report.class_names import ClassLabels, file_label
-from pretrain.report.figures import LIGHT, Theme, png, write_in_their_fonts
+from pretrain.report.drawing import LIGHT, Theme, png, write_in_their_fonts
 from sharding.base.atomic import atomic_write_bytes
 from sharding.base.writable import writing
 

@@ -77,7 +77,7 @@ def read_run(path: Path) -> RunFiles:
             str(path),
             "give the folder a run was written to (its settings.json lies in it)",
         )
-    settings = dict(_flat(read_settings_file(path).model_dump(exclude={"format", "threads"})))
+    settings = dict(flat(read_settings_file(path).model_dump(exclude={"format", "threads"})))
     train, validation, unreadable = read_metrics(path / HISTORY)
     evaluations = [_read_evaluation(folder) for folder in evaluations_of(path)]
     name = path.resolve().name
@@ -118,6 +118,18 @@ def series(events: list[Event], name: str) -> np.ndarray:
     return np.array([math.nan if value is None else float(value) for value in values], dtype=float)
 
 
+def seconds_at(train: list[Event], steps: Any) -> Any:
+    """Seconds of training up to each of these steps, from the clips and the rate of the training events.
+
+    Validations take no part, nor do steps that were taken anew. An event without a rate adds no time.
+    """
+    samples, rates = series(train, "samples"), series(train, "clips_per_second")
+    clips = np.diff(samples, prepend=0.0)
+    sound = np.isfinite(clips) & np.isfinite(rates) & (rates > 0)
+    seconds = np.cumsum(np.where(sound, clips, 0.0) / np.where(sound, rates, 1.0))
+    return np.interp(steps, np.append(0.0, series(train, "step")), np.append(0.0, seconds))
+
+
 def _read_evaluation(folder: Path) -> Evaluation:
     evaluation = read_evaluation(folder, "scores")
     try:
@@ -143,9 +155,10 @@ def _read_clips(path: Path) -> ClipThumbnails | None:
     return ClipThumbnails(frames, rows) if len(rows) and frames.size else None
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a JSON tree with their dotted paths; a list, or an empty object, is one leaf."""
     if isinstance(value, dict) and value:
         for name, inner in value.items():
-            yield from _flat(inner, f"{path}.{name}" if path else str(name))
+            yield from flat(inner, f"{path}.{name}" if path else str(name))
     else:
         yield path, value

@@ -49,6 +49,21 @@ def mean_interval(shares: Sequence[float], counts: Sequence[int]) -> Interval:
     return max(mean - below, 0.0), min(mean + above, 1.0)
 
 
+def difference_interval(one: float, other: float, count: int, correlation: float) -> Interval:
+    """The interval of `one` - `other`, two shares of the same `count` draws that correlate so (phi, -1 to 1).
+
+    Source: Newcombe 1998 (Improved confidence intervals for the difference between binomial proportions based on
+    paired data), its square-and-add method 10, without the correction of phi.
+    """
+    (one_low, one_high), (other_low, other_high) = wilson(one, count), wilson(other, count)
+    difference = one - other
+
+    def reach(first: float, second: float) -> float:
+        return math.sqrt(max(first**2 - 2 * correlation * first * second + second**2, 0.0))
+
+    return difference - reach(one - one_low, other_high - other), difference + reach(one_high - one, other - other_low)
+
+
 def accuracies(classes: Sequence[str], labels: Sequence[Sequence[int]], ranks: Sequence[float]) -> dict[str, Any]:
     """video1, video5, mean_class_video1, their `intervals`, and `per_class`, of the ranks of videos' best labels.
 

@@ -22,7 +22,7 @@ class ResolvedRun(pydantic.BaseModel):
     """A run that may start: its settings, and what followed from them and from its stores. Its JSON is all of it.
 
     `index`: the version of each store's index that the run reads. `derived`: quantities by the names that users know.
-    `recipe`: the name of the file that the settings came from, "" where there is none.
+    `recipe`: the name of the file that the settings came from, "" where there is none. `expected`: of it, as it says.
     """
 
     model_config = pydantic.ConfigDict(frozen=True)
@@ -31,9 +31,10 @@ class ResolvedRun(pydantic.BaseModel):
     index: list[str]
     derived: dict[str, Any]
     recipe: str = ""
+    expected: str = ""
 
 
-def preflight(settings: TrainSettings, ranks: int, recipe: str = "") -> ResolvedRun:
+def preflight(settings: TrainSettings, ranks: int, recipe: str = "", expected: str = "") -> ResolvedRun:
     """The run, once everything is checked that can be before it starts; ranks check nothing of it again.
 
     Raises UserError for an unreachable or empty store, lanes that do not fit the ranks or are too small to
@@ -60,4 +61,4 @@ def preflight(settings: TrainSettings, ranks: int, recipe: str = "") -> Resolved
     freeze(model, settings.schedule.rates)
     if settings.init and not (run and Checkpointer(run.folder, settings.checkpoint).has_any()):
         start_from(model, settings, Path(settings.init.run), classes)
-    return ResolvedRun(settings=settings, index=sources.versions, derived=quantities, recipe=recipe)
+    return ResolvedRun(settings=settings, index=sources.versions, derived=quantities, recipe=recipe, expected=expected)

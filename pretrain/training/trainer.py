@@ -25,6 +25,7 @@ from pretrain.resilience.loss_monitor import Verdict
 from pretrain.resilience.progress import TRAINING
 from pretrain.resilience.stop_signal import Stop
 from pretrain.run_folder import Run
+from pretrain.run_settings import Recipe
 from pretrain.settings import PATIENCE, TrainSettings, longest_wait, require_memory
 from pretrain.telemetry.run_served import run_served
 from pretrain.training.batch_stream import Repeatable, batches_or_none, micro_steps, save_before, step_without_clips
@@ -64,7 +65,8 @@ def train(resolved: ResolvedRun, on_start: Callable[[int], None] | None = None) 
         quantities = derived_from(resolved, sources, world)
         require_memory(quantities["memory_per_rank_bytes"], world.device)
         stored = sources.stored() if world.rank == 0 else None
-        run.begin(settings, sources.classes, sources.versions, quantities, stored)
+        recipe = Recipe(resolved.recipe, resolved.expected)
+        run.begin(settings, sources.classes, sources.versions, quantities, stored, recipe)
         run.log_to_file()
         leaving.enter_context(run.tracked(settings))
         leaving.enter_context(run_served(run.folder, settings, resolved.recipe, sources.versions, world))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
 
 from sharding.base.printable import visible
+
+ImageKind = Literal["png", "jpeg"]
 
 # The page says to the browser what it promises: nothing is fetched, nothing is run.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -15,6 +18,11 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 def text_of(value: object) -> str:
     """Escaped for elements and attributes; what would act or hide there (a control, a lone surrogate) as its code."""
     return html.escape(visible(value), quote=True)
+
+
+def lines_of(value: object) -> str:
+    """As `text_of`, of a text whose lines stay apart."""
+    return "<br>".join(text_of(line) for line in str(value).split("\n"))
 
 
 def document(title: str, style: str, body: Iterable[str]) -> str:
@@ -30,9 +38,12 @@ def document(title: str, style: str, body: Iterable[str]) -> str:
 
 
 def figures(values: Iterable[tuple[object, object, str]]) -> str:
-    """Headline figures; each is (value, what it is, CSS class or ""): `.figures` of `.figure`, `<b>` and `<span>`."""
+    """Headline figures; each is (value, what it is, CSS class or ""): `.figures` of `.figure`, `<b>` and `<span>`.
+
+    What it is may have several lines.
+    """
     boxes = (
-        f'<div class="figure {look}"><b>{text_of(value)}</b><span>{text_of(name)}</span></div>'
+        f'<div class="figure {look}"><b>{text_of(value)}</b><span>{lines_of(name)}</span></div>'
         for value, name, look in values
     )
     return f'<div class="figures">{"".join(boxes)}</div>'
@@ -47,11 +58,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], numbers: Colle
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def image(described: str, png: bytes) -> str:
-    """A PNG inside the page."""
-    return f'<img alt="{text_of(described)}" src="{png_url(png)}">'
+def image(described: str, data: bytes, kind: ImageKind = "png") -> str:
+    """A picture inside the page."""
+    return f'<img alt="{text_of(described)}" src="{data_url(data, kind)}">'
 
 
-def png_url(png: bytes) -> str:
-    """A PNG as the URL that holds it."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def data_url(data: bytes, kind: ImageKind = "png") -> str:
+    """A picture as the URL that holds it."""
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")

@@ -18,8 +18,9 @@ from cluster.jobs.pipeline.plan import Pipeline
 from cluster.jobs.sharding import ShardingJob
 from cluster.jobs.training import TrainingJob
 from cluster.terminal.settings_schema import flat_schema
+from pretrain.papers.rows import ROWS, TEN, Row
 from sharding.base.settings import Settings, load_settings, settings_files
-from tests.configs.published import ROWS, TEN, Row, table_of_rows
+from tests.configs.published import table_of_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BASES = sorted((CONFIGS / "bases").glob("*.yaml"))

@@ -90,6 +90,6 @@ def test_the_whole_road(store: Path, pieces: list[Path], recipe: Path, ray: dict
 
     result = succeeded(reelscale("report", run, tuned, folder=tmp_path))
     page = Path(result.stdout.strip())
-    assert page == tuned / "report" / "report.html"
-    assert len(list(page.parent.glob("*.png"))) == 7
-    assert "<html" in page.read_text() and page.read_text().count("data:image/png;base64,") >= 7
+    assert page == tuned / "comparison" / "report.html"
+    assert [len(list(page.parent.glob(each))) for each in ("*.png", "*/*.png", "*/report.html")] == [2, 2 + 5, 2]
+    assert "<html" in page.read_text() and page.read_text().count("data:image/png;base64,") == 4

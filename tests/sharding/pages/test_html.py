@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sharding.pages.html import document, figures, image, png_url, table, text_of
+from sharding.pages.html import data_url, document, figures, image, table, text_of
 
 EVIL = "<script>alert(\"1\" & '2')</script>\x07"
 SAFE = "&lt;script&gt;alert(&quot;1&quot; &amp; &#x27;2&#x27;)&lt;/script&gt;\\x07"
@@ -59,4 +59,4 @@ def test_figures_and_pictures() -> None:
         figures([("7", "runs", "")])
         == '<div class="figures"><div class="figure "><b>7</b><span>runs</span></div></div>'
     )
-    assert base64.b64decode(png_url(b"\x89PNG").removeprefix("data:image/png;base64,")) == b"\x89PNG"
+    assert base64.b64decode(data_url(b"\x89PNG").removeprefix("data:image/png;base64,")) == b"\x89PNG"

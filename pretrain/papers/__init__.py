@@ -1,0 +1,1 @@
+"""What the papers measured, and whether a run may be held against it."""
