@@ -49,7 +49,7 @@ def preflight(settings: TrainSettings, ranks: int, recipe: str = "", expected: s
     clip = settings.data.clip
     if settings.model.in_channels != clip.channels:
         what = f"clips of input {clip.input} have {clip.channels} channels, the network {settings.model.in_channels}"
-        remedy = f"set model.in_channels={clip.channels}, or another data.clip.input"
+        remedy = f"leave model.in_channels out: it follows data.clip.input={clip.input}; or set another input"
         if settings.model.name == "fused3d":
             remedy = "train it in a loop of your own: a store's clips are of pictures or of flow, and it takes both"
         raise UserError(what, "model.in_channels", remedy)
