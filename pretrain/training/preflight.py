@@ -58,7 +58,8 @@ def preflight(settings: TrainSettings, ranks: int, recipe: str = "", expected: s
     quantities = derived(settings, len(classes), sources.samples, ranks)
     if clip.input != "rgb":
         splits = [*sources.splits, *([sources.unseen] if len(sources.unseen) else [])]
-        quantities["computes_optical_flow"] = any(is_flow_computed(split) for split in splits)
+        computed = any(is_flow_computed(split) for split in splits)
+        quantities["optical_flow"] = "computed as clips are decoded" if computed else "stored"
     if run:
         run.require_same(settings, classes, sources.versions)
     model = build_model(settings.model, len(classes), clip.frames, clip.crop)

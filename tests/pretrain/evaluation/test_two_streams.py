@@ -14,6 +14,7 @@ from pretrain.evaluation.fusion import FuseSettings
 from pretrain.evaluation.summary import fusion_of, write_evaluation
 from pretrain.run_folder import read_settings
 from pretrain.scoring.fusion_weight import WEIGHTS
+from pretrain.training.preflight import preflight
 from sharding.base.errors import UserError
 from sharding.corpora.manifest import CorpusSettings
 from sharding.storage.store import open_store
@@ -65,7 +66,10 @@ def summary_of(run: Path, split: str) -> dict[str, Any]:
 
 def test_the_streams_are_fused_as_by_hand(runs: dict[str, Path]) -> None:
     for stream, channels in STREAMS.items():
-        assert read_settings(runs[stream])[0].model.in_channels == channels
+        train = read_settings(runs[stream])[0].model_copy(update={"run": None})
+        assert train.model.in_channels == channels
+        computed = "computed as clips are decoded" if stream == "flow" else None
+        assert preflight(train, 1).derived.get("optical_flow") == computed
     alone = {(stream, split): summary_of(runs[stream], split) for stream in STREAMS for split in ("train", "val")}
     notes = [any("no optical flow" in note for note in alone[stream, "val"]["notes"]) for stream in STREAMS]
     assert notes == [False, True] and alone["rgb", "val"]["videos"] == VIDEOS
