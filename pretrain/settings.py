@@ -113,6 +113,13 @@ class TrainSettings(Settings):
     )
 
     @model_validator(mode="after")
+    def _channels_that_follow(self) -> Self:
+        if "in_channels" not in self.model.model_fields_set:
+            model = self.model.model_copy(update={"in_channels": self.data.clip.channels})
+            object.__setattr__(self, "model", model)  # settings are frozen once they are made, which they are not yet
+        return self
+
+    @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.validation.early_stop and self.precise_statistics:
             raise ValueError("precise_statistics are of the planned end, and validation.early_stop may end before it")

@@ -49,6 +49,8 @@ def evaluate(
       reelscale evaluate configs/demo-evaluate.yaml run=runs/mine crops=3 crop=128
 
       reelscale evaluate configs/demo-evaluate.yaml run=runs/rgb fuse.run=runs/flow
+
+      reelscale evaluate configs/demo-evaluate.yaml run=runs/rgb split=test fuse.run=runs/flow fuse.search_split=val
     """
     if sent_to_cluster(address, detach, as_json):
         return
@@ -64,7 +66,9 @@ def evaluate(
     print_table("evaluation", _figures(summary))
     if "fused" in summary:
         fused = summary["fused"]
-        print_table("fused", {"with": fused["folder"], **_accuracies(fused)})
+        weight = f"{fused['weight']:g} of {fused['of']}"
+        weight += f", {fused['searched']['words']}" if "searched" in fused else ""
+        print_table("fused", {"with": fused["folder"], "weight": weight, **_accuracies(fused)})
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from cluster.monitor.settings import MonitorSettings
 from cluster.terminal.progress import progress, working
 from pretrain.data.workers.pool import DecoderDied, LoaderSettings, decoder_count
 from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open_subject
-from pretrain.evaluation.summary import folder_of, other_of, partial_scores_of, require_sound, write_evaluation
+from pretrain.evaluation.summary import folder_of, fusion_of, partial_scores_of, require_sound, write_evaluation
 from pretrain.evaluation.video_score import VideoScore
 from pretrain.resilience.progress import Progress
 from sharding.base import environment
@@ -79,7 +79,7 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
     with working("opening the run and its videos"):
         subject = open_subject(settings)
     writable_folder(str(folder_of(subject)), "run")
-    other = other_of(subject, settings)
+    fusion = fusion_of(subject, settings)
     set_run_info("evaluate", network=subject.train.model.label, store_version=subject.split.index.version)
     for note in subject.notes:
         print(note, file=sys.stderr)
@@ -115,7 +115,7 @@ def run_evaluation(job: EvaluationJob) -> dict[str, Any]:
                     damaged += more
                     require_sound(damaged, subject, settings.damaged)
                 advance(len(scores))
-        summary = write_evaluation(subject, settings, list(scored.values()), other)
+        summary = write_evaluation(subject, settings, list(scored.values()), fusion)
         partial.clear()
     return summary
 

@@ -163,9 +163,10 @@ def _exported(file: Path, frames: int | None) -> tuple[Export, list[str]]:
 
 def _notes(settings: ModelSettings) -> list[str]:
     if settings.in_channels == 2:
-        return ["the network takes optical flow, which `shard` stores where its setting flow is given"]
-    if settings.in_channels != 3:
-        return [f"the network takes {settings.in_channels} channels; clips have 3 (RGB) or 2 (optical flow)"]
+        return ["the network takes optical flow: stored by `shard` with flow={}, else computed as videos are decoded"]
+    if settings.in_channels not in (3, 5):
+        channels = "3 (RGB), 2 (optical flow) or 5 (both)"
+        return [f"the network takes {settings.in_channels} channels; clips have {channels}"]
     return []
 
 

@@ -12,7 +12,7 @@ import torch
 
 from pretrain import metrics
 from pretrain.data.damage_budget import DamageBudget
-from pretrain.data.device.tensors import DeviceCopier, DeviceCopy, FlowBatch, PlaneBatch, joined, made_batch
+from pretrain.data.device.tensors import DecodedBatch, DeviceCopier, DeviceCopy, joined, made_batch
 from pretrain.data.reading.part_prefetcher import part_prefetcher
 from pretrain.data.reading.reading_mode import ReadingSettings
 from pretrain.data.sampling.mixture import Mixture
@@ -34,7 +34,7 @@ class ClipBatch:
     `keys` are the samples' own, by which they lie in the store.
     """
 
-    planes: PlaneBatch | FlowBatch
+    planes: DecodedBatch
     targets: torch.Tensor
     keys: list[str]
 

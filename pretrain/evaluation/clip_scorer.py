@@ -8,7 +8,8 @@ from torch import Tensor
 from pretrain.data.device.tensors import made_batch
 from pretrain.data.device.transforms import network_input
 from pretrain.data.views.views import ClipSettings, evaluation_views
-from pretrain.data.workers.batches import Batch, BatchPlanes
+from pretrain.data.workers.batches import Batch
+from pretrain.data.workers.planes import BatchPlanes
 from pretrain.evaluation.video_score import VideoScore, best_rank
 from pretrain.models.network import VideoNetwork
 from pretrain.scoring.protocol import Averaged, average_views

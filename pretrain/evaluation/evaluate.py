@@ -14,6 +14,7 @@ from pretrain.checkpoints.checkpoint import CheckpointChoice
 from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.conversion.published import meta_network
 from pretrain.data.loader import evaluation_clips
+from pretrain.data.reading.computed_flow import is_flow_computed
 from pretrain.data.reading.reading_mode import ReadingSettings
 from pretrain.data.reading.store_split import DamagedData, Split
 from pretrain.data.views.frames import evaluation_starts
@@ -161,9 +162,8 @@ def open_subject(settings: EvaluateSettings) -> Subject:
     store = open_store(settings.store or train.data.store)
     videos = evaluated_videos(store, settings.split, settings.index, versions, classes)
     clip = train.data.clip
-    if clip.input == "flow" and not _has_flow(videos.split, videos.rows[0]):
-        what = "the network takes optical flow, and the store holds none"
-        raise UserError(what, store.url, "shard the corpus into a new store with the setting flow={}")
+    if clip.input != "rgb" and is_flow_computed(videos.split):
+        videos.notes.append("the store holds no optical flow: it is computed of the pictures as they are decoded")
     checkpoint = Checkpointer(run).load_weights_only(settings.checkpoint)
     network = meta_network(train.model, len(classes), clip.frames, clip.crop)
     check_weights(network, checkpoint.weights, "keep", str(run))
@@ -190,13 +190,6 @@ def protocol_of(settings: EvaluateSettings, clip: ClipSettings, network: VideoNe
         what = f"crop={crop}: this network takes crops of {clip.crop} pixels alone"
         raise UserError(what, settings.run, "leave crop out")
     return Protocol(settings.clips, settings.crops, crop, clip.crop, settings.pooling, settings.average)
-
-
-def _has_flow(split: Split, row: int) -> bool:
-    try:
-        return split.sample(row).flow is not None
-    except DamagedData:
-        return True
 
 
 class Scorer:

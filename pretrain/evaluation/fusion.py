@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pretrain.data.reading.store_split import Sample
 from pretrain.evaluation.files import FinishedEvaluation, evaluations_of, read_evaluation
 from pretrain.evaluation.video_score import Scores
 from pretrain.models.weights import first_names
+from pretrain.scoring.fusion_weight import best_weight
 from pretrain.scoring.protocol import Protocol
 from sharding.base.errors import UserError
 from sharding.base.settings import Settings
@@ -28,14 +29,76 @@ class FuseSettings(Settings):
     weight: Annotated[
         float, Field(ge=0, le=1, description="weight from 0 to 1 of the evaluated run; the other run has the rest")
     ] = 0.5
+    search_split: Annotated[
+        str | None,
+        Field(
+            description="another split, on which both runs have been evaluated by the same protocol: the weight with "
+            "the highest video@1 there is taken; replaces weight"
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> Self:
+        if self.search_split is not None and "weight" in self.model_fields_set:
+            raise ValueError("weight and search_split both say how much each run counts; leave one of them out")
+        return self
+
+
+@dataclass(frozen=True)
+class SearchedWeight:
+    """Where the weight was the best: the split, how many `videos` it has, and the fusion's video@1 there.
+
+    `folders`: of the two evaluations, the evaluated run's first.
+    """
+
+    weight: float
+    split: str
+    videos: int
+    video1: float
+    folders: tuple[Path, Path]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Where and how it was found, as JSON values."""
+        folders = [str(folder) for folder in self.folders]
+        return {"split": self.split, "videos": self.videos, "video1": self.video1, "folders": folders}
+
+    @property
+    def words(self) -> str:
+        """It in a line, for people."""
+        return f"searched on {self.split!r}, where video@1 is {100 * self.video1:.1f} % of {self.videos:,} videos"
 
 
 @dataclass(frozen=True)
 class OtherEvaluation:
-    """Another run's evaluation: each video's scores by its key, in the order of this run's classes; None of damaged."""
+    """Another run's evaluation: each video's scores by its key, in the order of this run's classes; None of damaged.
+
+    `step`: of the weights that were evaluated.
+    """
 
     folder: Path
+    step: int | None
     scores: Mapping[str, Scores | None]
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The evaluation whose fusion is reported: its run, the step of its weights, its split, and its videos' keys."""
+
+    run: Path
+    step: int
+    split: str
+    keys: frozenset[str]
+    protocol: Protocol
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What is fused, and the weight of the evaluated run; `searched`: where it was found, None of a given one."""
+
+    other: OtherEvaluation
+    weight: float
+    searched: SearchedWeight | None
 
 
 def fuse_scores(own: Scores | None, other: Scores | None, weight: float) -> Scores | None:
@@ -73,11 +136,41 @@ def open_other_evaluation(
     chosen = best[-1]
     _require_names(chosen, settings.run, classes)
     _require_labels(chosen, settings.run, samples, classes)
-    order = [chosen.classes.index(name) for name in classes]
-    rows = zip(chosen.keys, chosen.scores, strict=True)
-    return OtherEvaluation(
-        chosen.folder, {key: None if row is None else row[order] for key, row in rows if key is not None}
-    )
+    return OtherEvaluation(chosen.folder, chosen.summary.get("step"), _by_key(chosen, classes))
+
+
+def search_weight(settings: FuseSettings, reported: Reported, other: OtherEvaluation) -> SearchedWeight:
+    """The weight with the highest video@1 on `settings.search_split`, by both runs' evaluations of it.
+
+    These are of the same weights and protocol as the reported ones; where there are several, the newest pair that has
+    the same videos. Raises UserError where there is none, and where the split has a video that is reported.
+    """
+    split = settings.search_split
+    assert split is not None
+    if split == reported.split:
+        what = f"the weight would be searched on the split that is reported, {split!r}, and its figure be too high"
+        raise UserError(what, "fuse.search_split", "name a split that is not reported, or give fuse.weight")
+    own = _evaluations_by(reported.run, split, reported.step, settings.of, reported.protocol)
+    theirs = _evaluations_by(Path(settings.run), split, other.step, settings.of, reported.protocol)
+    pairs = [(one, two) for one in reversed(own) for two in reversed(theirs) if set(one.keys) == set(two.keys)]
+    if not pairs:
+        what = f"the two runs were evaluated on different videos of the split {split!r}, so no weight can be searched"
+        raise UserError(what, settings.run, "evaluate both on one store, by one version of its index")
+    one, two = pairs[0]
+    _require_names(two, settings.run, one.classes)
+    if shared := set(reported.keys).intersection(key for key in one.keys if key is not None):
+        what = f"{len(shared)} of the split's {len(one.keys)} videos are among those that are reported"
+        raise UserError(what, f"fuse.search_split={split}", "name a split of other videos, or give fuse.weight")
+    labels = {key: of for key, of in zip(one.keys, one.labels, strict=True) if key is not None}
+    weight, right = best_weight(labels, _by_key(one, one.classes), _by_key(two, one.classes))
+    return SearchedWeight(weight, split, len(one.keys), right / len(one.keys), (one.folder, two.folder))
+
+
+def _by_key(evaluation: FinishedEvaluation, classes: Sequence[str]) -> dict[str, Scores | None]:
+    """Each video's scores by its key, in the order of `classes`, which the evaluation has; None of damaged ones."""
+    order = [evaluation.classes.index(name) for name in classes]
+    rows = zip(evaluation.keys, evaluation.scores, strict=True)
+    return {key: None if row is None else row[order] for key, row in rows if key is not None}
 
 
 def _is_alike(summary: Mapping[str, Any], protocol: Protocol) -> bool:
@@ -117,3 +210,18 @@ def _require_labels(
             there, here = (first_names(sorted(names)) for names in (theirs[sample.key], ours))
             what = f"{sample.uri} is {there} in {evaluation.folder.name} and {here} here: these are not the same videos"
             raise UserError(what, run, "evaluate both runs on the same store and split")
+
+
+def _evaluations_by(run: Path, split: str, step: int | None, of: str, protocol: Protocol) -> list[FinishedEvaluation]:
+    """The run's evaluations of a split by a protocol, with the weights of a step; the last finished last."""
+    every = [read_evaluation(folder, of) for folder in evaluations_of(run)]
+    fitting = [
+        each
+        for each in every
+        if (each.summary.get("split"), each.summary.get("step")) == (split, step) and _is_alike(each.summary, protocol)
+    ]
+    if not fitting:
+        what = f"it has no evaluation of the split {split!r} by this protocol, with the weights of step {step}"
+        remedy = f"make it first: reelscale evaluate CONFIG run={run} split={split} {protocol.overrides}"
+        raise UserError(what, str(run), remedy)
+    return fitting

@@ -63,7 +63,7 @@ def default_form(clip: ClipSettings) -> VideoSettings:
     """The defaults of `shard`, with pictures that are large enough for these clips."""
     needed = clip.short_edge[1] if clip.short_edge else min(clip.resize or (clip.crop, clip.crop))
     edge = min(max(SHORT_EDGE, needed + needed % 2), _LARGEST_EDGE)
-    return VideoSettings(encode=EncodeSettings(short_edge=edge), flow=FlowSettings() if clip.input == "flow" else None)
+    return VideoSettings(encode=EncodeSettings(short_edge=edge), flow=None if clip.input == "rgb" else FlowSettings())
 
 
 def _of_store(url: str) -> dict[str, Any]:

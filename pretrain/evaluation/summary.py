@@ -18,7 +18,7 @@ from pretrain.data.views.frames import evaluation_starts
 from pretrain.evaluation.evaluate import EvaluateSettings, Subject
 from pretrain.evaluation.files import FORMAT, PartialScores, evaluation_folder, write_files
 from pretrain.evaluation.frames_shown import frames_shown
-from pretrain.evaluation.fusion import OtherEvaluation, fuse_scores, open_other_evaluation
+from pretrain.evaluation.fusion import FuseSettings, Fusion, Reported, fuse_scores, open_other_evaluation, search_weight
 from pretrain.evaluation.video_score import VideoScore, best_rank
 from pretrain.scoring.accuracy import CONFIDENCE, accuracies, wilson
 from pretrain.scoring.calibration import calibration
@@ -46,20 +46,29 @@ def partial_scores_of(subject: Subject) -> PartialScores:
     return PartialScores(folder_of(subject), identity)
 
 
-def other_of(subject: Subject, settings: EvaluateSettings) -> OtherEvaluation | None:
-    """What is to be fused, if something is. Raises UserError where it cannot be: before anything is scored."""
-    if settings.fuse is None:
+def fusion_of(subject: Subject, settings: EvaluateSettings) -> Fusion | None:
+    """What is to be fused, if something is, and by which weight.
+
+    Raises UserError where it cannot be, or a weight cannot be searched: before anything is scored.
+    """
+    fuse, split, protocol = settings.fuse, subject.split, subject.protocol
+    if fuse is None:
         return None
     samples = samples_of(subject, subject.rows)
-    return open_other_evaluation(settings.fuse, samples, subject.classes, subject.split.index.version, subject.protocol)
+    other = open_other_evaluation(fuse, samples, subject.classes, split.index.version, protocol)
+    if fuse.search_split is None:
+        return Fusion(other, fuse.weight, None)
+    keys = frozenset(sample.key for sample in samples if sample)
+    searched = search_weight(fuse, Reported(subject.run, subject.step, split.name, keys, protocol), other)
+    return Fusion(other, searched.weight, searched)
 
 
 def write_evaluation(
-    subject: Subject, settings: EvaluateSettings, scores: Sequence[VideoScore], other: OtherEvaluation | None = None
+    subject: Subject, settings: EvaluateSettings, scores: Sequence[VideoScore], fusion: Fusion | None = None
 ) -> dict[str, Any]:
     """Write the evaluation's files (`pretrain.evaluation.files`) and return the summary.
 
-    other: the evaluation to fuse with, where `settings.fuse` names one. Raises UserError where nothing can be written.
+    fusion: with what `settings.fuse` names, where it names something. Raises UserError where nothing can be written.
     """
     scores = sorted(scores, key=lambda score: score.row)
     samples = samples_of(subject, [score.row for score in scores])
@@ -83,17 +92,32 @@ def write_evaluation(
         "folder": str(folder),
         "classes": subject.classes,
     }
-    if other is not None and settings.fuse is not None:
-        own = [score.logits if settings.fuse.of == "logits" else score.scores for score in scores]
-        theirs = [other.scores.get(sample.key) if sample else None for sample in samples]
-        sums = [fuse_scores(*rows, settings.fuse.weight) for rows in zip(own, theirs, strict=True)]
-        summary["fused"] = {
-            **settings.fuse.model_dump(mode="json"),
-            "folder": str(other.folder),
-            **accuracies(subject.classes, labels, [best_rank(*each) for each in zip(sums, labels, strict=True)]),
-        }
+    if fusion is not None and settings.fuse is not None:
+        summary["fused"] = _fused(settings.fuse, fusion, subject.classes, scores, samples)
     write_files(folder, summary, scores, samples, _thumbs(subject, scores, samples, errors))
     return summary
+
+
+def _fused(
+    settings: FuseSettings,
+    fusion: Fusion,
+    classes: Sequence[str],
+    scores: Sequence[VideoScore],
+    samples: Sequence[Sample | None],
+) -> dict[str, Any]:
+    """The fusion's figures; of a searched weight also where it was found."""
+    own = [score.logits if settings.of == "logits" else score.scores for score in scores]
+    theirs = [fusion.other.scores.get(sample.key) if sample else None for sample in samples]
+    sums = [fuse_scores(*rows, fusion.weight) for rows in zip(own, theirs, strict=True)]
+    labels = [sample.labels if sample else () for sample in samples]
+    searched = fusion.searched
+    return {
+        **settings.model_dump(mode="json"),
+        "weight": fusion.weight,
+        **({"searched": {**searched.identity, "words": searched.words}} if searched else {}),
+        "folder": str(fusion.other.folder),
+        **accuracies(classes, labels, [best_rank(*each) for each in zip(sums, labels, strict=True)]),
+    }
 
 
 def _figures(subject: Subject, scores: Sequence[VideoScore], labels: Sequence[Sequence[int]]) -> dict[str, Any]:

@@ -41,7 +41,12 @@ class ModelSettings(Settings):
     ] = 0.0
     in_channels: Annotated[
         int,
-        Field(ge=1, le=1024, description="channels of the input: 3 for RGB, 2 for optical flow, 5 for both (fused3d)"),
+        Field(
+            ge=1,
+            le=1024,
+            description="channels of the input: 3 for RGB, 2 for optical flow, 5 for both (fused3d); left out, those "
+            "of a training run follow its data.clip.input",
+        ),
     ] = 3
     pool1: Annotated[bool, Field(description="whether a ResNet has max pooling after its stem")] = False
     midplanes: Annotated[

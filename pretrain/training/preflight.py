@@ -8,6 +8,7 @@ from typing import Any
 import pydantic
 
 from pretrain.checkpoints.checkpointer import Checkpointer
+from pretrain.data.reading.computed_flow import is_flow_computed
 from pretrain.data.sources import open_sources, order_of
 from pretrain.models.groups import freeze
 from pretrain.models.zoo import build_model
@@ -49,12 +50,16 @@ def preflight(settings: TrainSettings, ranks: int, recipe: str = "", expected: s
     clip = settings.data.clip
     if settings.model.in_channels != clip.channels:
         what = f"clips of input {clip.input} have {clip.channels} channels, the network {settings.model.in_channels}"
-        remedy = f"set model.in_channels={clip.channels}, or another data.clip.input"
+        remedy = f"leave model.in_channels out: it follows data.clip.input={clip.input}; or set another input"
         if settings.model.name == "fused3d":
-            remedy = "train it in a loop of your own: a store's clips are of pictures or of flow, and it takes both"
+            remedy = "set data.clip.input=rgb+flow: it takes both"
         raise UserError(what, "model.in_channels", remedy)
     check_lane(settings, len(classes))
     quantities = derived(settings, len(classes), sources.samples, ranks)
+    if clip.input != "rgb":
+        splits = [*sources.splits, *([sources.unseen] if len(sources.unseen) else [])]
+        computed = any(is_flow_computed(split) for split in splits)
+        quantities["optical_flow"] = "computed as clips are decoded" if computed else "stored"
     if run:
         run.require_same(settings, classes, sources.versions)
     model = build_model(settings.model, len(classes), clip.frames, clip.crop)

@@ -1,4 +1,4 @@
-"""Computes the optical flow of a segment (Farneback between stored frames) and encodes it as a small H.264 mp4."""
+"""Computes optical flow (Farneback between stored frames), and encodes a segment's as a small H.264 mp4."""
 
 from __future__ import annotations
 
@@ -88,6 +88,17 @@ def dequantised(luma: NDArray[np.uint8], bound: float) -> NDArray[np.float32]:
     return (steps * np.float32(bound / LARGEST)).reshape(2, -1, luma.shape[-1])
 
 
+def optical_flow(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The motion from one frame to the next by their lumas, H W: dx and dy in pixels, 2 H W.
+
+    The same bits on every x86 processor. Raises UserError if OpenCV is not installed.
+    """
+    cv2 = require_opencv()
+    with _same_everywhere(cv2):
+        flow = cv2.calcOpticalFlowFarneback(before, after, None, *FARNEBACK.values())
+    return np.ascontiguousarray(np.moveaxis(flow, 2, 0))  # H W 2 -> 2 H W
+
+
 class FlowEncoder:
     """Encodes the flow between frames into one mp4: the same bytes for the same frames, on every x86 processor.
 
@@ -97,7 +108,7 @@ class FlowEncoder:
     def __init__(self, settings: FlowSettings, key_frame_every: int) -> None:
         self.settings = settings
         self.key_frame_every = key_frame_every
-        self.cv2 = _opencv()
+        require_opencv()
         self.sink = io.BytesIO()
         self.before: NDArray[np.uint8] | None = None
         self.pts = 0
@@ -110,7 +121,7 @@ class FlowEncoder:
     def add(self, luma: NDArray[np.uint8], pts: int) -> None:
         """Add the next stored frame: its luma, H W, both even, and its time in TIME_BASE."""
         if self.before is not None:
-            self.flow = self._between(self.before, luma)
+            self.flow = optical_flow(self.before, luma)
             self._encode(self.flow, self.pts)
         self.before, self.pts = luma.copy(), pts
 
@@ -137,11 +148,6 @@ class FlowEncoder:
             stored_error=self.stored_error / self.values,
             **table,
         )
-
-    def _between(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with _same_everywhere(self.cv2):
-            flow = self.cv2.calcOpticalFlowFarneback(before, after, None, *FARNEBACK.values())
-        return np.ascontiguousarray(np.moveaxis(flow, 2, 0))  # H W 2 -> 2 H W
 
     def _encode(self, flow: NDArray[np.float32], pts: int) -> None:
         bound = self.settings.bound
@@ -223,10 +229,11 @@ def _same_everywhere(cv2: Any) -> Iterator[None]:
             cv2.setNumThreads(threads)
 
 
-def _opencv() -> Any:
+def require_opencv(where: str = "the setting flow", remedy: str = "leave the setting out") -> Any:
+    """OpenCV's module. Raises UserError, of `where` and with what else may be done, if it is not installed."""
     try:
         import cv2
     except ImportError as error:
-        remedy = "install it with: pip install 'reelscale[flow]'; or leave the setting out"
-        raise UserError(f"optical flow needs OpenCV: {error}", "the setting flow", remedy) from error
+        remedy = f"install it with: pip install 'reelscale[flow]'; or {remedy}"
+        raise UserError(f"optical flow needs OpenCV: {error}", where, remedy) from error
     return cv2

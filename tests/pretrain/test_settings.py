@@ -60,6 +60,14 @@ def test_as_many_ranks_train_as_share_the_lanes_evenly(lanes: int, ranks: int, s
     assert fitting_world_size(lanes, ranks) == size
 
 
+def test_channels_follow_the_input() -> None:
+    flow = {"data": {"store": "store", "clip": {"input": "flow"}}}
+    made = settings(**flow, model={"depth": 18})
+    assert (made.model.in_channels, made.model.depth) == (2, 18) and settings().model.in_channels == 3
+    assert TrainSettings.model_validate(made.model_dump()) == made
+    assert settings(**flow, model={"in_channels": 3}).model.in_channels == 3  # what preflight refuses
+
+
 def test_mixup_needs_another_clip() -> None:
     check_lane(settings(lane_batch=2, loss={"mixup": 0.2}), 5)
     with pytest.raises(UserError, match="blends a clip with another") as caught:

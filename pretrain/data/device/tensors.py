@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pretrain.data.reading.decode import Planes
 from pretrain.data.views.views import View
-from pretrain.data.workers.batches import BatchPlanes
+from pretrain.data.workers.planes import BatchPlanes
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,26 @@ class FlowBatch:
         return replace(self, steps=change(self.steps))
 
 
+@dataclass(frozen=True)
+class PairBatch:
+    """N clips as pictures and as the optical flow between them, by the same views."""
+
+    pictures: PlaneBatch
+    flow: FlowBatch
+
+    @property
+    def views(self) -> list[View]:
+        """Of each clip."""
+        return self.pictures.views
+
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> PairBatch:
+        """The same clips with other tensors."""
+        return PairBatch(self.pictures.map_tensors(change), self.flow.map_tensors(change))
+
+
+DecodedBatch = PlaneBatch | FlowBatch | PairBatch
+
+
 def plane_batch(clips: Sequence[Planes], views: Sequence[View]) -> PlaneBatch:
     """Decoded clips of as many frames, of any sizes and matrices, as a batch in host memory."""
     sizes = [(clip.y.shape[1], clip.y.shape[2]) for clip in clips]
@@ -79,26 +99,48 @@ def _together(clips: list[NDArray[np.uint8]]) -> Tensor:
     return torch.from_numpy(batch)
 
 
-def made_batch(planes: BatchPlanes) -> PlaneBatch | FlowBatch:
+def made_batch(planes: BatchPlanes) -> DecodedBatch:
     """What a worker made, not copied."""
-    y = torch.from_numpy(planes.y)
-    if planes.uv is None:
-        return FlowBatch(y, planes.sizes, planes.origins, planes.bounds, planes.views)
-    return PlaneBatch(y, torch.from_numpy(planes.uv), planes.sizes, planes.origins, planes.matrices, planes.views)
+    flow, pictures = None, None
+    if planes.steps is not None:
+        steps = torch.from_numpy(planes.steps)
+        flow = FlowBatch(steps, planes.sizes, planes.origins, planes.bounds, planes.views)
+    if planes.y is not None and planes.uv is not None:
+        y, uv = torch.from_numpy(planes.y), torch.from_numpy(planes.uv)
+        pictures = PlaneBatch(y, uv, planes.sizes, planes.origins, planes.matrices, planes.views)
+    if flow and pictures:
+        return PairBatch(pictures, flow)
+    made = flow or pictures
+    assert made is not None, "a clip shows something"
+    return made
 
 
-def joined(batches: Sequence[PlaneBatch | FlowBatch]) -> PlaneBatch | FlowBatch:
+def joined(batches: Sequence[DecodedBatch]) -> DecodedBatch:
     """Several batches of one kind as one."""
-    sizes = [size for batch in batches for size in batch.sizes]
-    origins = [origin for batch in batches for origin in batch.origins]
-    views = [view for batch in batches for view in batch.views]
-    if isinstance(batches[0], FlowBatch):
-        flows = [batch for batch in batches if isinstance(batch, FlowBatch)]
-        bounds = [bound for batch in flows for bound in batch.bounds]
-        return FlowBatch(_padded([batch.steps for batch in flows]), sizes, origins, bounds, views)
-    pictures = [batch for batch in batches if isinstance(batch, PlaneBatch)]
-    y, uv = _padded([batch.y for batch in pictures]), _padded([batch.uv for batch in pictures])
-    return PlaneBatch(y, uv, sizes, origins, [matrix for batch in pictures for matrix in batch.matrices], views)
+    if pairs := [batch for batch in batches if isinstance(batch, PairBatch)]:
+        return PairBatch(
+            _joined_pictures([pair.pictures for pair in pairs]), _joined_flow([pair.flow for pair in pairs])
+        )
+    if flows := [batch for batch in batches if isinstance(batch, FlowBatch)]:
+        return _joined_flow(flows)
+    return _joined_pictures([batch for batch in batches if isinstance(batch, PlaneBatch)])
+
+
+def _joined_pictures(batches: Sequence[PlaneBatch]) -> PlaneBatch:
+    y, uv = _padded([batch.y for batch in batches]), _padded([batch.uv for batch in batches])
+    matrices = [matrix for batch in batches for matrix in batch.matrices]
+    return PlaneBatch(y, uv, *_places(batches), matrices, [view for batch in batches for view in batch.views])
+
+
+def _joined_flow(batches: Sequence[FlowBatch]) -> FlowBatch:
+    bounds = [bound for batch in batches for bound in batch.bounds]
+    steps = _padded([batch.steps for batch in batches])
+    return FlowBatch(steps, *_places(batches), bounds, [view for batch in batches for view in batch.views])
+
+
+def _places(batches: Sequence[PlaneBatch | FlowBatch]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The sizes and origins of all their clips."""
+    return [size for batch in batches for size in batch.sizes], [each for batch in batches for each in batch.origins]
 
 
 def _padded(planes: list[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pretrain.data.device.tensors import FlowBatch, PlaneBatch
+from pretrain.data.device.tensors import DecodedBatch, FlowBatch, PairBatch, PlaneBatch
 from pretrain.data.views.resample import Taps, linear_taps, stacked_taps, taps_as_matrices, taps_range
 from pretrain.data.views.views import ClipSettings, View
 from sharding.media.flow import LARGEST, ZERO
@@ -26,7 +26,7 @@ _BLOCK = 16  # columns of a product on a CPU: fewer cost more calls, more cost p
 
 
 @torch.no_grad()
-def network_input(batch: PlaneBatch | FlowBatch, clip: ClipSettings, out: Tensor | None = None) -> Tensor:
+def network_input(batch: DecodedBatch, clip: ClipSettings, out: Tensor | None = None) -> Tensor:
     """What a network is fed: float32 [N, C, T, crop, crop], contiguous, where the batch lies.
 
     Pictures: planes are resized bilinearly, chroma to the same size as luma and before the crop, so that a crop may
@@ -37,15 +37,14 @@ def network_input(batch: PlaneBatch | FlowBatch, clip: ClipSettings, out: Tensor
     normalised, (x - mean) / std. R(2+1)D's flow was computed of frames that had been resized, cropped and mirrored
     (ClipTransformOpticalFlow in Caffe2's caffe2/video), and its mean and std are of those pixels.
 
+    Both: the channels of the pictures, then those of the flow.
+
     `out` is filled and returned where it is given: on a CPU the page faults of fresh memory take a third of the time.
     """
     mean, std = np.array(clip.normalisation.mean), np.array(clip.normalisation.std)
-    if isinstance(batch, FlowBatch):
-        factors, lowest, highest = _motion(batch), -np.inf, np.inf
-    else:
-        factors, lowest, highest = _colours(batch) / 255.0, 0.0, 1.0
+    factors, ranges = _factors(batch)
     factors[..., -1] -= mean
-    bounds = list(zip((lowest - mean) / std, (highest - mean) / std, strict=True))
+    bounds = list(zip(*((np.array(ends) - mean) / std for ends in zip(*ranges, strict=True)), strict=True))
     return _mixed(_layers(batch, clip.crop), factors / std[:, None], bounds, out)
 
 
@@ -54,6 +53,20 @@ def pictures(batch: PlaneBatch, clip: ClipSettings) -> Tensor:
     """What a person is shown of the batch: RGB, uint8 [N, 3, T, crop, crop], contiguous, where the batch lies."""
     shown = _mixed(_layers(batch, clip.crop), _colours(batch), [(0.0, 255.0)] * 3)
     return shown.round_().to(torch.uint8)
+
+
+def _factors(batch: DecodedBatch) -> tuple[NDArray[np.float64], list[tuple[float, float]]]:
+    """Each channel as a sum of the planes and 1, factors [N, C, P + 1], and the least and the most that it may be."""
+    if isinstance(batch, FlowBatch):
+        return _motion(batch), [(-np.inf, np.inf)] * 2
+    if isinstance(batch, PlaneBatch):
+        return _colours(batch) / 255.0, [(0.0, 1.0)] * 3
+    (colours, of_colours), (motion, of_motion) = _factors(batch.pictures), _factors(batch.flow)
+    (channels, planes), more = colours.shape[1:], motion.shape[1:]
+    factors = np.zeros((len(colours), channels + more[0], planes - 1 + more[1]))
+    factors[:, :channels, : planes - 1], factors[:, :channels, -1] = colours[..., :-1], colours[..., -1]
+    factors[:, channels:, planes - 1 :] = motion
+    return factors, of_colours + of_motion
 
 
 def _colours(batch: PlaneBatch) -> NDArray[np.float64]:
@@ -94,7 +107,9 @@ class _Layer:
         return _Layer(self.planes[clips], self.rows[clips], self.columns[clips])
 
 
-def _layers(batch: PlaneBatch | FlowBatch, crop: int) -> list[_Layer]:
+def _layers(batch: DecodedBatch, crop: int) -> list[_Layer]:
+    if isinstance(batch, PairBatch):
+        return _layers(batch.pictures, crop) + _layers(batch.flow, crop)
     if isinstance(batch, FlowBatch):
         return [_layer(batch.steps, batch.sizes, batch.origins, batch.views, crop)]
     halves = [((height + 1) // 2, (width + 1) // 2) for height, width in batch.sizes]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 
 from pretrain.data.reading.packets import needed_spans, read_spans
-from pretrain.data.reading.store_split import DamagedData, PacketTable, RangeReader, Sample
+from pretrain.data.reading.store_split import DamagedData, FlowTable, PacketTable, RangeReader, Sample
 from sharding.base.lru import LRU
 from sharding.media.decoding.picture import EXACT, MATRIX_NAMES
 
@@ -63,20 +63,14 @@ def decode_into(
     uv: NDArray[np.uint8],
 ) -> None:
     """As `decode_frames`, a window of each into the top left of y [T, H, W] and uv [T, 2, …]."""
-    places = _places(wanted)
+    places = places_of(wanted)
     rows, columns = window
     luma = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
     chroma = slice(rows.start // 2, (rows.stop + 1) // 2), slice(columns.start // 2, (columns.stop + 1) // 2)
     y = y[:, : rows.stop - rows.start, : columns.stop - columns.start]
     uv = uv[:, :, : chroma[0].stop - chroma[0].start, : chroma[1].stop - chroma[1].start]
-    size = sample.width, sample.height
-    as_it_is = sample.range == "tv" and sample.matrix in ("bt601", "bt709")
 
     def take(number: int, frame: av.VideoFrame) -> None:
-        if not as_it_is or frame.format.name != "yuv420p":
-            frame = _common(frame, sample)
-        if (frame.width, frame.height) != size:
-            raise DamagedData("picture", sample.name, sample.tar, f"frame {number} is {frame.width} x {frame.height}")
         first, *again = places[number]
         planes = frame.planes
         y[first] = _lines(planes[0])[luma]
@@ -85,19 +79,36 @@ def decode_into(
         for place in again:
             y[place], uv[place] = y[first], uv[first]
 
-    _decode(source, sample.name, sample.packets, places, take)
+    _decode_pictures(source, sample, places, take)
+
+
+def decode_lumas(
+    source: RangeReader, sample: Sample, wanted: Collection[int], take: Callable[[int, NDArray[np.uint8]], None]
+) -> None:
+    """Have the luma of each frame wanted taken, [H, W] and only as long as it is taken, by its number, in order.
+
+    Raises DamagedData as `decode_frames` does.
+    """
+
+    def take_luma(number: int, frame: av.VideoFrame) -> None:
+        take(number, _lines(frame.planes[0])[:, : sample.width])
+
+    _decode_pictures(source, sample, dict.fromkeys(wanted), take_luma)
 
 
 def decode_flow_into(
-    source: RangeReader, sample: Sample, wanted: Sequence[int], window: Window, steps: NDArray[np.uint8]
+    source: RangeReader,
+    sample: Sample,
+    flow: FlowTable,
+    wanted: Sequence[int],
+    window: Window,
+    steps: NDArray[np.uint8],
 ) -> None:
     """A window of a sample's flow pictures into the top left of steps [T, 2, H, W], dx and dy as stored.
 
-    See `sharding.media.flow`. Raises DamagedData, also when the sample has no flow.
+    See `sharding.media.flow`. Raises DamagedData.
     """
-    if sample.flow is None:
-        raise DamagedData("missing", sample.name, sample.tar, "it has no optical flow")
-    places = _places(wanted)
+    places = places_of(wanted)
     rows, columns = window
     steps = steps[..., : rows.stop - rows.start, : columns.stop - columns.start]
 
@@ -110,7 +121,7 @@ def decode_flow_into(
         for place in places[number]:
             steps[place] = lines.reshape(2, sample.height, -1)[:, rows, columns]
 
-    _decode(source, sample.name, sample.flow.packets, places, take)
+    _decode(source, sample.name, flow.packets, places, take)
 
 
 def plane_matrix(sample: Sample) -> str:
@@ -118,12 +129,32 @@ def plane_matrix(sample: Sample) -> str:
     return sample.matrix if sample.matrix in ("bt601", "bt709") else "bt709"
 
 
-def _places(wanted: Sequence[int]) -> dict[int, list[int]]:
+def places_of(wanted: Sequence[int]) -> dict[int, list[int]]:
     """Where each frame goes."""
     places: dict[int, list[int]] = {}
     for place, number in enumerate(wanted):
         places.setdefault(number, []).append(place)
     return places
+
+
+def _decode_pictures(
+    source: RangeReader,
+    sample: Sample,
+    wanted: Mapping[int, object],
+    take: Callable[[int, av.VideoFrame], None],
+) -> None:
+    """As `_decode`, of the sample's pictures, each as all samples have them and of the size that its record says."""
+    size = sample.width, sample.height
+    as_it_is = sample.range == "tv" and sample.matrix in ("bt601", "bt709")
+
+    def take_common(number: int, frame: av.VideoFrame) -> None:
+        if not as_it_is or frame.format.name != "yuv420p":
+            frame = _common(frame, sample)
+        if (frame.width, frame.height) != size:
+            raise DamagedData("picture", sample.name, sample.tar, f"frame {number} is {frame.width} x {frame.height}")
+        take(number, frame)
+
+    _decode(source, sample.name, sample.packets, wanted, take_common)
 
 
 def _decode(

@@ -18,19 +18,20 @@ MOST_FRAMES, LARGEST_CROP = 10_000, 4_096  # beyond any network's reach, and wit
 LARGEST_EDGE = 2**15  # of a picture that the crop is taken from
 VIEW_RANDOMS = 4  # random numbers that `train_view` takes
 
+Input = Literal["rgb", "flow", "rgb+flow"]
 Positive = Annotated[float, Field(gt=0)]
 Edge = Annotated[int, Field(ge=8, le=LARGEST_EDGE)]
 
 
 class Normalisation(Settings):
-    """A network's input is (x - mean) / std in each channel; x is RGB / 255, or flow in pixels."""
+    """A network's input is (x - mean) / std in each channel; x is RGB / 255, flow in pixels, or one after the other."""
 
     mean: Annotated[
-        tuple[float, ...], Field(min_length=2, max_length=3, description="mean of each channel, taken off the input")
+        tuple[float, ...], Field(min_length=2, max_length=5, description="mean of each channel, taken off the input")
     ] = MEAN
     std: Annotated[
         tuple[Positive, ...],
-        Field(min_length=2, max_length=3, description="standard deviation of each channel, which divides the input"),
+        Field(min_length=2, max_length=5, description="standard deviation of each channel, which divides the input"),
     ] = STD
 
     @model_validator(mode="after")
@@ -42,15 +43,22 @@ class Normalisation(Settings):
         return self
 
 
-FLOW = Normalisation(mean=FLOW_MEAN, std=FLOW_STD)
+NORMALISATIONS: dict[Input, Normalisation] = {
+    "rgb": Normalisation(),
+    "flow": Normalisation(mean=FLOW_MEAN, std=FLOW_STD),
+    "rgb+flow": Normalisation(mean=MEAN + FLOW_MEAN, std=STD + FLOW_STD),
+}
 
 
 class ClipSettings(Settings):
     """What one clip is, in frames and pixels."""
 
     input: Annotated[
-        Literal["rgb", "flow"],
-        Field(description="rgb: pictures; flow: the optical flow that `reelscale shard` stored beside them"),
+        Input,
+        Field(
+            description="rgb: pictures; flow: the optical flow that `reelscale shard` stored beside them, computed as "
+            "they are decoded where it stored none; rgb+flow: both"
+        ),
     ] = "rgb"
     frames: Annotated[
         int, Field(json_schema_extra=unit("frames"), ge=1, le=MOST_FRAMES, description="frames in a clip")
@@ -106,8 +114,8 @@ class ClipSettings(Settings):
 
     @property
     def channels(self) -> int:
-        """3 (red, green, blue), or 2 (dx, dy)."""
-        return 2 if self.input == "flow" else 3
+        """3 (red, green, blue), 2 (dx, dy), or 5 (both)."""
+        return len(NORMALISATIONS[self.input].mean)
 
     def needed_frames(self, times: Times) -> int:
         """Of a video whose frames are shown at these seconds: a clip may begin at frame 0, …, frames - needed.
@@ -130,8 +138,8 @@ class ClipSettings(Settings):
         if not isinstance(values, dict):
             return values
         follow: dict[str, Any] = {"resize": None} if values.get("short_edge") is not None else {}
-        if values.get("input") == "flow":
-            follow["normalisation"] = FLOW
+        if (shown := values.get("input")) in ("flow", "rgb+flow"):
+            follow["normalisation"] = NORMALISATIONS[shown]
         return follow | values
 
     @model_validator(mode="after")

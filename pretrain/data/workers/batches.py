@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.data.reading.computed_flow import BOUND, compute_flow_into, frames_compared
 from pretrain.data.reading.decode import Window, decode_flow_into, decode_into, plane_matrix
 from pretrain.data.reading.packets import byte_ranges
 from pretrain.data.reading.prefetch import ByteRange, Prefetcher
@@ -19,15 +19,13 @@ from pretrain.data.reading.store_split import DamagedData, RangeReader, Sample, 
 from pretrain.data.sampling.order import Draw, mix, sample_randoms
 from pretrain.data.views.frames import evaluation_starts, is_looped, train_start
 from pretrain.data.views.resample import source_window
-from pretrain.data.views.views import VIEW_RANDOMS, ClipSettings, View, centre_view, evaluation_views, train_view
+from pretrain.data.views.views import VIEW_RANDOMS, ClipSettings, Input, View, centre_view, evaluation_views, train_view
+from pretrain.data.workers.planes import BatchPlanes, Memory, plane_arrays
 from sharding.base.errors import UserError
 from sharding.storage.counters import Counters
 
 _TRIES = 100
 _SUBSTITUTE = 3  # the word that tells this hash from the order's
-_ALIGNED = 64
-
-Memory = Callable[[int], memoryview]
 
 
 class SampleReader(Protocol):
@@ -43,46 +41,6 @@ class SampleReader(Protocol):
 
     def sample(self, number: int) -> Sample:
         """One of them. Raises DamagedData."""
-
-
-@dataclass(frozen=True)
-class BatchPlanes:
-    """Clips of a batch as decoded, the part of their pictures that is seen, padded to the largest: uint8.
-
-    RGB: y [N, T, H, W], uv [N, T, 2, ceil(H/2), ceil(W/2)]. Flow: y [N, T, 2, H, W], dx and dy, and no uv. `sizes`:
-    H, W of the whole pictures, `origins`: the row and the column of them that come first here, both even; `matrices`:
-    bt601 or bt709; `bounds`: of flow, the motion in pixels that 127 steps are.
-    """
-
-    y: NDArray[np.uint8]
-    uv: NDArray[np.uint8] | None
-    sizes: list[tuple[int, int]]
-    origins: list[tuple[int, int]]
-    matrices: list[str]
-    bounds: list[float]
-    views: list[View]
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def part(self, begin: int, end: int) -> BatchPlanes:
-        """Some of the clips, not copied."""
-        cut = slice(begin, end)
-        uv = None if self.uv is None else self.uv[cut]
-        return replace(
-            self,
-            y=self.y[cut],
-            uv=uv,
-            sizes=self.sizes[cut],
-            origins=self.origins[cut],
-            matrices=self.matrices[cut],
-            bounds=self.bounds[cut],
-            views=self.views[cut],
-        )
-
-    def seen_as(self, views: Sequence[View]) -> BatchPlanes:
-        """The same clips, not copied, by other views of them, which these planes have to hold."""
-        return replace(self, views=list(views))
 
 
 @dataclass
@@ -246,36 +204,32 @@ class BatchMaker:
         ]
 
     def _planes(self, shown: list[_Shown]) -> BatchPlanes:
-        flow = self.clip.input == "flow"
         windows = [_window(clip, self.clip.crop) for clip in shown]
         height = max((window.rows.stop - window.rows.start for window in windows), default=0)
         width = max((window.columns.stop - window.columns.start for window in windows), default=0)
-        y, uv = plane_arrays(self.memory, (len(shown), self.clip.frames, height, width), flow)
+        arrays = plane_arrays(self.memory, (len(shown), self.clip.frames, height, width), self.clip.input)
         videos = [list(clips) for _, clips in itertools.groupby(shown, key=lambda clip: id(clip.sample))]
         self._expect(videos)
         first, self._decode_seconds = 0, []
         for video in videos:  # decoded in one pass
             begin = time.perf_counter()
-            count, sample, frames = len(video), video[0].sample, _frames(video)
-            luma = y[first : first + count].reshape(count * self.clip.frames, *y.shape[2:])
-            source = video[0].source
+            count = len(video)
+            y, uv, steps = (None if each is None else _in_a_row(each[first : first + count]) for each in arrays)
             try:
-                if uv is None:
-                    decode_flow_into(source, sample, frames, windows[first], luma)
-                else:
-                    chroma = uv[first : first + count].reshape(count * self.clip.frames, *uv.shape[2:])
-                    decode_into(source, sample, frames, windows[first], luma, chroma)
+                if y is not None and uv is not None:
+                    decode_into(video[0].source, video[0].sample, _frames(video), windows[first], y, uv)
+                if steps is not None:
+                    _flow_into(video, windows[first], steps)
             except DamagedData as error:
                 raise _Lost(first, error) from error
             first += count
             self._decode_seconds += [(time.perf_counter() - begin) / count] * count
         return BatchPlanes(
-            y,
-            uv,
+            *arrays,
             [(clip.sample.height, clip.sample.width) for clip in shown],
             [(window.rows.start, window.columns.start) for window in windows],
             [plane_matrix(clip.sample) for clip in shown],
-            [clip.sample.flow.bound if clip.sample.flow else math.nan for clip in shown],
+            [clip.sample.flow.bound if clip.sample.flow else BOUND for clip in shown],
             [clip.view for clip in shown],
         )
 
@@ -285,9 +239,8 @@ class BatchMaker:
         for video in videos:
             source, sample = video[0].source, video[0].sample
             if isinstance(source, Prefetcher):
-                table = sample.flow.packets if self.clip.input == "flow" and sample.flow else sample.packets
                 _, expected = coming.setdefault(id(source), (source, []))
-                expected += byte_ranges(table, _frames(video))
+                expected += _ranges(sample, _frames(video), self.clip.input)
         for prefetcher, expected in coming.values():
             prefetcher.expect(expected)
 
@@ -322,6 +275,30 @@ def _frames(video: list[_Shown]) -> list[int]:
     return [frame for clip in video for frame in clip.frames]
 
 
+def _in_a_row(clips: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The frames of clips [N, T, …], one after the other: [N · T, …]."""
+    return clips.reshape(-1, *clips.shape[2:])
+
+
+def _flow_into(video: list[_Shown], window: Window, steps: NDArray[np.uint8]) -> None:
+    """The flow of a video's clips, as stored; computed where it is not."""
+    source, sample, frames = video[0].source, video[0].sample, _frames(video)
+    if sample.flow is not None:
+        decode_flow_into(source, sample, sample.flow, frames, window, steps)
+    else:
+        compute_flow_into(source, sample, frames, window, steps)
+
+
+def _ranges(sample: Sample, frames: list[int], shown: Input) -> list[ByteRange]:
+    """The byte ranges that are read for these frames as they are shown: pictures, flow or both."""
+    ranges = [] if shown == "flow" else byte_ranges(sample.packets, frames)
+    if shown == "rgb":
+        return ranges
+    if sample.flow is None:
+        return ranges + byte_ranges(sample.packets, frames_compared(sample, frames))
+    return ranges + byte_ranges(sample.flow.packets, frames)
+
+
 def _window(clip: _Shown, crop: int) -> Window:
     """The part of a clip's pictures that its views are made of. All clips of one sample in a batch have the same."""
     sample, views = clip.sample, [clip.view, *clip.others]
@@ -332,17 +309,3 @@ def _window(clip: _Shown, crop: int) -> Window:
 
 def _hull(windows: Sequence[tuple[int, int]]) -> slice:
     return slice(min(begin for begin, _ in windows), max(end for _, end in windows))
-
-
-def plane_arrays(
-    memory: Memory, shape: tuple[int, int, int, int], flow: bool
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Arrays for the planes of N clips of T frames of at most H x W (see `BatchPlanes`), y before uv in one stretch."""
-    count, frames, height, width = shape
-    y_shape: tuple[int, ...] = (count, frames, 2, height, width) if flow else (count, frames, height, width)
-    uv_shape = (count, frames, 2, (height + 1) // 2, (width + 1) // 2)
-    start = -(-math.prod(y_shape) // _ALIGNED) * _ALIGNED
-    size = start + (0 if flow else math.prod(uv_shape))
-    body = np.frombuffer(memory(max(size, 1)), np.uint8)  # no memory is empty, though a batch may be
-    y = body[: math.prod(y_shape)].reshape(y_shape)
-    return y, None if flow else body[start : start + math.prod(uv_shape)].reshape(uv_shape)

@@ -21,7 +21,8 @@ from pydantic import Field
 
 from pretrain.data.reading.outage import NoMoreClips, OutageLog, StoreWait
 from pretrain.data.sampling.order import Draw
-from pretrain.data.workers.batches import Batch, plane_arrays
+from pretrain.data.workers.batches import Batch
+from pretrain.data.workers.planes import plane_arrays
 from pretrain.data.workers.worker import (
     BatchReady,
     EvaluationBatchRequest,
@@ -229,8 +230,8 @@ class WorkerPool:
             raise message.error
         else:
             memory = memoryview(worker.memory[message.buffer])
-            y, uv = plane_arrays(lambda size: memory[:size], message.shape, message.flow)
-            planes = replace(message.batch.planes, y=y, uv=uv)
+            arrays = plane_arrays(lambda size: memory[:size], message.shape, message.shown)
+            planes = message.batch.planes.with_arrays(*arrays)
             self._made[message.ticket] = replace(message.batch, planes=planes)
             self._lent[message.ticket] = (worker, message.buffer)
 

@@ -13,7 +13,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from pretrain.data.reading.prefetch import PrefetchingReader
 from pretrain.data.reading.reading_mode import ReadingSettings, uses_whole_parts
 from pretrain.data.reading.store_split import Split
 from pretrain.data.sampling.order import Draw
-from pretrain.data.views.views import ClipSettings
+from pretrain.data.views.views import ClipSettings, Input
 from pretrain.data.workers.batches import Batch, BatchMaker
 from sharding.base.errors import UserError
 from sharding.base.redact import redacted
@@ -70,12 +69,12 @@ class EvaluationBatchRequest:
 
 @dataclass(frozen=True)
 class BatchReady:
-    """The answer: a batch without the arrays, that lie in memory `buffer`, laid out by `shape` and `flow`."""
+    """The answer: a batch without the arrays, that lie in memory `buffer`, laid out by `shape` and what is `shown`."""
 
     ticket: int
     buffer: int
     shape: tuple[int, int, int, int]
-    flow: bool
+    shown: Input
     batch: Batch
 
 
@@ -213,12 +212,8 @@ def _done(
         return RequestFailed(error)
     except Exception as error:
         return RequestFailed(RuntimeError(redacted("".join(traceback.format_exception(error)))))
-    planes = batch.planes
-    flow = planes.uv is None
-    shape = (*planes.y.shape[:2], *planes.y.shape[-2:])
-    nothing: Any = None
-    without = replace(planes, y=nothing, uv=None)
-    return BatchReady(job.ticket, memory.hand_out(), shape, flow, replace(batch, planes=without))
+    shape, without = batch.planes.shape, batch.planes.with_arrays(None, None, None)
+    return BatchReady(job.ticket, memory.hand_out(), shape, maker.clip.input, replace(batch, planes=without))
 
 
 def _say(pipe: Connection, message: object) -> None:

@@ -12,8 +12,17 @@ import pyarrow as pa
 import pytest
 
 from pretrain.data.reading.store_split import Sample
-from pretrain.evaluation.fusion import FuseSettings, OtherEvaluation, fuse_scores, open_other_evaluation
+from pretrain.evaluation.fusion import (
+    FuseSettings,
+    OtherEvaluation,
+    Reported,
+    SearchedWeight,
+    fuse_scores,
+    open_other_evaluation,
+    search_weight,
+)
 from pretrain.evaluation.video_score import best_rank
+from pretrain.scoring.fusion_weight import WEIGHTS, best_weight
 from pretrain.scoring.protocol import Protocol
 from sharding.base.errors import UserError
 from sharding.format.record import to_parquet, with_meta
@@ -130,3 +139,56 @@ def test_the_sum_is_weighted_and_ranks_count_the_best_label() -> None:
     assert fuse_scores(own, other, 0.6) == pytest.approx(0.6 * own + 0.4 * other)
     assert [best_rank(np.asarray([0.1, 0.7, 0.2]), labels) for labels in ([1], [2], [0], [0, 2])] == [0, 1, 2, 1]
     assert best_rank(None, [1]) == best_rank(np.ones(3, np.float32), []) == np.inf
+
+
+def test_the_best_weight_is_the_middle_one_of_the_best() -> None:
+    labels = {key: [0] for key in "pqrs"}
+    own = {"p": [1.0, 0.0], "q": [0.0, 0.7], "r": [0.0, 1.0], "s": None}
+    other = {"p": [0.0, 0.5], "q": [0.3, 0.0], "r": [0.0, 1.0], "s": [1.0, 0.0]}
+    made = [
+        {key: None if row is None else np.asarray(row, np.float32) for key, row in of.items()} for of in (own, other)
+    ]
+    # p is right above 1/3, or just there, and q below 0.3, or just there: never both.
+    weight, right = best_weight(labels, *made)
+    fitting = [weight for weight in WEIGHTS if weight <= 0.3 or weight > 1 / 3]
+    assert right == 1 and weight == fitting[(len(fitting) - 1) // 2]
+    del labels["q"]
+    assert best_weight(labels, *made) == (0.67, 1)  # of 0.34 to 1
+    assert best_weight({}, {}, {}) == (0.5, 0)
+
+
+def searched(run: Path, other: Path, on: str = "val", **reported: Any) -> SearchedWeight:
+    """Of evaluations of the split `val`, where the split `test` of other videos is reported."""
+    of = {"run": run, "step": 3, "split": "test", "keys": frozenset("xyz"), "protocol": Protocol(10, 1, 112, 112)}
+    theirs = OtherEvaluation(Path("other"), 5, {})
+    return search_weight(FuseSettings(run=str(other), search_split=on), Reported(**{**of, **reported}), theirs)
+
+
+def test_a_weight_is_searched_on_another_split(tmp_path: Path) -> None:
+    own = evaluation(tmp_path / "own", OWN, "pqrs", step=3)
+    other = evaluation(
+        tmp_path / "other", [row[::-1] for row in OTHER], "pqrs", "cba", [(2,), (1,), (0, 2), (1,)], step=5
+    )
+    result = searched(own, other)
+    fused = [
+        result.weight * np.asarray(one) + (1 - result.weight) * np.asarray(two)
+        for one, two in zip(OWN, OTHER, strict=True)
+    ]
+    right = sum(int(row.argmax()) in of for row, of in zip(fused, LABELS, strict=True))
+    assert result.video1 == right / 4 == 0.75 and "searched on 'val', where video@1 is 75.0 % of 4" in result.words
+    with pytest.raises(UserError, match="searched on the split that is reported"):
+        searched(own, other, "test")
+    with pytest.raises(UserError, match="2 of the split's 4 videos are among those that are reported"):
+        searched(own, other, keys=frozenset("pqx"))
+    with pytest.raises(
+        UserError, match=r"no evaluation of the split 'val'[\s\S]*reelscale evaluate CONFIG .* split=val"
+    ):
+        searched(own, other, step=4)  # of other weights
+    strangers = evaluation(tmp_path / "strangers", OTHER, "pqrt", step=5)
+    with pytest.raises(UserError, match="different videos of the split 'val'"):
+        searched(own, strangers)
+
+
+def test_a_weight_is_given_or_searched() -> None:
+    with pytest.raises(ValueError, match="leave one of them out"):
+        FuseSettings(run="run", weight=0.6, search_split="val")

@@ -218,8 +218,11 @@ def test_what_is_refused_before_a_rank_starts(finished: Finished, tmp_path: Path
     with pytest.raises(UserError):
         preflight(settings.model_copy(update={"run": None, "data": data}), 1)
     grey = settings.model.model_copy(update={"in_channels": 1})
-    with pytest.raises(UserError, match="3 channels"):
+    with pytest.raises(UserError, match=r"3 channels[\s\S]*leave model.in_channels out"):
         preflight(settings.model_copy(update={"run": None, "model": grey}), 1)
+    both = ModelSettings(name="fused3d")
+    with pytest.raises(UserError, match=r"set data.clip.input=rgb\+flow"):
+        preflight(settings.model_copy(update={"run": None, "model": both}), 1)
     with pytest.raises(UserError, match="not a run's folder"):
         read_settings(tmp_path)
     resolved = preflight(settings, 2)

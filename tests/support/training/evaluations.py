@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pretrain.data.reading.store_split import open_split
 from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open_subject
-from pretrain.evaluation.summary import other_of, write_evaluation
+from pretrain.evaluation.summary import fusion_of, write_evaluation
 from pretrain.evaluation.video_score import VideoScore
 from sharding.corpora.manifest import CorpusSettings
 from sharding.format.record import from_parquet
@@ -59,9 +59,9 @@ def evaluated(run: Path, **settings: Any) -> dict[str, Any]:
     """The summary of an evaluation of all its videos."""
     chosen = EvaluateSettings(run=str(run), **settings)
     subject = open_subject(chosen)
-    other = other_of(subject, chosen)
+    fusion = fusion_of(subject, chosen)
     scores = list(score_videos(subject, subject.rows, chosen.batch, workers=1))
-    return write_evaluation(subject, chosen, scores, other)
+    return write_evaluation(subject, chosen, scores, fusion)
 
 
 def spoil(url: str, numbers: list[int], split: str = "val") -> list[str]:

@@ -19,7 +19,7 @@ from pretrain.data.device.tensors import FlowBatch, PlaneBatch, flow_batch, plan
 from pretrain.data.device.transforms import network_input, pictures
 from pretrain.data.reading.decode import Planes
 from pretrain.data.views.resample import linear_taps, source_window, taps_range
-from pretrain.data.views.views import FLOW, ClipSettings, Normalisation, View, centre_view, train_view
+from pretrain.data.views.views import NORMALISATIONS, ClipSettings, Normalisation, View, centre_view, train_view
 from sharding.media.flow import dequantised, quantised
 from tests.demo.corpora import FOOTAGE
 from tests.support.gpu import needs_gpu
@@ -275,7 +275,8 @@ def test_flow_is_in_pixels_of_the_view() -> None:
             )
             if view.flip:
                 moved = moved.flip(-1) * (-1 if channel == 0 else 1)
-            expected = (moved - FLOW.mean[channel]) / FLOW.std[channel]
+            scale = NORMALISATIONS["flow"]
+            expected = (moved - scale.mean[channel]) / scale.std[channel]
             assert_close(result[number, channel].double(), expected, rtol=0, atol=2e-5)
 
 

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.data.views.views import FLOW, ClipSettings, Normalisation, View, centre_view, evaluation_views, train_view
+from pretrain.data.views.views import (
+    NORMALISATIONS,
+    ClipSettings,
+    Normalisation,
+    View,
+    centre_view,
+    evaluation_views,
+    train_view,
+)
 from sharding.base.errors import UserError
 from sharding.base.settings import validate
 
@@ -85,7 +93,7 @@ def test_what_follows_from_other_settings() -> None:
     plain, flow = ClipSettings(), ClipSettings(input="flow")
     assert (plain.resize, plain.short_edge, plain.channels) == ((128, 171), None, 3)
     assert plain.normalisation == Normalisation()
-    assert flow.normalisation == FLOW and flow.channels == 2
+    assert flow.normalisation == NORMALISATIONS["flow"] and flow.channels == 2
     assert ClipSettings(short_edge=(128, 128)).resize is None
     for clip in (plain, flow, ClipSettings(short_edge=(128, 160), fps=15)):
         assert ClipSettings.model_validate(clip.model_dump(mode="json")) == clip
@@ -121,7 +129,7 @@ def test_frames_by_stride_and_by_time() -> None:
         ({"normalisation": {"mean": [0, 0], "std": [1, 1]}}, "normalisation has 2 values and a clip of input rgb 3"),
         ({"normalisation": {"mean": [0, 0]}}, "mean has 2 values and std 3; give both"),
         ({"normalisation": {"std": [0.2, 0.0, 0.2]}}, "greater than 0"),
-        ({"input": "grey"}, "^input: found 'grey' .* 'rgb' or 'flow'"),
+        ({"input": "grey"}, r"^input: found 'grey' .* 'rgb', 'flow' or 'rgb\+flow'"),
         ({"fps": 0}, "^fps: found 0 .* greater than 0"),
         ({"crop": 4, "short_edge": 128}, "short_edge: found 128"),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -10,19 +12,23 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 
 from pretrain.data.device.tensors import FlowBatch, PlaneBatch, joined, made_batch, plane_batch
 from pretrain.data.device.transforms import network_input
+from pretrain.data.reading.computed_flow import BOUND, is_flow_computed
 from pretrain.data.reading.decode import decode_frames
 from pretrain.data.reading.store_split import Split, open_split
 from pretrain.data.sampling.order import Draw
 from pretrain.data.views.frames import evaluation_starts
 from pretrain.data.views.resample import source_window
-from pretrain.data.views.views import ClipSettings, evaluation_views
-from pretrain.data.workers.batches import Batch, BatchMaker, plane_arrays
+from pretrain.data.views.views import ClipSettings, Normalisation, evaluation_views
+from pretrain.data.workers.batches import Batch, BatchMaker
+from pretrain.data.workers.planes import plane_arrays
+from sharding.base.errors import UserError
 from sharding.corpora.manifest import CorpusSettings
 from sharding.make.shard import ShardSettings
-from sharding.media.flow import dequantised
+from sharding.media.flow import LARGEST, dequantised, optical_flow, quantised
 from sharding.storage.store import open_store
 from tests.demo.corpora import write_video
 from tests.pretrain.conftest import CLIP, SHORT
@@ -62,6 +68,16 @@ def moving(tmp_path_factory: pytest.TempPathFactory, pictures: Any) -> Split:
     return open_split(open_store(str(root / "store")), "train")
 
 
+@pytest.fixture(scope="module")
+def without_flow(moving: Split, tmp_path_factory: pytest.TempPathFactory) -> Split:
+    """The same videos, stored without their flow."""
+    root = tmp_path_factory.mktemp("still")
+    settings = ShardSettings.model_validate({"encode": {"short_edge": 36, "preset": "ultrafast"}})
+    corpus = Path(moving.store.url).parent / "corpus"
+    shard(corpus, open_store(str(root / "store")), settings, CorpusSettings(validation=0))
+    return open_split(open_store(str(root / "store")), "train")
+
+
 def test_planes_of_one_batch_lie_in_one_stretch() -> None:
     asked: list[int] = []
 
@@ -69,13 +85,14 @@ def test_planes_of_one_batch_lie_in_one_stretch() -> None:
         asked.append(size)
         return memory(size)
 
-    y, uv = plane_arrays(counted, (2, 3, 6, 10), flow=False)
-    assert uv is not None and y.shape == (2, 3, 6, 10) and uv.shape == (2, 3, 2, 3, 5)
-    assert asked == [384 + 180]  # y's 360 bytes, to the next cache line, and uv
-    y[:], uv[:] = 1, 2
-    assert (y == 1).all() and (uv == 2).all()
-    steps, nothing = plane_arrays(counted, (2, 3, 6, 10), flow=True)
-    assert steps.shape == (2, 3, 2, 6, 10) and nothing is None
+    y, uv, steps = plane_arrays(counted, (2, 3, 6, 10), "rgb+flow")
+    assert y is not None and uv is not None and steps is not None
+    assert (y.shape, uv.shape, steps.shape) == ((2, 3, 6, 10), (2, 3, 2, 3, 5), (2, 3, 2, 6, 10))
+    assert asked == [384 + 192 + 720]  # y's 360 bytes and uv's 180, each to the next cache line, and steps
+    y[:], uv[:], steps[:] = 1, 2, 3
+    assert (y == 1).all() and (uv == 2).all() and (steps == 3).all()
+    assert [each is None for each in plane_arrays(memory, (2, 3, 6, 10), "rgb")] == [False, False, True]
+    assert [each is None for each in plane_arrays(memory, (2, 3, 6, 10), "flow")] == [True, True, False]
 
 
 def seen(batch: Batch, clip: int, crop: int) -> tuple[tuple[slice, slice], np.ndarray]:
@@ -84,7 +101,9 @@ def seen(batch: Batch, clip: int, crop: int) -> tuple[tuple[slice, slice], np.nd
     rows = slice(*source_window(planes.sizes[clip][0], view.size[0], view.top, crop))
     columns = slice(*source_window(planes.sizes[clip][1], view.size[1], view.left, crop))
     assert planes.origins[clip] == (rows.start, columns.start)
-    held = planes.y[clip, ..., : rows.stop - rows.start, : columns.stop - columns.start]
+    shown = planes.steps if planes.y is None else planes.y
+    assert shown is not None
+    held = shown[clip, ..., : rows.stop - rows.start, : columns.stop - columns.start]
     return (rows, columns), held
 
 
@@ -118,7 +137,7 @@ def test_the_crops_of_a_clip_share_its_planes(moving: Split) -> None:
     clip = ClipSettings(frames=4, resize=(36, 44), crop=16)
     samples = [moving.sample(number) for number in (0, 1)]  # their records are read
     one, three = (maker(moving, clip).evaluation([0, 1], 2, crops) for crops in (1, 3))
-    assert one.planes.y.shape[-1] < three.planes.y.shape[-1] and len(three.planes) == len(one.planes) == 4
+    assert one.planes.shape[-1] < three.planes.shape[-1] and len(three.planes) == len(one.planes) == 4
     assert three.planes.views == one.planes.views and one.bytes == three.bytes
     place = 0
     for sample in samples:
@@ -171,10 +190,51 @@ def test_flow_is_what_was_stored(moving: Split) -> None:
     assert network_input(made, clip).shape == (2, 2, 4, 36, 36)
 
 
-def test_a_store_without_flow_says_so(split: Split) -> None:
-    clip = ClipSettings(input="flow", frames=4, resize=(36, 44), crop=36)
-    batch = maker(split, clip).evaluation([0], 1)
-    assert len(batch.planes) == 0 and [damaged.why for damaged in batch.damaged] == ["it has no optical flow"]
+def test_flow_that_is_not_stored_is_computed(
+    moving: Split, without_flow: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `shard` stores it, but for what its encoding, of pictures and of flow, changes; the last picture included."""
+    own = Normalisation(mean=(0.0, 0.0), std=(1.0, 1.0))
+    clip = ClipSettings(input="flow", frames=9, stride=3, resize=(36, 44), crop=36, normalisation=own)
+    numbers = [0, 1]  # of 20 and 24 frames: the shorter one is looped, past its last picture
+    assert not is_flow_computed(moving) and is_flow_computed(without_flow)
+    stored, computed = (maker(split, clip).evaluation(numbers, 1) for split in (moving, without_flow))
+    assert computed.keys == stored.keys and computed.looped == stored.looped == 2
+    assert [*computed.planes.bounds] == [BOUND] * 2 and [*stored.planes.bounds] == [8.0] * 2
+    motions = [network_input(made_batch(batch.planes), clip).numpy() for batch in (stored, computed)]
+    assert np.abs(motions[0] - motions[1]).mean() < 0.5 * BOUND / LARGEST < np.abs(motions[0]).max() / 4
+    assert np.corrcoef(*(motion.ravel() for motion in motions))[0, 1] > 0.7
+    whole = [as_computed(without_flow, number) for number in numbers]
+    for place, number in enumerate(numbers):
+        (rows, columns), steps = seen(computed, place, clip.crop)
+        wanted = [3 * step % len(whole[place]) for step in range(9)]
+        assert np.array_equal(steps, whole[place][wanted][:, :, rows, columns]), number
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UserError, match=r"pip install 'reelscale\[flow\]'; or shard the corpus into a new store"):
+        is_flow_computed(without_flow)
+
+
+def as_computed(split: Split, number: int) -> np.ndarray:
+    """Every picture of a sample's flow in steps, of its decoded frames one by one: [T, 2, H, W]."""
+    sample = split.sample(number)
+    lumas = decode_frames(split.store, sample, range(sample.frames)).y
+    flows = [optical_flow(*pair) for pair in itertools.pairwise(lumas)]
+    pictures = [quantised(flow, BOUND).reshape(flow.shape) for flow in flows]
+    return np.stack([*pictures, pictures[-1]])
+
+
+def test_pictures_and_flow_together(moving: Split, without_flow: Split) -> None:
+    """Each channel is what a clip of it alone has, also where batches are joined."""
+    clip = ClipSettings(input="rgb+flow", frames=4, resize=(36, 44), crop=36)
+    alone: list[Any] = [{"input": shown, "frames": 4, "resize": (36, 44), "crop": 36} for shown in ("rgb", "flow")]
+    for split in (moving, without_flow):
+        apart = []
+        for each in map(ClipSettings.model_validate, alone):
+            apart.append(network_input(made_batch(maker(split, each).evaluation([0, 1], 2).planes), each))
+        parts = [made_batch(maker(split, clip).evaluation([number], 2).planes) for number in (0, 1)]
+        both = network_input(joined(parts), clip)
+        assert both.shape == (4, 5, 4, 36, 36)
+        torch.testing.assert_close(both, torch.cat(apart, 1), rtol=0, atol=1e-5)
 
 
 def same(one: Batch, other: Batch) -> bool:
