@@ -75,10 +75,9 @@ def test_a_run_and_what_it_leaves(finished: Finished) -> None:
     validated = events(finished.folder, "validation")
     assert sorted(validated) == [10, 20, 30]
     assert all(event["videos"] == 5 and math.isfinite(event["loss"]) for event in validated.values())
-    assert [path.name for path in sorted((finished.folder / "checkpoints").iterdir())] == [
-        "step-00000028",
-        "step-00000030",
-    ]
+    best = max(validated, key=lambda step: (validated[step]["clip1"], step))  # by rounding, which machines differ in
+    kept = [f"step-{step:08d}" for step in sorted({best, 28, 30})]
+    assert [path.name for path in sorted((finished.folder / "checkpoints").iterdir())] == kept
     settings, classes = read_settings(finished.folder)
     assert classes == CLASSES and settings.lanes == 2
     derived = json.loads((finished.folder / "settings.json").read_text())["derived"]
