@@ -268,6 +268,18 @@ def test_the_sheet_begins_with_the_most_confident_errors() -> None:
     assert len(wrong) < SHOWN
 
 
+def test_what_was_fused_is_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "flow", CLASSES)
+    path = run / "evaluation" / "sports-val" / "summary.json"
+    summary = json.loads(path.read_text())
+    fused = {"run": "runs/pictures", "of": "logits", "weight": 0.35, "video1": 0.8125, "intervals": {}}
+    for searched, words in (({}, ""), ({"searched": {"words": "searched on 'tune'"}}, ", searched on 'tune'")):
+        path.write_text(json.dumps(summary | {"fused": fused | searched}))
+        text = Page(write_report([run], tmp_path / "out")).text
+        assert "81.2 %" in text and "video@1, fused with pictures" in text
+        assert f"fused: logits added, weight of this run 0.35{words}" in text
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
