@@ -15,7 +15,7 @@ demo: .venv/installed
 	$(BIN)/python -m tests.demo --store "$(STORE)"
 
 study: .venv/installed
-	$(BIN)/python -m tests.study
+	$(BIN)/python -m tests.study --readme README.md --picture configs/study.png
 
 check: lint
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not cluster"

@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("--side-by-side", type=int, default=2, help="runs at a time, each on a core")
     parser.add_argument("--networks", nargs="*", help="forms of network, beside R(2+1)D; all unless given")
     parser.add_argument("--quick", action="store_true", help="the road alone: too few clips to learn anything")
+    parser.add_argument("--picture", type=Path, help="the picture's file; study.png in the folder unless given")
     parser.add_argument("--readme", type=Path, help="a document whose section on the study is written anew")
     arguments = parser.parse_args()
     begin, root = time.monotonic(), arguments.root.resolve()
@@ -34,8 +35,9 @@ def main() -> int:
     results = [read_result(trial, root / "runs" / trial.name) for trial in plan]
     text = tables(results)
     (root / "study.md").write_text(text)
-    draw(results, root / "study.png")
-    print(f"\n{text}\ntook {(time.monotonic() - begin) / 60:.0f} minutes; the picture: {root / 'study.png'}")
+    picture = arguments.picture or root / "study.png"
+    draw(results, picture)
+    print(f"\n{text}\ntook {(time.monotonic() - begin) / 60:.0f} minutes; the picture: {picture}")
     if arguments.readme:
         arguments.readme.write_text(with_section(arguments.readme.read_text(), text))
     return 0
