@@ -40,14 +40,17 @@ class Export:
 
     @property
     def normalisation(self) -> dict[str, Any] | None:
-        """How a clip enters: less `mean`, over `std`; pixels, 0…255, are brought to `range` first, flow is in pixels.
+        """How a clip enters: less `mean`, over `std`; pictures, 0…255, are brought to `range` first, flow is in pixels.
 
-        None for a network of other channels than the clip's.
+        Of a clip of both, `range` is for the first `range_channels` alone, those of the pictures. None for a network of
+        other channels than the clip's.
         """
         if self.model.in_channels != self.clip.channels:
             return None
         enters = self.clip.normalisation.model_dump(mode="json")
-        return enters if self.clip.input == "flow" else {**enters, "range": [0, 1]}
+        if self.clip.input == "flow":
+            return enters
+        return {**enters, "range": [0, 1], **({"range_channels": 3} if self.clip.input == "rgb+flow" else {})}
 
 
 def write_export(file: Path, export: Export) -> None:

@@ -112,17 +112,18 @@ def clip_settings_of(weights: Published) -> ClipSettings:
     """The clip that the authors of these weights fed them and its normalisation, where the weights do not tell.
 
     64 frames of 224² pixels for I3D, 16 of 224² for an inflated ImageNet ResNet, 16 of 112² for the others; optical
-    flow where the network takes two channels. How many frames a ResNet was trained on (8 and 32 are common) no weight
-    tells.
+    flow where the network takes two channels, pictures with it where it takes five. How many frames a ResNet was
+    trained on (8 and 32 are common) no weight tells.
     """
-    flow = weights.settings.in_channels == 2
-    settings: dict[str, Any] = {"input": "flow"} if flow else {}
+    seen_as = {2: "flow", 5: "rgb+flow"}.get(weights.settings.in_channels, "rgb")
+    flow = seen_as == "flow"
+    settings: dict[str, Any] = {"input": seen_as}
     if weights.settings.name == "i3d":
         seen = _I3D_FLOW if flow else _HALF
         settings |= {"frames": weights.frames or 64, "resize": (256, 340), "crop": 224, "normalisation": seen}
     elif weights.flat:
         settings |= {"frames": weights.frames or 16, "resize": (256, 340), "crop": 224}
-        settings |= {} if flow else {"normalisation": _IMAGENET}
+        settings |= {"normalisation": _IMAGENET} if seen_as == "rgb" else {}
     else:
         size = weights.size or 112
         resize = (round(size * 128 / 112), round(size * 171 / 112))

@@ -73,11 +73,12 @@ class SearchedWeight:
 class OtherEvaluation:
     """Another run's evaluation: each video's scores by its key, in the order of this run's classes; None of damaged.
 
-    `step`: of the weights that were evaluated.
+    `step`: of the weights that were evaluated. `protocol`: as `_protocol_of` has it.
     """
 
     folder: Path
     step: int | None
+    protocol: Mapping[str, Any]
     scores: Mapping[str, Scores | None]
 
 
@@ -136,7 +137,8 @@ def open_other_evaluation(
     chosen = best[-1]
     _require_names(chosen, settings.run, classes)
     _require_labels(chosen, settings.run, samples, classes)
-    return OtherEvaluation(chosen.folder, chosen.summary.get("step"), _by_key(chosen, classes))
+    step = chosen.summary.get("step")
+    return OtherEvaluation(chosen.folder, step, _protocol_of(chosen.summary), _by_key(chosen, classes))
 
 
 def search_weight(settings: FuseSettings, reported: Reported, other: OtherEvaluation) -> SearchedWeight:
@@ -150,8 +152,9 @@ def search_weight(settings: FuseSettings, reported: Reported, other: OtherEvalua
     if split == reported.split:
         what = f"the weight would be searched on the split that is reported, {split!r}, and its figure be too high"
         raise UserError(what, "fuse.search_split", "name a split that is not reported, or give fuse.weight")
-    own = _evaluations_by(reported.run, split, reported.step, settings.of, reported.protocol)
-    theirs = _evaluations_by(Path(settings.run), split, other.step, settings.of, reported.protocol)
+    protocol = _protocol_of({"protocol": reported.protocol.identity})
+    own = _evaluations_by(reported.run, split, reported.step, settings.of, protocol)
+    theirs = _evaluations_by(Path(settings.run), split, other.step, settings.of, other.protocol)
     pairs = [(one, two) for one in reversed(own) for two in reversed(theirs) if set(one.keys) == set(two.keys)]
     if not pairs:
         what = f"the two runs were evaluated on different videos of the split {split!r}, so no weight can be searched"
@@ -174,9 +177,15 @@ def _by_key(evaluation: FinishedEvaluation, classes: Sequence[str]) -> dict[str,
 
 
 def _is_alike(summary: Mapping[str, Any], protocol: Protocol) -> bool:
-    """Whether an evaluation was by such a protocol; those that name none had one crop, and softmaxes averaged."""
-    named = {"clips": summary.get("clips_a_video"), "crops": 1, "average": "scores", **summary.get("protocol", {})}
+    """Whether an evaluation was by a protocol of as many clips and crops, and the same average."""
+    named = _protocol_of(summary)
     return bool(all(named[name] == getattr(protocol, name) for name in ("clips", "crops", "average")))
+
+
+def _protocol_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """All of an evaluation's protocol but its words; those that name none had one crop, and softmaxes averaged."""
+    named = {"clips": summary.get("clips_a_video"), "crops": 1, "average": "scores", **summary.get("protocol", {})}
+    return {name: value for name, value in named.items() if name != "words"}
 
 
 def _holds(evaluation: FinishedEvaluation, keys: set[str], videos: int) -> bool:
@@ -212,16 +221,21 @@ def _require_labels(
             raise UserError(what, run, "evaluate both runs on the same store and split")
 
 
-def _evaluations_by(run: Path, split: str, step: int | None, of: str, protocol: Protocol) -> list[FinishedEvaluation]:
+def _evaluations_by(
+    run: Path, split: str, step: int | None, of: str, protocol: Mapping[str, Any]
+) -> list[FinishedEvaluation]:
     """The run's evaluations of a split by a protocol, with the weights of a step; the last finished last."""
     every = [read_evaluation(folder, of) for folder in evaluations_of(run)]
     fitting = [
         each
         for each in every
-        if (each.summary.get("split"), each.summary.get("step")) == (split, step) and _is_alike(each.summary, protocol)
+        if (each.summary.get("split"), each.summary.get("step"), _protocol_of(each.summary)) == (split, step, protocol)
     ]
     if not fitting:
         what = f"it has no evaluation of the split {split!r} by this protocol, with the weights of step {step}"
-        remedy = f"make it first: reelscale evaluate CONFIG run={run} split={split} {protocol.overrides}"
-        raise UserError(what, str(run), remedy)
+        settings = Protocol(**protocol).overrides if "crop" in protocol else f"clips={protocol['clips']}"
+        remedy = (
+            f"make it first, of the checkpoint that is reported: reelscale evaluate CONFIG run={run} split={split} "
+        )
+        raise UserError(what, str(run), remedy + settings)
     return fitting

@@ -46,8 +46,18 @@ def plan_run(
         "binds": result.binds,
         "purchases": [{name: _finite(value) for name, value in asdict(row).items()} for row in rows],
         "buy_first": advice(load, on, result, rows),
-        "notes": [*filter(None, [note]), *notes],
+        "notes": [*filter(None, [note, _note_on_flow(settings)]), *notes],
     }
+
+
+def _note_on_flow(settings: TrainSettings) -> str:
+    """What a rate of decoding does not hold for; "" where it does."""
+    if settings.data.clip.input == "rgb":
+        return ""
+    return (
+        "the rate of a core's clips is for optical flow that the store holds; computed as clips are decoded, where it "
+        "holds none, it is some forty times slower"
+    )
 
 
 def _as_read(load: Workload, measured: Measured) -> tuple[Workload, list[Figure]]:

@@ -9,6 +9,7 @@ import pydantic
 
 from pretrain.checkpoints.checkpointer import Checkpointer
 from pretrain.data.reading.computed_flow import is_flow_computed
+from pretrain.data.reading.store_split import Split
 from pretrain.data.sources import open_sources, order_of
 from pretrain.models.groups import freeze
 from pretrain.models.zoo import build_model
@@ -58,8 +59,7 @@ def preflight(settings: TrainSettings, ranks: int, recipe: str = "", expected: s
     quantities = derived(settings, len(classes), sources.samples, ranks)
     if clip.input != "rgb":
         splits = [*sources.splits, *([sources.unseen] if len(sources.unseen) else [])]
-        computed = any(is_flow_computed(split) for split in splits)
-        quantities["optical_flow"] = "computed as clips are decoded" if computed else "stored"
+        quantities["optical_flow"] = next(filter(None, map(_computed_flow, splits)), "stored")
     if run:
         run.require_same(settings, classes, sources.versions)
     model = build_model(settings.model, len(classes), clip.frames, clip.crop)
@@ -67,3 +67,11 @@ def preflight(settings: TrainSettings, ranks: int, recipe: str = "", expected: s
     if settings.init and not (run and Checkpointer(run.folder, settings.checkpoint).has_any()):
         start_from(model, settings, Path(settings.init.run), classes)
     return ResolvedRun(settings=settings, index=sources.versions, derived=quantities, recipe=recipe, expected=expected)
+
+
+def _computed_flow(split: Split) -> str:
+    """How large are the pictures that a split's optical flow is computed of; "" where it is stored."""
+    if not is_flow_computed(split):
+        return ""
+    sample = split.sample(0)
+    return f"computed as clips are decoded, of {sample.width} × {sample.height} pixels as stored"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import sys
@@ -139,10 +140,17 @@ class TarPartWriter:
 
 
 def _tar_writer() -> Any:
-    """webdataset's TarWriter, imported without torch: two seconds and 200 MB of each process that shards.
+    """webdataset's TarWriter: as the process has it, else imported without torch."""
+    webdataset = sys.modules.get("webdataset")
+    return webdataset.TarWriter if webdataset else _tar_writer_without_torch()
 
-    webdataset (1.0) has stand-ins for what it takes of torch, none of which a writer of tars uses. A process that has
-    imported torch already gives it the real one.
+
+@functools.cache
+def _tar_writer_without_torch() -> Any:
+    """webdataset's TarWriter without torch, which is two seconds and 200 MB of each process that shards.
+
+    webdataset (1.0) has stand-ins for what it takes of torch, none of which a writer of tars uses. Whoever imports
+    webdataset after that gets all of it.
     """
     absent = "torch" not in sys.modules
     if absent:
@@ -151,7 +159,9 @@ def _tar_writer() -> Any:
         from webdataset import TarWriter
     finally:
         if absent:
-            del sys.modules["torch"]
+            sys.modules.pop("torch", None)
+            for name in [name for name in sys.modules if name.partition(".")[0] == "webdataset"]:
+                del sys.modules[name]
     return TarWriter
 
 

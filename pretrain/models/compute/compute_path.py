@@ -88,11 +88,9 @@ class Convolution(nn.Conv3d):
             return self._over_pictures(x, weight)
         if self.planar and self._is_of_time:
             return self._over_time(x, weight)
-        padding = self._sides()
-        if padding[0] and x.shape[2] == 2 and x.device.type == "cpu" and _in_half(x):
-            # oneDNN's bf16 weight gradient of a padded convolution over two frames reads memory it never set.
-            x, padding = F.pad(x, (0, 0, 0, 0, padding[0], padding[0])), (0, *padding[1:])
-        return F.conv3d(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        time, height, width = self._sides()
+        x, time = _padded_in_time(x, time)
+        return F.conv3d(x, weight, self.bias, self.stride, (time, height, width), self.dilation, self.groups)
 
     def _sides(self) -> tuple[int, int, int]:
         time, height, width = (int(side) for side in self.padding)
@@ -104,7 +102,8 @@ class Convolution(nn.Conv3d):
             y = F.conv2d(x.transpose(1, 2).flatten(0, 1), weight.squeeze(2), self.bias)
             clips: Tensor = y.unflatten(0, (x.shape[0], x.shape[2]))
             return clips.transpose(1, 2)
-        return F.conv3d(x, weight, self.bias, (self.stride[0], 1, 1), (self._sides()[0], 0, 0))
+        x, time = _padded_in_time(x, self._sides()[0])
+        return F.conv3d(x, weight, self.bias, (self.stride[0], 1, 1), (time, 0, 0))
 
     def _over_pictures(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.stride[0] > 1:
@@ -141,6 +140,16 @@ class Factored(nn.Sequential):
         for layer in list(self)[4:]:
             x = layer(x)
         return x
+
+
+def _padded_in_time(x: Tensor, time: int) -> tuple[Tensor, int]:
+    """N C T H W, and by how many frames a convolution is yet to pad it at either end.
+
+    oneDNN's bf16 weight gradient of a padded convolution over two frames reads memory that it never set.
+    """
+    if time and x.shape[2] == 2 and x.device.type == "cpu" and _in_half(x):
+        return F.pad(x, (0, 0, 0, 0, time, time)), 0
+    return x, time
 
 
 def _in_half(x: Tensor) -> bool:

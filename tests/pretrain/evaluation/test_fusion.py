@@ -42,6 +42,7 @@ class Stored:
     uri: str = "val/x.mp4"
 
 
+OF_112 = Protocol(10, 1, 112, 112)
 SAMPLES = [cast(Sample, Stored(key, labels)) for key, labels in zip("pqrs", LABELS, strict=True)]
 
 
@@ -159,16 +160,16 @@ def test_the_best_weight_is_the_middle_one_of_the_best() -> None:
 
 def searched(run: Path, other: Path, on: str = "val", **reported: Any) -> SearchedWeight:
     """Of evaluations of the split `val`, where the split `test` of other videos is reported."""
-    of = {"run": run, "step": 3, "split": "test", "keys": frozenset("xyz"), "protocol": Protocol(10, 1, 112, 112)}
-    theirs = OtherEvaluation(Path("other"), 5, {})
+    of = {"run": run, "step": 3, "split": "test", "keys": frozenset("xyz"), "protocol": OF_112}
+    theirs = OtherEvaluation(Path("other"), 5, OF_112.identity, {})
     return search_weight(FuseSettings(run=str(other), search_split=on), Reported(**{**of, **reported}), theirs)
 
 
 def test_a_weight_is_searched_on_another_split(tmp_path: Path) -> None:
-    own = evaluation(tmp_path / "own", OWN, "pqrs", step=3)
-    other = evaluation(
-        tmp_path / "other", [row[::-1] for row in OTHER], "pqrs", "cba", [(2,), (1,), (0, 2), (1,)], step=5
-    )
+    by = {"protocol": {**OF_112.identity, "words": "10 clips"}}
+    own = evaluation(tmp_path / "own", OWN, "pqrs", step=3, **by)
+    turned = [row[::-1] for row in OTHER]
+    other = evaluation(tmp_path / "other", turned, "pqrs", "cba", [(2,), (1,), (0, 2), (1,)], step=5, **by)
     result = searched(own, other)
     fused = [
         result.weight * np.asarray(one) + (1 - result.weight) * np.asarray(two)
@@ -184,7 +185,10 @@ def test_a_weight_is_searched_on_another_split(tmp_path: Path) -> None:
         UserError, match=r"no evaluation of the split 'val'[\s\S]*reelscale evaluate CONFIG .* split=val"
     ):
         searched(own, other, step=4)  # of other weights
-    strangers = evaluation(tmp_path / "strangers", OTHER, "pqrt", step=5)
+    with pytest.raises(UserError, match=r"by this protocol") as refused:
+        searched(own, other, protocol=Protocol(10, 1, 128, 112))
+    assert refused.value.remedy.endswith("split=val clips=10 crop=128")
+    strangers = evaluation(tmp_path / "strangers", OTHER, "pqrt", step=5, **by)
     with pytest.raises(UserError, match="different videos of the split 'val'"):
         searched(own, strangers)
 

@@ -49,7 +49,8 @@ from sharding.storage.store import open_store
 from tests.support.stores import shard
 shard(sys.argv[1], open_store(sys.argv[2]))
 print([name for name in sys.modules if name.partition(".")[0] == "torch"])
-from torch import Tensor
+import torch, webdataset
+assert issubclass(webdataset.WebDataset, torch.utils.data.IterableDataset)
 """
     words = [sys.executable, "-c", code, str(corpus), str(tmp_path / "store")]
     assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
