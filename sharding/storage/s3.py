@@ -34,6 +34,7 @@ _PAGE = 1000  # names of a listing, S3's own limit
 # aiobotocore's time-outs begin anew with every byte, so that none of them notices a transfer that hardly moves.
 _HANGS_AFTER, _SLOWEST = 60.0, 2**18  # seconds, and bytes a second
 _DIRECTORY = "--x-s3"  # the ending of the names of directory buckets (S3 Express One Zone)
+_ANSWER_SECONDS = 20.0  # in which a store that is opened is to answer, also where both machines have much to do
 _EMPTY = "InvalidRange"  # S3's word for a range of an object that has no such bytes
 
 
@@ -162,7 +163,7 @@ class S3Store(RemoteStore):
 
     def _first_name(self) -> dict[str, Any]:
         bucket, key = self._key("")
-        return self._ask("list_objects_v2", limit=CHECK_SECONDS, Bucket=bucket, Prefix=key, MaxKeys=1)
+        return self._ask("list_objects_v2", limit=_ANSWER_SECONDS, Bucket=bucket, Prefix=key, MaxKeys=1)
 
     def _key(self, path: str) -> tuple[str, str]:
         """The bucket and the key of an object."""
@@ -170,7 +171,10 @@ class S3Store(RemoteStore):
         return bucket, "/".join(part for part in (prefix.strip("/"), path) if part)
 
     def _ask(self, method: str, limit: float | None = None, **arguments: Any) -> dict[str, Any]:
-        """S3's answer to one request, its `Body`, where it has one, read whole; given up after `limit` seconds."""
+        """S3's answer to one request, its `Body`, where it has one, read whole; given up after `limit` seconds.
+
+        Making the client, which is work of this machine's, does not count.
+        """
         fs = self._fs()
 
         async def ask() -> dict[str, Any]:
@@ -185,7 +189,11 @@ class S3Store(RemoteStore):
                     body.close()
             return dict(answer)
 
-        asked = asyncio.run_coroutine_threadsafe(asyncio.wait_for(ask(), limit), fs.loop)
+        async def within_limit() -> dict[str, Any]:
+            await fs.set_session()
+            return await asyncio.wait_for(ask(), limit)
+
+        asked = asyncio.run_coroutine_threadsafe(within_limit(), fs.loop)
         try:
             return asked.result()
         except BaseException:

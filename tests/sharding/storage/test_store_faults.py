@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import threading
 import time
@@ -9,8 +10,10 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import s3fs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -157,7 +160,7 @@ def test_a_server_that_is_gone_for_a_while(server: S3Server, proxy: Proxy, monke
 def test_a_server_that_hangs(server: S3Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     store = opened("hangs")
     monkeypatch.setattr(s3, "_HANGS_AFTER", 1.0)
-    monkeypatch.setattr(s3, "CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(s3, "_ANSWER_SECONDS", 0.5)
     monkeypatch.setattr(remote, "CHECK_SECONDS", 0.5)
     with ThreadPoolExecutor(2) as pool, server.stopped():
         write = pool.submit(store.put, "object", bytes(1000), True)
@@ -180,6 +183,21 @@ def test_opening_is_quick_and_bears_a_little(proxy: Proxy, monkeypatch: pytest.M
     with pytest.raises(UserError, match="does not answer"):
         opened("quick")
     assert time.monotonic() - began < 10
+
+
+def test_making_the_client_does_not_count_as_the_stores_time(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a machine is busy it takes seconds, and no store is to blame."""
+    monkeypatch.setattr(s3, "_ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(remote, "CHECK_SECONDS", 0.1)
+    plain = s3fs.S3FileSystem.set_session
+
+    async def slow(self: s3fs.S3FileSystem, *arguments: Any, **options: Any) -> Any:
+        if self._s3 is None:
+            await asyncio.sleep(1.5)
+        return await plain(self, *arguments, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "set_session", slow)
+    assert opened("busy").list("") == []
 
 
 def test_what_cannot_help_is_not_tried_again(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
