@@ -136,10 +136,7 @@ def _protocol(summary: Mapping[str, Any]) -> Any:
 
 
 def _right_by_key(evaluation: Evaluation) -> dict[str, bool]:
-    return {
-        key: truth >= 0 and truth == taken
-        for key, truth, taken in zip(evaluation.keys, evaluation.truths, evaluation.predictions, strict=True)
-    }
+    return dict(zip(evaluation.keys, evaluation.rights(), strict=True))
 
 
 def _correlation(pairs: Sequence[tuple[bool, bool]]) -> float:

@@ -42,6 +42,10 @@ class Evaluation:
     scores: list[float]  # the predicted class's; 0 of a damaged video
     clips: ClipThumbnails | None = None
 
+    def rights(self) -> list[bool]:
+        """Whether each video was taken for a class of its own; a damaged one was not."""
+        return [truth == taken >= 0 for truth, taken in zip(self.truths, self.predictions, strict=True)]
+
     def confusion(self) -> np.ndarray:
         """Videos by true class (rows) and predicted class (columns), classes × classes; without damaged ones."""
         counts = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)

@@ -19,7 +19,9 @@ from matplotlib.image import imread
 
 from pretrain.report.class_names import short
 from pretrain.report.curves import smoothed
+from pretrain.report.evaluation_page import evaluation_cards
 from pretrain.report.figures import SHOWN, clips_shown
+from pretrain.report.html import Album
 from pretrain.report.report import write_report
 from pretrain.report.run_data import ClipThumbnails, Evaluation, read_metrics, read_run
 from pretrain.scoring.accuracy import accuracies
@@ -266,6 +268,16 @@ def test_the_sheet_begins_with_the_most_confident_errors() -> None:
     assert len(shown) == SHOWN == len(set(shown))
     assert shown[: len(wrong)] == sorted(wrong, reverse=True) and set(shown[len(wrong) :]) < set(right)
     assert len(wrong) < SHOWN
+
+
+def test_damaged_videos_are_not_counted_as_right(tmp_path: Path) -> None:
+    frames = np.zeros((2, 1, 2, 2, 3), np.uint8)
+    taken = [0, 1, -1, -1, -1]  # two are right; of the damaged ones the last has no label
+    evaluation = Evaluation(
+        "e", {}, ["a", "b"], list("vwxyz"), [0, 1, 0, 1, -1], taken, [0.9, 0.9, 0, 0, 0], ClipThumbnails(frames, [0, 1])
+    )
+    page = "".join(evaluation_cards(evaluation, Album(tmp_path)))
+    assert "Right: 2 of 2" in page and "Wrong" not in page
 
 
 def test_what_was_fused_is_said(tmp_path: Path) -> None:
