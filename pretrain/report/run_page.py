@@ -11,7 +11,7 @@ from typing import Any
 from pretrain.papers.match import hold_against, trained_of
 from pretrain.report import curves, html
 from pretrain.report.evaluation_page import evaluation_cards
-from pretrain.report.results import NONE, SPACE, cost_of, interval_text, percent, shares_of
+from pretrain.report.results import NONE, SPACE, cost_of, fused_words, interval_text, percent, shares_of
 from pretrain.report.run_data import Evaluation, RunFiles
 from pretrain.report.settings_shown import shown_settings
 from sharding.pages.html import figures, table, text_of
@@ -105,7 +105,7 @@ def _scored(run: RunFiles, summary: dict[str, Any]) -> Iterator[str]:
     parts = (f"evaluated at step {step:,}" if step is not None else "", f"split {split}" if split else "", words or "")
     yield html.soft(" · ".join(filter(None, parts)))
     if summary.get("fused"):
-        yield html.soft(_fused_words(summary["fused"]))
+        yield html.soft(f"fused: {fused_words(summary['fused'])}")
     yield _beside_the_papers(run, summary)
     counted = (("damaged", "damaged videos, counted as wrong"), ("left_out", "videos of other classes, left out"))
     for name, label in counted:
@@ -132,13 +132,6 @@ def _beside_the_papers(run: RunFiles, summary: dict[str, Any]) -> str:
     heads = ("", "measured", "95 % interval", "published")
     words = html.soft(f"{held.row.table}, {held.row.row}. {said}")
     return html.card("Beside the papers", words, table(heads, rows, frozenset({1, 2, 3})))
-
-
-def _fused_words(fused: dict[str, Any]) -> str:
-    """How two runs were fused: what was added, by which weight, and where that was searched."""
-    searched = (fused.get("searched") or {}).get("words")
-    parts = (f"fused: {fused['of']} added", f"weight of this run {fused['weight']:g}", searched)
-    return ", ".join(filter(None, parts))
 
 
 def _interval(text: str) -> str:
