@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from cluster.jobs.training import TrainingJob
+from pretrain.evaluation.evaluate import EvaluateSettings
 from pretrain.evaluation.fusion import FuseSettings
 from pretrain.papers.match import Held, Seen, hold_against
 from pretrain.papers.rows import CLASSES, ROWS, Row, Trained
@@ -30,7 +31,9 @@ def summary_of(row: Row, **changed: Any) -> dict[str, Any]:
         "index": "000001-aa",
     }
     crop = row.crop or row.trained.size
+    recipe = EvaluateSettings(**yaml.safe_load((CONFIGS / f"{row.scored or row.recipe}.yaml").read_text()))
     scored["protocol"] = {"crops": row.crops, "crop": crop, "trained_crop": row.trained.size}
+    scored["protocol"] |= {"pooling": recipe.pooling, "average": recipe.average}
     return {**scored, "clip1": 0.5, "video1": 0.6, "video5": 0.8, **changed}
 
 
