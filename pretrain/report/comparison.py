@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 from urllib.parse import quote
 
 from pretrain.report import html
 from pretrain.report.class_names import file_label
 from pretrain.report.curves import compared_figure
-from pretrain.report.results import LABELS, NONE, comparable_pair, cost_of, percent, shares_of
+from pretrain.report.results import LABELS, NONE, comparable_pair, cost_of, fused_words, percent, shares_of
 from pretrain.report.run_data import Evaluation, RunFiles
 from pretrain.report.run_page import described
 from pretrain.report.settings_shown import differing_settings
@@ -53,30 +54,40 @@ def _without_what_is_common(names: list[str]) -> list[str]:
 
 def _results(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     heads = ("run", "evaluated on", "video@1", "95 % interval", "video@5", "clip@1", "mean class", "videos")
+    return table(heads, result_rows(runs, names), frozenset(range(2, 8)))
+
+
+def result_rows(runs: Sequence[RunFiles], names: Sequence[str]) -> list[list[str]]:
+    """The cells of every evaluation, the newest of a run first, and below it those of what it was fused to."""
     rows = []
     for run, name in zip(runs, names, strict=True):
-        rows += [[name, *_scores(evaluation)] for evaluation in run.evaluations[::-1]]
+        for evaluation in run.evaluations[::-1]:
+            where, videos = _where(evaluation), f"{evaluation.summary.get('videos', 0):,}"
+            rows.append([name, where, *_scores(evaluation.summary), videos])
+            if fused := evaluation.summary.get("fused"):
+                other = PurePosixPath(fused.get("run") or "another run").name
+                rows.append([name, f"{where}; fused with {other}: {fused_words(fused)}", *_scores(fused), videos])
         if not run.evaluations:
             rows.append([name, "not evaluated", *[NONE] * 6])
-    return table(heads, rows, frozenset(range(2, 8)))
+    return rows
 
 
-def _scores(evaluation: Evaluation) -> list[str]:
-    summary = evaluation.summary
+def _scores(summary: Mapping[str, Any]) -> list[str]:
     shares = {each.label: each for each in shares_of(summary)}
     cells = [percent(shares[label].share) if label in shares else NONE for label in LABELS.values()]
     video1 = shares.get(LABELS["video1"])
     cells.insert(1, video1.interval_text if video1 else NONE)
-    return [_where(evaluation), *cells, f"{summary.get('videos', 0):,}"]
+    return cells
 
 
 def _where(evaluation: Evaluation) -> str:
-    """The store, split and clips of an evaluation, in a few words."""
+    """The store, split and protocol of an evaluation, in a few words."""
     summary = evaluation.summary
-    if not summary.get("store") or not summary.get("clips_a_video"):
+    clips = f"{summary['clips_a_video']} clips a video" if summary.get("clips_a_video") else None
+    protocol = (summary.get("protocol") or {}).get("words") or clips
+    if not summary.get("store") or not protocol:
         return evaluation.name
-    store, clips = PurePosixPath(summary["store"]).name, summary["clips_a_video"]
-    return f"{store} {summary.get('split', '')}, {clips} clips a video"
+    return f"{PurePosixPath(summary['store']).name} {summary.get('split', '')}, {protocol}"
 
 
 def _networks(runs: Sequence[RunFiles], names: Sequence[str]) -> str:

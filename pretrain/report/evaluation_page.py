@@ -124,19 +124,20 @@ def _clips(evaluation: Evaluation) -> Iterator[str]:
     if clips is None:
         return
     parts: dict[bool, list[str]] = {False: [], True: []}
+    rights = evaluation.rights()
     for place in drawn.clips_shown(evaluation, clips):
         row = clips.rows[place]
         truth, taken = evaluation.truths[row], evaluation.predictions[row]
         name = evaluation.classes[truth] if truth >= 0 else "no label"
         strip = html.strip(
-            drawn.strip_jpeg(clips.frames[place]), name, evaluation.classes[taken], truth == taken,
+            drawn.strip_jpeg(clips.frames[place]), name, evaluation.classes[taken], rights[row],
             percent(evaluation.scores[row]),
         )  # fmt: skip
-        parts[truth == taken].append(strip)
-    wrong = sum(truth != taken >= 0 for truth, taken in zip(evaluation.truths, evaluation.predictions, strict=True))
+        parts[rights[row]].append(strip)
+    wrong = sum(taken >= 0 for taken in evaluation.predictions) - sum(rights)  # of damaged ones nothing is shown
     if parts[False]:
         heading = f"Wrong: {len(parts[False])} of {wrong:,}, the most confident first"
         legend = html.soft("its class → what it was taken for, with the score")
         yield html.card(heading, legend, html.strips(parts[False]))
     if parts[True]:
-        yield html.folded(f"Right: {len(parts[True])} of {len(evaluation.keys) - wrong:,}", html.strips(parts[True]))
+        yield html.folded(f"Right: {len(parts[True])} of {sum(rights):,}", html.strips(parts[True]))

@@ -87,6 +87,13 @@ def shares_of(summary: Mapping[str, Any]) -> list[Share]:
     ]
 
 
+def fused_words(fused: Mapping[str, Any]) -> str:
+    """How two runs were fused: what was added, by which weight, and where that was searched."""
+    searched = (fused.get("searched") or {}).get("words")
+    parts = (f"{fused['of']} added", f"weight of this run {fused['weight']:g}", searched)
+    return ", ".join(filter(None, parts))
+
+
 def difference(one: Evaluation, other: Evaluation) -> Difference | str:
     """By how much `one` is better at video@1 than `other`, of the same videos; else why that cannot be said.
 
@@ -136,10 +143,7 @@ def _protocol(summary: Mapping[str, Any]) -> Any:
 
 
 def _right_by_key(evaluation: Evaluation) -> dict[str, bool]:
-    return {
-        key: truth >= 0 and truth == taken
-        for key, truth, taken in zip(evaluation.keys, evaluation.truths, evaluation.predictions, strict=True)
-    }
+    return dict(zip(evaluation.keys, evaluation.rights(), strict=True))
 
 
 def _correlation(pairs: Sequence[tuple[bool, bool]]) -> float:

@@ -41,6 +41,11 @@ class Evaluation:
     predictions: list[int]  # -1 of a damaged video
     scores: list[float]  # the predicted class's; 0 of a damaged video
     clips: ClipThumbnails | None = None
+    fused_settings: dict[str, Any] | None = None  # by dotted path, of the run it is fused with; None if not known
+
+    def rights(self) -> list[bool]:
+        """Whether each video was taken for a class of its own; a damaged one was not."""
+        return [truth == taken >= 0 for truth, taken in zip(self.truths, self.predictions, strict=True)]
 
     def confusion(self) -> np.ndarray:
         """Videos by true class (rows) and predicted class (columns), classes × classes; without damaged ones."""
@@ -144,7 +149,18 @@ def _read_evaluation(folder: Path) -> Evaluation:
     ]
     scores = [0.0 if row is None else float(row.max()) for row in evaluation.scores]
     keys = [str(key) for key in evaluation.keys]
-    return Evaluation(folder.name, evaluation.summary, evaluation.classes, keys, truths, predictions, scores, clips)
+    fused = (evaluation.summary.get("fused") or {}).get("run")
+    return Evaluation(
+        folder.name, evaluation.summary, evaluation.classes, keys, truths, predictions, scores, clips,
+        _settings_if_there(Path(fused)) if fused else None,
+    )  # fmt: skip
+
+
+def _settings_if_there(run: Path) -> dict[str, Any] | None:
+    try:
+        return dict(flat(read_settings_file(run).settings))
+    except (UserError, OSError):  # moved since, or of another machine
+        return None
 
 
 def _read_clips(path: Path) -> ClipThumbnails | None:

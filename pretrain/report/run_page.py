@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from pretrain.papers.match import hold_against, trained_of
+from pretrain.papers.match import Seen, hold_against
+from pretrain.papers.trained import trained_of
 from pretrain.report import curves, html
 from pretrain.report.evaluation_page import evaluation_cards
-from pretrain.report.results import NONE, SPACE, cost_of, interval_text, percent, shares_of
+from pretrain.report.results import NONE, SPACE, cost_of, fused_words, interval_text, percent, shares_of
 from pretrain.report.run_data import Evaluation, RunFiles
 from pretrain.report.settings_shown import shown_settings
 from sharding.pages.html import figures, table, text_of
@@ -38,7 +38,7 @@ def run_page(run: RunFiles, album: html.Album) -> Iterator[str]:
         yield html.card("What was evaluated", _origin(run, last))
     for evaluation in run.evaluations[:-1][::-1]:
         yield f"<h2>{text_of(evaluation.name)}</h2>"
-        yield from _scored(run, evaluation.summary)
+        yield from _scored(run, evaluation)
         yield from evaluation_cards(evaluation, replace(album, prefix=f"{album.prefix}{evaluation.name}-"))
         yield html.card("What was evaluated", _origin(run, evaluation))
     yield from _settings(run)
@@ -78,7 +78,7 @@ def _cost_tiles(run: RunFiles) -> list[tuple[str, str, str]]:
 
 def _results(run: RunFiles, last: Evaluation | None) -> Iterator[str]:
     if last is not None:
-        yield from _scored(run, last.summary)
+        yield from _scored(run, last)
         return
     if run.validation and run.validation[-1].get("clip1") is not None:
         event = run.validation[-1]
@@ -88,8 +88,9 @@ def _results(run: RunFiles, last: Evaluation | None) -> Iterator[str]:
     yield html.note("This run has not been evaluated yet. To evaluate it:", command)
 
 
-def _scored(run: RunFiles, summary: dict[str, Any]) -> Iterator[str]:
+def _scored(run: RunFiles, evaluation: Evaluation) -> Iterator[str]:
     """Tiles of the accuracies, with interval and number of videos, and what was counted as wrong or left out."""
+    summary = evaluation.summary
     videos = f"{summary.get('videos', 0):,}{SPACE}videos"
     tiles = [
         (percent(each.share), "\n".join(filter(None, (each.label, _interval(each.interval_text), videos))), "main")
@@ -105,21 +106,23 @@ def _scored(run: RunFiles, summary: dict[str, Any]) -> Iterator[str]:
     parts = (f"evaluated at step {step:,}" if step is not None else "", f"split {split}" if split else "", words or "")
     yield html.soft(" · ".join(filter(None, parts)))
     if summary.get("fused"):
-        yield html.soft(_fused_words(summary["fused"]))
-    yield _beside_the_papers(run, summary)
+        yield html.soft(f"fused: {fused_words(summary['fused'])}")
+    yield _beside_the_papers(run, evaluation)
     counted = (("damaged", "damaged videos, counted as wrong"), ("left_out", "videos of other classes, left out"))
     for name, label in counted:
         if summary.get(name):
             yield html.note(f"{summary[name]:,} {label}.")
 
 
-def _beside_the_papers(run: RunFiles, summary: dict[str, Any]) -> str:
+def _beside_the_papers(run: RunFiles, evaluation: Evaluation) -> str:
     """The published figures beside the measured ones, and why they are not comparable where they are not."""
     settings = {path.removeprefix("settings."): value for path, value in run.settings.items()}
-    trained, fused = trained_of(settings), summary.get("fused")
+    summary, fused = evaluation.summary, evaluation.summary.get("fused")
     measured = {**summary, "clip1": None, **fused} if fused else summary
-    trained = replace(trained, input="both") if fused else trained
-    held = hold_against(trained, settings.get("model.width", 1), measured, settings.get("derived.steps"))
+    indexes = settings.get("identity.data.index") or []
+    seen = Seen(str(settings.get("data.store", "")), indexes, settings.get("derived.steps"))
+    other = None if evaluation.fused_settings is None else trained_of(evaluation.fused_settings)
+    held = hold_against(trained_of(settings), measured, seen, other)
     if isinstance(held, str):
         return html.soft(f"No published figure is comparable. {held}")
     intervals = measured.get("intervals") or {}
@@ -128,17 +131,10 @@ def _beside_the_papers(run: RunFiles, summary: dict[str, Any]) -> str:
         for name, key, here, there in held.figures(measured)
     ]
     said = "; ".join(held.differences)
-    said = f"Not comparable: {said}." if said else "Comparable: the same data, network, clips and protocol."
+    said = f"Not comparable: {said}." if said else "Comparable: the same data, network, clips, schedule and protocol."
     heads = ("", "measured", "95 % interval", "published")
     words = html.soft(f"{held.row.table}, {held.row.row}. {said}")
     return html.card("Beside the papers", words, table(heads, rows, frozenset({1, 2, 3})))
-
-
-def _fused_words(fused: dict[str, Any]) -> str:
-    """How two runs were fused: what was added, by which weight, and where that was searched."""
-    searched = (fused.get("searched") or {}).get("words")
-    parts = (f"fused: {fused['of']} added", f"weight of this run {fused['weight']:g}", searched)
-    return ", ".join(filter(None, parts))
 
 
 def _interval(text: str) -> str:

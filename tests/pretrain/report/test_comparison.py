@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.report.comparison import run_names
+from pretrain.report.comparison import result_rows, run_names
 from pretrain.report.report import write_report
-from pretrain.report.results import Difference, comparable_pair, difference
+from pretrain.report.results import SPACE, Difference, comparable_pair, difference
 from pretrain.report.run_data import Evaluation, RunFiles, seconds_at
 from pretrain.report.settings_shown import differing_settings, shown_settings
 from pretrain.scoring.accuracy import difference_interval, wilson
@@ -48,6 +48,23 @@ def test_runs_stand_side_by_side_and_each_has_its_page(tmp_path: Path) -> None:
     assert [len(Page(tmp_path / "out" / str(link)).pictures()) for link in links] == [FIGURES * 2, 4]
     assert len(page.pictures()) == 4 and all(picture.min() < picture.max() for picture in page.pictures())
     assert "b" not in {tag for tag, _ in page.tags} and "&lt;b&gt;one" in page.html
+
+
+def test_evaluations_of_a_run_are_told_apart_and_fused_figures_stand_below_their_own() -> None:
+    about = {"store": "s3://bucket/motion", "video1": 0.5}
+    words = ["10 clips x the centre crop of 112 pixels; mean of softmaxes", "10 clips x 3 crops of 128 pixels"]
+    first, second = (evaluation("10", **about, protocol={"words": each}) for each in words)
+    fused = {"run": "runs/flow", "of": "logits", "weight": 0.35, "video1": 0.75}
+    rows = result_rows([run_of("a", first, evaluation("10", **about)), run_of("b", second)], ["a", "b"])
+    assert [row[:3] for row in rows] == [
+        ["a", "motion val, 10 clips a video", f"50.0{SPACE}%"],
+        ["a", f"motion val, {words[0]}", f"50.0{SPACE}%"],
+        ["b", f"motion val, {words[1]}", f"50.0{SPACE}%"],
+    ]
+    second.summary["fused"] = fused
+    (own, of_both) = result_rows([run_of("b", second)], ["b"])
+    assert own == rows[-1] and of_both[0] == "b" and of_both[2] == f"75.0{SPACE}%"
+    assert of_both[1] == f"motion val, {words[1]}; fused with flow: logits added, weight of this run 0.35"
 
 
 def test_a_difference_is_of_the_same_videos_and_says_whether_it_is_chance() -> None:

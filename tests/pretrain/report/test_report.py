@@ -19,9 +19,12 @@ from matplotlib.image import imread
 
 from pretrain.report.class_names import short
 from pretrain.report.curves import smoothed
+from pretrain.report.evaluation_page import evaluation_cards
 from pretrain.report.figures import SHOWN, clips_shown
+from pretrain.report.html import Album
 from pretrain.report.report import write_report
 from pretrain.report.run_data import ClipThumbnails, Evaluation, read_metrics, read_run
+from pretrain.report.run_page import run_page
 from pretrain.scoring.accuracy import accuracies
 from pretrain.scoring.calibration import calibration
 from pretrain.scoring.confusion import confused_pairs
@@ -98,6 +101,13 @@ def write_evaluation(folder: Path, classes: list[str], videos: int) -> None:
     ramp = np.linspace(0, 255, 32, dtype=np.uint8)
     frames = np.broadcast_to(ramp[None, None, None, :, None], (shown, 4, 24, 32, 3)).copy()
     np.savez(folder / "clips.npz", frames=frames, rows=np.arange(shown))
+
+
+class Undrawn(Album):
+    """An album that draws nothing."""
+
+    def picture(self, name: str, described: str, draw: object) -> str:
+        return described
 
 
 def write_videos(folder: Path, rows: dict[str, Any], classes: list[str]) -> None:
@@ -268,6 +278,16 @@ def test_the_sheet_begins_with_the_most_confident_errors() -> None:
     assert len(wrong) < SHOWN
 
 
+def test_damaged_videos_are_not_counted_as_right(tmp_path: Path) -> None:
+    frames = np.zeros((2, 1, 2, 2, 3), np.uint8)
+    taken = [0, 1, -1, -1, -1]  # two are right; of the damaged ones the last has no label
+    evaluation = Evaluation(
+        "e", {}, ["a", "b"], list("vwxyz"), [0, 1, 0, 1, -1], taken, [0.9, 0.9, 0, 0, 0], ClipThumbnails(frames, [0, 1])
+    )
+    page = "".join(evaluation_cards(evaluation, Undrawn(tmp_path)))
+    assert "Right: 2 of 2" in page and "Wrong" not in page
+
+
 def test_what_was_fused_is_said(tmp_path: Path) -> None:
     run = write_run(tmp_path / "flow", CLASSES)
     path = run / "evaluation" / "sports-val" / "summary.json"
@@ -278,6 +298,24 @@ def test_what_was_fused_is_said(tmp_path: Path) -> None:
         text = Page(write_report([run], tmp_path / "out")).text
         assert "81.2 %" in text and "video@1, fused with pictures" in text
         assert f"fused: logits added, weight of this run 0.35{words}" in text
+
+
+def test_two_runs_of_pictures_are_no_two_streams(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, CLASSES) for name in ("one", "other")]
+    for run in runs:
+        file = run / "settings.json"
+        settings = json.loads(file.read_text())
+        settings["settings"]["data"]["store"] = "s3://bucket/kinetics400"
+        file.write_text(json.dumps(settings))
+    path = runs[0] / "evaluation" / "sports-val" / "summary.json"
+    fused = {"run": str(runs[1]), "of": "scores", "weight": 0.5, "video1": 0.8125}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fused": fused}))
+    text = "".join(run_page(read_run(runs[0]), Undrawn(tmp_path)))
+    assert "Not comparable: input rgb and rgb (published: rgb)" in text
+    assert "another store" not in text  # the index is the one that it was trained with
+    (runs[1] / "settings.json").unlink()
+    (evaluation,) = read_run(runs[0]).evaluations
+    assert evaluation.fused_settings is None
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
