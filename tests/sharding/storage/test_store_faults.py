@@ -185,7 +185,7 @@ def test_opening_is_quick_and_bears_a_little(proxy: Proxy, monkeypatch: pytest.M
     assert time.monotonic() - began < 10
 
 
-def test_making_the_client_does_not_count_as_the_stores_time(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_making_the_client_does_not_count_as_the_stores_time(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a machine is busy it takes seconds, and no store is to blame."""
     monkeypatch.setattr(s3, "_ANSWER_SECONDS", 1.0)
     monkeypatch.setattr(remote, "CHECK_SECONDS", 0.1)
