@@ -171,29 +171,24 @@ class S3Store(RemoteStore):
         return bucket, "/".join(part for part in (prefix.strip("/"), path) if part)
 
     def _ask(self, method: str, limit: float | None = None, **arguments: Any) -> dict[str, Any]:
-        """S3's answer to one request, its `Body`, where it has one, read whole; given up after `limit` seconds.
+        """S3's answer to one request, its `Body` read whole; given up after `limit` seconds.
 
         Making the client, which is work of this machine's, does not count.
         """
         fs = self._fs()
 
         async def ask() -> dict[str, Any]:
+            await fs.set_session()
             # s3fs' private way to one request of the client, with its sessions and its translation of errors, but
             # without its caches and its own reading of bodies. So in s3fs 2025.9 to 2026.9.
-            answer = await fs._call_s3(method, **arguments)
-            if "Body" in answer:
-                body = answer["Body"]
-                try:
-                    answer["Body"] = await body.read()
-                finally:
-                    body.close()
+            async with asyncio.timeout(limit):
+                answer = await fs._call_s3(method, **arguments)
+                if "Body" in answer:
+                    with contextlib.closing(answer["Body"]) as body:
+                        answer["Body"] = await body.read()
             return dict(answer)
 
-        async def within_limit() -> dict[str, Any]:
-            await fs.set_session()
-            return await asyncio.wait_for(ask(), limit)
-
-        asked = asyncio.run_coroutine_threadsafe(within_limit(), fs.loop)
+        asked = asyncio.run_coroutine_threadsafe(ask(), fs.loop)
         try:
             return asked.result()
         except BaseException:

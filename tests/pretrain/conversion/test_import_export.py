@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from torch import Tensor
 
 from pretrain.checkpoints.checkpoint import Checkpoint
 from pretrain.conversion.export_file import Export, is_export, read_export, write_export
-from pretrain.conversion.import_export import clip_settings_of, export_run, import_run, read_classes
-from pretrain.conversion.published import Published
+from pretrain.conversion.import_export import export_run, import_run, read_classes
 from pretrain.data.views.views import FLOW_MEAN, FLOW_STD, MEAN, STD, ClipSettings, Normalisation
 from pretrain.evaluation.evaluate import EvaluateSettings, open_subject
 from pretrain.models.weights import load_weights
@@ -119,20 +117,6 @@ def test_an_export_of_flow_says_how_flow_enters(tmp_path: Path) -> None:
     write_export(tmp_path / "flow.safetensors", export)
     back = read_export(tmp_path / "flow.safetensors")
     assert back.clip == clip and back.normalisation == export.normalisation
-
-
-def test_an_export_of_pictures_and_flow_says_which_channels_are_brought_to_a_range() -> None:
-    clip = ClipSettings(input="rgb+flow", frames=4, resize=(18, 22), crop=16)
-    model = SETTINGS.model.model_copy(update={"in_channels": 5})
-    enters = Export(model, CLASSES, clip, {}, {}).normalisation
-    assert enters and (enters["range"], enters["range_channels"], len(enters["mean"])) == ([0, 1], 3, 5)
-
-
-@pytest.mark.parametrize(("channels", "input"), [(2, "flow"), (3, "rgb"), (5, "rgb+flow"), (4, "rgb")])
-def test_weights_see_what_their_channels_say(channels: int, input: str) -> None:
-    weights = Published(ModelSettings(depth=18, in_channels=channels), 6, {})
-    assert clip_settings_of(weights).input == input
-    assert clip_settings_of(replace(weights, flat=True)).input == input
 
 
 def test_a_run_goes_out_and_comes_in(trained: Path, tmp_path: Path) -> None:
