@@ -288,6 +288,8 @@ class Checkpointer:
         try:
             remote.upload(folder, manifest_in(folder), self._fence)
             log.info("checkpoint %s, from %s", remote.where, folder)
+        except FileExistsError:  # the attempt that saved it has just done so
+            pass
         except (UserError, OSError) as error:
             log.warning("%s is not in the store, from where other machines' ranks would read it: %s", folder, error)
 

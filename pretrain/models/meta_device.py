@@ -60,9 +60,11 @@ def _convolution(
     return input.new_empty((input.shape[0], weight.shape[0], *sides))
 
 
-def _batch_norm(input: Tensor, weight: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _batch_norm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
+    running_var: Tensor | None, training: bool, momentum: float, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The output, and the batch's means and inverse deviations, of which evaluation keeps none."""
-    training = rest[3]
     kept = input.shape[1] if training else 0
     statistics = input if weight is None else weight
     return input.new_empty(input.shape), statistics.new_empty(kept), statistics.new_empty(kept)

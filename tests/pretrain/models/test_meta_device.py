@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from pretrain.models.meta_device import ShapesOnly, on_meta
 from pretrain.models.network import VideoNetwork
@@ -14,15 +16,22 @@ from pretrain.models.zoo import NAMES, ModelSettings, build_model
 from tests.support.commands import ROOT
 
 
-def outputs(model: VideoNetwork) -> list[tuple[int, ...]]:
-    """The shapes of the logits and of all layers' outputs of two clips in training."""
-    shapes = []
+def outputs_and_kept(model: VideoNetwork) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Shapes of two clips in training: of all layers' outputs and the logits; and of what the backward pass is kept."""
+    shapes: list[tuple[int, ...]] = []
+    kept: list[tuple[int, ...]] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append((tensor.element_size(), *tensor.shape))
+        return tensor
+
     for module in model.modules():
         if not any(module.children()):
             module.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
     model.train()
-    shapes.append(tuple(model(torch.empty(2, model.in_channels, 16, 64, 64, device="meta")).shape))
-    return shapes
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        shapes.append(tuple(model(torch.empty(2, model.in_channels, 16, 64, 64, device="meta")).shape))
+    return shapes, kept
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -32,9 +41,9 @@ def test_as_torch_finds_them(name: str) -> None:
         plain = build_model(settings, 11, 16, 64)
     with on_meta():
         ours = build_model(settings, 11, 16, 64)
-    expected = outputs(plain)
+    expected = outputs_and_kept(plain)
     with ShapesOnly():
-        assert outputs(ours) == expected
+        assert outputs_and_kept(ours) == expected
     assert {key: value.shape for key, value in ours.state_dict().items()} == {
         key: value.shape for key, value in plain.state_dict().items()
     }
