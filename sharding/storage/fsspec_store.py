@@ -54,9 +54,13 @@ class RemoteStore:
         self.__dict__.update(state, _lock=threading.Lock(), _opened=None)
 
     def check(self) -> None:
-        """Raise UserError if the store does not answer one request within seconds."""
+        """Raise UserError if the store does not answer one request within seconds.
+
+        Making the client is this machine's work, and takes none of the store's time.
+        """
         quick = tenacity.stop_after_attempt(_CHECKS) | tenacity.stop_after_delay(CHECK_SECONDS)
         try:
+            self._make_client()
             _retrying(quick, slowest=1.0)(self._check)
         except Exception as error:
             raise_as_user_error(error, self.url, bucket_level=True)
@@ -160,6 +164,9 @@ class RemoteStore:
     def server_time(self) -> float | None:
         """The server's clock: fsspec's common interface does not tell it."""
         return None
+
+    def _make_client(self) -> None:
+        self._fs()
 
     def _check(self) -> None:
         self._fs().exists(self._full(""))

@@ -158,6 +158,10 @@ class S3Store(RemoteStore):
         date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
         return parsedate_to_datetime(date).timestamp() if date else None
 
+    def _make_client(self) -> None:
+        fs = self._fs()
+        asyncio.run_coroutine_threadsafe(fs.set_session(), fs.loop).result()
+
     def _check(self) -> None:
         self._first_name()
 
@@ -171,14 +175,10 @@ class S3Store(RemoteStore):
         return bucket, "/".join(part for part in (prefix.strip("/"), path) if part)
 
     def _ask(self, method: str, limit: float | None = None, **arguments: Any) -> dict[str, Any]:
-        """S3's answer to one request, its `Body` read whole; given up after `limit` seconds.
-
-        Making the client, which is work of this machine's, does not count.
-        """
+        """S3's answer to one request, its `Body` read whole; given up after `limit` seconds."""
         fs = self._fs()
 
         async def ask() -> dict[str, Any]:
-            await fs.set_session()
             # s3fs' private way to one request of the client, with its sessions and its translation of errors, but
             # without its caches and its own reading of bodies. So in s3fs 2025.9 to 2026.9.
             async with asyncio.timeout(limit):

@@ -84,6 +84,7 @@ def try_store(url: str) -> StoreTrial:
 def clock_skew(url: str) -> float | None:
     """Seconds by which this clock is ahead of the store's, None where that tells no time: half a round trip is off."""
     store = open_store(url, ask=False)
+    store.server_time()  # makes the client and its connection, which takes time of its own
     began = time.time()
     server_time = store.server_time()
     if server_time is None:

@@ -182,13 +182,14 @@ def test_opening_is_quick_and_bears_a_little(proxy: Proxy, monkeypatch: pytest.M
     began = time.monotonic()
     with pytest.raises(UserError, match="does not answer"):
         opened("quick")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30  # of the 60 that a store that was opened has
 
 
 def test_making_the_client_does_not_count_as_the_stores_time(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a machine is busy it takes seconds, and no store is to blame."""
     monkeypatch.setattr(s3, "_ANSWER_SECONDS", 1.0)
-    monkeypatch.setattr(remote, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(remote, "CHECK_SECONDS", 1.0)
+    proxy.script.append(("GET", faults.SLOW_DOWN))
     plain = s3fs.S3FileSystem.set_session
 
     async def slow(self: s3fs.S3FileSystem, *arguments: Any, **options: Any) -> Any:
