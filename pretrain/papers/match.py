@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from pretrain.papers.rows import CLASSES, NAMES, ROWS, Row, Trained
 
-_WEIGHTS = {"network": 16, "depth": 8, "input": 8, "frames": 4, "source": 4, "short_edge": 1, "size": 1}
+_WEIGHTS = {"network": 16, "depth": 8, "input": 8, "frames": 4, "source": 4, "resized": 1, "size": 1}
 _WORDS = {
     "size": "pixels",
     "source": "starts from",
-    "short_edge": "short-edge scaling",
     "clips": "schedule's clips",
+    "rate": "learning rate divided by the clips of a step",
+    "weight_decay": "weight decay",
+    "decay": "learning rate's decay by",
     "fps": "frames a second",
     "midplanes": "mid-planes by",
     "pool1": "max pooling after the stem",
@@ -84,8 +86,9 @@ def _both_inputs(trained: Trained, other: Trained | None) -> str:
 
 
 def _unlike(one: Trained, other: Trained) -> list[tuple[str, Any, Any]]:
-    pairs = ((field.name, getattr(one, field.name), getattr(other, field.name)) for field in fields(Trained))
-    return [(name, here, there) for name, here, there in pairs if here != there]
+    there = vars(other) | vars(other.policy)
+    pairs = ((name, here, there[name]) for name, here in (vars(one) | vars(one.policy)).items() if name != "policy")
+    return [(name, here, there) for name, here, there in pairs if _said(name, here) != _said(name, there)]
 
 
 def _said(name: str, value: Any) -> str:
@@ -93,6 +96,8 @@ def _said(name: str, value: Any) -> str:
         return _NONE.get(name, "none")
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(value) or "nothing"
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:g}" if isinstance(value, float) else NAMES.get(value, str(value))

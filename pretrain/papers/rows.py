@@ -38,10 +38,32 @@ CLASSES = {"kinetics400": 400, "sports1m": 487, "ucf101": 101, "hmdb51": 51}
 _INPUTS = {"RGB": "rgb", "flow": "flow", "two-stream": "both"}
 _SOURCES = {"scratch": "scratch", "Sports-1M": "sports1m"}
 NAMES = {"kinetics400": "Kinetics-400", "sports1m": "Sports-1M", "ucf101": "UCF101", "hmdb51": "HMDB51"}
-SCRATCH, KINETICS_TUNED, I3D_SCRATCH, I3D_TUNED = 45_000_000, 15_000_000, 7_040_000, 320_000  # clips of a schedule
-SPLITS_TUNED = {"ucf101": 800_000, "hmdb51": 320_000}
 TEN, HUNDRED = "ten-clips-evaluate", "r2plus1d/table4/sports1m-evaluate"
 THREE_CROPS = "ig65m/kinetics400-evaluate"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How weights are changed.
+
+    `clips`: of the whole schedule; None where they cannot be told. `rate`: the base learning rate divided by the clips
+    of a step, which the papers keep where the number of GPUs is another. `decay`: the rule by which it falls.
+    """
+
+    clips: int | None
+    rate: float
+    weight_decay: float = 1e-4
+    decay: str = "steps"
+    optimizer: str = "sgd"
+
+
+SCRATCH, KINETICS_TUNED = Policy(45_000_000, 0.01 / 32), Policy(15_000_000, 0.001 / 32)
+SPLITS_TUNED = {
+    "ucf101": Policy(800_000, 0.0001 / 4, weight_decay=5e-3),
+    "hmdb51": Policy(320_000, 0.0002 / 4, weight_decay=5e-3),
+}
+I3D_SCRATCH, I3D_TUNED = (Policy(clips, 0.1 / 64, weight_decay=1e-7) for clips in (7_040_000, 320_000))
+FIXED, SCALED, I3D_SCALED = "to 128 x 171", "to a short edge of 128 to 160", "to a short edge of 256"  # before the crop
 
 
 @dataclass(frozen=True)
@@ -49,7 +71,8 @@ class Trained:
     """What was trained on what: all by which a run is the published one's like.
 
     `input`: rgb, flow or both, two streams fused. `source`: the data of the weights that it started from, scratch
-    of none. `size`: of a clip's frames, in pixels. `clips`: of the whole schedule; None where they cannot be told.
+    of none. `size`: of a clip's frames, in pixels; `resized`: before they were cropped to it. `besides`: settings of
+    learning that the others do not tell, with their values, where these are not the usual ones.
     """
 
     data: str
@@ -59,13 +82,14 @@ class Trained:
     size: int = 112
     input: str = "rgb"
     source: str = "scratch"
-    short_edge: bool = False
-    clips: int | None = SCRATCH
+    resized: str = FIXED
+    policy: Policy = SCRATCH
     stride: int = 1
     fps: float | None = None
     width: float = 1.0
     midplanes: str = "conv"
     pool1: bool = False
+    besides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +139,7 @@ def _table_3() -> Iterator[Row]:
         yield Row("R(2+1)D, Figure 5", f"R(2+1)D-18, {frames} frames", f"{folder}-{frames}f-pretrain", {}, trained)
     table, trained = "R(2+1)D, Table 3", Trained("kinetics400", "r2plus1d", 18, 32)
     yield Row(table, "R(2+1)D-18, 32 frames", f"{folder}-32f-pretrain", _accuracies(60.1, 69.4), trained)
-    longer = replace(trained, source="kinetics400", clips=KINETICS_TUNED)
+    longer = replace(trained, source="kinetics400", policy=KINETICS_TUNED)
     yield Row(table, "trained on 8, goes on with 32", f"{folder}-32f-from-8f-finetune", _accuracies(59.8, 68.0), longer)
     tested = f"{folder}-8f-tested-at-32f-evaluate"
     yield Row(table, "trained on 8, tested on 32", tested, _accuracies(51.6, 59.0), longer, None)
@@ -141,7 +165,7 @@ def _table_4() -> Iterator[Row]:
 
 def _table_5() -> Iterator[Row]:
     folder = "r2plus1d/table5/kinetics400-r2plus1d-34-32f"
-    for start, made, fused, clips, rgb, flow, both in (
+    for start, made, fused, policy, rgb, flow, both in (
         ("scratch", "pretrain", "", SCRATCH, (72.0, 90.0), (67.5, 87.2), (73.9, 90.9)),
         (
             "Sports-1M",
@@ -160,7 +184,7 @@ def _table_5() -> Iterator[Row]:
             ("two-stream", f"two-stream-{fused}evaluate", both, None),
         ):
             source = _SOURCES[start]
-            trained = Trained("kinetics400", "r2plus1d", 34, 32, input=_INPUTS[stream], source=source, clips=clips)
+            trained = Trained("kinetics400", "r2plus1d", 34, 32, input=_INPUTS[stream], source=source, policy=policy)
             yield Row(table, f"{name}, {stream}", f"{folder}-{part}", _accuracies(None, *figures), trained, scored)
 
 
@@ -173,7 +197,7 @@ def _table_6() -> Iterator[Row]:
             ("flow", f"{folder}-flow-from-{source}-finetune", flow, TEN),
             ("two-stream", f"{folder}-two-stream-from-{source}-evaluate", both, None),
         ):
-            trained = Trained(data, "r2plus1d", 34, 32, input=_INPUTS[stream], source=source, clips=SPLITS_TUNED[data])
+            trained = Trained(data, "r2plus1d", 34, 32, input=_INPUTS[stream], source=source, policy=SPLITS_TUNED[data])
             yield Row(table, f"{name}, {stream}", recipe, _accuracies(None, figure), trained, scored, splits=3)
 
 
@@ -188,32 +212,35 @@ def _ig65m() -> Iterator[Row]:
             yield Row(table, f"IG-65M, {net}", f"{folder}/ig65m-{recipe}-pretrain", {}, trained)
             published = _accuracies(None, *figures.get((depth, frames), ()))
             tuned = f"{folder}/kinetics400-{recipe}-from-ig65m-finetune"
-            on_kinetics = replace(trained, data="kinetics400", source="ig65m", clips=KINETICS_TUNED)
+            on_kinetics = replace(trained, data="kinetics400", source="ig65m", policy=KINETICS_TUNED)
             yield Row(
                 table, f"Kinetics-400 from IG-65M, {net}", tuned, published, on_kinetics, THREE_CROPS, crops=3, crop=128
             )
     for depth, scaled in ((34, (79.6, 94.2)), (152, (81.3, 95.1))):
         recipe = f"{folder}/kinetics400-r2plus1d-{depth}-32f-se-from-ig65m-finetune"
-        trained = Trained("kinetics400", "r2plus1d", depth, 32, source="ig65m", short_edge=True, clips=KINETICS_TUNED)
+        trained = Trained("kinetics400", "r2plus1d", depth, 32, source="ig65m", resized=SCALED, policy=KINETICS_TUNED)
         name = f"Kinetics-400 from IG-65M, R(2+1)D-{depth}, SE"
         yield Row(table, name, recipe, _accuracies(None, *scaled), trained, THREE_CROPS, crops=3, crop=128)
     for stream, of_scratch, of_sports in (("", (77.3, 92.5), (79.5, 94.0)), ("-flow", (), ())):
         net, run = f"R(2+1)D-152, SE{stream.replace('-', ', ')}", f"r2plus1d-152-32f{stream}-se"
-        trained = Trained("sports1m", "r2plus1d", 152, 32, input=stream[1:] or "rgb", short_edge=True)
+        trained = Trained("sports1m", "r2plus1d", 152, 32, input=stream[1:] or "rgb", resized=SCALED)
         yield Row(table, f"Sports-1M, {net}", f"{folder}/sports1m-{run}-pretrain", {}, trained, HUNDRED, 100)
         trained = replace(trained, data="kinetics400")
         scratch, tuned = f"{folder}/kinetics400-{run}-pretrain", f"{folder}/kinetics400-{run}-from-sports1m-finetune"
-        for name, recipe, source, clips, figures_of in (
+        for name, recipe, source, policy, figures_of in (
             (f"Kinetics-400 from scratch, {net}", scratch, "scratch", SCRATCH, of_scratch),
             (f"Kinetics-400 from Sports-1M, {net}", tuned, "sports1m", KINETICS_TUNED, of_sports),
         ):
-            trained, published = replace(trained, source=source, clips=clips), _accuracies(None, *figures_of)
+            trained, published = replace(trained, source=source, policy=policy), _accuracies(None, *figures_of)
             yield Row(table, name, recipe, published, trained, THREE_CROPS, crops=3, crop=128)
 
 
 def _i3d() -> Iterator[Row]:
     table, folder = "I3D (R(2+1)D's Tables 5 and 6)", "i3d/kinetics400-i3d"
-    scratch = Trained("kinetics400", "i3d", None, 64, 224, short_edge=True, clips=I3D_SCRATCH, fps=25.0)
+    besides = ("model.dropout 0.5",)
+    scratch = Trained(
+        "kinetics400", "i3d", None, 64, 224, resized=I3D_SCALED, policy=I3D_SCRATCH, fps=25.0, besides=besides
+    )
     recipe = f"{folder}-rgb-pretrain"
     yield Row(table, "Kinetics-400 from scratch, RGB", recipe, _accuracies(None, 67.5, 87.2), scratch, clips=None)
     for stream, part, figures, scored in (
@@ -232,7 +259,7 @@ def _i3d() -> Iterator[Row]:
             (TEN, TEN, None),
             strict=True,
         ):
-            trained = replace(scratch, data=data, source="kinetics400", input=_INPUTS[stream], clips=I3D_TUNED)
+            trained = replace(scratch, data=data, source="kinetics400", input=_INPUTS[stream], policy=I3D_TUNED)
             name = f"{NAMES[data]} from ImageNet and Kinetics-400, {stream}"
             recipe = f"i3d/{data}-i3d-{part}"
             yield Row(table, name, recipe, _accuracies(None, figure), trained, scored, None, splits=3)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pretrain.papers.rows import NAMES, NAMES_OF_FORMS, Trained
+from pretrain.papers.rows import NAMES, NAMES_OF_FORMS, Policy, Trained
 
 _SETS = "|".join((*NAMES, "ig65m", "imagenet"))
 _STORE = re.compile(rf"({_SETS})(-\d+)?")  # kinetics400, kinetics400-256; hmdb51-1, of its first split
 _RUN = re.compile(rf"({_SETS})(-({'|'.join((*NAMES_OF_FORMS, 'i3d'))})(-.*)?)?")  # imagenet-i3d-rgb
+_USUAL: dict[str, Any] = {  # of settings of learning; `schedule.rates` has no parts by itself
+    "data.order.balance": 0, "data.clip.flip": True, "model.dropout": 0, "model.batch_norm": "lane",
+    "loss.kind": "softmax", "loss.label_smoothing": 0, "loss.mixup": 0, "engine.momentum": 0.9, "engine.average": None,
+    "engine.clip_gradient": 0, "precise_statistics": 0, "validation.early_stop.metric": None,
+}  # fmt: skip
 _MADE = re.compile(r".+-(?:pretrain|finetune)-(.+)")  # RECIPE-STORE
 
 
@@ -26,7 +31,7 @@ def trained_of(settings: Mapping[str, Any]) -> Trained:
         value = settings.get(path)
         return usual if value is None else value
 
-    start, epochs, epoch_clips = of("init.run"), of("schedule.epochs"), of("schedule.epoch_clips")
+    start = of("init.run")
     return Trained(
         data=data_of_store(str(of("data.store", ""))) + (" and others" if of("data.mix") else ""),
         network=str(of("model.name", "")),
@@ -35,13 +40,35 @@ def trained_of(settings: Mapping[str, Any]) -> Trained:
         size=of("data.clip.crop", 0),
         input=of("data.clip.input", "rgb"),
         source="scratch" if start is None else data_of_run(str(start)),
-        short_edge=of("data.clip.short_edge") is not None,
-        clips=None if epochs is None or epoch_clips is None else round(epochs * epoch_clips),
+        resized=_resized(of("data.clip.short_edge"), of("data.clip.resize")),
+        policy=_policy(of),
         stride=of("data.clip.stride", 1) if of("data.clip.fps") is None else 1,  # which frames a second replace
         fps=of("data.clip.fps"),
         width=of("model.width", 1.0),
         midplanes=of("model.midplanes", "conv"),
         pool1=of("model.pool1", False),
+        besides=tuple(f"{path} {value}" for path, value in sorted(settings.items()) if _is_unusual(path, value)),
+    )
+
+
+def _is_unusual(path: str, value: Any) -> bool:
+    return path.startswith("schedule.rates.") or (path in _USUAL and value != _USUAL[path])
+
+
+def _resized(short_edge: Sequence[int] | None, resize: Sequence[int] | None) -> str:
+    if short_edge is not None:
+        return "to a short edge of " + " to ".join(str(edge) for edge in dict.fromkeys(short_edge))
+    return "not at all" if resize is None else f"to {resize[0]} x {resize[1]}"
+
+
+def _policy(of: Callable[..., Any]) -> Policy:
+    epochs, epoch_clips = of("schedule.epochs"), of("schedule.epoch_clips")
+    return Policy(
+        clips=None if epochs is None or epoch_clips is None else round(epochs * epoch_clips),
+        rate=of("schedule.lr", 0.0) / of("lane_batch", 1),
+        weight_decay=of("engine.weight_decay", 0.0),
+        decay=of("schedule.decay", ""),
+        optimizer=of("engine.optimizer", ""),
     )
 
 

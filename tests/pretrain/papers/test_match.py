@@ -93,20 +93,32 @@ def test_all_that_a_run_may_change_within_a_row_is_named() -> None:
     row = next(row for row in ROWS if row.trained == TABLE_2)
     settings = {
         "data.store": "stores/kinetics400", "model.name": "r2plus1d", "model.depth": 18, "data.clip.frames": 8,
-        "data.clip.crop": 112, "schedule.epochs": 45, "schedule.epoch_clips": 10**6,
+        "data.clip.crop": 112, "data.clip.resize": [128, 171], "schedule.epochs": 45, "schedule.epoch_clips": 10**6,
+        "schedule.lr": 0.01, "schedule.decay": "steps", "lane_batch": 32, "engine.optimizer": "sgd",
+        "engine.weight_decay": 1e-4,
     }  # fmt: skip
     changed = {
         "data.clip.stride": 4, "model.midplanes": "block", "model.pool1": True, "schedule.epochs": 4.5,
+        "schedule.lr": 0.02, "schedule.decay": "cosine", "engine.optimizer": "adamw", "engine.weight_decay": 0.05,
+        "data.clip.short_edge": [128, 144], "loss.mixup": 0.2, "schedule.rates.stem": 0.0,
     }  # fmt: skip
     assert trained_of(settings) == TABLE_2
     held = hold_against(trained_of(settings | changed), summary_of(row), SEEN)
     assert isinstance(held, Held) and held.row == row
     assert held.differences == [
-        "schedule's clips 4,500,000 (published: 45,000,000)",
+        "resized to a short edge of 128 to 144 (published: to 128 x 171)",
         "stride 4 (published: 1)",
         "mid-planes by block (published: conv)",
         "max pooling after the stem yes (published: no)",
+        "besides loss.mixup 0.2, schedule.rates.stem 0.0 (published: nothing)",
+        "schedule's clips 4,500,000 (published: 45,000,000)",
+        "learning rate divided by the clips of a step 0.000625 (published: 0.0003125)",
+        "weight decay 0.05 (published: 0.0001)",
+        "learning rate's decay by cosine (published: steps)",
+        "optimizer adamw (published: sgd)",
     ]
+    # As the papers have it where the number of GPUs is another: the rate goes with the batch.
+    assert trained_of(settings | {"schedule.lr": 0.0025, "lane_batch": 8}) == TABLE_2
     other_rate = trained_of(settings | {"data.clip.fps": 5.0, "data.clip.stride": 4})
     held = hold_against(other_rate, summary_of(row), SEEN)
     assert isinstance(held, Held)
