@@ -115,8 +115,10 @@ def strips(shown: Iterable[str]) -> str:
 
 
 def facts(rows: Iterable[tuple[str, object]]) -> str:
-    """A small table of names and values, which may be long paths."""
-    lines = (f"<tr><td>{text_of(name)}</td><td>{text_of(value)}</td></tr>" for name, value in rows)
+    """A small table of names and values, which may be long paths: these are broken after a slash."""
+    lines = (
+        f"<tr><td>{text_of(name)}</td><td>{text_of(value).replace('/', '/<wbr>')}</td></tr>" for name, value in rows
+    )
     return f'<table class="facts"><tbody>{"".join(lines)}</tbody></table>'
 
 
