@@ -33,7 +33,7 @@ from sharding.base.errors import UserError
 from sharding.base.printable import visible, visible_lines
 from sharding.base.settings import validate
 from sharding.base.text import WRITER
-from sharding.base.writable import writing
+from sharding.base.user_paths import writing
 
 log = logging.getLogger("reelscale")
 

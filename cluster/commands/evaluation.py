@@ -171,9 +171,8 @@ def report(
       reelscale report runs/demo-pretrain-motion runs/demo-finetune-motion2
     """
     with working("drawing the report"):
-        from cluster.jobs.user_paths import absolute, writable_folder
         from pretrain.report.report import write_report
-        from sharding.base.writable import writing
+        from sharding.base.user_paths import absolute, writable_folder, writing
 
         runs = [Path(absolute(str(run))) for run in runs]
         folder = Path(writable_folder(str(out or runs[-1] / ("report" if len(runs) == 1 else "comparison")), "--out"))

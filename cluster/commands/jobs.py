@@ -15,6 +15,7 @@ from sharding.base.errors import UserError
 from sharding.base.exit_codes import DONE, FAILED
 from sharding.base.printable import visible, visible_lines
 from sharding.base.settings import validate
+from sharding.base.user_paths import expanded
 
 _LOOK_SECONDS = 0.3
 _WHICH = "a job's id, or the folder of a run"
@@ -152,7 +153,7 @@ def _run_folder(which: str | None) -> Path | None:
         return None
     from cluster.submission.run_state import is_run
 
-    folder = Path(which).expanduser()
+    folder = expanded(which)
     if is_run(folder):
         return folder
     if folder.exists() or "/" in which:

@@ -242,7 +242,7 @@ def _with_settings_paths(command: str, values: dict[str, Any], paths: "StagePath
     if command not in ("pretrain", "finetune"):
         return paths
     from cluster.jobs.training import require_init, run_folder
-    from cluster.jobs.user_paths import absolute
+    from sharding.base.user_paths import absolute
 
     if command == "finetune":
         require_init(job.train, values["config"])

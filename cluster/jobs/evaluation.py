@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from cluster.jobs.user_paths import absolute, writable_folder
 from cluster.launch.choose import Launcher, choose_launcher
 from cluster.launch.on_ray.cluster import cpus, ray_cluster
 from cluster.launch.on_ray.tasks import RayTasks
@@ -26,6 +25,7 @@ from pretrain.resilience.progress import Progress
 from sharding.base import environment
 from sharding.base.errors import CommandFailed
 from sharding.base.settings import Inline, Settings, unit
+from sharding.base.user_paths import absolute, writable_folder
 from sharding.telemetry.build import set_run_info
 from sharding.telemetry.declare import counter, gauge
 from sharding.telemetry.host import watching_host

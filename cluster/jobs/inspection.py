@@ -4,8 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from cluster.jobs.user_paths import writable_folder
-from sharding.base.writable import writing
+from sharding.base.user_paths import writable_folder, writing
 from sharding.format.index import current_index
 from sharding.inspect.summary import summary
 from sharding.storage.store import open_store

@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from cluster.jobs.training import TrainingJob
-from cluster.jobs.user_paths import absolute
 from cluster.launch.hostfile import HostfileSettings, by_ssh, deepspeed_command, hostfile_text, torchrun_commands
 from cluster.launch.kuberay import RECIPE, KubeRaySettings, manifests
 from cluster.launch.signals import FORCED, Interrupted, StopRequests, raise_if_interrupted
@@ -24,6 +23,7 @@ from sharding.base.errors import CommandFailed, UserError
 from sharding.base.exit_codes import DONE, FAILED, STOPPED
 from sharding.base.settings import load_settings, settings_files, settings_text
 from sharding.base.text import read_text
+from sharding.base.user_paths import absolute
 
 _OTHERS_SECONDS = 60.0  # that agents may go on for when another has failed and all are needed
 

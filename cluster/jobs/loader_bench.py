@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cluster.jobs.process_usage import Usage, started_by, usage_of
-from cluster.jobs.user_paths import absolute
 from cluster.launch.signals import raise_if_interrupted
 from cluster.terminal.progress import progress
 from pretrain.data.device.transforms import network_input
@@ -23,6 +22,7 @@ from pretrain.data.views.views import ClipSettings
 from pretrain.data.workers.pool import decoder_count
 from pretrain.planning.measured import MeasuredFigure
 from sharding.base.settings import Seconds, Settings, load_settings, unit
+from sharding.base.user_paths import absolute
 
 
 class LoaderBench(Settings):

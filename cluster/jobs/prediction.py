@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from cluster.jobs.user_paths import absolute
 from cluster.launch.signals import raise_if_interrupted
 from cluster.terminal.progress import progress
 from pretrain.evaluation.predict import Prediction, Predictions
@@ -16,7 +15,7 @@ from pretrain.evaluation.trained_network import open_network
 from pretrain.evaluation.video_files import VideoFile, videos_at
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
-from sharding.base.writable import require_writable
+from sharding.base.user_paths import absolute, require_writable
 
 
 def run_prediction(

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from cluster.jobs.stats import ShardingStats
-from cluster.jobs.user_paths import absolute
 from cluster.launch.choose import Launcher, choose_launcher, require_room
 from cluster.launch.on_ray.cluster import cpus, ray_cluster
 from cluster.launch.on_ray.tasks import RayTasks
@@ -26,7 +25,7 @@ from sharding import metrics
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
 from sharding.base.settings import Inline, Settings, load_settings, unit
-from sharding.base.writable import require_writable
+from sharding.base.user_paths import absolute, require_writable
 from sharding.corpora.manifest import CorpusSettings
 from sharding.format.index import merge
 from sharding.format.plan import ShardJob

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from cluster.jobs.recipe_head import expected_of
-from cluster.jobs.user_paths import absolute, writable_folder
 from cluster.launch import local
 from cluster.launch.choose import choose_launcher, require_room
 from cluster.launch.launch_settings import LaunchSettings, require_this_machine
@@ -26,6 +25,7 @@ from sharding.base import environment
 from sharding.base.errors import UserError
 from sharding.base.exit_codes import STOPPED
 from sharding.base.settings import Inline, Settings, load_settings
+from sharding.base.user_paths import absolute, writable_folder
 from sharding.storage.store import open_store
 
 

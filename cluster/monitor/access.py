@@ -6,11 +6,11 @@ import base64
 import hmac
 import ssl
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cluster.monitor.settings import AccessSettings, MonitorSettings, TlsSettings, require_protected
 from sharding.base import environment
 from sharding.base.errors import UserError
+from sharding.base.user_paths import expanded
 
 _LONGEST = 1024  # bytes of a secret: a header is cut at twice that
 
@@ -58,7 +58,7 @@ def _secret(access: AccessSettings) -> bytes:
     if access.secret_file is not None:
         where = access.secret_file
         try:
-            with Path(where).open("rb") as file:
+            with expanded(where).open("rb") as file:
                 secret = file.read(_LONGEST + 3).strip()
         except OSError as error:
             what = f"the secret for readers of metrics cannot be read: {error.strerror}"
@@ -78,9 +78,9 @@ def _context(tls: TlsSettings) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         # A password that is asked for at the terminal would hold the command.
-        context.load_cert_chain(tls.certificate, tls.key, password=lambda: b"")
+        context.load_cert_chain(expanded(tls.certificate), expanded(tls.key), password=lambda: b"")
         if tls.clients:
-            context.load_verify_locations(tls.clients)
+            context.load_verify_locations(expanded(tls.clients))
             context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pretrain.resilience.progress import ReadinessSettings
 from sharding.base.errors import UserError
@@ -81,6 +81,15 @@ class MonitorSettings(Settings):
     ready: Annotated[ReadinessSettings, Field(description="when /readyz says that a process does not get on")] = (
         ReadinessSettings()
     )
+
+    @field_validator("address")
+    @classmethod
+    def _is_a_host(cls, address: str) -> str:
+        try:
+            address.encode("idna")
+        except UnicodeError:
+            raise ValueError("it is no address or name of a host") from None
+        return address
 
     @model_validator(mode="after")
     def _ports_exist(self) -> Self:

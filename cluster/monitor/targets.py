@@ -15,6 +15,7 @@ from cluster.monitor.page import Source
 from sharding.base import environment
 from sharding.base.atomic import atomic_write
 from sharding.base.redact import redacted
+from sharding.base.user_paths import expanded
 
 JOB = "reelscale"
 _META = "__meta_reelscale_"  # begins labels that Prometheus does not keep: they are for `reelscale status`
@@ -38,7 +39,7 @@ class Target:
 
 def targets_folder(named: str | None) -> Path:
     """The folder of these files, absolute: the one that settings name, else `targets` in the cache."""
-    return Path(named or environment.cache_folder() / "targets").expanduser().absolute()
+    return expanded(named or environment.cache_folder() / "targets").absolute()
 
 
 def target_file(folder: Path, source: Source, identity: str) -> Path:

@@ -6,7 +6,6 @@ import asyncio
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import aiohttp
 
@@ -14,6 +13,7 @@ from cluster.monitor.prometheus.scrape_config import ScrapeSettings
 from cluster.monitor.targets import Target
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
+from sharding.base.user_paths import expanded
 
 ANSWER_SECONDS = 3.0  # that a process has for an answer
 _AT_ONCE = 200  # processes that are asked at a time
@@ -51,11 +51,16 @@ def open_reader(settings: ScrapeSettings) -> Reader:
     elif settings.user and settings.password_file:
         password = _secret("--password-file", settings.password_file)
         authorization = aiohttp.encode_basic_auth(settings.user, password, "utf-8")
+    where = f"--ca-file {settings.ca_file}"
     try:
-        return Reader(authorization, ssl.create_default_context(cafile=settings.ca_file))
+        tls = ssl.create_default_context(cafile=settings.ca_file and expanded(settings.ca_file))
+        if settings.cert_file and settings.key_file:
+            where = f"--cert-file {settings.cert_file} --key-file {settings.key_file}"
+            tls.load_cert_chain(expanded(settings.cert_file), expanded(settings.key_file), password=lambda: b"")
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         what = f"the certificates cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise UserError(what, f"--ca-file {settings.ca_file}", "name a PEM file of certificates") from error
+        raise UserError(what, where, "name a PEM file of certificates") from error
+    return Reader(authorization, tls)
 
 
 def ask(targets: Sequence[Target], reader: Reader, seconds: float = ANSWER_SECONDS) -> list[Reply]:
@@ -85,7 +90,7 @@ async def _ask(session: aiohttp.ClientSession, target: Target, seconds: float) -
     try:
         status, line = await _get(session, f"{scheme}://{target.place}/readyz", _LONGEST_LINE)
     except (TimeoutError, OSError, ValueError, aiohttp.ClientError) as error:
-        return Reply(target, None, _in_words(error, seconds))
+        return Reply(target, None, _in_words(error, seconds, scheme))
     line = line.strip().partition("\n")[0]
     if status not in (_READY, _NOT_READY):
         return Reply(target, None, f"/readyz answers {status}: no process of Reelscale")
@@ -93,7 +98,7 @@ async def _ask(session: aiohttp.ClientSession, target: Target, seconds: float) -
     try:
         status, page = await _get(session, f"{scheme}://{target.place}/metrics", _LONGEST_PAGE)
     except (TimeoutError, OSError, ValueError, aiohttp.ClientError) as error:
-        return Reply(target, ready, line, withheld=f"/metrics: {_in_words(error, seconds)}")
+        return Reply(target, ready, line, withheld=f"/metrics: {_in_words(error, seconds, scheme)}")
     if status in _REFUSED:
         return Reply(target, ready, line, withheld="its figures want a token or a password")
     if status != _READY:
@@ -112,13 +117,16 @@ async def _get(session: aiohttp.ClientSession, url: str, longest: int) -> tuple[
         return answer.status, body.decode("utf-8", "replace")
 
 
-def _in_words(error: Exception, seconds: float) -> str:
+def _in_words(error: Exception, seconds: float, scheme: str) -> str:
     if isinstance(error, TimeoutError):
         return f"no word within {seconds:g} s: it hangs, or cannot be reached"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"its certificate is not accepted ({visible(error.certificate_error)}): --ca-file"
     if isinstance(error, aiohttp.ClientConnectorError | OSError) and isinstance(error, ConnectionRefusedError):
         return "connection refused: it is gone"
+    is_broken = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
+    if scheme == "https" and is_broken and not isinstance(error, aiohttp.ClientConnectorError):
+        return "it breaks the connection off: does it want a certificate (--cert-file, --key-file)?"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, ConnectionRefusedError):
         return "connection refused: it is gone"
@@ -127,7 +135,7 @@ def _in_words(error: Exception, seconds: float) -> str:
 
 def _secret(option: str, path: str) -> str:
     try:
-        secret = Path(path).expanduser().read_text(encoding="utf-8").strip()
+        secret = expanded(path).read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         what = f"the secret cannot be read: {getattr(error, 'strerror', None) or error}"
         raise UserError(what, f"{option} {path}", "name the file with what the endpoints want") from error

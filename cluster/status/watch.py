@@ -21,6 +21,7 @@ from pretrain.checkpoints.attempts import newest_attempt
 from pretrain.run_settings import read_settings_file
 from sharding.base import environment
 from sharding.base.errors import CommandFailed, UserError
+from sharding.base.user_paths import expanded
 
 _CLUSTER_SECONDS = 5.0  # for which a cluster's answer holds
 _TRAINS = ("pretrain", "finetune", "")
@@ -52,7 +53,7 @@ class Watch:
         for name in self._names:
             matching = [each for each in targets if _is_of(each.folder, each.run, name)]
             wanted += matching
-            if is_run(folder := Path(name).expanduser()):
+            if is_run(folder := expanded(name)):
                 folders.append(folder)
             elif not matching and not any(_is_of(key.folder, key.run, name) for key in self._seen):
                 jobs.append(_job(name))
@@ -104,7 +105,7 @@ def _figures(reply: Reply) -> Figures:
 
 def _is_of(folder: str, run: str, name: str) -> bool:
     """Whether what works on `folder`, of a run's or store's name, is what `name` means: a path, a URL, or that name."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     names = (name.rstrip("/"), str(path.absolute()), str(path.resolve()))
     return name == run or (bool(folder) and folder.rstrip("/") in names)
 

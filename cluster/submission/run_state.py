@@ -9,7 +9,7 @@ from pretrain.checkpoints.folder import committed
 from pretrain.report.run_data import Event, read_metrics
 from pretrain.resilience.stop_signal import STOP_FILE
 from pretrain.run_settings import SETTINGS, read_settings_file
-from sharding.base.writable import writing
+from sharding.base.user_paths import writing
 
 LOG, METRICS = "train.log", "metrics.jsonl"
 SILENT_SECONDS = 300.0  # without a word, after which a run is not called running

@@ -22,7 +22,7 @@ from pretrain.settings import TrainSettings
 from sharding.base.atomic import atomic_folder, sha256_of
 from sharding.base.errors import UserError
 from sharding.base.text import read_json, read_text
-from sharding.base.writable import require_writable
+from sharding.base.user_paths import require_writable
 from sharding.corpora.entries.labels import class_name
 
 NO_STORE = "(none: the weights were imported)"

@@ -26,6 +26,7 @@ from pretrain.models.zoo import ModelSettings, build_model
 from pretrain.run_folder import read_settings
 from pretrain.run_settings import SETTINGS, read_settings_file
 from sharding.base.errors import UserError
+from sharding.base.user_paths import expanded
 from sharding.format.index import HEAD
 
 _NUMBERED = re.compile(r"class-(\d{3,})")
@@ -75,7 +76,7 @@ def open_network(weights: str) -> TrainedNetwork:
 
     Raises UserError for anything else, saying what it is where that can be told, and for damaged files.
     """
-    path = Path(weights).expanduser()
+    path = expanded(weights)
     if (path / SETTINGS).is_file():
         network = _of_run(path, Checkpointer(path).load_weights_only(), weights)
     elif (path / MANIFEST).is_file():

@@ -12,7 +12,7 @@ from pretrain.evaluation.predict import Prediction
 from pretrain.report.class_names import ClassLabels, file_label
 from pretrain.report.drawing import LIGHT, Theme, png, write_in_their_fonts
 from sharding.base.atomic import atomic_write_bytes
-from sharding.base.writable import writing
+from sharding.base.user_paths import writing
 
 _FRAME_INCHES = 0.78  # height of a frame
 _BARS_INCHES = 3.6  # width of all bars

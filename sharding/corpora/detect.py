@@ -24,6 +24,7 @@ _PARTITION = re.compile(r"(train|test)_partition\.txt(\.gz)?")
 _FOLDS = re.compile(r"sports(\d)_(train|test)\.txt(\.gz)?")
 _JSON = re.compile(r"sports-?_?1m.*(train|test).*\.json(\.gz)?")
 _UCF = re.compile(r"(train|test)list(\d+)\.txt")
+_OF_FOLDS = ((_FOLDS, 1), (_UCF, 2), (HMDB, 2))  # and which group is the fold
 _YOUTUBE = re.compile(r"https?://\S*youtu\S*\s+\d+(,\d+)*")
 LOOKED_FOR = (
     "a folder of class folders; a .csv, .jsonl or .parquet list with the columns uri and labels; Sports-1M's "
@@ -62,7 +63,7 @@ def detect_list(place: str, settings: CorpusSettings) -> ListedCorpus:
 def detect_folder(root: str, names: Sequence[str], settings: CorpusSettings) -> ListedCorpus | None:
     """The corpus that the lists in a folder make, by the `names` in it that may be lists; None if it holds none.
 
-    Raises UserError if `settings.kind` was asked for and its lists are not there.
+    Raises UserError if `settings.kind` was asked for and its lists are not there, or those of another fold alone.
     """
     kind, fold, encoding = settings.kind, settings.fold, settings.encoding
     lists: dict[str, Callable[[], list[str]]] = {
@@ -87,6 +88,10 @@ def detect_folder(root: str, names: Sequence[str], settings: CorpusSettings) -> 
             raise UserError(
                 what, sanitised(root), f"give the folder that holds it, or another fold. Known are: {LOOKED_FOR}"
             )
+    if kind == "auto" and (folds := _folds(names)):
+        there = ", ".join(map(str, folds))
+        what = f"the lists in this folder are of fold {there}, none of fold {fold}"
+        raise UserError(what, sanitised(root), f"set fold={folds[0]}, or kind=folder to read class folders")
     return None
 
 
@@ -138,6 +143,12 @@ def _sports1m(names: Sequence[str], fold: int) -> list[str]:
         if unique:
             return unique
     return []
+
+
+def _folds(names: Sequence[str]) -> list[int]:
+    """The folds of which there are lists of any corpus."""
+    matches = ((pattern.fullmatch(_base(name)), at) for name in names for pattern, at in _OF_FOLDS)
+    return sorted({int(match.group(at)) for match, at in matches if match is not None})
 
 
 def _of_fold(names: Sequence[str], pattern: re.Pattern[str], fold: int) -> list[str]:

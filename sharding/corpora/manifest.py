@@ -284,7 +284,7 @@ def _read_folder(
     names = class_names(settings.labels, settings.encoding) if settings.labels is not None else None
     encoder = LabelEncoder("names", names, sanitised(corpus))
     folder = PurePosixPath(Path(corpus).absolute().as_posix()).name or "all"
-    rows = folder_rows(lambda: database.files(0, video=True), printable(folder))
+    rows = folder_rows(lambda: database.files(0, video=True), printable(folder), sanitised(corpus))
     database.add_list(CorpusList(sanitised(place), "line", rows), encoder, None, from_listing=True)
     class_list = encoder.assign_classes(classes)
     database.plan_videos(encoder, settings.validation, "")

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from sharding.base.atomic import TEMPORARY, atomic_write
 from sharding.base.errors import DamagedStore, UserError
+from sharding.base.user_paths import expanded
 from sharding.storage.counters import Counters
 
 
@@ -25,7 +26,7 @@ class LocalStore:
             raise UserError(
                 "the store's address is empty", "STORE", "give a directory or a URL like s3://bucket/prefix"
             )
-        self.root = Path(root).expanduser().absolute()
+        self.root = expanded(root).absolute()
         self.url = str(self.root)
         self.counters = Counters()
         with self._store_errors("."):

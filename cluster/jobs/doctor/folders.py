@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 
 from cluster.jobs.doctor.finding import Verdict, ok, warning, wrong
-from cluster.jobs.user_paths import absolute
 from cluster.launch.on_ray.folder import ROOM, fitting_folder, wanted_folder
 from sharding.base import environment
 from sharding.base.errors import UserError
-from sharding.base.writable import require_writable
+from sharding.base.user_paths import absolute, require_writable
 
 _NEEDED, _WANTED = 2**30, 10 * 2**30  # bytes: a checkpoint or two of R(2+1)D-34, and a run's with its log
 _INODES = 1000

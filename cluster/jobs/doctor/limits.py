@@ -22,7 +22,7 @@ _SHM_REMEDY = (
     "mount -o remount,size=8G /dev/shm; a container: docker run --shm-size=8g, in Kubernetes an emptyDir of medium "
     "Memory at /dev/shm (reelscale launch kuberay has it)"
 )
-_FILES_NEEDED, _FILES_WANTED, _FILES_OF_RAY = 256, 1024, 4096
+_FILES_NEEDED, _FILES_WANTED, _FILES_OF_RAY, _FILES_RAISED = 256, 1024, 4096, 65536
 _MEMORY_NEEDED, _MEMORY_WANTED = 1 * GIB, 4 * GIB  # of a rank with its loader
 _NO_LIMIT = 2**60  # version 1 writes "no limit" as the largest number of pages
 
@@ -85,11 +85,11 @@ def open_files_verdict(soft: int, hard: int, ray: bool) -> Verdict:
     shown = "without a limit" if soft == -1 else f"{soft:,} at a time for a process"
     if soft == -1 or soft >= wanted:
         return ok(shown)
-    remedy = "ulimit -n 65536 before the command"
+    remedy = f"ulimit -n {_FILES_RAISED if hard == -1 else min(_FILES_RAISED, hard)} before the command"
     if hard != -1 and hard < wanted:
         remedy = (
             f"the limit cannot be raised here beyond {hard:,}: raise it in /etc/security/limits.conf (nofile), "
-            "systemd's LimitNOFILE, or by docker run --ulimit nofile=65536"
+            f"systemd's LimitNOFILE, or by docker run --ulimit nofile={_FILES_RAISED}"
         )
     if soft < _FILES_NEEDED:
         return wrong(f"{shown}: too few for the loader's workers and their connections", remedy)

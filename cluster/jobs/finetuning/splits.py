@@ -12,7 +12,6 @@ from pydantic import Field
 from cluster.jobs.pipeline.plan import Check, Plan, Stage, plan_stages
 from cluster.jobs.pipeline.processes import StageEnd
 from cluster.jobs.training import TrainingJob
-from cluster.jobs.user_paths import absolute
 from cluster.launch.choose import choose_launcher
 from cluster.launch.launch_settings import LaunchSettings
 from cluster.launch.on_ray.cluster import ray_cluster
@@ -22,7 +21,7 @@ from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
 from sharding.base.settings import Settings, load_settings, unit
-from sharding.base.writable import writing
+from sharding.base.user_paths import absolute, writing
 
 FIGURES = ("video1", "video5", "clip1")
 _PLACE = "{split}"

@@ -13,14 +13,13 @@ import yaml
 from pydantic import Field, model_validator
 
 from cluster.jobs.training import TrainingJob, load_job, resolve
-from cluster.jobs.user_paths import absolute
 from cluster.launch.choose import choose_launcher
 from cluster.launch.tuning.trial import Trial
 from cluster.launch.tuning.tuner import TrialEnd, TuneOptions, run_trials
 from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import UserError
 from sharding.base.settings import Settings, load_settings, settings_tree, unit
-from sharding.base.writable import require_writable, writing
+from sharding.base.user_paths import absolute, require_writable, writing
 
 _OF_TRIALS = "train."
 _OF_EVALUATION = "evaluate."

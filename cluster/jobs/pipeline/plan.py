@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from cluster.jobs.user_paths import absolute
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
 from sharding.base.redact import require_no_password
 from sharding.base.settings import Settings, load_settings, settings_tree, unit
+from sharding.base.user_paths import absolute
 
 StageCommand = Literal[
     "shard", "shards retry", "shards verify", "shards inspect", "pretrain", "finetune", "evaluate", "report", "export"

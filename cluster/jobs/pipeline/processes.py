@@ -30,7 +30,7 @@ from sharding.base.child_process import end_children, signal_of
 from sharding.base.exit_codes import DONE, FAILED, MISTAKE, STOPPED
 from sharding.base.parent_death import dying_with, stop_signals
 from sharding.base.printable import visible, visible_lines
-from sharding.base.writable import writing
+from sharding.base.user_paths import writing
 
 _LOOK_SECONDS = 0.05
 _LAST_LINES_SECONDS = 5.0  # of a stage that has ended, while a process of its own may still hold the pipe

@@ -16,7 +16,7 @@ from cluster.jobs.pipeline.plan import Plan, PlannedStage
 from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import UserError
 from sharding.base.settings import differences, digest
-from sharding.base.writable import require_writable, writing
+from sharding.base.user_paths import require_writable, writing
 
 _SHOWN_CHANGES = 4
 

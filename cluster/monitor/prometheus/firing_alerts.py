@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -10,6 +11,7 @@ from typing import Any
 
 from cluster.monitor.targets import JOB
 from sharding.base.errors import UserError
+from sharding.base.printable import visible
 
 _PREFIX = "Reelscale"
 _SEVERITIES = ("critical", "warning")
@@ -41,7 +43,7 @@ class Watch:
 
 def watch(url: str) -> Watch:
     """What a Prometheus says now. Raises UserError if it cannot be asked, or has no rules of Reelscale."""
-    groups = _ask(url, "rules?type=alert")["groups"]
+    groups = _ask(url, "rules?type=alert", "groups")
     rules = [rule for group in groups for rule in group["rules"] if rule["name"].startswith(_PREFIX)]
     if not rules:
         raise UserError(
@@ -49,7 +51,7 @@ def watch(url: str) -> Watch:
             url,
             "reelscale monitor up writes them; have it read that folder's rules/*.yml",
         )
-    targets = _ask(url, "targets?state=active")["activeTargets"]
+    targets = _ask(url, "targets?state=active", "activeTargets")
     health = [target["health"] for target in targets if target["labels"].get("job") == JOB]
     firing = [_alert(rule["name"], each) for rule in rules for each in rule["alerts"] if each["state"] == "firing"]
     firing.sort(key=lambda each: (_gravity(each.severity), each.since))
@@ -74,13 +76,13 @@ def _gravity(severity: str) -> int:
     return _SEVERITIES.index(severity) if severity in _SEVERITIES else len(_SEVERITIES)
 
 
-def _ask(url: str, what: str) -> dict[str, Any]:
+def _ask(url: str, what: str, part: str) -> list[dict[str, Any]]:
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/api/v1/{what}", timeout=_TIMEOUT_SECONDS) as answer:
-            data: dict[str, Any] = json.load(answer)["data"]
-            return data
-    except (OSError, ValueError, KeyError) as error:
-        reason = getattr(error, "reason", error)
+            found: list[dict[str, Any]] = json.load(answer)["data"][part]
+            return found
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
+        reason = visible(getattr(error, "reason", None) or error or type(error).__name__)
         raise UserError(
             f"Prometheus cannot be asked: {reason}", url, "start it by reelscale monitor up, or name its URL by --url"
         ) from error

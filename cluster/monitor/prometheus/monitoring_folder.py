@@ -17,6 +17,7 @@ from cluster.monitor.prometheus.scrape_config import (
 from cluster.monitor.targets import targets_folder
 from sharding.base.atomic import atomic_write_bytes
 from sharding.base.errors import UserError
+from sharding.base.user_paths import expanded
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,13 @@ def write_folder(path: Path, settings: ScrapeSettings, url: str) -> MonitoringFo
 
     Raises UserError for a file of `settings` that is not there, or a folder that cannot be written to.
     """
-    for name in ("token_file", "password_file", "ca_file"):
+    for name in ("token_file", "password_file", "ca_file", "cert_file", "key_file"):
         file = getattr(settings, name)
-        if file and not Path(file).is_file():
+        if file and not expanded(file).is_file():
             raise UserError(
                 "no such file", f"--{name.replace('_', '-')} {file}", "name a file that Prometheus may read"
             )
-    folder, targets = MonitoringFolder(path.expanduser().absolute()), targets_folder(settings.targets)
+    folder, targets = MonitoringFolder(expanded(path).absolute()), targets_folder(settings.targets)
     texts = {folder.config: prometheus_config(settings, targets)}
     texts |= {folder.path / "rules" / name: text for name, text in rule_files().items()}
     texts |= {folder.dashboards / f"{name}.json": json.dumps(each, indent=1) for name, each in dashboards().items()}

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from cluster.monitor.targets import JOB
 from sharding.base.settings import Settings
+from sharding.base.user_paths import absolute
 
 SCRAPE_SECONDS = 10
 DATASOURCE = "reelscale-prometheus"  # the uid by which Grafana calls it
@@ -40,11 +41,17 @@ class ScrapeSettings(Settings):
     user: Annotated[str | None, Field(description="name for endpoints that want a password")] = None
     password_file: Annotated[str | None, Field(description="file with that name's password")] = None
     ca_file: Annotated[str | None, Field(description="certificates (PEM) by which endpoints with TLS are known")] = None
+    cert_file: Annotated[
+        str | None, Field(description="certificate (PEM) that is shown to endpoints with monitor.tls.clients")
+    ] = None
+    key_file: Annotated[str | None, Field(description="its private key (PEM), without a password")] = None
 
     @model_validator(mode="after")
     def _one_way_in(self) -> Self:
         if (self.user is None) != (self.password_file is None):
             raise ValueError("user and password_file belong together: name both or none")
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file belong together: name both or none")
         if self.token_file and self.user:
             raise ValueError("an endpoint wants a token or a password: name token_file or user, not both")
         return self
@@ -117,14 +124,12 @@ def _access(settings: ScrapeSettings) -> dict[str, Any]:
     """What a scrape shows: Prometheus reads the files itself, at each scrape."""
     access: dict[str, Any] = {}
     if settings.token_file:
-        access["authorization"] = {"credentials_file": str(Path(settings.token_file).absolute())}
+        access["authorization"] = {"credentials_file": absolute(settings.token_file)}
     if settings.user and settings.password_file:
-        access["basic_auth"] = {
-            "username": settings.user,
-            "password_file": str(Path(settings.password_file).absolute()),
-        }
-    if settings.ca_file:
-        access["tls_config"] = {"ca_file": str(Path(settings.ca_file).absolute())}
+        access["basic_auth"] = {"username": settings.user, "password_file": absolute(settings.password_file)}
+    files = {"ca_file": settings.ca_file, "cert_file": settings.cert_file, "key_file": settings.key_file}
+    if certificates := {name: absolute(file) for name, file in files.items() if file}:
+        access["tls_config"] = certificates
     return access
 
 

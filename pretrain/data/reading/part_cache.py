@@ -17,6 +17,7 @@ from pydantic import Field
 from sharding.base.atomic import TEMPORARY
 from sharding.base.errors import UserError
 from sharding.base.settings import Settings, unit
+from sharding.base.user_paths import expanded
 from sharding.storage.store import Store
 
 log = logging.getLogger("reelscale")
@@ -56,7 +57,7 @@ class PartCache:
 
     def __init__(self, folder: str | os.PathLike[str], bytes: int) -> None:
         """Raises UserError if the folder cannot be made or written."""
-        self.folder, self.bytes = Path(folder).expanduser().absolute(), bytes
+        self.folder, self.bytes = expanded(folder).absolute(), bytes
         self._stopped = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

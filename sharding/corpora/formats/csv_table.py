@@ -16,7 +16,8 @@ def csv_table(file: ListFile) -> tuple[list[str], Iterator[tuple[int, list[str] 
     """The header of a CSV, and an iterator of (line number, cells) of the rest. Raises UserError for an empty file."""
     first = file.first_line()
     if not first.strip():
-        raise UserError("the list is empty", file.where, "write a header line, then a line a video")
+        what = "the list begins with an empty line" if first else "the list is empty"
+        raise UserError(what, file.where, "begin with a line of the columns' names, then a line a video")
     separator = max(",\t;", key=first.count)
     header = next(csv.reader([first], delimiter=separator))
     return _trimmed(header, [first], separator), _cells_by_line(file, separator)

@@ -84,8 +84,8 @@ def listed_corpus(kind: Kind, folder: str, places: list[str], settings: CorpusSe
         if kind == "csv":
             return csv_rows(file, split, labels)
         if plain_name(file.place).endswith(".json"):
-            return json_rows(((number, entry) for number, _, entry in json_entries(file)), split, labels)
-        return json_rows(json_lines(file), split, labels)
+            return json_rows(json_entries(file), split, labels)
+        return json_rows(((line, "", entry) for line, entry in json_lines(file)), split, labels)
 
     unit = "row" if kind == "parquet" else "line"
     return ListedCorpus(kind, _corpus_lists(places, rows, encoding, unit), "either", names)

@@ -81,17 +81,19 @@ def csv_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) 
 
 
 def json_rows(
-    entries: Iterable[tuple[int, Any]], split: str = "", labels: LabelCells | None = None
+    entries: Iterable[tuple[int, str, Any]], split: str = "", labels: LabelCells | None = None
 ) -> Iterator[RowOrRefusal]:
-    """Rows of JSON objects, each with its line or number."""
+    """Rows of JSON objects, each with its line or number, and the key of the list that it is in: its split, if a word
+    for one.
+    """
     value_labels = (labels or LabelCells()).of_value
-    for line, entry in entries:
+    for line, key, entry in entries:
         if isinstance(entry, Refusal):
             yield entry
         elif not isinstance(entry, dict):
             yield Refusal(shown(entry), "malformed", "it is not a JSON object with uri and labels", line)
         else:
-            yield table_row(_by_name(entry), value_labels, split, line)
+            yield table_row(_by_name(entry), value_labels, SPLITS.get(key.lower(), split), line)
 
 
 def parquet_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) -> Iterator[RowOrRefusal]:

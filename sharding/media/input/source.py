@@ -16,6 +16,7 @@ from av.error import FFmpegError
 
 from sharding.base import environment
 from sharding.base.errors import UserError
+from sharding.base.user_paths import expanded
 from sharding.media.input.bad_video import BadVideo
 from sharding.media.input.ranged import MEBIBYTE, RangedFile
 from sharding.storage.store import Store, open_store
@@ -150,7 +151,7 @@ def local_root(corpus: str) -> Path | None:
     scheme, separator, rest = corpus.partition("://")
     if separator and scheme not in ("file", "local"):
         return None
-    return Path(rest if separator else corpus).expanduser()
+    return expanded(rest if separator else corpus)
 
 
 def require_readable(corpus: str, uri: str, error: Exception) -> None:

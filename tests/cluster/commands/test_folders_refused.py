@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.jobs.user_paths import writable_folder
 from pretrain.conversion.import_export import import_run
 from sharding.base.errors import UserError
-from sharding.base.writable import require_writable, writing
+from sharding.base.user_paths import require_writable, writable_folder, writing
 from sharding.storage.store import open_store
 from tests.cluster.conftest import SMALL, Say
 from tests.support.commands import refused, succeeded

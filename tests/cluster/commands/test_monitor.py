@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.monitor.prometheus.firing_alerts import watch
+from sharding.base.errors import UserError
 from tests.cluster.conftest import Say
 from tests.support.commands import refused, succeeded
 
@@ -77,6 +79,8 @@ def test_writing_says_what_to_start(say: Say) -> None:
         (["--token-file", "none"], ["no such file", "--token-file none"]),
         (["--user", "me"], ["user and password_file belong together"]),
         (["--token-file", "t", "--user", "me", "--password-file", "p"], ["a token or a password"]),
+        (["--cert-file", "c"], ["cert_file and key_file belong together"]),
+        (["--folder", "~nosuch/x"], ["home directory", "~nosuch/x", "without ~"]),
         (["--target", "node7"], ["target", "'node7'"]),
         (["--kubernetes", "No Namespace"], ["kubernetes", "'No Namespace'"]),
         (["--folder", "/proc/none"], ["cannot be written to", "--folder"]),
@@ -153,4 +157,19 @@ def test_alerts(say: Say, prometheus: tuple[str, dict[str, Any]]) -> None:
 
 def test_a_prometheus_that_does_not_answer(say: Say) -> None:
     refused(say("monitor", "alerts", "--url", "http://127.0.0.1:9"), "cannot be asked", "monitor up", "--url")
-    refused(say("monitor", "alerts", "--url", "nonsense"), "cannot be asked", "nonsense")
+    for url in ("nonsense", "http://127.0.0.1:port"):
+        refused(say("monitor", "alerts", "--url", url), "cannot be asked", url)
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.0 200 OK\r\n\r\n[]", b""])
+def test_what_answers_is_no_prometheus(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with server.accept()[0] as client:
+                client.recv(4096)
+                client.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(UserError, match="cannot be asked"):
+            watch(f"http://127.0.0.1:{server.getsockname()[1]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,16 @@ def stopped(command: Command, number: int) -> None:
     assert gone(list(command.descendants())), command.descendants()
 
 
+@pytest.fixture()
+def hangups_heard() -> Iterator[None]:
+    """Also where the tests were started by nohup, whose processes ignore SIGHUP, and so do those that they start."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("hangups_heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_training_saves(number: int, store: Path, recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -6,13 +6,18 @@ import base64
 import ssl
 import urllib.error
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import trustme
 
 from cluster.monitor.access import open_access
 from cluster.monitor.endpoint import endpoint
+from cluster.monitor.prometheus.scrape_config import ScrapeSettings
 from cluster.monitor.settings import MonitorSettings, require_protected
+from cluster.monitor.targets import Target
+from cluster.status import scraping
+from cluster.status.pages import parse_page
 from pretrain.resilience.progress import Progress
 from sharding.base.errors import UserError
 from sharding.base.settings import validate
@@ -30,6 +35,17 @@ CERTIFICATE = {"certificate": "a.pem", "key": "b.pem"}
 
 def settings_of(tree: dict[str, object], folder: Path) -> MonitorSettings:
     return validate(MonitorSettings, {"port": 0, "targets": str(folder / "targets"), **tree}, "a test")
+
+
+@pytest.mark.parametrize("address", ["10.0.0..5", "a" * 64])
+def test_what_is_no_host_is_refused(address: str) -> None:
+    with pytest.raises(UserError, match="no address or name of a host"):
+        validate(MonitorSettings, {"address": address}, "a test")
+
+
+def test_a_secret_in_the_home_of_nobody(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="home directory"):
+        open_access(settings_of({"access": {"secret_file": "~nosuch/token"}}, tmp_path))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
@@ -166,6 +182,18 @@ def test_over_tls_to_those_alone_who_have_a_certificate(
             with pytest.raises((urllib.error.URLError, ssl.SSLError, ConnectionError)):
                 ask(served, tls=context)
         assert ask(served, tls=with_own).status == 200
+        own = readers.issue_cert("reader")
+        own.private_key_pem.write_to_path(tmp_path / "own.key")
+        for number, part in enumerate(own.cert_chain_pems):
+            part.write_to_path(tmp_path / "own.pem", append=number > 0)
+        authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+        trusting = ScrapeSettings(ca_file=str(tmp_path / "authority.pem"))
+        shown = {"cert_file": str(tmp_path / "own.pem"), "key_file": str(tmp_path / "own.key")}
+        target = Target(urlsplit(served.url).netloc, "https")
+        (refused,) = scraping.ask([target], scraping.open_reader(trusting))
+        (reply,) = scraping.ask([target], scraping.open_reader(trusting.model_copy(update=shown)))
+        assert refused.ready is None and "--cert-file" in refused.line
+        assert reply.ready and parse_page(reply.page or "").labels("reelscale_ready")["run"] == "a"
 
 
 @pytest.mark.parametrize("broken", ["certificate", "key", "clients"])

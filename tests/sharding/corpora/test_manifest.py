@@ -81,6 +81,14 @@ def test_flat_folder_is_one_class_and_train_may_be_a_class(tmp_path: Path) -> No
     assert read(wheels).classes == ("car", "train")
 
 
+@pytest.mark.parametrize("other", ["replacement/x.mp4", "dev/run/x.mp4"])
+def test_a_folder_beside_those_of_splits_is_refused(tmp_path: Path, other: str) -> None:
+    """Else the splits were classes, and what is for validation was trained on."""
+    corpus = make(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "val/run/c.mp4", other)
+    with pytest.raises(UserError, match=rf"splits \(train, val\).*: {other.partition('/')[0]}(.|\n)*out of the corpus"):
+        read(corpus)
+
+
 def test_folders_named_by_numbers_are_names(tmp_path: Path) -> None:
     manifest = read(make(tmp_path, "7/a.mp4", "10/b.mp4"))
     assert manifest.classes == ("10", "7") and listed(manifest)["7/a.mp4"][0] == "7"

@@ -54,6 +54,7 @@ OLD_NODE = NodeVersions("10.0.0.2", OWN | {"torch": "2.12.0", "reelscale": None}
         (open_files_verdict(20_000, 20_000, ray=True), "ok", ["20,000"]),
         (open_files_verdict(-1, -1, ray=True), "ok", ["without a limit"]),
         (open_files_verdict(1024, 2**20, ray=True), "warning", ["1,024", "4,096", "ulimit -n 65536"]),
+        (open_files_verdict(1024, 4096, ray=True), "warning", ["ulimit -n 4096"]),
         (open_files_verdict(1024, 2**20, ray=False), "ok", ["1,024"]),
         (open_files_verdict(64, 64, ray=False), "wrong", ["64 at a time", "beyond 64", "limits.conf"]),
         (shared_memory_verdict(8 * GIB, gpus=8, ray=True), "ok", ["8.0 GiB", "NCCL", "Ray"]),

@@ -12,6 +12,7 @@ from tests.cluster.monitor.prometheus.fleet import (
     STORE,
     Fleet,
     always,
+    evaluation,
     gone,
     halted,
     sharding,
@@ -99,6 +100,17 @@ def _first_rank(run: str = RUN) -> dict[str, str]:
 def missing_rank() -> Fleet:
     fleet = training(ranks=1)
     fleet.add("reelscale_run_info", always(1), **_first_rank(), kind="pretrain", world_size=2)
+    return fleet
+
+
+def _found_twice() -> Fleet:
+    """By its file, and by a target named by hand."""
+    fleet = training()
+    target = {"job": "reelscale", "instance": "node0:9480", "discovery": "static"}
+    fleet.add("up", always(1), **target)
+    own = {**target, "run": RUN, "rank": 0, "node": "node0"}
+    fleet.add("reelscale_ready", always(1), **own)
+    fleet.add("reelscale_run_info", always(1), **own, kind="pretrain", world_size=2)
     return fleet
 
 
@@ -276,6 +288,16 @@ LATE_FAULTS: dict[str, tuple[Story, str, str, int]] = {
     ),
     "nobody makes progress after a few spikes": (stalled(spiked), "ReelscaleStalled", RUN, FAULT + 120),
     "a skipped step is the first of its series": (first_of_a_label, "ReelscaleNotFinite", "other", FAULT + 120),
+    "a rank's target is taken away, and an evaluation is there": (
+        changed(
+            ("up", gone, {"instance": "127.0.0.1:9481"}),
+            ("reelscale_*", gone, {"rank": 1}),
+            fleet=lambda: training().join(evaluation()),
+        ),
+        "ReelscaleExporterMissing",
+        RUN,
+        FAULT + 120,
+    ),
     "a target never answers": (never_answered, "ReelscaleExporterMissing", "", FAULT + 120),
     "one of two named targets falls silent": (
         changed(
@@ -297,6 +319,8 @@ QUIET: dict[str, Story] = {
     "sharding to its last video": lambda: sharding(videos=20, of=12_000),
     "sharding of long videos": lambda: sharding(videos=0.005),
     "two runs and sharding": lambda: training().join(training("other")).join(sharding()),
+    "a run and an evaluation of it": lambda: training().join(evaluation()),
+    "a run of which a rank is found twice": _found_twice,
     "the end in order": changed(*_ends_in_order()),
     "sharding ends in order": changed(*_ends_in_order(), fleet=sharding),
     "a named target's run has ended": changed(

@@ -158,6 +158,17 @@ def sharding(store: str = STORE, videos: float = 2.0, of: int = 100_000) -> Flee
     return fleet
 
 
+def evaluation(run: str = RUN) -> Fleet:
+    """Videos scored by a run's network, under its name."""
+    fleet = Fleet()
+    target = {"job": "reelscale", "instance": "127.0.0.1:9800"}
+    own = {**target, "run": run, "rank": 0, "node": "node8"}
+    fleet.add("up", always(1), **target)
+    fleet.add("reelscale_ready", always(1), **own)
+    fleet.add("reelscale_run_info", always(1), **own, kind="evaluate", world_size="")
+    return fleet
+
+
 def _newest(every: float) -> Value:
     """The time of what happens every so many seconds; nothing before it has first happened."""
     return lambda t: every * math.floor(t / every) if t >= every else None

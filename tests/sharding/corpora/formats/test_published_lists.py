@@ -238,6 +238,9 @@ def test_ucf101(tmp_path: Path, flat: bool) -> None:
     assert labels_by_uri(read(lists, fold=2)) == {f"{files[2]}.avi": ((1,), "train"), f"{files[0]}.avi": ((1,), "val")}
     with pytest.raises(UserError, match="no list of ucf101"):
         read(lists, fold=3, kind="ucf101")
+    for corpus in (lists, tmp_path):  # no class folders
+        with pytest.raises(UserError, match=r"of fold 1, 2, none of fold 4(.|\n)*fold=1"):
+            read(corpus, fold=4)
 
 
 def test_ucf101_without_its_class_list(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ def test_a_csv_without_a_header_is_refused(tmp_path: Path) -> None:
         read(write(tmp_path / "list.csv", "uri,split\na.mp4,train\n"))
     with pytest.raises(UserError, match="the list is empty"):
         read(write(tmp_path / "list.csv", ""))
+    with pytest.raises(UserError, match="begins with an empty line"):
+        read(write(tmp_path / "list.csv", "\nuri,label\na.mp4,run\n"))
     with pytest.raises(UserError, match="UTF-16"):
         (tmp_path / "list.csv").write_text("uri,label\n", encoding="utf-16")
         read(tmp_path / "list.csv")
@@ -189,6 +191,17 @@ def test_parquet_of_integers_and_of_no_parquet(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"id": [1]}), tmp_path / "list.parquet")
     with pytest.raises(UserError, match="no column for uri"):
         read(tmp_path / "list.parquet")
+
+
+def test_lists_of_json_are_called_by_their_split(tmp_path: Path) -> None:
+    make(tmp_path, *[f"{n}.mp4" for n in range(10)])
+    entries = [{"uri": f"{n}.mp4", "label": "run"} for n in range(10)]
+    entries[0]["split"] = "val"
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"train": entries[:5], "Validation": entries[5:]}))
+    assert {video.uri for video in read(path).videos() if video.split == "val"} == {
+        "0.mp4", *(f"{n}.mp4" for n in range(5, 10)),
+    }  # fmt: skip
 
 
 def test_lines_that_are_no_json_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:

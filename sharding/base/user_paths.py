@@ -1,4 +1,4 @@
-"""Checks that a folder can be written into, before work begins and while it is written."""
+"""Paths that a user names: expanded, absolute, and tried before work begins, so that a wrong one is refused at once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,26 @@ from sharding.base.atomic import temporary_beside
 from sharding.base.errors import UserError
 
 _REMEDY = "name a folder that this account may write to, on a disk with free space"
+
+
+def expanded(text: str | os.PathLike[str]) -> Path:
+    """The path of `text`, `~` and `~name` expanded. Raises UserError for `~name` without such a user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(str(error), os.fspath(text), "write the path without ~") from error
+
+
+def absolute(text: str) -> str:
+    """The absolute path of `text`, as `expanded`: the same for every process; a URL as it is."""
+    return text if "://" in text else str(expanded(text).absolute())
+
+
+def writable_folder(text: str, setting: str) -> str:
+    """The absolute path of a folder that can be written to or made. Raises UserError for any other."""
+    path = absolute(text)
+    require_writable(Path(path), f"{setting}={text}")
+    return path
 
 
 def require_writable(folder: Path, where: str) -> None:
