@@ -144,7 +144,7 @@ def _print_damaged(more: list[VideoScore], before: list[VideoScore]) -> None:
 def _in_this_process(settings: EvaluateSettings, subject: Subject, todo: list[int]) -> Generator[list[VideoScore]]:
     if not todo:
         return
-    with Scorer(subject, decoder_count(LoaderSettings())) as scorer:
+    with Scorer(subject, decoder_count(LoaderSettings(workers=settings.decoders)), settings.stall_seconds) as scorer:
         for score in scorer.scores(todo, settings.batch):
             yield [score]
 
@@ -157,7 +157,7 @@ def _by_ray(settings: EvaluateSettings, workers: int, subject: Subject, todo: li
         workers = min(workers or cpus(ray), len(todo))
         size = max(1, min(_ROWS_A_TASK, len(todo) // (_TASKS_A_WORKER * workers)))
         shared, name = ray.put(subject), uuid.uuid4().hex
-        shares = ((name, shared, todo[begin : begin + size], settings.batch) for begin in range(0, len(todo), size))
+        shares = ((name, shared, todo[begin : begin + size], settings) for begin in range(0, len(todo), size))
         gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
         tasks = RayTasks[tuple[Any, ...]](ray, _score, _name, gpus=gpus, retried=(DecoderDied,))
         try:
@@ -178,7 +178,7 @@ def _name(name: str, shared: Any, rows: list[int], *_: Any) -> str:
 _scorers: dict[str, Scorer] = {}  # of this worker process: that of the evaluation that it works for
 
 
-def _score(name: str, shared: Any, rows: list[int], batch: int, _: object) -> list[VideoScore]:
+def _score(name: str, shared: Any, rows: list[int], settings: EvaluateSettings, _: object) -> list[VideoScore]:
     """The scores of rows of a subject, which a worker process fetches once; `name` identifies the evaluation."""
     if name not in _scorers:
         import ray
@@ -186,9 +186,9 @@ def _score(name: str, shared: Any, rows: list[int], batch: int, _: object) -> li
         for scorer in _scorers.values():
             scorer.close()
         _scorers.clear()
-        _scorers[name] = Scorer(ray.get(shared), workers=1)
+        _scorers[name] = Scorer(ray.get(shared), 1, settings.stall_seconds)
     try:
-        return list(_scorers[name].scores(rows, batch))
+        return list(_scorers[name].scores(rows, settings.batch))
     except BaseException:  # batches that it had asked for would come to the next
         _scorers.pop(name).close()
         raise

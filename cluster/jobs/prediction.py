@@ -1,6 +1,5 @@
 """The job `predict`: videos scored one by one in this process, and a picture of each."""
 
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -15,6 +14,7 @@ from pretrain.evaluation.trained_network import open_network
 from pretrain.evaluation.video_files import VideoFile, videos_at
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
+from sharding.base.text import file_name
 from sharding.base.user_paths import absolute, require_writable
 
 
@@ -70,7 +70,7 @@ def picture_files(videos: Sequence[VideoFile], picture: str) -> list[Path]:
     files: dict[Path, None] = {}
     for video in videos:
         # Of a video in a folder's folders the name tells which, too; what a file system may not take is left out.
-        stem = re.sub(r"[^\w.-]+", "-", video.uri).strip("-.")[:150] or "video"
+        stem = file_name(video.uri, 150) or "video"
         names = (path / f"{stem}{again}.png" for again in ("", *(f"-{number}" for number in range(2, len(videos) + 2))))
         files[next(name for name in names if name not in files)] = None
     return list(files)

@@ -19,7 +19,7 @@ from pretrain.data.reading.reading_mode import ReadingSettings
 from pretrain.data.reading.store_split import DamagedData, Split
 from pretrain.data.views.frames import evaluation_starts
 from pretrain.data.views.views import LARGEST_CROP, ClipSettings
-from pretrain.data.workers.pool import LoaderSettings, WorkerPool
+from pretrain.data.workers.pool import WorkerPool
 from pretrain.data.workers.worker import WorkerSetup
 from pretrain.evaluation.clip_scorer import ClipScorer
 from pretrain.evaluation.fusion import FuseSettings
@@ -33,7 +33,7 @@ from pretrain.run_folder import Run, read_settings
 from pretrain.scoring.protocol import Averaged, Pooling, Protocol
 from pretrain.settings import TrainSettings
 from sharding.base.errors import UserError
-from sharding.base.settings import Settings, unit
+from sharding.base.settings import Seconds, Settings, unit
 from sharding.storage.store import open_store
 
 
@@ -103,6 +103,19 @@ class EvaluateSettings(Settings):
             "the evaluation fails; each is named and counts as wrong",
         ),
     ] = 0.01
+    decoders: Annotated[
+        int | None,
+        Field(
+            json_schema_extra=unit("processes"),
+            ge=1,
+            le=1024,
+            description="decoding processes with launcher=none, each of which holds the clips of two videos; null: as "
+            "many as there are cores, at most 16; a Ray task has one",
+        ),
+    ] = None
+    stall_seconds: Annotated[
+        Seconds, Field(description="seconds without a video from any decoding process that end the evaluation")
+    ] = 600
     fuse: Annotated[
         FuseSettings | None, Field(description="another run whose scores are added (two streams); null: none")
     ] = None
@@ -195,10 +208,10 @@ def protocol_of(settings: EvaluateSettings, clip: ClipSettings, network: VideoNe
 class Scorer:
     """Scores a subject's videos, by a network and processes that decode for it; these end with it. A context manager.
 
-    `workers`: how many decode. They change no score.
+    `workers`: how many decode. They change no score. A process that makes nothing for `stall_seconds` ends it.
     """
 
-    def __init__(self, subject: Subject, workers: int) -> None:
+    def __init__(self, subject: Subject, workers: int, stall_seconds: float) -> None:
         self.subject = subject
         protocol, name = subject.protocol, f"the network of step {subject.step}"
         self._scorer = ClipScorer(
@@ -206,7 +219,7 @@ class Scorer:
         )
         yields_cpu = self._scorer.device.type == "cpu"
         work = WorkerSetup(subject.clip, ReadingSettings(), unseen=subject.split, yields_cpu=yields_cpu)
-        self._pool = WorkerPool(workers, work, LoaderSettings().stall_seconds)
+        self._pool = WorkerPool(workers, work, stall_seconds, ("decoders", "stall_seconds"))
 
     def __enter__(self) -> Self:
         return self

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import secrets
 import shutil
 import time
@@ -22,7 +21,7 @@ from pretrain.evaluation.video_score import Scores, VideoScore
 from pretrain.scoring.confusion import confusion
 from sharding.base.atomic import atomic_write_bytes
 from sharding.base.errors import UserError
-from sharding.base.text import read_json
+from sharding.base.text import file_name, read_json
 from sharding.format.record import from_parquet, record_meta, to_parquet, with_meta
 
 log = logging.getLogger("reelscale")
@@ -40,7 +39,7 @@ def evaluation_folder(run: Path, store: str, index: str, split: str, protocol: s
 
     RUN/evaluation/NAME-SPLIT-PROTOCOL-DIGEST: the store's last name, and the first of what its index' version digests.
     """
-    name = re.sub(r"[^\w.-]+", "-", PurePosixPath(store.rstrip("/")).name).strip("-.") or "store"
+    name = file_name(PurePosixPath(store.rstrip("/")).name, 150) or "store"
     return run / "evaluation" / f"{name}-{split}-{protocol}-{index.rpartition('-')[2][:8]}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from pretrain.report.comparison import comparison_page
 from pretrain.report.run_data import RunFiles, read_run
 from pretrain.report.run_page import run_page
 from sharding.base.errors import UserError
+from sharding.base.text import file_name
 
 PAGE = "report.html"
 
@@ -31,7 +31,7 @@ def write_report(runs: list[Path], out: Path) -> Path:
         return _write_run(read[0], out)
     pages = []
     for number, run in enumerate(read, start=1):
-        name = f"{number:02d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name)}"
+        name = f"{number:02d}-{file_name(run.name, 150)}"
         pages.append(_write_run(run, out / name).relative_to(out).as_posix())
     return _write(
         out, f"Reelscale: {', '.join(run.name for run in read)}", comparison_page(read, pages, html.Album(out))

@@ -6,6 +6,7 @@ import codecs
 import gzip
 import io
 import json
+import re
 import unicodedata
 import zlib
 from collections.abc import Iterator
@@ -44,6 +45,12 @@ class WrongEncoding(UserError):
 def nfc(name: str) -> str:
     """A name in Unicode's composed form: macOS writes é as e and an accent, which others write as one letter."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def file_name(text: str, longest: int) -> str:
+    """The letters, digits and points of a text, as a part of a file's name of `longest` bytes at most; may be ""."""
+    kept = re.sub(r"[^\w.-]+", "-", text).encode("utf-8", "replace")[:longest]
+    return kept.decode("utf-8", "ignore").strip("-.")
 
 
 def known_encoding(name: str) -> str:

@@ -154,14 +154,15 @@ class BatchMaker:
                     shard, row = split.place(int(words[0] % np.uint64(len(split))))
                 else:
                     shard, row = draw.shard, draw.row
-                if (damage := self._lost.get((draw.store, shard), self._lost.get((draw.store, shard, row)))) is None:
+                if (damage := self._lost.get((draw.store, shard))) is None:
                     rows = split.rows(shard)
                     if not attempt and draw.label >= 0:
                         row = rows.row_with(draw.label, row)
-                    sample = rows.sample(row)
-                    self._look_at(draw.store, sample.tar, damaged)
-                    yield shard, row, sample
-                    continue
+                    if (damage := self._lost.get((draw.store, shard, row))) is None:
+                        sample = rows.sample(row)
+                        self._look_at(draw.store, sample.tar, damaged)
+                        yield shard, row, sample
+                        continue
             except DamagedData as error:
                 damage = self._lost[draw.store, shard] = error
             damaged.append(damage)

@@ -103,9 +103,17 @@ class WorkerPool:
     """`count` processes that make batches; they start with the first job and end with `close`, or with this process.
 
     A batch's arrays are the worker's own memory: `release` gives it back. From one thread. A context manager.
+    `settings`: what its user calls `count` and `stall_seconds`, for messages.
     """
 
-    def __init__(self, count: int, work: WorkerSetup, stall_seconds: float) -> None:
+    def __init__(
+        self,
+        count: int,
+        work: WorkerSetup,
+        stall_seconds: float,
+        settings: tuple[str, str] = ("data.loader.workers", "data.loader.stall_seconds"),
+    ) -> None:
+        self._count_setting, self._stall_setting = settings
         self.count, self._work, self._stall_seconds = count, work, stall_seconds
         self._workers: list[_Worker] = []
         self._jobs: socket.socket | None = None
@@ -153,7 +161,7 @@ class WorkerPool:
             elif time.monotonic() > deadline and not self._outage.ongoing:
                 raise DecodersStalled(
                     f"the {self.count} processes that decode video have made nothing for {self._stall_seconds:g} s; "
-                    "see data.loader.stall_seconds"
+                    f"see {self._stall_setting}"
                 )
         return self._made.pop(ticket)
 
@@ -211,7 +219,7 @@ class WorkerPool:
             try:
                 self._take_in(worker, pickle.loads(pipe.recv_bytes()))
             except (EOFError, ConnectionError) as error:
-                raise DecoderDied(_death(worker.process)) from error
+                raise DecoderDied(_death(worker.process, self._count_setting)) from error
         return bool(heard)
 
     def _take_in(self, worker: _Worker, message: NewSharedMemory | BatchReady | RequestFailed | StoreWait) -> None:
@@ -248,10 +256,10 @@ def _started(jobs: socket.socket) -> _Worker:
     return _Worker(process, pipe, {})
 
 
-def _death(process: subprocess.Popen[bytes]) -> str:
+def _death(process: subprocess.Popen[bytes], count_setting: str) -> str:
     code = exit_code(process)
     number = signal_of(code)
     how = f"was ended by {number}" if number else f"ended with code {code}"
     if code == -signal.SIGKILL:
-        how += ": perhaps the machine is short of memory; lower data.loader.workers"
+        how += f": perhaps the machine is short of memory; lower {count_setting}"
     return f"a process that decodes video (pid {process.pid}) {how}"

@@ -83,7 +83,7 @@ def csv_rows(file: ListFile, split: str = "", labels: LabelCells | None = None) 
 def json_rows(
     entries: Iterable[tuple[int, str, Any]], split: str = "", labels: LabelCells | None = None
 ) -> Iterator[RowOrRefusal]:
-    """Rows of JSON objects, each with its line or number, and the key of the list that it is in: a split, or nothing."""
+    """Rows of JSON objects, each with its line or number and the key of its list, which may be a split."""
     value_labels = (labels or LabelCells()).of_value
     for line, key, entry in entries:
         if isinstance(entry, Refusal):

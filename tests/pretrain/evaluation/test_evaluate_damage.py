@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,17 @@ import numpy as np
 import pytest
 
 from pretrain.data.reading.store_split import open_split
-from pretrain.evaluation.evaluate import EvaluateSettings, Subject, open_subject
+from pretrain.evaluation.evaluate import EvaluateSettings, Scorer, Subject, open_subject
 from pretrain.evaluation.files import PartialScores
 from pretrain.evaluation.fusion import FuseSettings
 from pretrain.evaluation.summary import partial_scores_of, require_sound, write_evaluation
 from pretrain.evaluation.video_score import VideoScore
 from pretrain.report.report import write_report
-from sharding.base.errors import UserError
+from sharding.base.errors import CommandFailed, UserError
 from sharding.format.record import record_path
 from sharding.storage.store import open_store
 from tests.pretrain.conftest import CLASSES, Finished, end, start, write_recipe
+from tests.pretrain.data.test_loader_processes import children
 from tests.support.training.evaluations import evaluated, named_in, right_by_folder, score_videos, spoil, table_of
 
 pytestmark = pytest.mark.slow
@@ -115,6 +118,22 @@ def assert_same(one: dict[int, VideoScore], other: list[VideoScore]) -> None:
         mine = one[score.row]
         assert np.array_equal(mine.scores, score.scores) and np.array_equal(mine.logits, score.logits)
         assert (mine.clips, mine.clips_right) == (score.clips, score.clips_right)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGKILL, "SIGKILL.*lower decoders$"), (signal.SIGSTOP, "nothing for 1 s; see stall_s")]
+)
+def test_a_decoder_that_dies_or_hangs_is_told_by_the_settings_of_an_evaluation(
+    subject: Subject, number: int, said: str
+) -> None:
+    before = children()
+    with Scorer(subject, 1, 1.0) as scorer:
+        scores = scorer.scores(subject.rows * 99, 1)
+        next(scores)
+        (decoder,) = children() - before
+        os.kill(decoder, number)
+        with pytest.raises(CommandFailed, match=said):
+            list(scores)
 
 
 def test_scores_are_taken_up_where_they_belong(

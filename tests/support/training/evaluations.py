@@ -97,5 +97,5 @@ def right_by_folder(rows: Sequence[dict[str, Any]], classes: Sequence[str], k: i
 
 def score_videos(subject: Subject, rows: list[int], batch: int, workers: int) -> Iterator[VideoScore]:
     """The scores of videos by their rows in the split, by a scorer of their own."""
-    with Scorer(subject, workers) as scorer:
+    with Scorer(subject, workers, 600) as scorer:
         yield from scorer.scores(rows, batch)

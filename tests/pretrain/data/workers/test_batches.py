@@ -18,7 +18,7 @@ from pretrain.data.device.tensors import FlowBatch, PlaneBatch, joined, made_bat
 from pretrain.data.device.transforms import network_input
 from pretrain.data.reading.computed_flow import BOUND, is_flow_computed
 from pretrain.data.reading.decode import decode_frames
-from pretrain.data.reading.store_split import Split, open_split
+from pretrain.data.reading.store_split import DamagedData, Split, open_split
 from pretrain.data.sampling.order import Draw
 from pretrain.data.views.frames import evaluation_starts
 from pretrain.data.views.resample import source_window
@@ -261,6 +261,31 @@ def test_a_label_and_a_number_name_a_row(split: Split) -> None:
     number = [row for row in range(len(rows)) if label in rows.labels(row)].index(2)
     batch = maker(split).training(1, [Draw(0, 0, number, label)])
     assert batch.keys == [rows.sample(2).key]
+
+
+def test_what_a_worker_has_met_changes_no_balanced_draw(split: Split) -> None:
+    """Damage is known by the row, where the draw of a class names the n-th row that has it."""
+    rows = split.rows(0)
+    owners: dict[int, list[int]] = {}
+    for row in range(len(rows)):
+        for label in rows.labels(row):
+            owners.setdefault(label, []).append(row)
+    drawn, lost = next(
+        (Draw(0, 0, number, label), row)
+        for label, own in owners.items() for number, row in enumerate(own) if number != row
+    )  # fmt: skip
+    damaged = DamagedData("checksum", rows.sample(lost).name, rows.sample(lost).tar, "of a test")
+
+    def shown(*known: int) -> tuple[list[str], list[DamagedData]]:
+        making = maker(split)
+        making._lost |= {(0, 0, row): damaged for row in known}
+        batch = making.training(1, [drawn])
+        return batch.keys, list(batch.damaged)
+
+    others = [row for row in range(len(rows)) if row != lost]
+    assert shown(*others) == shown() == ([rows.sample(lost).key], [])
+    keys, told = shown(lost)
+    assert told == [damaged] and keys != [rows.sample(lost).key]
 
 
 def test_batches_join(moving: Split) -> None:
