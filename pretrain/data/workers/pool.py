@@ -41,6 +41,7 @@ from sharding.base.settings import Seconds, Settings, unit
 _MOST_WORKERS = 16
 _STOP_SECONDS = 15.0  # that a run which is to stop waits for clips
 _START_SECONDS = 120.0  # that nothing may come for as they start
+_LAST_WORDS_SECONDS = 5.0  # in which the pipe of a process that died is closed, as its socket was
 
 
 class LoaderSettings(Settings):
@@ -192,7 +193,8 @@ class WorkerPool:
         try:
             send_request(self._jobs, job(ticket))
         except ConnectionError:
-            self._hear(0.0)  # tells who died
+            while self._hear(_LAST_WORDS_SECONDS):  # tells who died, after all that was said before
+                pass
             raise
         return ticket
 

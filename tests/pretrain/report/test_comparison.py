@@ -44,7 +44,7 @@ def test_runs_stand_side_by_side_and_each_has_its_page(tmp_path: Path) -> None:
     assert "<td>model.depth</td><td>18</td><td>34</td>" in page.html
     assert "<td>two</td><td>not evaluated</td>" in page.html and "70.0 %" in page.text and "61.0–77.7 %" in page.text
     links = [values["href"] for tag, values in page.tags if tag == "a"]
-    assert links == ["01--b-one/report.html", "02-two/report.html"]
+    assert links == ["01-b-one/report.html", "02-two/report.html"]
     assert [len(Page(tmp_path / "out" / str(link)).pictures()) for link in links] == [FIGURES * 2, 4]
     assert len(page.pictures()) == 4 and all(picture.min() < picture.max() for picture in page.pictures())
     assert "b" not in {tag for tag, _ in page.tags} and "&lt;b&gt;one" in page.html
