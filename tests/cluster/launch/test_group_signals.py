@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,14 +33,6 @@ def stopped(command: Command, number: int) -> None:
     assert time.monotonic() - begin < AT_ONCE, command.said
     assert "Traceback" not in command.err + command.out, command.said
     assert gone(list(command.descendants())), command.descendants()
-
-
-@pytest.fixture()
-def hangups_heard() -> Iterator[None]:
-    """Also where the tests were started by nohup, whose processes ignore SIGHUP, and so do those that they start."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow

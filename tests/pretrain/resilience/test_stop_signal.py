@@ -74,6 +74,7 @@ def run(program: str, folder: Path, number: int, environment: dict[str, str] | N
         process.wait()
 
 
+@pytest.mark.usefixtures("hangups_heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_rank_that_waits_for_others_to_come(tmp_path: Path, number: int) -> None:
     ranks = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -86,6 +87,7 @@ def test_a_rank_that_computes_for_minutes(tmp_path: Path) -> None:
     assert code == 75 and "stopped before training began" in said and seconds < 10
 
 
+@pytest.mark.usefixtures("hangups_heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_one_that_has_begun_only_marks(tmp_path: Path, number: int) -> None:
     assert run(BEGUN, tmp_path, number, {"REELSCALE_FOLLOWED": "1"})[:2] == (3, "")
