@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from cluster.jobs.training import TrainingJob
+from cluster.jobs.training import TrainingJob, require_init, require_no_password_in
 from cluster.launch.host_processes import run_host_commands
 from cluster.launch.hostfile import HostfileSettings, by_ssh, deepspeed_command, hostfile_text, torchrun_commands
 from cluster.launch.kuberay import RECIPE, KubeRaySettings, manifests
@@ -24,7 +24,7 @@ def slurm_script(
     settings: SlurmSettings, command: str, config: str, overrides: Sequence[str], python: str
 ) -> tuple[str, str]:
     """The batch script of a run, and a remark. Raises UserError for a recipe that does not fit."""
-    job = load_settings(TrainingJob, config, overrides)
+    job = _checked_job(command, config, overrides)
     words = [python, "-m", *_module(command, config, overrides)]
     remark = _remark(job.train.lanes, settings.nodes * settings.tasks_per_node)
     return batch_script(settings, words, str(Path.cwd())), remark
@@ -44,7 +44,7 @@ def kuberay_manifests(
     """
     served = ["monitor.address=0.0.0.0", f"monitor.port={settings.metrics_port}"]
     served += [f"monitor.ports={settings.ranks_of_pod}"] if settings.ranks_of_pod > MonitorSettings().ports else []
-    job = load_settings(TrainingJob, config, [*overrides, *served])
+    job = _checked_job(command, config, [*overrides, *served])
     require_protected(job.monitor)
     alone = settings_files(config) == [config]  # a pod sees no bases
     recipe = read_text(Path(config), config, "settings file") if alone else settings_text(config)
@@ -71,7 +71,7 @@ def host_commands(
 
     Raises UserError for a recipe that does not fit.
     """
-    job = load_settings(TrainingJob, config, overrides)
+    job = _checked_job(command, config, overrides)
     words = _module(command, config, overrides)
     remark = _remark(job.train.lanes, sum(host.slots for host in settings.hosts))
     if settings.launcher == "deepspeed":
@@ -96,6 +96,19 @@ def run_on_hosts(
     pairs = zip(settings.hosts, commands, strict=True)
     here = [by_ssh(settings, host, command, str(Path.cwd())) for host, command in pairs]
     return run_host_commands(here, by_ssh=True, fewest=settings.fewest_nodes, save_seconds=settings.save_seconds + 30.0)
+
+
+def _checked_job(command: str, config: str, overrides: Sequence[str]) -> TrainingJob:
+    """The job of a recipe.
+
+    Raises UserError for settings that do not fit, for a URL with a password, which would be written down, and for a
+    fine-tuning that starts from no run.
+    """
+    require_no_password_in(config, overrides)
+    job = load_settings(TrainingJob, config, overrides)
+    if command == "finetune":
+        require_init(job.train, config)
+    return job
 
 
 def _module(command: str, config: str, overrides: Sequence[str]) -> list[str]:

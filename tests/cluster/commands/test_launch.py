@@ -59,12 +59,30 @@ def test_idle_ranks_are_told(say: Say, recipe: Path) -> None:
         (("kuberay", "data.store=/data/s", "--claim", "data", *KUBERAY[1:]), "monitor.insecure=true"),
         (("kuberay", "data.store=s3://b/s", *KUBERAY), "no other node can see the run's folder"),
         (("kuberay", "data.store=store", "--claim", "data", *KUBERAY), "no pod can see the store store"),
+        (("slurm", "data.store=s", "--command", "finetune", *SLURM), "set init.run=RUN"),
+        (("hostfile", "data.store=s", "--command", "finetune", "--hosts", "a"), "set init.run=RUN"),
+        (("kuberay", "data.store=s3://b/s", "--command", "finetune", "--claim", "d", *KUBERAY), "set init.run=RUN"),
         (("kuberay", "data.store=s3://b/s", "checkpoint.store=s3://b/r", "--node-labels", "x", *KUBERAY), "KEY=VALUE"),
         (("kuberay", "data.store=s3://b/s", "--claim", "data", "--name", "A", *KUBERAY), "name: found 'A'"),
     ],
 )
 def test_mistakes(say: Say, recipe: Path, arguments: tuple[str, ...], words: str) -> None:
     assert words in refused(say("launch", arguments[0], recipe, *arguments[1:]))
+
+
+@pytest.mark.parametrize("command", ["slurm", "hostfile", "kuberay", "plan"])
+@pytest.mark.parametrize(
+    "setting",
+    ["data.store=URL", "checkpoint.store=URL", "init.run=URL", "data.mix=[{store: URL}]", "lanes=URL", "in the recipe"],
+)
+def test_a_password_is_neither_written_down_nor_printed(say: Say, recipe: Path, command: str, setting: str) -> None:
+    options = {"slurm": SLURM, "hostfile": ("--hosts", "a"), "kuberay": ("--claim", "d", *KUBERAY), "plan": ()}
+    words = ("plan",) if command == "plan" else ("launch", command)
+    url = "s3://me:PA55WORD@bucket/x"
+    Path("own.yaml").write_text(f"base: {recipe}\n" + (f"checkpoint: {{store: '{url}'}}\n" if " " in setting else ""))
+    override = "checkpoint.store=s3://b/r" if " " in setting else setting.replace("URL", url)
+    said = say(*words, "own.yaml", "data.store=s3://b/s", override, *options[command])
+    assert "PA55WORD" not in refused(said, "the address holds a password") + said.stdout
 
 
 def test_kuberay_prints_a_job_that_trains_the_recipe(say: Say, recipe: Path) -> None:
