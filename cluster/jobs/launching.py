@@ -18,6 +18,9 @@ from sharding.base.errors import CommandFailed, UserError
 from sharding.base.settings import load_settings, settings_files, settings_text
 from sharding.base.text import read_text
 from sharding.base.user_paths import absolute
+from sharding.storage.store import is_remote
+
+_BY_CLAIM = "name a PersistentVolumeClaim that all pods mount (--claim NAME),"
 
 
 def slurm_script(
@@ -126,20 +129,24 @@ def _remark(lanes: int, ranks: int) -> str:
 
 def _require_shared(job: TrainingJob, settings: KubeRaySettings, run: str) -> None:
     """Raises UserError for paths that only one pod sees: what it makes or needs would be lost, or missed, elsewhere."""
-    train = job.train
-    remedy = "name a PersistentVolumeClaim that all pods mount (--claim NAME), or"
-    if not settings.claim and not train.checkpoint.store:
-        raise UserError(
-            f"no other node can see the run's folder {run}, and checkpoints are kept nowhere else",
-            "--claim, checkpoint.store",
-            f"{remedy} set checkpoint.store=s3://BUCKET/PREFIX",
-        )
+    train, kept = job.train, job.train.checkpoint.store
+    below = f"below {settings.mount}, where the claim is mounted"
+    if not (settings.shares(run) or (kept and _all_see(kept, settings))):
+        elsewhere = f"the checkpoints in {kept}" if kept else "checkpoints elsewhere, as none are kept"
+        what = f"no other node can see the run's folder {run}, nor {elsewhere}"
+        by_claim = f"name a folder {below} (run)," if settings.claim else _BY_CLAIM
+        where = "run, checkpoint.store" if settings.claim else "--claim, checkpoint.store"
+        raise UserError(what, where, f"{by_claim} or set checkpoint.store=s3://BUCKET/PREFIX")
     for store in (train.data.store, *(mixed.store for mixed in train.data.mix)):
-        inside = settings.claim and PurePosixPath(store).is_relative_to(settings.mount)
-        if "://" not in store and not inside:
-            raise UserError(
-                f"no pod can see the store {store}", "data.store", f"{remedy} set data.store=s3://BUCKET/PREFIX"
-            )
+        if not _all_see(store, settings):
+            by_claim = f"name one {below}," if settings.claim else _BY_CLAIM
+            remedy = f"{by_claim} or set data.store=s3://BUCKET/PREFIX"
+            raise UserError(f"no pod can see the store {store}", "data.store", remedy)
+
+
+def _all_see(store: str, settings: KubeRaySettings) -> bool:
+    """Whether all pods see a store."""
+    return is_remote(store) or settings.shares(store)
 
 
 def _output(words: Sequence[str], text: str) -> str:
