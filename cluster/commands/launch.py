@@ -135,7 +135,7 @@ def hostfile(
     commands, remark = host_commands(settings, command, config, overrides or [], python, str(path))
     _print_remark(remark)
     if submit:
-        raise typer.Exit(run_on_hosts(settings, commands, str(path)))
+        raise typer.Exit(run_on_hosts(settings, commands, str(path), writes_hostfile=hosts is not None))
     print(f"# the hostfile {path}:\n{hostfile_text(settings.hosts)}")
     if settings.launcher == "deepspeed":
         print(f"# on any of the hosts:\n{shlex.join(commands[0])}")

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import cast
 
-from cluster.jobs.training import TrainingJob
+from cluster.jobs.training import TrainingJob, require_init, require_no_password_in
+from cluster.launch.host_processes import run_host_commands
 from cluster.launch.hostfile import HostfileSettings, by_ssh, deepspeed_command, hostfile_text, torchrun_commands
 from cluster.launch.kuberay import RECIPE, KubeRaySettings, manifests
-from cluster.launch.signals import FORCED, Interrupted, StopRequests, raise_if_interrupted
 from cluster.launch.slurm import SlurmSettings, batch_script
 from cluster.monitor.settings import MonitorSettings, require_protected
 from pretrain.settings import fitting_world_size
 from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import CommandFailed, UserError
-from sharding.base.exit_codes import DONE, FAILED, STOPPED
 from sharding.base.settings import load_settings, settings_files, settings_text
 from sharding.base.text import read_text
 from sharding.base.user_paths import absolute
+from sharding.storage.store import is_remote
 
-_OTHERS_SECONDS = 60.0  # that agents may go on for when another has failed and all are needed
+_BY_CLAIM = "name a PersistentVolumeClaim that all pods mount (--claim NAME),"
 
 
 def slurm_script(
     settings: SlurmSettings, command: str, config: str, overrides: Sequence[str], python: str
 ) -> tuple[str, str]:
     """The batch script of a run, and a remark. Raises UserError for a recipe that does not fit."""
-    job = load_settings(TrainingJob, config, overrides)
+    job = _checked_job(command, config, overrides)
     words = [python, "-m", *_module(command, config, overrides)]
     remark = _remark(job.train.lanes, settings.nodes * settings.tasks_per_node)
     return batch_script(settings, words, str(Path.cwd())), remark
@@ -52,7 +47,7 @@ def kuberay_manifests(
     """
     served = ["monitor.address=0.0.0.0", f"monitor.port={settings.metrics_port}"]
     served += [f"monitor.ports={settings.ranks_of_pod}"] if settings.ranks_of_pod > MonitorSettings().ports else []
-    job = load_settings(TrainingJob, config, [*overrides, *served])
+    job = _checked_job(command, config, [*overrides, *served])
     require_protected(job.monitor)
     alone = settings_files(config) == [config]  # a pod sees no bases
     recipe = read_text(Path(config), config, "settings file") if alone else settings_text(config)
@@ -79,7 +74,7 @@ def host_commands(
 
     Raises UserError for a recipe that does not fit.
     """
-    job = load_settings(TrainingJob, config, overrides)
+    job = _checked_job(command, config, overrides)
     words = _module(command, config, overrides)
     remark = _remark(job.train.lanes, sum(host.slots for host in settings.hosts))
     if settings.launcher == "deepspeed":
@@ -87,37 +82,36 @@ def host_commands(
     return torchrun_commands(settings, python, words), remark
 
 
-def run_on_hosts(settings: HostfileSettings, commands: Sequence[Sequence[str]], hostfile: str) -> int:
-    """Run the commands to their end, here or by ssh; returns the highest exit code, or STOPPED after a signal.
+def run_on_hosts(
+    settings: HostfileSettings, commands: Sequence[Sequence[str]], hostfile: str, writes_hostfile: bool
+) -> int:
+    """Run the commands to their end, here or by ssh; the exit code is `run_host_commands`'.
 
     A signal is passed on, by ssh as Ctrl-C, and the ranks save: FAILED where they do not end in `save_seconds`. At a
-    second one they are not waited for.
+    second one they are not waited for. `writes_hostfile`: the file that deepspeed reads is made of the hosts; else it
+    is the user's own, and stays as it is.
     Raises UserError where there is no ssh.
     """
     if settings.launcher == "deepspeed":
-        atomic_write_text(Path(hostfile), hostfile_text(settings.hosts))
-        here = [list(commands[0])]
-    else:
-        pairs = zip(settings.hosts, commands, strict=True)
-        here = [by_ssh(settings, host, command, str(Path.cwd())) for host, command in pairs]
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for words in here:
-            processes.append(_start(words))
-        return _wait(processes, all_needed=not settings.fewest_nodes)
-    except Interrupted:
-        with StopRequests(first=time.monotonic()) as requests:
-            _ask_to_end(processes)
-            if _all_end(processes, settings.save_seconds + 30.0, requests):
-                return STOPPED
-            if requests.forced:
-                print(FORCED, file=sys.stderr)
-            return STOPPED if requests.forced else FAILED
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        if writes_hostfile:
+            atomic_write_text(Path(hostfile), hostfile_text(settings.hosts))
+        return run_host_commands(commands, by_ssh=False, fewest=None, save_seconds=settings.save_seconds + 30.0)
+    pairs = zip(settings.hosts, commands, strict=True)
+    here = [by_ssh(settings, host, command, str(Path.cwd())) for host, command in pairs]
+    return run_host_commands(here, by_ssh=True, fewest=settings.fewest_nodes, save_seconds=settings.save_seconds + 30.0)
+
+
+def _checked_job(command: str, config: str, overrides: Sequence[str]) -> TrainingJob:
+    """The job of a recipe.
+
+    Raises UserError for settings that do not fit, for a URL with a password, which would be written down, and for a
+    fine-tuning that starts from no run.
+    """
+    require_no_password_in(config, overrides)
+    job = load_settings(TrainingJob, config, overrides)
+    if command == "finetune":
+        require_init(job.train, config)
+    return job
 
 
 def _module(command: str, config: str, overrides: Sequence[str]) -> list[str]:
@@ -135,20 +129,24 @@ def _remark(lanes: int, ranks: int) -> str:
 
 def _require_shared(job: TrainingJob, settings: KubeRaySettings, run: str) -> None:
     """Raises UserError for paths that only one pod sees: what it makes or needs would be lost, or missed, elsewhere."""
-    train = job.train
-    remedy = "name a PersistentVolumeClaim that all pods mount (--claim NAME), or"
-    if not settings.claim and not train.checkpoint.store:
-        raise UserError(
-            f"no other node can see the run's folder {run}, and checkpoints are kept nowhere else",
-            "--claim, checkpoint.store",
-            f"{remedy} set checkpoint.store=s3://BUCKET/PREFIX",
-        )
+    train, kept = job.train, job.train.checkpoint.store
+    below = f"below {settings.mount}, where the claim is mounted"
+    if not (settings.shares(run) or (kept and _all_see(kept, settings))):
+        elsewhere = f"the checkpoints in {kept}" if kept else "checkpoints elsewhere, as none are kept"
+        what = f"no other node can see the run's folder {run}, nor {elsewhere}"
+        by_claim = f"name a folder {below} (run)," if settings.claim else _BY_CLAIM
+        where = "run, checkpoint.store" if settings.claim else "--claim, checkpoint.store"
+        raise UserError(what, where, f"{by_claim} or set checkpoint.store=s3://BUCKET/PREFIX")
     for store in (train.data.store, *(mixed.store for mixed in train.data.mix)):
-        inside = settings.claim and PurePosixPath(store).is_relative_to(settings.mount)
-        if "://" not in store and not inside:
-            raise UserError(
-                f"no pod can see the store {store}", "data.store", f"{remedy} set data.store=s3://BUCKET/PREFIX"
-            )
+        if not _all_see(store, settings):
+            by_claim = f"name one {below}," if settings.claim else _BY_CLAIM
+            remedy = f"{by_claim} or set data.store=s3://BUCKET/PREFIX"
+            raise UserError(f"no pod can see the store {store}", "data.store", remedy)
+
+
+def _all_see(store: str, settings: KubeRaySettings) -> bool:
+    """Whether all pods see a store."""
+    return is_remote(store) or settings.shares(store)
 
 
 def _output(words: Sequence[str], text: str) -> str:
@@ -161,51 +159,3 @@ def _output(words: Sequence[str], text: str) -> str:
     if done.returncode:
         raise CommandFailed(f"{words[0]} failed with exit code {done.returncode}: {done.stderr.strip()}")
     return done.stdout
-
-
-def _start(words: Sequence[str]) -> subprocess.Popen[bytes]:
-    try:
-        return subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
-    except FileNotFoundError:
-        raise UserError(f"there is no program {words[0]} on this machine", "--submit", "install it") from None
-
-
-def _wait(processes: Sequence[subprocess.Popen[bytes]], all_needed: bool) -> int:
-    """The highest exit code; `all_needed`: once one has failed, the others are ended after a while."""
-    deadline: float | None = None
-    while any(process.poll() is None for process in processes):
-        raise_if_interrupted()
-        if deadline is None and all_needed and any(process.poll() not in (None, DONE) for process in processes):
-            deadline = time.monotonic() + _OTHERS_SECONDS
-        elif deadline is not None and time.monotonic() > deadline:
-            print("a host failed, and the others cannot go on without it", file=sys.stderr)
-            _ask_to_end(processes)
-            _all_end(processes, _OTHERS_SECONDS)
-            return FAILED
-        time.sleep(0.2)
-    return max(process.returncode if process.returncode >= 0 else FAILED for process in processes)
-
-
-def _ask_to_end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Send those that are left SIGTERM, and ssh what Ctrl-C sends: its end would say nothing of the other side's."""
-    for process in processes:
-        if process.poll() is not None:
-            continue
-        if "-tt" in cast(list[str], process.args) and process.stdin:
-            with suppress(BrokenPipeError):
-                process.stdin.write(b"\x03")
-                process.stdin.flush()
-        else:
-            process.send_signal(signal.SIGTERM)
-
-
-def _all_end(
-    processes: Sequence[subprocess.Popen[bytes]], seconds: float, requests: StopRequests | None = None
-) -> bool:
-    """Whether all processes end within a time, and before a second signal."""
-    deadline = time.monotonic() + seconds
-    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-        if requests and requests.forced:
-            break
-        time.sleep(0.1)
-    return all(process.poll() is not None for process in processes)

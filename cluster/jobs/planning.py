@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from cluster.jobs.training import TrainingJob
+from cluster.jobs.training import TrainingJob, require_no_password_in
 from pretrain.planning.measured import read_measured
 from pretrain.planning.plan import plan_run
 from pretrain.planning.settings import PlanSettings
@@ -16,7 +16,7 @@ from pretrain.planning.workload import store_facts
 from sharding.base.errors import UserError
 from sharding.base.settings import load_settings
 from sharding.format.index import Index, current_index
-from sharding.storage.store import open_store
+from sharding.storage.store import is_remote, open_store
 
 
 class PlanJob(TrainingJob):
@@ -28,18 +28,17 @@ class PlanJob(TrainingJob):
 def run_plan(config: str, overrides: Sequence[str], measured: Sequence[str]) -> dict[str, Any]:
     """The plan of a recipe, as `pretrain.planning.plan.plan_run` gives it, with `title` and notes on the store.
 
-    Raises UserError for settings that do not fit, lanes set for this plan that do not spread over its GPUs, and
-    measured files that cannot be read.
+    Raises UserError for settings that do not fit, a URL with a password, which would be printed, lanes set for this
+    plan that do not spread over its GPUs, and measured files that cannot be read.
     """
+    require_no_password_in(config, overrides)
     job = load_settings(PlanJob, config, list(overrides))
     train, plan = job.train, job.plan
     _require_lanes(train.lanes, plan.nodes * plan.gpus_per_node, overrides)
     url = train.data.store
     index, note = _index(url)
     facts = store_facts(index, plan, f"{Path(config).stem} {url}")
-    tree = plan_run(
-        train, plan, facts, read_measured(measured), "://" in url and not url.startswith(("file:", "local:"))
-    )
+    tree = plan_run(train, plan, facts, read_measured(measured), is_remote(url))
     notes = [note, *tree.pop("notes")] if note else tree.pop("notes")
     size = f"{plan.nodes} nodes × {plan.gpus_per_node} GPUs"
     return {"title": f"plan {config} on {size}", "store": url, **tree, "notes": notes}

@@ -3,7 +3,7 @@
 import os
 import sys
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from cluster.jobs.stats import ShardingStats
 from cluster.launch.choose import Launcher, choose_launcher, require_room
-from cluster.launch.on_ray.cluster import cpus, ray_cluster
+from cluster.launch.on_ray.cluster import cpus, node_cpus, ray_cluster
 from cluster.launch.on_ray.tasks import RayTasks
 from cluster.launch.process_pool import TaskDone, TaskRestarted, run_in_processes
 from cluster.launch.signals import raise_if_interrupted
@@ -169,6 +169,7 @@ def _by_ray(
     """The progress of jobs that Ray runs, and None now and then while they are silent."""
     todo = _arguments(prepared, settings, work, stats)
     with ray_cluster() as ray, closing(todo):
+        require_fitting_node(work.decoder_threads, node_cpus(ray))
         tasks = RayTasks[tuple[Any, ...]](ray, make_shard, _name, cpus=work.decoder_threads)
 
         def room() -> int:
@@ -176,6 +177,17 @@ def _by_ray(
 
         with closing(tasks.run(todo, room)) as events:
             yield from _updates(events)
+
+
+def require_fitting_node(threads: int, node_cpus: Sequence[float]) -> None:
+    """Raise UserError where no node has a CPU for each of a worker's threads: Ray would wait for one for ever.
+
+    `node_cpus`: CPUs of each node. Where none has any, those that work have yet to join.
+    """
+    most = int(max(node_cpus, default=0))
+    if 1 <= most < threads:
+        remedy = f"set decoder_threads={most} or less, or launcher=none"
+        raise UserError(f"no node has {threads} CPUs", f"decoder_threads={threads}", remedy)
 
 
 def _by_processes(

@@ -24,7 +24,8 @@ from pretrain.training.preflight import ResolvedRun, preflight
 from sharding.base import environment
 from sharding.base.errors import UserError
 from sharding.base.exit_codes import STOPPED
-from sharding.base.settings import Inline, Settings, load_settings
+from sharding.base.redact import require_no_passwords
+from sharding.base.settings import Inline, Settings, load_settings, settings_tree
 from sharding.base.user_paths import absolute, writable_folder
 from sharding.storage.store import open_store
 
@@ -64,6 +65,15 @@ def require_init(train: TrainSettings, config: str) -> None:
     """Raise UserError for a fine-tuning that starts from no run."""
     if train.init is None:
         raise UserError("fine-tuning starts from a run, and none is named", config, "set init.run=RUN")
+
+
+def require_no_password_in(config: str, overrides: Sequence[str]) -> None:
+    """Raise UserError, which does not show it, for a password in a URL of a recipe or of what is set besides.
+
+    For commands that write settings down or print them, also where an override hides the recipe's.
+    """
+    for said in (settings_tree(config), settings_tree(config, overrides)):
+        require_no_passwords(said)
 
 
 def resolve(job: TrainingJob, config: str) -> ResolvedRun:

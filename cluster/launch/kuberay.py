@@ -5,6 +5,7 @@ Secrets are named and never read: pods get their values from Kubernetes.
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -110,6 +111,11 @@ class KubeRaySettings(Settings):
         """The folder in the pods for what runs make: of the claim, else of each pod alone."""
         return self.mount if self.claim else LOCAL_FOLDER
 
+    def shares(self, path: str) -> bool:
+        """Whether all pods see a path or file URL: below the claim's mount. What is relative is each pod's own."""
+        local = path.partition("://")[2] if path.startswith(("file://", "local://")) else path
+        return self.claim is not None and PurePosixPath(os.path.normpath(local)).is_relative_to(self.mount)
+
 
 def manifests(
     settings: KubeRaySettings, command: Sequence[str], run: str, recipe: str, metrics_scheme: str = "http"
@@ -210,10 +216,8 @@ def _worker_only(settings: KubeRaySettings, run: str) -> dict[str, Any]:
             "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": apart}]
         }
     }
-    return {
-        "spec": spec,
-        "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", save_hook(run, settings.claim is not None)]}}},
-    }
+    hook = ["/bin/sh", "-c", save_hook(run, shared=settings.shares(run))]
+    return {"spec": spec, "lifecycle": {"preStop": {"exec": {"command": hook}}}}
 
 
 def save_hook(run: str, shared: bool) -> str:

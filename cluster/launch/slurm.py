@@ -157,10 +157,10 @@ def _cpus(settings: SlurmSettings) -> list[str]:
 _BODY = """
 # Slurm sends SIGUSR1 to the ranks before the time limit: they save, end with exit code {stopped}, and the job is queued
 # again. SIGTERM comes to this script, too, and means that the job is cancelled, preempted or out of time.
-set -u
 cancelled=no
 trap 'cancelled=yes' TERM
 {setup}
+set -u
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT
 try=0

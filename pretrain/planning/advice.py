@@ -22,6 +22,7 @@ from pretrain.planning.estimate import (
 from pretrain.planning.reading import PART_RANGE, S3_READS
 from pretrain.planning.workload import Workload
 
+FASTER_GPUS = "faster GPUs, twice the clips/s"
 _WORTH = 0.02  # of the time, that twice of a thing must save
 
 
@@ -39,7 +40,7 @@ class Purchase:
 def purchases(load: Workload, on: Cluster, now: Estimate) -> list[Purchase]:
     """Twice of each thing, that which saves the most time first; nodes last: they cost with every hour."""
     bought: dict[str, Callable[[], tuple[Workload, Cluster]]] = {
-        "faster GPUs, twice the clips/s": lambda: (load, replace(on, clip_rate=2 * on.clip_rate)),
+        FASTER_GPUS: lambda: (load, replace(on, clip_rate=2 * on.clip_rate)),
         "network between nodes": lambda: (load, replace(on, network=2 * on.network)),
         "CPU cores a node": lambda: (_more_workers(load), replace(on, cores=2 * on.cores)),
         "a node's reading from the store": lambda: (load, replace(on, store=2 * on.store)),
@@ -82,7 +83,27 @@ def _twice_the_nodes(load: Workload, on: Cluster) -> tuple[Workload, Cluster]:
 
 
 def advice(load: Workload, on: Cluster, now: Estimate, rows: list[Purchase]) -> str:
-    """What to buy first, in a sentence or two: what saves time beside GPUs, and what the binding limit asks for."""
+    """What to buy first, in a sentence or two; before it the interval of checkpoints, where it saves more than that.
+
+    What is bought saves time beside GPUs, and is what the binding limit asks for.
+    """
+    if not math.isfinite(now.total):
+        interval = f"{now.best:,.0f} s of work, about {now.best_steps:,} steps"
+        return f"nothing: interruptions undo all that is done; save every {interval} (checkpoint.every_steps)"
+    what = _purchase_first(load, on, now, rows)
+    saved = 1 - now.at_best / now.total
+    if saved <= max(_WORTH, *(row.saved for row in _beside_gpus(rows))):
+        return what
+    interval = f"save every {now.best_steps:,} steps instead of {load.checkpoint_every:,} (checkpoint.every_steps)"
+    return f"nothing before this: {interval} saves {100 * saved:.3g} % of the time; then {what}"
+
+
+def _beside_gpus(rows: list[Purchase]) -> list[Purchase]:
+    return [row for row in rows if row.what not in ("nodes", FASTER_GPUS)]
+
+
+def _purchase_first(load: Workload, on: Cluster, now: Estimate, rows: list[Purchase]) -> str:
+    """What the binding limit asks for, or what saves time beside GPUs, or that nothing does."""
     remedy = {
         DECODING: "CPU cores: nodes with more; where a node has over 16 a GPU, set data.loader.workers",
         NODE_STORE: "a faster way from a node to the store, or a local disk with data.reading.folder",
@@ -91,12 +112,9 @@ def advice(load: Workload, on: Cluster, now: Estimate, rows: list[Purchase]) -> 
         SHARD: "nothing: cut smaller shards (videos_per_shard, part_bytes), at least as many as there are lanes",
         WRITING: "a faster disk for checkpoints, or save more seldom (checkpoint.every_steps)",
     }
-    if not math.isfinite(now.total):
-        interval = f"{now.best:,.0f} s of work, about {max(1, round(now.best / now.step)):,} steps"
-        return f"nothing: interruptions undo all that is done; save every {interval} (checkpoint.every_steps)"
     if now.binds in remedy:
         return remedy[now.binds]
-    best = next((row for row in rows if row.what not in ("nodes", "faster GPUs, twice the clips/s")), None)
+    best = next(iter(_beside_gpus(rows)), None)
     if best is not None and best.saved > _WORTH:
         return f"{best.what}: twice as much saves {100 * best.saved:.3g} % of the time"
     nodes = rows[-1]

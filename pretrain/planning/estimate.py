@@ -77,6 +77,11 @@ class Estimate:
     at_best: float  # total with the best interval
 
     @property
+    def best_steps(self) -> int:
+        """Steps between two checkpoints at the best interval; 0 where there is none, as nothing interrupts the run."""
+        return max(1, round(self.best / (self.step + self.validation))) if math.isfinite(self.best) else 0
+
+    @property
     def binds(self) -> str:
         """The name of the limit that a step's seconds are those of."""
         return max(self.limits, key=lambda name: self.limits[name])

@@ -33,16 +33,25 @@ def expected_failures(seconds: float, between: float) -> float:
     return math.inf if ratio > 700 else math.expm1(ratio)
 
 
+def stretches(work: float, interval: float, pause: float) -> list[tuple[int, float]]:
+    """How many stretches of how many seconds a run's work falls into: those that a checkpoint ends, and what is left.
+
+    Each stretch is begun anew after an interruption.
+    """
+    whole = math.floor(work / interval)
+    rest = work - whole * interval
+    both = [(whole, interval + pause), (1, rest)]
+    return [(count, length) for count, length in both if count and length > 0]
+
+
 def expected_seconds(work: float, interval: float, pause: float, between: float, down: float) -> tuple[float, float]:
     """(seconds, interruptions) that a run is expected to take and to meet.
 
     work: of steps and what belongs to them; interval: of it between two checkpoints; pause: of a checkpoint; down:
     from an interruption until the run is under way again. What was done since the last checkpoint is done anew.
     """
-    whole = math.floor(work / interval)
-    rest = work - whole * interval
-    lengths = [(whole, interval + pause), (1, rest)] if rest > 0 else [(whole, interval + pause)]
-    failures = sum(count * expected_failures(length, between) for count, length in lengths if count)
+    lengths = stretches(work, interval, pause)
+    failures = sum(count * expected_failures(length, between) for count, length in lengths)
     if math.isinf(between):
-        return work + whole * pause, 0.0
+        return work + math.floor(work / interval) * pause, 0.0
     return (between + down) * failures, failures

@@ -9,6 +9,7 @@ from typing import Any
 from pretrain.planning.advice import advice, purchases
 from pretrain.planning.all_reduce import halves
 from pretrain.planning.estimate import Cluster, Estimate, estimate, gpu_hours
+from pretrain.planning.faults import stretches
 from pretrain.planning.figure import Figure, number
 from pretrain.planning.machines import cluster_of
 from pretrain.planning.measured import Measured, by_frames
@@ -18,6 +19,7 @@ from pretrain.planning.workload import StoreFacts, Workload, lanes_for, workload
 from pretrain.settings import TrainSettings
 
 _GB = 1e9
+_RARE = 0.1  # of the time between two interruptions: in so short a stretch a second one is hardly met
 
 
 def plan_run(
@@ -155,12 +157,13 @@ def _faults(load: Workload, on: Cluster, result: Estimate) -> list[Figure]:
     write = load.checkpoint_bytes / on.write
     interval = load.checkpoint_every * (result.step + result.validation)
     saved = load.steps // load.checkpoint_every
-    best_steps = max(1, round(result.best / (result.step + result.validation))) if math.isfinite(result.best) else 0
-    days = number(result.work / 86400)
-    daly = f"√(2 × {number(on.pause)} s × {number(result.between)} s), Young and Daly: {best_steps:,} steps"
-    lost = min(interval, result.work) / 2
+    daly = f"√(2 × {number(on.pause)} s × {number(result.between)} s), Young and Daly: {result.best_steps:,} steps"
+    lengths = stretches(result.work, min(interval, result.work), on.pause)
+    between = number(result.between)
+    met = " + ".join(f"{count:,} × (e^({number(length)} s / {between} s) − 1)" for count, length in lengths)
+    each_step = f"({number(result.step)} + {number(result.validation)} s of validation)"
     per_day = f"{on.ranks} GPUs × {on.per_gpu_day:.4g} + {on.nodes} nodes × {on.per_node_day:g}"
-    down = f"{load.lost_seconds:g} noticed + {on.reschedule:g} + {number(on.start)} s to the first step"
+    cost, cost_words = _cost_of_one(load, on, result, lengths)
     return [
         Figure("checkpoint", load.checkpoint_bytes / _GB, "GB", "weights, momentum and averages in fp32"),
         Figure("writing it", write, "s", f"while training goes on, at {on.write / _GB:g} GB/s"),
@@ -168,12 +171,29 @@ def _faults(load: Workload, on: Cluster, result: Estimate) -> list[Figure]:
         Figure("training waits", saved * on.pause, "s", f"{saved:,} × {number(on.pause)} s"),
         Figure("interruptions a day", a_day, "", per_day),
         Figure("between two", result.between / 86400, "days", f"1 / {number(a_day)}"),
-        Figure("interruptions", result.interruptions, "", f"{days} days of work × {number(a_day)}"),
-        Figure("one costs", result.down + lost, "s", f"{down} + {number(lost)} s done anew, half an interval"),
-        Figure("interval", interval / 3600, "hours", f"{load.checkpoint_every:,} steps × {number(result.step)} s"),
+        Figure("interruptions", result.interruptions, "", f"{met}, each begun anew"),
+        Figure("one costs", cost, "s", cost_words),
+        Figure("interval", interval / 3600, "hours", f"{load.checkpoint_every:,} steps × {each_step}"),
         Figure("best interval", result.best / 3600, "hours", daly),
         Figure("by it saved", (result.total - result.at_best) / 3600, "hours", "of the whole run"),
     ]  # fmt: skip
+
+
+def _cost_of_one(load: Workload, on: Cluster, result: Estimate, lengths: list[tuple[int, float]]) -> tuple[float, str]:
+    """Seconds that an interruption costs, and what they come from.
+
+    What is done anew is half an interval where interruptions are rare; else more than one may meet the same stretch.
+    """
+    down = f"{load.lost_seconds:g} noticed + {on.reschedule:g} + {number(on.start)} s to the first step"
+    longest = max(length for _, length in lengths)
+    if longest <= _RARE * result.between:
+        return result.down + longest / 2, f"{down} + {number(longest / 2)} s done anew, half an interval"
+    if math.isinf(result.interruptions):
+        return math.inf, f"{down}, and all that was done anew, without an end"
+    beyond = result.total - on.start - sum(count * length for count, length in lengths)
+    cost = beyond / result.interruptions
+    rest = f"{down} + {number(cost - result.down)} s done anew"
+    return cost, f"{number(beyond)} s beyond work and pauses / {number(result.interruptions)}; {rest}"
 
 
 def _totals(load: Workload, on: Cluster, result: Estimate) -> list[Figure]:

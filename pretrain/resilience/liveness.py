@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Annotated, Self
 
 import torch.distributed as dist
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pretrain.engine.distributed import RankLost, World, plain_reason
 from sharding.base.exit_codes import FAILED
@@ -29,8 +29,21 @@ class LivenessSettings(Settings):
 
     every_seconds: Annotated[Seconds, Field(description="seconds between two signs of life of a rank")] = 5.0
     lost_seconds: Annotated[
-        Seconds, Field(description="seconds without a sign of life of a rank after which the others end")
+        Seconds,
+        Field(
+            description="seconds without a sign of life of a rank after which the others end, at least twice "
+            "every_seconds"
+        ),
     ] = 35.0
+
+    @model_validator(mode="after")
+    def _more_than_one_sign(self) -> Self:
+        if self.lost_seconds < 2 * self.every_seconds:
+            raise ValueError(
+                f"lost_seconds={self.lost_seconds:g} end every run whose ranks show that they live each "
+                f"every_seconds={self.every_seconds:g}; set lost_seconds to twice every_seconds or more"
+            )
+        return self
 
 
 class LivenessMonitor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sharding.base.environment import AWS_KEY_IDS, AWS_SECRETS, variable
 from sharding.base.errors import UserError
@@ -37,6 +39,18 @@ def require_no_password(url: str) -> None:
         shown = f"@{rest.rpartition('@')[2]}" if "@" in rest else ""
         remedy = "take it out of the address; give it by the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         raise UserError("the address holds a password", redacted(f"{scheme}://{HIDDEN}{shown}"), remedy)
+
+
+def require_no_passwords(tree: Any) -> None:
+    """Raise UserError, which does not show it, for a password in any URL of a JSON tree."""
+    if isinstance(tree, str):
+        require_no_password(tree)
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            require_no_passwords(value)
+    elif isinstance(tree, Sequence):
+        for value in tree:
+            require_no_passwords(value)
 
 
 def redacted(text: str) -> str:

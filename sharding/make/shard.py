@@ -57,7 +57,11 @@ class WorkerSettings(Settings):
     """How a worker transcodes a video; changes no sample."""
 
     decoder_threads: int = pydantic.Field(
-        json_schema_extra=unit("threads"), default=1, ge=1, le=16, description="threads that decode a video"
+        json_schema_extra=unit("threads"),
+        default=1,
+        ge=1,
+        le=16,
+        description="threads that decode a video; on Ray as many CPUs of one node",
     )
     stall_seconds: Seconds = pydantic.Field(
         default=300.0, description="seconds without a frame after which a video is given up and listed as stalled"

@@ -68,6 +68,12 @@ class Store(Protocol):
         """The store's own clock, in whole seconds since 1970 (UTC); None where it has none, or does not tell it."""
 
 
+def is_remote(url: str) -> bool:
+    """Whether a store lies elsewhere than in a folder that this machine sees."""
+    scheme, separator, _ = url.partition("://")
+    return bool(separator) and scheme not in ("file", "local")
+
+
 def open_store(url: str | os.PathLike[str], retry_seconds: float = RETRY_SECONDS, ask: bool = True) -> Store:
     """The store at a directory path, `file://` or fsspec URL (`s3://bucket/prefix`).
 
@@ -78,7 +84,7 @@ def open_store(url: str | os.PathLike[str], retry_seconds: float = RETRY_SECONDS
     text = os.fspath(url)
     require_no_password(text)
     scheme, separator, rest = text.partition("://")
-    if not separator or scheme in ("file", "local"):
+    if not is_remote(text):
         return LocalStore(rest if separator else text)
     store = (S3Store if scheme == "s3" else RemoteStore)(text, _connect, retry_seconds)
     if ask:

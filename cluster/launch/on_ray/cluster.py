@@ -252,3 +252,8 @@ def is_gone(ray: Any, error: BaseException) -> bool:
 def cpus(ray: Any) -> int:
     """CPU slots of the whole cluster, at least 1."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def node_cpus(ray: Any) -> list[float]:
+    """CPU slots of each node that Ray calls alive."""
+    return [float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]

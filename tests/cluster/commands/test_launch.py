@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -59,12 +60,35 @@ def test_idle_ranks_are_told(say: Say, recipe: Path) -> None:
         (("kuberay", "data.store=/data/s", "--claim", "data", *KUBERAY[1:]), "monitor.insecure=true"),
         (("kuberay", "data.store=s3://b/s", *KUBERAY), "no other node can see the run's folder"),
         (("kuberay", "data.store=store", "--claim", "data", *KUBERAY), "no pod can see the store store"),
+        (("kuberay", "data.store=s3://b/s", "--claim", "d", "run=/scratch/r", *KUBERAY), "below /data"),
+        (("kuberay", "data.store=s3://b/s", "--claim", "d", "run=/data/../r", *KUBERAY), "nor checkpoints elsewhere"),
+        (("kuberay", "data.store=s3://b/s", "checkpoint.store=/tmp/c", *KUBERAY), "nor the checkpoints in /tmp/c"),
+        (("kuberay", "data.store=s3://b/s", "checkpoint.store=file:///data/c", *KUBERAY), "--claim NAME"),
+        (("kuberay", "data.store=file:///s", "--claim", "data", *KUBERAY), "no pod can see the store file:///s"),
+        (("slurm", "data.store=s", "--command", "finetune", *SLURM), "set init.run=RUN"),
+        (("hostfile", "data.store=s", "--command", "finetune", "--hosts", "a"), "set init.run=RUN"),
+        (("kuberay", "data.store=s3://b/s", "--command", "finetune", "--claim", "d", *KUBERAY), "set init.run=RUN"),
         (("kuberay", "data.store=s3://b/s", "checkpoint.store=s3://b/r", "--node-labels", "x", *KUBERAY), "KEY=VALUE"),
         (("kuberay", "data.store=s3://b/s", "--claim", "data", "--name", "A", *KUBERAY), "name: found 'A'"),
     ],
 )
 def test_mistakes(say: Say, recipe: Path, arguments: tuple[str, ...], words: str) -> None:
     assert words in refused(say("launch", arguments[0], recipe, *arguments[1:]))
+
+
+@pytest.mark.parametrize("command", ["slurm", "hostfile", "kuberay", "plan"])
+@pytest.mark.parametrize(
+    "setting",
+    ["data.store=URL", "checkpoint.store=URL", "init.run=URL", "data.mix=[{store: URL}]", "lanes=URL", "in the recipe"],
+)
+def test_a_password_is_neither_written_down_nor_printed(say: Say, recipe: Path, command: str, setting: str) -> None:
+    options = {"slurm": SLURM, "hostfile": ("--hosts", "a"), "kuberay": ("--claim", "d", *KUBERAY), "plan": ()}
+    words = ("plan",) if command == "plan" else ("launch", command)
+    url = "s3://me:PA55WORD@bucket/x"
+    Path("own.yaml").write_text(f"base: {recipe}\n" + (f"checkpoint: {{store: '{url}'}}\n" if " " in setting else ""))
+    override = "checkpoint.store=s3://b/r" if " " in setting else setting.replace("URL", url)
+    said = say(*words, "own.yaml", "data.store=s3://b/s", override, *options[command])
+    assert "PA55WORD" not in refused(said, "the address holds a password") + said.stdout
 
 
 def test_kuberay_prints_a_job_that_trains_the_recipe(say: Say, recipe: Path) -> None:
@@ -83,9 +107,21 @@ def test_kuberay_prints_a_job_that_trains_the_recipe(say: Say, recipe: Path) -> 
     made = succeeded(say("launch", "kuberay", "based.yaml", "data.store=/data/store", *options, *KUBERAY))
     (sent, _) = yaml.safe_load_all(made.stdout)
     assert yaml.safe_load(sent["data"]["recipe.yaml"]) == {**yaml.safe_load(recipe.read_text()), "log_steps": 7}
+    on_the_claim = ("data.store=file:///data/store", "checkpoint.store=/data/kept", "run=/scratch/mine")
+    made = succeeded(say("launch", "kuberay", recipe, *on_the_claim, *options, *KUBERAY))
+    (_, job) = yaml.safe_load_all(made.stdout)
+    hook = pre_stop(job)
+    assert "kill -0" in hook and "/scratch/mine/stop" in hook, "no pod but one sees the run's folder"
     run = ("data.store=s3://b/store", "checkpoint.store=s3://b/runs", "run=mine")
     made = succeeded(say("launch", "kuberay", recipe, *run, *KUBERAY))
     assert "run=/tmp/reelscale/mine" in made.stdout, "a folder of the pod's own"
+
+
+def pre_stop(job: dict[str, Any]) -> str:
+    """The shell command that a worker's pod runs when it is to go."""
+    pod = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    command: list[str] = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    return command[-1]
 
 
 def test_hostfile_prints_the_hosts_and_a_command_for_each(say: Say, recipe: Path) -> None:

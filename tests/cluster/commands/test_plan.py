@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,23 @@ def test_a_run_that_never_ends_is_valid_json_and_a_table(say: Say) -> None:
     tree = planned(say, RECIPE, *EIGHT_BY_EIGHT, *never)
     assert figures(tree)["in all", "time"] is None and "checkpoint.every_steps" in tree["buy_first"]
     assert "never" not in succeeded(say("plan", RECIPE, *EIGHT_BY_EIGHT, *never)).stderr
+
+
+@pytest.mark.parametrize(("a_day", "every"), [(0.005, 1000), (5, 1000), (5, 100)])
+def test_the_arithmetic_of_interruptions_gives_their_number(say: Say, a_day: float, every: int) -> None:
+    often = (f"plan.interruptions_per_gpu_day={a_day}", f"checkpoint.every_steps={every}")
+    tree = planned(say, RECIPE, *EIGHT_BY_EIGHT, *often)
+    got = {each["name"]: each for each in tree["figures"]["checkpoints and interruptions"]}
+    terms = re.findall(r"([\d,]+) × \(e\^\(([\d.,]+) s / ([\d.,]+) s\) − 1\)", got["interruptions"]["arithmetic"])
+    numbers = [[float(number.replace(",", "")) for number in term] for term in terms]
+    met = sum(count * math.expm1(length / between) for count, length, between in numbers)
+    assert met == pytest.approx(got["interruptions"]["value"], rel=0.02)
+    steps, step, validation = re.findall(r"[\d.,]+(?:e-\d+)?", got["interval"]["arithmetic"])[:3]
+    interval = float(steps.replace(",", "")) * (float(step) + float(validation))
+    assert interval / 3600 == pytest.approx(got["interval"]["value"], rel=0.001)
+    work = figures(tree)["in all", "steps"] + figures(tree)["in all", "validations"]
+    lost = met * got["one costs"]["value"] + got["training waits"]["value"] + 70
+    assert 24 * figures(tree)["in all", "time"] - work == pytest.approx(lost / 3600, rel=0.05)
 
 
 def test_mistakes(say: Say, recipe: Path, tmp_path: Path) -> None:

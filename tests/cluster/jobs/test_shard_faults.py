@@ -261,6 +261,8 @@ def test_a_node_that_dies(tmp_path: Path) -> None:
         address = nodes.stdout.readline().strip()
         each = [*SMALL, "launcher=ray", "videos_per_shard=1"]
         where = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+        two = reelscale("shard", corpus, store.url, *each, "decoder_threads=2", folder=tmp_path, environment=where)
+        refused(two, "no node has 2 CPUs", "decoder_threads=1 or less")
         with running("shard", corpus, store.url, *each, folder=tmp_path, environment=where) as command:
             command.until(lambda: list_records(store))
             nodes.stdin.write("one\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -76,6 +77,17 @@ def test_the_ranks_command_is_a_line_that_the_shell_reads_back() -> None:
     (line,) = [line.strip() for line in text.splitlines() if line.strip().startswith("srun")]
     assert shlex.split(line) == ["srun", "--kill-on-bad-exit=0", "--wait=0", "--cpus-per-task=12", *COMMAND]
     assert 'module load cuda\nexport NAME="a  b"\n' in text
+
+
+def test_lines_of_setup_may_read_variables_that_are_not_set(tmp_path: Path) -> None:
+    (tmp_path / "srun").write_text("#!/bin/sh\necho trains\n")
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho node1\n")
+    for program in tmp_path.iterdir():
+        program.chmod(0o755)
+    text = script(**LEAST | {"setup": ['echo "prompt: ${PS1_THAT_NOBODY_SET}"']})
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_ID": "1"}
+    ran = subprocess.run(["bash"], input=text, env=variables, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "prompt: \ntrains\n"), ran.stderr
 
 
 @pytest.mark.parametrize(

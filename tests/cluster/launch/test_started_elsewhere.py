@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,6 +43,28 @@ def test_the_deepspeed_launcher_on_the_hosts_of_a_hostfile(store: Path, recipe: 
             assert command.exit_code() == 0, command.said
     run = tmp_path / "run"
     assert train_steps(run) == list(range(1, 7)) and "2 train, and 1 stay idle" in (run / "train.log").read_text()
+
+
+def test_a_stop_of_a_launch_by_deepspeed_saves_on_the_one_host(store: Path, recipe: Path, tmp_path: Path) -> None:
+    """Its runner, which has a host of its own run no pdsh, leaves the ranks to themselves at a signal."""
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text("#!/bin/sh\nexit 0\n")  # the runner asks whether it reaches the first host
+    ssh.chmod(0o755)
+    hosts = "# ours\nlocalhost slots=2  # the only one\n"
+    (tmp_path / "hostfile").write_text(hosts)
+    path = {"PATH": f"{ssh.parent}:{os.environ['PATH']}"}
+    where = ("--hostfile", "hostfile", "--launcher", "deepspeed", "--port", str(free_port()), "--submit")
+    training = ("launch", "hostfile", recipe, f"data.store={store}", "run=run", "schedule.epochs=9000", *where)
+    run = tmp_path / "run"
+    with running(*training, folder=tmp_path, environment=path) as command:
+        command.until(lambda: checkpoints(run))
+        command.process.terminate()
+        assert command.exit_code() == 75, command.said
+        assert not command.descendants(), "it has waited for all that it started"
+    assert "with everything saved" in (run / "train.log").read_text(), command.said
+    assert checkpoints(run)[-1] == train_steps(run)[-1]
+    assert (tmp_path / "hostfile").read_text() == hosts, "it is the user's"
 
 
 def test_a_node_that_joins_torchrun_shares_the_same_run(store: Path, recipe: Path, tmp_path: Path) -> None:

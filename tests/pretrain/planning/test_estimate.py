@@ -88,6 +88,18 @@ def test_a_run_that_interruptions_undo_says_how_often_to_save() -> None:
     assert "checkpoint.every_steps" in advice(load, on, result, purchases(load, on, result))
 
 
+def test_checkpoints_come_first_where_interruptions_take_more_than_any_purchase_saves() -> None:
+    on = on_a(per_gpu_day=20.0)  # one in 68 s
+    result = estimate(load_of(checkpoint_every=1000), on)
+    said = advice(LOAD, on, result, purchases(LOAD, on, result))
+    assert 1 - result.at_best / result.total > 0.5
+    assert said.startswith(f"nothing before this: save every {result.best_steps:,} steps instead of 1,000")
+    often = load_of(checkpoint_every=result.best_steps)
+    now = estimate(often, on)
+    assert now.total == pytest.approx(result.at_best, rel=0.01)
+    assert "checkpoint.every_steps" not in advice(often, on, now, purchases(often, on, now))
+
+
 @pytest.mark.parametrize(
     ("on", "bought", "words"),
     [

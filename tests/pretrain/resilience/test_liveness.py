@@ -15,6 +15,8 @@ import torch
 
 from pretrain.engine.distributed import RankLost, World, free_port
 from pretrain.resilience.liveness import LivenessMonitor, LivenessSettings
+from sharding.base.errors import UserError
+from sharding.base.settings import validate
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +45,19 @@ if world.rank:
     time.sleep(4)
 leave_world()
 """
+
+
+@pytest.mark.parametrize(
+    ("every", "lost", "fits"), [(5.0, 35.0, True), (17.5, 35.0, True), (35.0, 35.0, False), (18.0, 35.0, False)]
+)
+def test_ranks_have_time_to_show_that_they_live(every: float, lost: float, fits: bool) -> None:
+    tree = {"every_seconds": every, "lost_seconds": lost}
+    if fits:
+        assert validate(LivenessSettings, tree, "pulse").lost_seconds == lost
+        return
+    with pytest.raises(UserError) as refused:
+        validate(LivenessSettings, tree, "pulse")
+    assert f"lost_seconds={lost:g}" in refused.value.what and f"every_seconds={every:g}" in refused.value.what
 
 
 def ranks(
