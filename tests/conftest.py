@@ -1,4 +1,4 @@
-"""What holds for all tests: one thread a process where several test side by side, a cache of their own, signals heard."""
+"""What holds for all tests: one thread a process where several test side by side, a cache of their own, hangups."""
 
 from __future__ import annotations
 
