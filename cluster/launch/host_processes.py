@@ -83,9 +83,8 @@ class HostProcesses:
     def __init__(self, by_ssh: bool) -> None:
         self._by_ssh = by_ssh
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._left: set[int] = (
-            set()
-        )  # groups of which a process may live; the id of another may come to be a stranger's
+        # Groups of which a process may live; the id of one that has ended may come to be a stranger's.
+        self._left = set[int]()
 
     def __enter__(self) -> Self:
         # The kernel's end of a command with its parent reaches the command alone, and not what it has started.
