@@ -17,8 +17,10 @@ from cluster.jobs.training import TrainingJob, load_job, resolve
 from cluster.launch.choose import choose_launcher
 from cluster.launch.tuning.trial import Trial
 from cluster.launch.tuning.tuner import TrialEnd, TuneOptions, run_trials
+from pretrain.data.sources import DataSettings, open_sources
 from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import UserError
+from sharding.base.printable import visible
 from sharding.base.settings import Settings, digest, load_settings, settings_tree, unit
 from sharding.base.user_paths import absolute, require_writable, writing
 
@@ -176,8 +178,8 @@ def load_sweep(path: str, overrides: Sequence[str]) -> Sweep:
     """The sweep of a file, changed by `KEY=VALUE`, `train.KEY=VALUE` and `evaluate.KEY=VALUE`.
 
     Raises UserError for whatever can be seen to be wrong before a trial starts: settings of each trial that do not
-    fit, its evaluation's among them, a store, a run to start from; Ray that is not installed; a folder that holds
-    another sweep.
+    fit, its evaluation's among them, a store, or one without the videos that trials are compared by, a run to start
+    from; Ray that is not installed; a folder that holds another sweep.
     """
     own = [each for each in overrides if not each.startswith((_OF_TRIALS, _OF_EVALUATION))]
     of_trials = [each.removeprefix(_OF_TRIALS) for each in overrides if each.startswith(_OF_TRIALS)]
@@ -190,11 +192,15 @@ def load_sweep(path: str, overrides: Sequence[str]) -> Sweep:
     require_writable(folder, "folder")
     beside = Path(absolute(str(Path(path).parent)))
     recipe, evaluation = str(beside / job.train), ""
+    needs_validation, validated = job.metric == "clip1" or job.asha is not None, set[str]()
     trials: list[Trial] = []
     for number, settings in enumerate(drawn_settings(job)):
         run = str(folder / f"trial-{number:04d}")
         words = [*of_trials, *(f"{key}={json.dumps(value)}" for key, value in settings.items()), f"run={run}"]
         loaded = load_job(recipe, [*words, "launcher=none"], needs_init=job.command == "finetune")
+        if needs_validation and loaded.train.data.store not in validated:
+            _require_validation(loaded.train.data, recipe)
+            validated.add(loaded.train.data.store)
         if not trials:
             resolve(loaded, recipe)
             ranks = loaded.launch.world_size
@@ -205,7 +211,7 @@ def load_sweep(path: str, overrides: Sequence[str]) -> Sweep:
                 evaluated = load_evaluation(words[0], words[1:], loaded.train)
                 evaluation = digest(evaluated.model_dump(mode="json", exclude=_NO_FIGURES))[:8]
             commands.append(["evaluate", *words])
-        trials.append(Trial(number, run, commands, settings, str(Path.cwd()), loaded.train.steps))
+        trials.append(Trial(number, run, commands, settings, str(Path.cwd()), loaded.train.steps, needs_validation))
     sweep = Sweep(job, folder, recipe, of_trials, trials, ranks, evaluation)
     _require_same(sweep)
     return sweep
@@ -263,6 +269,15 @@ def best_recipe(sweep: Sweep, result: Mapping[str, Any]) -> str:
         f"# Command: reelscale {sweep.job.command} {sweep.folder / 'best.yaml'}",
     ]
     return "\n".join([*head, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)])
+
+
+def _require_validation(data: DataSettings, recipe: str) -> None:
+    """Raises UserError for a store by whose videos no run is validated, as trials are compared by that."""
+    if len(open_sources(data).unseen) == 0:
+        remedy = (
+            "shard it with a split 'val', or compare by an evaluation of another split: metric=video1, without asha"
+        )
+        raise UserError(f"the store {visible(data.store)} has no video in its split 'val'", recipe, remedy)
 
 
 def _identity(sweep: Sweep) -> dict[str, Any]:

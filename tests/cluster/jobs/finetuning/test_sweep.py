@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ from cluster.jobs.finetuning.sweep import (
     sweep_result,
 )
 from cluster.jobs.training import TrainingJob
-from cluster.launch.tuning.trial import Trial
+from cluster.launch.tuning.trial import Trial, TrialFailed, TrialProcess
 from cluster.launch.tuning.tuner import TrialEnd, TuneOptions
 from sharding.base.errors import UserError
 from sharding.base.settings import load_settings, validate
-from tests.support.commands import checkpoints, gone, running
+from tests.cluster.conftest import SMALL
+from tests.support.commands import checkpoints, gone, reelscale, running, succeeded
 from tests.support.training.evaluations import spoil
 
 FILE = """\
@@ -121,6 +124,32 @@ def test_the_evaluation_is_checked_first(evaluated: Path, override: str, part: s
     with pytest.raises(UserError) as refused:
         load_sweep(str(evaluated), [override])
     assert part in str(refused.value)
+
+
+def test_a_store_by_which_no_run_is_validated_is_refused(evaluated: Path, corpus: Path, tmp_path: Path) -> None:
+    """Its runs have no clip@1; those that are compared by an evaluation of another split need none."""
+    shutil.copytree(corpus / "train", tmp_path / "corpus" / "train")
+    succeeded(reelscale("shard", "corpus", "no-val", *SMALL, "validation=0", "launcher=none", folder=tmp_path))
+    video1 = ["train.data.store=no-val", "evaluate.split=train"]
+    (trial, _) = load_sweep(str(evaluated), video1).trials
+    assert not trial.needs_validation
+    for more in (["metric=clip1", "evaluate=null"], ["asha={grace_steps: 2}"]):
+        with pytest.raises(UserError, match="has no video in its split 'val'"):
+            load_sweep(str(evaluated), [*(video1[:1] if "evaluate=null" in more else video1), *more])
+
+
+def test_a_trial_without_a_validation_has_the_figure_of_its_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrialProcess, "_start", lambda self: setattr(self, "_child", subprocess.Popen(["true"])))
+    folder = tmp_path / "run" / "evaluation" / "x"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text('{"video1": 0.5}')
+    trial = Trial(0, str(tmp_path / "run"), [["finetune"], ["evaluate"]], {}, str(tmp_path), 6, needs_validation=False)
+    figures = TrialProcess(trial, lambda: False).report()
+    assert figures == {"step": 6, "clip1": None, "finished": True, "video1": 0.5}
+    with pytest.raises(TrialFailed, match="no good video in its split 'val'"):
+        TrialProcess(replace(trial, needs_validation=True), lambda: False).report()
 
 
 def test_a_corrected_evaluation_is_of_the_same_sweep(
