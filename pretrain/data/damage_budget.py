@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 
 from pretrain import metrics
 from pretrain.data.reading.store_split import DamagedData
@@ -44,8 +45,13 @@ class DamageBudget:
 
 
 def allowed_damage(samples: float, rate: float) -> int:
-    """How many of the samples may be damaged: the share `rate`, or a single one if `rate` > 0."""
-    return max(int(samples * rate), 1 if rate else 0)
+    """How many of the samples may be damaged: the share `rate`, or a single one if `rate` > 0.
+
+    Rounding takes none of them, whether the share was written in decimal or divided: 0.29 of 100 samples are 29, though
+    the binary product is less, and 2 / 7 of 7 are 2, though its digits end.
+    """
+    as_written = Decimal(str(samples)) * Decimal(str(rate))
+    return max(int(as_written), int(samples * rate), 1 if rate else 0)
 
 
 def damage_error(what: str, listed: Sequence[str], where: str, setting: str) -> UserError:

@@ -13,6 +13,7 @@ from pretrain.data.reading.store_split import Sample
 from pretrain.evaluation.files import FinishedEvaluation, evaluations_of, read_evaluation
 from pretrain.evaluation.video_score import Scores
 from pretrain.models.weights import first_names
+from pretrain.run_settings import read_settings_file
 from pretrain.scoring.fusion_weight import best_weight
 from pretrain.scoring.protocol import Protocol
 from sharding.base.errors import UserError
@@ -116,12 +117,13 @@ def open_other_evaluation(
     """The other run's evaluation of these videos: their keys are the same in every store.
 
     samples: the videos, labelled by `classes`; None where a record is damaged. Of several evaluations the one of the
-    same `index` of a store, by a protocol of as many clips and crops and the same average. Raises UserError for a run
-    that was not evaluated on these videos, or knows other classes.
+    same `index` of a store, by a protocol of as many clips and crops and the same average. Raises UserError for a
+    folder that is no run's, and for a run that was not evaluated on these videos, or knows other classes.
     """
     folders = evaluations_of(Path(settings.run))
     remedy = f"evaluate it first on the same videos: reelscale evaluate CONFIG run={settings.run} {protocol.overrides}"
     if not folders:
+        read_settings_file(Path(settings.run))  # no run's folder is no run without an evaluation
         raise UserError("there is no evaluation to fuse", settings.run, remedy)
     evaluations = [read_evaluation(folder, settings.of) for folder in folders]
     keys = {sample.key for sample in samples if sample}

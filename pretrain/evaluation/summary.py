@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from pretrain.evaluation.video_score import VideoScore, best_rank
 from pretrain.scoring.accuracy import CONFIDENCE, accuracies, wilson
 from pretrain.scoring.calibration import calibration
 from pretrain.scoring.confusion import confident_errors
+
+log = logging.getLogger("reelscale")
 
 _ERRORS = 24  # listed in the summary
 _THUMBS = 48
@@ -68,10 +71,13 @@ def write_evaluation(
 ) -> dict[str, Any]:
     """Write the evaluation's files (`pretrain.evaluation.files`) and return the summary.
 
-    fusion: with what `settings.fuse` names, where it names something. Raises UserError where nothing can be written.
+    fusion: with what `settings.fuse` names, where it names something. A video whose record has been damaged since it
+    was scored is a damaged one. Raises UserError where nothing can be written, and where these make too many of them.
     """
     scores = sorted(scores, key=lambda score: score.row)
-    samples = samples_of(subject, [score.row for score in scores])
+    looked_up = [_sample_or_damage(subject, score.row) for score in scores]
+    scores = _with_damage_since(subject, settings, scores, looked_up)
+    samples = [each if isinstance(each, Sample) else None for each in looked_up]
     labels = [sample.labels if sample else () for sample in samples]
     errors = confident_errors([score.predicted for score in scores], [score.confidence for score in scores], labels)
     folder = folder_of(subject)
@@ -96,6 +102,27 @@ def write_evaluation(
         summary["fused"] = _fused(settings.fuse, fusion, subject.classes, scores, samples)
     write_files(folder, summary, scores, samples, _thumbs(subject, scores, samples, errors))
     return summary
+
+
+def _with_damage_since(
+    subject: Subject,
+    settings: EvaluateSettings,
+    scores: Sequence[VideoScore],
+    looked_up: Sequence[Sample | DamagedData],
+) -> Sequence[VideoScore]:
+    """The scores, with damage in the place of those whose records are damaged by now: each is named, and wrong."""
+    lost = {
+        score.row: VideoScore(score.row, None, None, score.clips, 0, str(sample))
+        for score, sample in zip(scores, looked_up, strict=True)
+        if isinstance(sample, DamagedData) and score.damaged is None
+    }
+    if not lost:
+        return scores
+    for damage in dict.fromkeys(score.damaged for score in lost.values()):
+        log.warning("damaged: %s; counted as wrong", damage)
+    scores = [lost.get(score.row, score) for score in scores]
+    require_sound(scores, subject, settings.damaged)
+    return scores
 
 
 def _fused(
@@ -164,14 +191,15 @@ def require_sound(scores: Sequence[VideoScore], subject: Subject, share: float) 
 
 def samples_of(subject: Subject, rows: Sequence[int]) -> list[Sample | None]:
     """The subject's videos in these rows; None where a record is damaged."""
+    looked_up = [_sample_or_damage(subject, row) for row in rows]
+    return [each if isinstance(each, Sample) else None for each in looked_up]
 
-    def sample(row: int) -> Sample | None:
-        try:
-            return subject.split.sample(row)
-        except DamagedData:
-            return None
 
-    return [sample(row) for row in rows]
+def _sample_or_damage(subject: Subject, row: int) -> Sample | DamagedData:
+    try:
+        return subject.split.sample(row)
+    except DamagedData as damage:
+        return damage
 
 
 def _thumbs(

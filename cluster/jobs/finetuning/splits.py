@@ -3,27 +3,28 @@
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from cluster.jobs.pipeline.plan import Check, Plan, Stage, plan_stages
+from cluster.jobs.evaluation import EvaluationJob
+from cluster.jobs.finetuning.evaluations import FIGURES, figures_of, finished_evaluation
+from cluster.jobs.pipeline.plan import Check, Plan, PlannedStage, Stage, plan_stages
 from cluster.jobs.pipeline.processes import StageEnd
 from cluster.jobs.training import TrainingJob
 from cluster.launch.choose import choose_launcher
 from cluster.launch.launch_settings import LaunchSettings
 from cluster.launch.on_ray.cluster import ray_cluster
-from pretrain.evaluation.files import SUMMARY, evaluations_of
+from pretrain.evaluation.evaluate import EvaluateSettings
 from sharding.base import environment
 from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import UserError
 from sharding.base.printable import visible
-from sharding.base.settings import Settings, load_settings, unit
+from sharding.base.settings import Settings, load_settings, unit, validate
 from sharding.base.user_paths import absolute, writing
 
-FIGURES = ("video1", "video5", "clip1")
 _PLACE = "{split}"
 _STAGES = ("finetune", "evaluate")
 
@@ -68,7 +69,10 @@ class SplitsJob(Settings):
 
 @dataclass(frozen=True)
 class SplitResult:
-    """A split's outcome ("done", or that of the stage that was the last to run), and its figures once it is done."""
+    """A split's outcome ("done", or that of the stage that was the last to run), and its figures once it is done.
+
+    "no evaluation" is the outcome where that has been removed, or written over by another one, since.
+    """
 
     split: str
     outcome: str
@@ -97,7 +101,8 @@ def load_splits(path: str, overrides: Sequence[str], check: Check) -> tuple[Spli
     ]
     launch = load_settings(TrainingJob, recipes["finetune"], [f"data.store={job.store}", *of_stages["finetune"]]).launch
     parallel = job.parallel or _room(launch, len(job.splits))
-    return job, plan_stages(path, folder / "pipeline", parallel, stages, check, keep_going=True)
+    plan = plan_stages(path, folder / "pipeline", parallel, stages, check, keep_going=True)
+    return job, replace(plan, stages=tuple(map(_with_lost_evaluation, plan.stages)))
 
 
 def run_of(folder: Path, split: str) -> Path:
@@ -111,7 +116,11 @@ def splits_result(job: SplitsJob, plan: Plan, ends: Sequence[StageEnd]) -> dict[
     `spread` is the sample standard deviation, null of a single split.
     """
     by_stage = {end.stage: end.outcome for end in ends}
-    results = [_result(job, split, run_of(plan.folder.parent, split), by_stage) for split in job.splits]
+    by_name = {stage.name: stage for stage in plan.stages}
+    results = [
+        _result(split, run_of(plan.folder.parent, split), by_stage, by_name[f"evaluate-{split}"])
+        for split in job.splits
+    ]
     done = [result.figures for result in results if result.figures is not None]
     columns = {name: [figures[name] for figures in done] for name in FIGURES}
     return {
@@ -188,11 +197,26 @@ def fitting_jobs(resources: Mapping[str, float], launch: LaunchSettings, wanted:
     return max(1, min(room, wanted))
 
 
-def _result(job: SplitsJob, split: str, run: Path, outcomes: Mapping[str, str]) -> SplitResult:
+def _with_lost_evaluation(stage: PlannedStage) -> PlannedStage:
+    """A stage; of an evaluation whose files are not there it says so: it is done again where it had been done."""
+    if stage.words[0] != "evaluate" or finished_evaluation(_evaluation_of(stage)):
+        return stage
+    return replace(stage, lost="its evaluation")
+
+
+def _evaluation_of(stage: PlannedStage) -> EvaluateSettings:
+    """The settings of an evaluation's stage."""
+    settings = validate(EvaluationJob, dict(stage.settings), stage.name).evaluation
+    return settings.model_copy(update={"run": absolute(settings.run)})
+
+
+def _result(split: str, run: Path, outcomes: Mapping[str, str], evaluation: PlannedStage) -> SplitResult:
     tuned, evaluated = (outcomes.get(f"{command}-{split}", "not begun") for command in _STAGES)
     if evaluated not in ("done", "skipped"):
         return SplitResult(split, tuned if evaluated == "not begun" and tuned != "done" else evaluated, str(run))
-    folder = evaluations_of(run)[-1]
-    summary = json.loads((folder / SUMMARY).read_text())
-    figures = {name: float(summary[name]) for name in FIGURES}
-    return SplitResult(split, "done", str(run), figures, int(summary["videos"]), str(folder))
+    settings = _evaluation_of(evaluation)
+    finished = finished_evaluation(settings)
+    if finished is None:
+        return SplitResult(split, "no evaluation", str(run))
+    folder, summary = finished
+    return SplitResult(split, "done", str(run), figures_of(summary, settings.fuse), int(summary["videos"]), str(folder))

@@ -12,19 +12,23 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
+from cluster.jobs.finetuning.evaluations import load_evaluation
 from cluster.jobs.training import TrainingJob, load_job, resolve
 from cluster.launch.choose import choose_launcher
 from cluster.launch.tuning.trial import Trial
 from cluster.launch.tuning.tuner import TrialEnd, TuneOptions, run_trials
+from pretrain.data.sources import DataSettings, open_sources
 from sharding.base.atomic import atomic_write_text
 from sharding.base.errors import UserError
-from sharding.base.settings import Settings, load_settings, settings_tree, unit
+from sharding.base.printable import visible
+from sharding.base.settings import Settings, digest, load_settings, settings_tree, unit
 from sharding.base.user_paths import absolute, require_writable, writing
 
 _OF_TRIALS = "train."
 _OF_EVALUATION = "evaluate."
 _DIGITS = 4  # of a drawn value
 _FORMAT = 1
+_NO_FIGURES = {"run", "batch", "damaged"}  # settings of an evaluation that its figures do not follow from
 _Value = bool | int | float | str
 
 
@@ -145,7 +149,10 @@ class SweepJob(Settings):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked sweep: its settings, its folder, the overrides of all its trials, and the trials."""
+    """A checked sweep: its settings, its folder, the overrides of all its trials, and the trials.
+
+    `evaluation`: what distinguishes it from evaluations with other figures; "" where trials are not evaluated.
+    """
 
     job: SweepJob
     folder: Path
@@ -153,6 +160,7 @@ class Sweep:
     overrides: Sequence[str]
     trials: Sequence[Trial]
     ranks: int
+    evaluation: str = ""
 
 
 def drawn_settings(job: SweepJob) -> list[dict[str, Any]]:
@@ -170,7 +178,8 @@ def load_sweep(path: str, overrides: Sequence[str]) -> Sweep:
     """The sweep of a file, changed by `KEY=VALUE`, `train.KEY=VALUE` and `evaluate.KEY=VALUE`.
 
     Raises UserError for whatever can be seen to be wrong before a trial starts: settings of each trial that do not
-    fit, a store, a run to start from; Ray that is not installed; a folder that holds another sweep.
+    fit, its evaluation's among them, a store, or one without the videos that trials are compared by, a run to start
+    from; Ray that is not installed; a folder that holds another sweep.
     """
     own = [each for each in overrides if not each.startswith((_OF_TRIALS, _OF_EVALUATION))]
     of_trials = [each.removeprefix(_OF_TRIALS) for each in overrides if each.startswith(_OF_TRIALS)]
@@ -182,20 +191,28 @@ def load_sweep(path: str, overrides: Sequence[str]) -> Sweep:
     folder = Path(absolute(job.folder or f"runs/{Path(path).stem}"))
     require_writable(folder, "folder")
     beside = Path(absolute(str(Path(path).parent)))
-    recipe = str(beside / job.train)
+    recipe, evaluation = str(beside / job.train), ""
+    needs_validation, validated = job.metric == "clip1" or job.asha is not None, set[str]()
     trials: list[Trial] = []
     for number, settings in enumerate(drawn_settings(job)):
         run = str(folder / f"trial-{number:04d}")
         words = [*of_trials, *(f"{key}={json.dumps(value)}" for key, value in settings.items()), f"run={run}"]
         loaded = load_job(recipe, [*words, "launcher=none"], needs_init=job.command == "finetune")
+        if needs_validation and loaded.train.data.store not in validated:
+            _require_validation(loaded.train.data, recipe)
+            validated.add(loaded.train.data.store)
         if not trials:
             resolve(loaded, recipe)
             ranks = loaded.launch.world_size
         commands = [[job.command, recipe, *words, "launcher=none"]]
         if job.evaluate is not None:
-            commands.append(["evaluate", str(beside / job.evaluate), *of_evaluation, f"run={run}", "launcher=none"])
-        trials.append(Trial(number, run, commands, settings, str(Path.cwd()), loaded.train.steps))
-    sweep = Sweep(job, folder, recipe, of_trials, trials, ranks)
+            words = [str(beside / job.evaluate), *of_evaluation, f"run={run}", "launcher=none"]
+            if not trials:
+                evaluated = load_evaluation(words[0], words[1:], loaded.train)
+                evaluation = digest(evaluated.model_dump(mode="json", exclude=_NO_FIGURES))[:8]
+            commands.append(["evaluate", *words])
+        trials.append(Trial(number, run, commands, settings, str(Path.cwd()), loaded.train.steps, needs_validation))
+    sweep = Sweep(job, folder, recipe, of_trials, trials, ranks, evaluation)
     _require_same(sweep)
     return sweep
 
@@ -210,7 +227,9 @@ def run_sweep(sweep: Sweep, show: Callable[[str], None]) -> dict[str, Any] | Non
         sweep.folder.mkdir(parents=True, exist_ok=True)
         atomic_write_text(sweep.folder / "trials.json", json.dumps(_identity(sweep), indent=1))
     grace, reduction = (job.asha.grace_steps, job.asha.reduction) if job.asha else (None, 3)
-    options = TuneOptions(sweep.folder, sweep.ranks, job.cpus, job.parallel, job.retries, grace, reduction)
+    options = TuneOptions(
+        sweep.folder, sweep.ranks, job.cpus, job.parallel, job.retries, grace, reduction, sweep.evaluation
+    )
     stopped, ends = run_trials(sweep.trials, options, show)
     if stopped:
         return None
@@ -252,13 +271,19 @@ def best_recipe(sweep: Sweep, result: Mapping[str, Any]) -> str:
     return "\n".join([*head, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)])
 
 
+def _require_validation(data: DataSettings, recipe: str) -> None:
+    """Raises UserError for a store by whose videos no run is validated, as trials are compared by that."""
+    if len(open_sources(data).unseen) == 0:
+        remedy = (
+            "shard it with a split 'val', or compare by an evaluation of another split: metric=video1, without asha"
+        )
+        raise UserError(f"the store {visible(data.store)} has no video in its split 'val'", recipe, remedy)
+
+
 def _identity(sweep: Sweep) -> dict[str, Any]:
-    """What a folder's sweep is: its recipe, and each trial's commands."""
+    """What a folder's sweep is: its recipe, and each trial's training. Evaluations may be corrected."""
     settings = load_settings(TrainingJob, sweep.recipe, list(sweep.overrides)).train.model_dump(mode="json")
-    trials = [
-        {"settings": dict(trial.settings), "commands": [list(words) for words in trial.commands]}
-        for trial in sweep.trials
-    ]
+    trials = [{"settings": dict(trial.settings), "commands": [list(trial.commands[0])]} for trial in sweep.trials]
     return {"format": _FORMAT, "recipe": settings, "trials": trials}
 
 
@@ -271,7 +296,7 @@ def _require_same(sweep: Sweep) -> None:
         return
     except (OSError, ValueError) as error:
         raise UserError(f"the sweep's trials cannot be read: {error}", str(file), "name another folder=…") from error
-    trials = before["trials"]
+    trials = [{**trial, "commands": trial["commands"][:1]} for trial in before["trials"]]
     if before["recipe"] != now["recipe"] or trials != now["trials"][: len(trials)]:
         what = "the folder holds another sweep: its recipe or its trials are not these"
         raise UserError(what, str(sweep.folder), "name another folder=…, or take back what has changed")

@@ -88,7 +88,8 @@ class Pipeline(Settings):
 class PlannedStage:
     """A stage as it is to run: `words` is its command line without `reelscale`, `settings` what its file and words say.
 
-    `outputs` and `inputs` are the files and folders of this machine that it makes and reads, absolute.
+    `outputs` and `inputs` are the files and folders of this machine that it makes and reads, absolute. `lost`: what
+    it makes besides and is not there, in words.
     """
 
     name: str
@@ -98,6 +99,7 @@ class PlannedStage:
     outputs: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     retries: int = 0
+    lost: str = ""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def state_of(
         return StageState("changed", "it was asked for")
     if record.digest != stage_digest(stage):
         return StageState("changed", _change(stage, record))
-    lost = [path for path in stage.outputs if not Path(path).exists()]
+    lost = [*([stage.lost] if stage.lost else []), *(path for path in stage.outputs if not Path(path).exists())]
     if lost:
         return StageState("changed", f"{lost[0]} is gone")
     if needed:

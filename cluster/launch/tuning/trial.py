@@ -25,7 +25,8 @@ _SAVE_SECONDS = 600.0  # that a command may take to save and end
 class Trial:
     """What a trial runs: its commands' lines, without `reelscale`, from the first to the last; and its run's folder.
 
-    `directory`: where the commands run. `steps`: of the whole run.
+    `directory`: where the commands run. `steps`: of the whole run. `needs_validation`: whether trials are compared, or
+    ended early, by their validations.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Trial:
     settings: Mapping[str, Any]
     directory: str
     steps: int
+    needs_validation: bool = True
 
 
 class TrialFailed(Exception):
@@ -62,7 +64,8 @@ class TrialProcess:
     def report(self) -> dict[str, Any]:
         """The figures of the next validation, once there is one; or, when the last command has ended, the trial's.
 
-        `step`, `clip1`, the highest so far, and `finished`; of a trial with an evaluation, then `video1`, too.
+        `step`, `clip1`, the highest so far, and `finished`; of a trial with an evaluation, then `video1`, too, and
+        `clip1` is None where it was not validated.
         Raises TrialFailed, and TrialStopped.
         """
         while True:
@@ -122,10 +125,12 @@ class TrialProcess:
         return next((each for each in events if each["step"] > self.step and each.get("clip1") is not None), None)
 
     def _figures(self) -> dict[str, Any]:
-        """The figures of a trial that is done. Raises TrialFailed where it has none."""
-        if self.best is None:
-            raise TrialFailed(f"the run was never validated: set validation.every_steps lower; see {self._log()}")
-        figures: dict[str, Any] = {"step": self.step, "clip1": self.best, "finished": True}
+        """The figures of a trial that is done. Raises TrialFailed where it has none to be compared by."""
+        if self.best is None and self.trial.needs_validation:
+            what = "the run has no validation: its store has no good video in its split 'val'"
+            raise TrialFailed(f"{what}; see {self._log()}")
+        step = self.trial.steps if self.best is None else self.step
+        figures: dict[str, Any] = {"step": step, "clip1": self.best, "finished": True}
         if len(self.trial.commands) > 1:
             newest = evaluations_of(Path(self.trial.run))[-1]
             figures["video1"] = float(json.loads((newest / SUMMARY).read_text())["video1"])

@@ -25,6 +25,7 @@ class TuneOptions:
     """How trials are run: `ranks` of each, CPUs of a trial (None: a node's), trials at a time (None: as there is room).
 
     `grace_steps`, `reduction`: of ASHA, None without it. `retries`: further tries of a trial that failed.
+    `evaluation`: a name of the trials' evaluation, "" without one; what has finished with another runs again.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class TuneOptions:
     retries: int
     grace_steps: int | None = None
     reduction: int = 3
+    evaluation: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def _tuner(ray: Any, trials: Sequence[Trial], options: TuneOptions, stopping: An
     by_number = {trial.number: trial for trial in trials}
     trainable = tune.with_resources(tune.with_parameters(_trainable(), trials=by_number, stopping=stopping), resources)
     # By the number of trials: Tune adds none to a sweep that it restores. Runs of before are gone on with all the same.
-    name = f"tune-{len(trials)}"
+    # And by their evaluation: what Tune holds to be finished has the figures of another one.
+    name = "-".join(filter(None, ["tune", str(len(trials)), options.evaluation]))
     path = str(options.folder / name)
     if tune.Tuner.can_restore(path):
         try:

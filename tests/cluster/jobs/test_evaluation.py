@@ -106,7 +106,8 @@ def test_seven_videos_over_three_workers_of_ray(begun: Path, pieces: list[Path],
 
 def test_what_cannot_be_fused_is_refused_at_once(say: Say, begun: Path, tmp_path: Path) -> None:
     (tmp_path / "none.yaml").write_text(f"run: {begun}\nlauncher: none\n")
-    refused(say("evaluate", "none.yaml", "fuse.run=nowhere", *LONG), "no evaluation to fuse", str(tmp_path / "nowhere"))
+    refused(say("evaluate", "none.yaml", "fuse.run=nowhere", *LONG), "not a run's folder", str(tmp_path / "nowhere"))
+    refused(say("evaluate", "none.yaml", f"fuse.run={begun}", *LONG), "no evaluation to fuse", str(begun))
     assert not (begun / "evaluation").exists()
 
 

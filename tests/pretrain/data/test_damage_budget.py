@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from pretrain.data.damage_budget import DamageBudget
+from pretrain.data.damage_budget import DamageBudget, allowed_damage
 from pretrain.data.reading.damage import DAMAGE_KINDS, DamageKind
 from pretrain.data.reading.store_split import DamagedData
 
@@ -33,3 +35,17 @@ def test_each_damage_counts_once_by_its_kind(kind: DamageKind) -> None:
         budget.add([met])
     assert {each: errors(each) - before[each] for each in DAMAGE_KINDS} == dict.fromkeys(DAMAGE_KINDS, 0) | {kind: 1}
     assert samples() - lost == 7
+
+
+@given(st.integers(1, 10**5), st.integers(0, 99))
+def test_a_share_allows_what_it_says_in_decimal(hundreds: int, more: int) -> None:
+    for percent in range(101):
+        rate = float(f"{percent // 100}.{percent % 100:02d}")
+        for samples in (100 * hundreds, 100 * hundreds + more):  # of the first the share is a whole number
+            assert allowed_damage(samples, rate) == samples * percent // 100
+
+
+def test_a_share_is_not_rounded_down_by_its_binary_number() -> None:
+    assert [allowed_damage(100, rate) for rate in (0.0, 0.001, 0.29, 0.57, 0.58, 1.0)] == [0, 1, 29, 57, 58, 100]
+    assert [allowed_damage(7, count / 7) for count in range(8)] == list(range(8))
+    assert allowed_damage(33.5, 0.1) == 3  # a rank's share of all samples need be no whole number

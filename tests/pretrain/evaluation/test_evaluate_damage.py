@@ -95,6 +95,25 @@ def test_more_than_a_share_of_damage_is_refused_with_its_list(run: Path, copied:
         assert keys[1] in str(refused.value) and "shards verify" in refused.value.remedy
 
 
+def test_a_record_that_is_damaged_after_its_videos_were_scored(
+    run: Path, copied: str, run_log: pytest.LogCaptureFixture
+) -> None:
+    """Its videos are damaged, whether an earlier call or a worker process scored them: named, and held to the share."""
+    settings = EvaluateSettings(run=str(run), store=copied, clips=2)
+    scored = list(score_videos(open_subject(settings), list(range(7)), 1, 1))
+    opened = open_split(open_store(copied), "val")
+    open_store(copied).delete(record_path("val", opened.jobs[1]))
+    count = opened.shard_sizes[1]
+    summary = write_evaluation(open_subject(settings), settings.model_copy(update={"damaged": count / 7}), scored)
+    assert (summary["videos"], summary["damaged"]) == (7, count)
+    lost = [row for row in table_of(summary) if row["damaged"]]
+    assert len(lost) == count and all((row["predicted"], row["clips_right"]) == (None, 0) for row in lost)
+    assert f"shard {opened.jobs[1]}" in run_log.text and "counted as wrong" in run_log.text
+    assert_figures(summary)
+    with pytest.raises(UserError, match=f"damaged videos: {count} of 7; damaged=0 allows 0"):
+        write_evaluation(open_subject(settings), settings.model_copy(update={"damaged": 0.0}), scored)
+
+
 @pytest.fixture()
 def scored(subject: Subject) -> list[VideoScore]:
     draw = np.random.default_rng(1)

@@ -186,7 +186,7 @@ def test_what_cannot_be_fused_is_refused_before_anything_is_scored(
         assert not (run / "evaluation").exists()
 
     renamed = reordered(run, tmp_path / "renamed", CLASSES, {"class2": "klasse2"})
-    refused("no evaluation to fuse", tmp_path / "none")
+    refused("not a run's folder", tmp_path / "none")
     refused("no evaluation to fuse", renamed)
     evaluated(renamed, clips=1)  # of one that it does not know by this name: other videos
     refused("on other videos than the 7 here", renamed)

@@ -112,6 +112,10 @@ def test_the_evaluation_that_is_most_alike_is_taken(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_fused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not a run's folder[\s\S]*mistyped"):
+        opened(tmp_path / "mistyped")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "settings.json").write_text('{"settings": {}, "identity": {}}')
     with pytest.raises(UserError, match=r"no evaluation to fuse[\s\S]*evaluate it first"):
         opened(tmp_path / "none")
     with pytest.raises(UserError, match="other videos than the 4 here"):

@@ -14,6 +14,7 @@ import pytest
 from cluster.jobs.finetuning.splits import SplitsJob, fitting_jobs, load_splits, splits_result
 from cluster.jobs.pipeline.plan import StagePaths
 from cluster.jobs.pipeline.processes import StageEnd
+from cluster.jobs.pipeline.records import StageRecord, record_of, states
 from cluster.launch.launch_settings import LaunchSettings
 from sharding.base.errors import UserError
 from tests.cluster.conftest import Say
@@ -80,13 +81,29 @@ def test_as_many_at_a_time_as_the_cluster_has_room_for() -> None:
     assert fitting_jobs({"CPU": 64.0}, LaunchSettings(ranks=8, cpus_per_rank=4), 3) == 2
 
 
+def evaluation(root: Path, split: str, name: str, video1: float, /, **other: object) -> Path:
+    """The folder of an evaluation of a split's run, as its stage makes it but for `other`; newer than those before."""
+    run = root / "runs" / "splits" / f"split-{split}"
+    folder, store = run / "evaluation" / name, str(root / "stores" / split)
+    folder.mkdir(parents=True)
+    (Path(store) / "index").mkdir(parents=True, exist_ok=True)
+    (Path(store) / "index" / "000001-aaaaaaaaaaaaaaaa.parquet").touch()
+    data = {"store": store, "mix": [], "index": ["000001-aaaaaaaaaaaaaaaa"]}
+    (run / "settings.json").write_text(json.dumps({"settings": {"data": data}, "identity": {"data": data}}))
+    protocol = {"clips": 2, "crops": 1, "crop": 16, "trained_crop": 16, "pooling": "convolutional", "average": "scores"}
+    summary = {"video1": video1, "video5": 1.0, "clip1": 0.25, "videos": 6, "split": "val", "store": store,
+               "index": "000001-aaaaaaaaaaaaaaaa", "protocol": {**protocol, "words": "2 clips"}, **other}  # fmt: skip
+    file = folder / "summary.json"
+    file.write_text(json.dumps(summary))
+    seconds = len(list((run / "evaluation").iterdir()))
+    os.utime(file, (seconds, seconds))
+    return folder
+
+
 def test_the_mean_is_of_those_that_are_done(file: Path, tmp_path: Path) -> None:
     job, plan = load_splits(str(file), ["finetune.init.run=base", "published=60"], no_paths)
     for split, video1 in (("1", 0.5), ("3", 0.75)):
-        folder = tmp_path / "runs" / "splits" / f"split-{split}" / "evaluation" / "x"
-        folder.mkdir(parents=True)
-        summary = {"video1": video1, "video5": 1.0, "clip1": 0.25, "videos": 6}
-        (folder / "summary.json").write_text(json.dumps(summary))
+        evaluation(tmp_path, split, "x", video1)
     ends = [StageEnd("finetune-1", "skipped"), StageEnd("evaluate-1", "done"), StageEnd("finetune-2", "failed", 1),
             StageEnd("evaluate-2", "not begun"), StageEnd("finetune-3", "done"),
             StageEnd("evaluate-3", "skipped")]  # fmt: skip
@@ -97,6 +114,63 @@ def test_the_mean_is_of_those_that_are_done(file: Path, tmp_path: Path) -> None:
     assert result["spread"]["video1"] == pytest.approx(0.1767767)
     assert result["published"] == {"video1": 0.6}
     assert isinstance(job, SplitsJob)
+
+
+def test_a_figure_is_of_the_evaluation_that_the_stage_makes(file: Path, tmp_path: Path) -> None:
+    """Not of one that somebody made by hand, though it is newer; without the stage's own there is no figure."""
+    ends = [StageEnd("finetune-1", "skipped"), StageEnd("evaluate-1", "skipped")]
+    job, plan = load_splits(str(file), ["splits=[1]"], no_paths)
+    own = evaluation(tmp_path, "1", "own", 0.5)
+    protocol = {"clips": 2, "crops": 1, "crop": 16, "trained_crop": 16, "pooling": "convolutional", "average": "scores"}
+    for number, other in enumerate(
+        (
+            {"split": "train"},
+            {"store": str(tmp_path / "elsewhere")},
+            {"index": "000002-bbbbbbbbbbbbbbbb"},
+            {"protocol": {**protocol, "clips": 3}},
+            {"protocol": {**protocol, "crop": 24}},
+            {"protocol": {**protocol, "average": "logits"}},
+            {"protocol": None},
+        )
+    ):
+        evaluation(tmp_path, "1", f"hand-{number}", 0.9, **other)
+    (evaluation(tmp_path, "1", "torn", 0.9) / "summary.json").write_text("{")
+    (result,) = splits_result(job, plan, ends)["splits"]
+    assert (result["folder"], result["figures"]["video1"]) == (str(own), 0.5)
+    shutil.rmtree(own)
+    (result,) = splits_result(job, plan, ends)["splits"]
+    assert (result["outcome"], result["figures"]) == ("no evaluation", None)
+
+
+def test_an_evaluation_that_is_gone_is_done_again(file: Path, tmp_path: Path) -> None:
+    own = evaluation(tmp_path, "1", "own", 0.5)
+    evaluation(tmp_path, "1", "by-hand", 0.9, split="train")
+
+    def stage_states() -> list[tuple[str, str]]:
+        _, plan = load_splits(str(file), ["splits=[1]"], no_paths)
+        records = dict[str, StageRecord]()
+        for stage in plan.stages:
+            records[stage.name] = record_of(stage, records, 1.0).model_copy(update={"id": stage.name})
+        return [(state.state, state.reason) for state in states(plan, records).values()]
+
+    assert stage_states() == [("done", ""), ("done", "")]
+    shutil.rmtree(own)
+    assert stage_states() == [("done", ""), ("changed", "its evaluation is gone")]
+
+
+def test_of_two_streams_the_figures_are_the_fused_ones(file: Path, tmp_path: Path) -> None:
+    flow = {"run": str(tmp_path / "flow-1"), "of": "logits", "search_split": None}
+    evaluation(tmp_path, "1", "x", 0.5, fused={**flow, "weight": 0.5, "video1": 0.75, "video5": 0.875})
+    for overrides, figure in (
+        (["evaluate.fuse.run=flow-{split}"], (0.75, 0.875, 0.25)),
+        ([], (0.5, 1.0, 0.25)),
+        (["evaluate.fuse.run=flow-{split}", "evaluate.fuse.weight=0.25"], None),
+        (["evaluate.fuse.run=other"], None),
+        (["evaluate.fuse={run: flow-1, search_split: train}"], None),
+    ):
+        job, plan = load_splits(str(file), ["splits=[1]", *overrides], no_paths)
+        (result,) = splits_result(job, plan, [StageEnd("evaluate-1", "done")])["splits"]
+        assert result["figures"] == (figure and dict(zip(("video1", "video5", "clip1"), figure, strict=True)))
 
 
 def stores(store: Path, tmp_path: Path, count: int) -> list[Path]:
