@@ -276,9 +276,9 @@ def test_what_a_worker_has_met_changes_no_balanced_draw(split: Split) -> None:
     )  # fmt: skip
     damaged = DamagedData("checksum", rows.sample(lost).name, rows.sample(lost).tar, "of a test")
 
-    def shown(*known: int) -> tuple[list[str], list[DamagedData]]:
+    def shown(*met: int) -> tuple[list[str], list[DamagedData]]:
         making = maker(split)
-        making._lost |= {(0, 0, row): damaged for row in known}
+        making._lost |= {(0, 0, row): damaged for row in met}
         batch = making.training(1, [drawn])
         return batch.keys, list(batch.damaged)
 
