@@ -28,7 +28,8 @@ _OF_TRIALS = "train."
 _OF_EVALUATION = "evaluate."
 _DIGITS = 4  # of a drawn value
 _FORMAT = 1
-_NO_FIGURES = {"run", "batch", "damaged"}  # settings of an evaluation that its figures do not follow from
+# Settings of an evaluation that its figures do not follow from.
+_NO_FIGURES = {"run", "batch", "damaged", "decoders", "stall_seconds"}
 _Value = bool | int | float | str
 
 
