@@ -136,12 +136,21 @@ def _bars(title: str, counts: dict[str, int], most: int = 12, width: int = 40) -
     if not counts:
         return ""
     kept = set(sorted(counts, key=lambda name: -counts[name])[:most])
-    longest = max(counts.values())
+    longest, bar = max(counts.values()), _drawn("█", "#")
     lines = [title]
     for name, count in counts.items():
         if name in kept:
-            lines.append(f"  {visible(name)[:30]:<30} {count:>10,} {'█' * max(1, round(width * count / longest))}")
+            lines.append(f"  {visible(name)[:30]:<30} {count:>10,} {bar * max(1, round(width * count / longest))}")
     rest = len(counts) - len(kept)
     if rest:
         lines.append(f"  {f'… and {rest} more':<30} {sum(counts.values()) - sum(counts[name] for name in kept):>10,}")
     return "\n".join(lines) + "\n"
+
+
+def _drawn(character: str, otherwise: str) -> str:
+    """The character, where standard output's encoding has it."""
+    try:
+        character.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return otherwise
+    return character

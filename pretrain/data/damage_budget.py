@@ -16,11 +16,12 @@ _LISTED = 50
 class DamageBudget:
     """Counts the damaged samples and shards met so far, each once, against the number that is allowed.
 
-    samples: those of all that this rank will meet; `rate` of them may be damaged, or a single one if `rate` > 0. In
-    their places stand other samples. Without a rate any number may be, and they are left out.
+    samples: all of the stores, as passes that are shuffled anew show each rank nearly all in time; `rate` of them may
+    be damaged, or a single one if `rate` > 0. In their places stand other samples. Without a rate any number may be,
+    and they are left out.
     """
 
-    def __init__(self, where: str, samples: float, rate: float | None) -> None:
+    def __init__(self, where: str, samples: int, rate: float | None) -> None:
         self.where, self.rate = where, rate
         self.allowed = 0 if rate is None else allowed_damage(samples, rate)
         self.met: dict[tuple[str, str], DamagedData] = {}

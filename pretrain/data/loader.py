@@ -102,7 +102,7 @@ class Loader:
         self.step, self.last = 0, last
         self.stats = LoaderStats()
         where = ", ".join(split.store.url for split in sources.splits)
-        self.damage_budget = DamageBudget(where, sources.samples * len(lanes) / order.lanes, settings.damaged)
+        self.damage_budget = DamageBudget(where, sources.samples, settings.damaged)
         self._unseen_damage_budget = DamageBudget(sources.unseen.store.url, len(sources.unseen), None)
         self._index = sources.versions
         workers = decoder_count(settings)

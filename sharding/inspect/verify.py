@@ -91,8 +91,8 @@ def verify(
     result = Verification(store.url)
     head = _check_head(store, result)
     expected = Expectations(len(head["classes"]) if head else None, head["settings_digest"] if head else None, decode)
+    current = _check_index(store, result)  # before the records: those of a shard that is made meanwhile are more
     records = list_records(store)
-    current = _check_index(store, result)
     if head and current:  # generations add classes; either may have been read before the other was written
         expected = Expectations(max(len(head["classes"]), len(current.classes)), expected.settings_digest, decode)
     if not head and not records and not current:

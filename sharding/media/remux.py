@@ -29,6 +29,7 @@ from sharding.media.input.validity import DecodeStats, judge_concealed
 COPYABLE = ("h264", "hevc", "av1", "vp9", "mpeg4")
 MOST_REORDERED = 32
 PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(?:Build|b)\d+p")  # the user data by which DivX marks such a stream
+_SQUARE = 0.01  # by which a square pixel's width may differ from its height
 MUXER = {"fflags": "+bitexact", "video_track_timescale": str(TICKS)}
 
 
@@ -74,6 +75,10 @@ def copied_clip(reader: Reader, segment: PlannedSegment, settings: EncodeSetting
     if (orientation := orientation_of(picture)) != UPRIGHT:
         what = "it is to be shown turned or mirrored, which who reads its packets alone is not told"
         raise BadVideo("unsupported", f"{what}; shard it without encode.copy", f"its display matrix: {orientation}")
+    if abs(reader.aspect - 1) > _SQUARE:
+        what = "its pixels are not square, which who reads its packets alone is not told"
+        shape = f"a pixel is {reader.aspect:.3f} times as wide as high"
+        raise BadVideo("unsupported", f"{what}; shard it without encode.copy", shape)
     return _clip(sink.getvalue(), reader, segment.number, begin, picture, declared.concealed)
 
 

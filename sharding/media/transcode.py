@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
@@ -12,7 +13,7 @@ from av.video.frame import VideoFrame
 from sharding.base.settings import Settings
 from sharding.corpora.manifest import Video
 from sharding.media.clip import Clip
-from sharding.media.decoding.reader import Reader
+from sharding.media.decoding.reader import FramesLost, Reader
 from sharding.media.encoder import Encoder, EncodeSettings
 from sharding.media.flow import FlowEncoder, FlowSettings
 from sharding.media.input.bad_video import BadVideo
@@ -22,6 +23,7 @@ from sharding.media.input.validity import DecodeStats, judge_bytes, judge_concea
 from sharding.media.remux import copied_clip, require_copyable
 
 HEAD_BYTES = 4096
+_MOST_ABSENT = 300  # segments that are listed, of those that a header promises and the video does not have
 MANY = 8  # segments that are tried one by one, though the first of them failed
 
 
@@ -82,6 +84,21 @@ def transcode(
     segment is usable (unless they were named: then each gives its failure); UserError if the store cannot be used;
     OSError if the disk does not answer.
     """
+    made = 0
+    for count in (threads, 1):
+        try:
+            for clip in itertools.islice(_transcoded(source, video, settings, count, alive), made, None):
+                made += 1
+                yield clip
+            return
+        except FramesLost:  # by one thread they come
+            continue
+
+
+def _transcoded(
+    source: Source, video: Video, settings: VideoSettings, threads: int, alive: Callable[[int], None] | None
+) -> Iterator[Clip | SegmentFailure]:
+    """As `transcode`. Raises FramesLost, too."""
     whole = settings.segments is None and video.start is None and video.end is None
     on_wait = None if alive is None else lambda: alive(source.frames)
     with source.opened(sequential=whole, on_wait=on_wait) as file:
@@ -130,8 +147,12 @@ def _segments(reader: Reader, video: Video, settings: VideoSettings) -> Iterator
     for number, segment in enumerate(wanted):
         if ends is not None and segment.start > ends + segment.snap_limit:
             what = f"the video ends at {ends:.3f} s, though its header says {segment.video_seconds:.3f} s"
-            reason = f"it and the {len(wanted) - number - 1} after it are not in the video"
-            failures.append(SegmentFailure(segment.number, "outside", reason, what))
+            # One by one, as each is to be tried again once the file has been mended.
+            absent, reason = wanted[number:], "it is not in the video"
+            failures += [SegmentFailure(each.number, "outside", reason, what) for each in absent[:_MOST_ABSENT]]
+            if (unlisted := len(absent) - _MOST_ABSENT) > 0:
+                reason = f"it and the {unlisted} after it are not in the video"
+                failures[-1] = replace(failures[-1], reason=reason)
             break
         try:
             clip = _segment(reader, segment, settings)

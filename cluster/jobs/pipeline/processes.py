@@ -174,7 +174,7 @@ class _Run:
             return
         ending = self._ending
         outcome = "stopped" if code == STOPPED or (ending and code in _NOT_BEGUN) else "failed"
-        if not ending and code != MISTAKE and running.tries <= stage.retries:
+        if outcome == "failed" and not ending and code != MISTAKE and running.tries <= stage.retries:
             self._show(f"{stage.name}: {_how(code)}; try {running.tries + 1} of {stage.retries + 1} begins")
             self._start(stage, running.tries + 1)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 
 from av.container import InputContainer
 from av.video.stream import VideoStream
@@ -10,13 +11,15 @@ from av.video.stream import VideoStream
 from sharding.media.input.validity import DecodeStats
 
 COMMON_STEP = 1 / 25  # seconds from frame to frame where no header tells
+_ASF_PROPERTIES = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")  # the GUID of their object
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)")
 
 
-def declared_stats(container: InputContainer, stream: VideoStream) -> tuple[DecodeStats, bool]:
+def declared_stats(container: InputContainer, stream: VideoStream, head: bytes) -> tuple[DecodeStats, bool]:
     """Statistics with what the header declares, and whether it declares it of the video stream itself.
 
-    If not, the duration is that of the container, which lasts as long as its audio or subtitles.
+    If not, the duration is that of the container, which lasts as long as its audio or subtitles. `head`: the first
+    bytes of the file.
     """
     name, tick = container.format.name, float(stream.time_base or 0)
     rate = float(stream.average_rate or stream.guessed_rate or 0)
@@ -28,7 +31,8 @@ def declared_stats(container: InputContainer, stream: VideoStream) -> tuple[Deco
         if 0 < (chunks := _avi_chunks(stream)) < frames:  # the others are empty: the picture stays
             frames, rate = chunks, min(rate, float(stream.guessed_rate or rate))
     elif name == "asf":
-        own = 0.0  # the header's, of all its streams together
+        # The header's, of all its streams together; FFmpeg leaves it out for a file that is not as long as it says.
+        own, whole = 0.0, whole or _asf_seconds(head)
     elif "matroska" in name:
         begin = max(0.0, (stream.start_time or 0) * tick)
         own, whole = _matroska(container, stream, begin), max(0.0, whole - begin)
@@ -36,9 +40,9 @@ def declared_stats(container: InputContainer, stream: VideoStream) -> tuple[Deco
     seconds = min(own, whole) if own and whole else own or whole
     usual = 1 <= rate <= 240
     step = 1 / rate if usual else COMMON_STEP
-    return DecodeStats(frames or (round(seconds / step) if usual else 0), seconds, step), bool(
-        own or len(container.streams) == 1
-    )
+    declared = frames or (round(seconds / step) if usual else 0)
+    stats = DecodeStats(declared, seconds, step, frames_counted=bool(frames))
+    return stats, bool(own or len(container.streams) == 1)
 
 
 def shown_frames(container: InputContainer, stream: VideoStream) -> int:
@@ -54,6 +58,15 @@ def _avi_chunks(stream: VideoStream) -> int:
     if not len(index) or index[len(index) - 1].timestamp < 0.9 * stream.frames:
         return 0
     return len(index)
+
+
+def _asf_seconds(head: bytes) -> float:
+    """How long an ASF's file properties say that it plays; 0 for a broadcast, which does not know."""
+    begin = head.find(_ASF_PROPERTIES)
+    if begin < 0 or len(head) < begin + 92:
+        return 0.0
+    played, _, preroll, flags = struct.unpack_from("<QQQI", head, begin + 64)
+    return 0.0 if flags & 1 else max(0.0, played / 1e7 - preroll / 1e3)
 
 
 def _matroska(container: InputContainer, stream: VideoStream, begin: float) -> float:

@@ -56,7 +56,7 @@ class PacketReader:
         self.alive = alive
         self.container: InputContainer | None = None
         self._open()
-        self.declared, self._declared_of_picture = declared_stats(self._opened, self.stream)
+        self.declared, self._declared_of_picture = declared_stats(self._opened, self.stream, head)
         self.counting = self.declared
 
     def __enter__(self) -> Self:

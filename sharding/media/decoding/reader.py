@@ -21,6 +21,11 @@ from sharding.media.input.validity import DecodeStats, judge_frames
 
 NEAR = 1.0  # seconds that are decoded rather than seeked over
 
+
+class FramesLost(Exception):
+    """At the stream's end fewer frames came than packets: where one is damaged, several threads take others along."""
+
+
 Shown = tuple[VideoFrame, int]  # a frame, and by how much it adds to the number of frames with concealed damage
 
 
@@ -39,6 +44,7 @@ class Reader(PacketReader):
     ) -> None:
         super().__init__(source, file, head, threads, alive)
         self._delay: int | None = None
+        self._held = 0  # packets given since the last seek whose frames have not come
         self._running: Iterator[tuple[Shown, float]] | None = None
         self._concealment = self.new_concealment_detector()
 
@@ -56,7 +62,10 @@ class Reader(PacketReader):
         judge_frames(decoded, minimum)
 
     def pictures(self, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
-        """The frames that the decoder returns for one more packet, or at the end (None); an error is counted."""
+        """The frames that the decoder returns for one more packet, or at the end (None); an error is counted.
+
+        Raises FramesLost.
+        """
         if packet is not None:
             self._concealment.feed_packet(packet)
         try:
@@ -66,6 +75,9 @@ class Reader(PacketReader):
             self.counting.count_error(error)
             self._concealment.decoder_failed()
             return []
+        self._held += (1 if packet is not None and packet.size else 0) - len(frames)
+        if self.threads > 1 and self._held > 0 and packet is not None and not packet.size:
+            raise FramesLost
         self.source.frames += len(frames)
         if self.alive is not None and frames:
             self.alive(self.source.frames)
@@ -119,7 +131,7 @@ class Reader(PacketReader):
 
         A first frame without a time gets that of the first packet.
         """
-        self._concealment = self.new_concealment_detector()
+        self._concealment, self._held = self.new_concealment_detector(), 0
         stamps = DtsOnlyTimes(self._delay) if self.decoding_times_only else None
         coming: list[int] = []  # pts of the packets whose frames the decoder has not returned yet
         begin: float | None = None

@@ -93,8 +93,6 @@ class Source:
         `sequential`: it will be read from one end to the other, not in places. `on_wait` is called now and then while
         a store does not answer, which is no fault of the video.
 
-        `sequential`: it will be read from one end to the other, not in places. `waiting` is called now and then while
-        a store does not answer, which is no fault of the video.
         Raises BadVideo if it is missing or forbidden, UserError if the store cannot be used, OSError if the disk
         does not answer.
         """

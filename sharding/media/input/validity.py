@@ -30,6 +30,7 @@ class DecodeStats:
     passed_end: bool = False  # something came that is shown after the segment's end
     latest_time: float | None = None  # of the frames that came, in the segment or before it
     latest_gap: float = 0.0  # from the frame before that one
+    frames_counted: bool = True  # False: the declared frames are guessed, by the duration and a usual rate
 
     def count_frame(self, time: float | None, concealed: int = 0, stored: bool = True) -> None:
         """Count a frame shown at `time`, or a packet that is copied without decoding.
@@ -107,13 +108,18 @@ class DecodeStats:
         """Share of the declared frames that were decoded.
 
         Where nothing went wrong, `covered` if that is more: headers count frames that are dropped or edited away, and
-        say nothing of a part of a video whose frame rate varies.
+        say nothing of a part of a video whose frame rate varies. Where the frames were guessed and something went
+        wrong, the share of them that decoded counts for as much of the duration as they cover.
         """
         if self.declared_frames:
             share = self.frames / self.declared_frames
         else:
             share = 1.0 if self.clean else self.frames / (self.frames + self.corrupt + self.errors)
-        return max(share, self.covered) if self.clean else share
+        if self.clean:
+            return max(share, self.covered)
+        if self.frames_counted or not self.frames:
+            return share
+        return max(share, min(1.0, self.covered) * self.frames / (self.frames + self.corrupt + self.errors))
 
 
 def judge_bytes(head: bytes, size: int) -> None:

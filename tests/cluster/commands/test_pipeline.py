@@ -125,3 +125,15 @@ def test_a_signal_has_the_stages_save_and_a_kill_leaves_none(store: Path, recipe
         assert "a: stopped with everything saved" in stopped.out and "the same command goes on" in stopped.err
         assert "Traceback" not in stopped.err + stopped.out and stopped.descendants() == {}
     assert not list((tmp_path / "records").glob("*.json"))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_is_not_tried_again(store: Path, recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "a"
+    settings = f'["data.store={store}", launcher=none, schedule.epochs=600, "run={run}"]'
+    stage = f"{{name: a, command: pretrain, config: {recipe}, overrides: {settings}, retries: 2, needs: []}}"
+    with running("run", pipeline(tmp_path, stage), folder=tmp_path) as stopped:
+        stopped.until(lambda: checkpoints(run))
+        succeeded(reelscale("stop", run, folder=tmp_path))
+        assert stopped.exit_code() == 75, stopped.said
+        assert "a: stopped with everything saved" in stopped.out and "begins" not in stopped.out, stopped.said

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 
 import pytest
 
+from cluster.terminal import tables
 from tests.support.commands import ROOT, WORDS
 
 PROGRAM = """
@@ -40,3 +42,9 @@ def test_a_terminal_without_unicode_shows_escapes(encoding: str) -> None:
     result = said("settings", "retry", PYTHONIOENCODING=encoding)
     assert result.returncode == 0 and result.stderr == ""
     assert r"workers: integer \u2265 0" in result.stdout
+
+
+@pytest.mark.parametrize(("encoding", "bar"), [("utf-8", "█"), ("latin-1", "#"), ("ascii", "#")])
+def test_bars_are_as_wide_in_every_encoding(encoding: str, bar: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    assert tables._bars("videos", {"run": 2}).splitlines()[1].split()[-1] == 40 * bar

@@ -293,6 +293,13 @@ def test_a_shard_whose_record_names_other_tars_than_the_index_is_filled_too(copi
     assert not keys & {row["key"] for row in rows} and made.damage_budget.samples == len(rows)
 
 
+def test_a_share_of_damage_is_of_the_store_on_any_number_of_ranks(store: str) -> None:
+    """Passes are shuffled anew: in time a rank meets the damage of all of it."""
+    for lanes in (range(LANES), range(1)):
+        with loader(open_sources(data(store)), lanes=lanes, damaged=0.5) as made:
+            assert made.damage_budget.allowed == 6  # of 13
+
+
 @pytest.mark.slow
 def test_too_much_damage_stops_with_the_list(copied: str) -> None:
     sources = open_sources(data(copied))

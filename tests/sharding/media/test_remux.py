@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -113,6 +115,16 @@ def test_a_codec_that_an_mp4_does_not_hold_is_refused() -> None:
     with pytest.raises(BadVideo, match=r"does not hold vp8 here; shard it without encode\.copy") as caught:
         clip(FOOTAGE / "lego.webm", COPY)
     assert caught.value.kind == "unsupported"
+
+
+def test_a_video_whose_pixels_are_not_square_is_not_copied(tmp_path: Path) -> None:
+    def widen(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
+
+    wide = write_video(tmp_path / "wide.mp4", carphone(5), prepare=widen)
+    with pytest.raises(BadVideo, match="not square") as caught:
+        clip(wide, COPY)
+    assert caught.value.kind == "unsupported" and clip(wide).width > 2 * clip(wide).height
 
 
 def test_a_turned_video_is_not_copied(tmp_path: Path) -> None:

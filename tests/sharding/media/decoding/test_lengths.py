@@ -33,6 +33,38 @@ def clips(path: Path, segments: SegmentSettings | None = None) -> list[Clip]:
     return found  # type: ignore[return-value]
 
 
+def test_an_asf_that_is_cut_off_is_no_whole_video(tmp_path: Path) -> None:
+    """Its header has the length that FFmpeg tells of whole files alone."""
+    path = write_video(tmp_path / "cut.wmv", carphone(75), codec="wmv2", options={"g": "12"})
+    assert len(made(path)) == 1 and len(clips(path, SegmentSettings(seconds=1))) == 3
+    path.write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
+    with pytest.raises(BadVideo, match=r"of 7\d declared"):
+        made(path)
+    first, *others = made(path, SegmentSettings(seconds=1))
+    assert isinstance(first, Clip) and [type(each) for each in others] == [SegmentFailure] * 2
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_damage_in_a_video_of_a_rate_that_varies(tmp_path: Path, damaged: bool) -> None:
+    """How many frames it has nobody says: a second at 30 a second, then two a second."""
+    times = iter([*range(30), *range(30, 30 + 15 * 60, 15)])
+
+    def late(frame: av.VideoFrame) -> None:
+        frame.pts = next(times)
+
+    path = write_video(tmp_path / "varies.mkv", carphone(90), rate=30, options=PLAIN, change=late)
+    if damaged:
+        with av.open(str(path)) as container:
+            packets = [packet for packet in container.demux(video=0) if packet.size]
+        data = bytearray(path.read_bytes())
+        data[packets[40].pos + 10 : packets[40].pos + packets[40].size] = bytes(packets[40].size - 10)
+        path.write_bytes(data)
+    encode = ENCODE.model_copy(update={"maximum_concealed": 0.2})
+    source, video = Source(str(tmp_path), path.name), Video(path.name, (0,), "train")
+    (clip,) = transcode(source, video, VideoSettings(encode=encode))
+    assert isinstance(clip, Clip) and clip.frames >= 85
+
+
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """2.4 s of a man in a car, by codec."""
