@@ -157,7 +157,8 @@ class Loader:
         try:
             while self.last is None or self.step < self.last:
                 while len(tickets) <= self._prefetch and (self.last is None or asked < self.last):
-                    tickets.append([pool.train(self._order.seed, draws) for draws in self._draws(asked)])
+                    tickets.append([])  # at once, so that `finally` sees a step of which a part is asked for
+                    tickets[-1].extend(pool.train(self._order.seed, draws) for draws in self._draws(asked))
                     asked += 1
                 begin = perf_counter()
                 now = sent or self._send(tickets[0])

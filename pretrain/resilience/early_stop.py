@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -40,9 +41,9 @@ class EarlyStopState:
     without_gain: int = 0
 
     def after(self, settings: EarlyStopSettings, clip1: float, loss: float) -> EarlyStopState:
-        """The state after a validation of these figures."""
+        """The state after a validation of these figures; one that is NaN is no gain, nor ever the best."""
         figure = clip1 if settings.metric == "clip1" else -loss
-        if self.best is None or figure > self.best + settings.min_gain:
+        if not math.isnan(figure) and (self.best is None or figure > self.best + settings.min_gain):
             return replace(self, best=figure, without_gain=0)
         return replace(self, without_gain=self.without_gain + 1)
 
@@ -52,5 +53,9 @@ class EarlyStopState:
 
     @classmethod
     def of_checkpoint(cls, state: dict[str, Any]) -> EarlyStopState:
-        """What a checkpoint's state says of it; that of a new run where it says nothing."""
-        return cls(**state.get("early_stop", {}))
+        """What a checkpoint's state says of it; that of a new run where it says nothing.
+
+        A best of NaN reads as none: nothing would ever be more.
+        """
+        read = cls(**state.get("early_stop", {}))
+        return replace(read, best=None) if read.best is not None and math.isnan(read.best) else read

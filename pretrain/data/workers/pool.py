@@ -41,6 +41,7 @@ from sharding.base.settings import Seconds, Settings, unit
 _MOST_WORKERS = 16
 _STOP_SECONDS = 15.0  # that a run which is to stop waits for clips
 _START_SECONDS = 120.0  # that nothing may come for as they start
+_ROOM_SECONDS = 0.1  # after which a job is offered again where no worker said anything
 _LAST_WORDS_SECONDS = 5.0  # in which the pipe of a process that died is closed, as its socket was
 
 
@@ -104,6 +105,8 @@ class WorkerPool:
     """`count` processes that make batches; they start with the first job and end with `close`, or with this process.
 
     A batch's arrays are the worker's own memory: `release` gives it back. From one thread. A context manager.
+    As many may be asked for before one is taken as this process may open files. `train` and `evaluate`, which wait for
+    room in the socket to the workers, raise what `take` raises.
     `settings`: what its user calls `count` and `stall_seconds`, for messages.
     """
 
@@ -152,18 +155,7 @@ class WorkerPool:
         it does not come soon, DecoderDied as soon as any worker is gone, and DecodersStalled if nothing comes from any
         of them for `stall_seconds`.
         """
-        begin = time.monotonic()
-        deadline = begin + max(self._stall_seconds, 0.0 if self._heard else _START_SECONDS)
-        while ticket not in self._made:
-            if self._hear(min(1.0, self._stall_seconds)):
-                deadline = time.monotonic() + self._stall_seconds
-            elif self.is_stopping() and time.monotonic() - begin > (0.0 if self._outage.ongoing else _STOP_SECONDS):
-                raise NoMoreClips("the run is asked to stop while it waits for clips")
-            elif time.monotonic() > deadline and not self._outage.ongoing:
-                raise DecodersStalled(
-                    f"the {self.count} processes that decode video have made nothing for {self._stall_seconds:g} s; "
-                    f"see {self._stall_setting}"
-                )
+        self._hear_until(lambda: ticket in self._made, 1.0)
         return self._made.pop(ticket)
 
     def release(self, ticket: int) -> None:
@@ -188,19 +180,28 @@ class WorkerPool:
     def _submit(self, job: Callable[[int], TrainingBatchRequest | EvaluationBatchRequest]) -> int:
         if self._jobs is None:
             self._start()
-        assert self._jobs is not None
         ticket, self._tickets = self._tickets, self._tickets + 1
+        request = job(ticket)
+        self._hear_until(lambda: self._is_sent(request), _ROOM_SECONDS)
+        return ticket
+
+    def _is_sent(self, request: TrainingBatchRequest | EvaluationBatchRequest) -> bool:
+        assert self._jobs is not None
         try:
-            send_request(self._jobs, job(ticket))
+            send_request(self._jobs, request)
+        except BlockingIOError:
+            return False
         except ConnectionError:
             while self._hear(_LAST_WORDS_SECONDS):  # tells who died, after all that was said before
                 pass
             raise
-        return ticket
+        return True
 
     def _start(self) -> None:
         # One socket that all take their jobs from, each message going to one of them: who is free first, works first.
         self._jobs, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # A worker whose pipe is full takes no job until it is heard: who waits for room in the socket has to listen.
+        self._jobs.setblocking(False)
         work = pickle.dumps(self._work, pickle.HIGHEST_PROTOCOL)
         try:
             self._workers = [_started(theirs) for _ in range(self.count)]
@@ -209,6 +210,24 @@ class WorkerPool:
         for worker in self._workers:
             with suppress(ConnectionError):  # told by the first `take`
                 worker.pipe.send_bytes(work)
+
+    def _hear_until(self, is_done: Callable[[], bool], seconds: float) -> None:
+        """Take in what workers say until it is done, which is asked after each word and every so many seconds.
+
+        Raises what `take` raises.
+        """
+        begin = time.monotonic()
+        deadline = begin + max(self._stall_seconds, 0.0 if self._heard else _START_SECONDS)
+        while not is_done():
+            if self._hear(min(seconds, self._stall_seconds)):
+                deadline = time.monotonic() + self._stall_seconds
+            elif self.is_stopping() and time.monotonic() - begin > (0.0 if self._outage.ongoing else _STOP_SECONDS):
+                raise NoMoreClips("the run is asked to stop while it waits for clips")
+            elif time.monotonic() > deadline and not self._outage.ongoing:
+                raise DecodersStalled(
+                    f"the {self.count} processes that decode video have made nothing for {self._stall_seconds:g} s; "
+                    f"see {self._stall_setting}"
+                )
 
     def _hear(self, seconds: float) -> bool:
         """Take in what workers say; whether any of them said something."""

@@ -167,7 +167,8 @@ def serve(jobs_handle: int, pipe_handle: int) -> None:
 def send_request(jobs: socket.socket, job: TrainingBatchRequest | EvaluationBatchRequest) -> None:
     """Send a job to whichever worker takes it first. ConnectionError if none is left.
 
-    It lies in memory whose handle is sent: a message goes to one worker whole, and is of limited size.
+    BlockingIOError, with nothing sent, if a socket that does not block has no room.
+    The job lies in memory whose handle is sent: a message goes to one worker whole, and is of limited size.
     """
     handle = os.memfd_create("reelscale-job", os.MFD_CLOEXEC)
     with os.fdopen(handle, "wb") as file:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from pretrain.data.reading.outage import NoMoreClips
+from pretrain.data.sampling.order import Draw
 from pretrain.data.sources import Sources, open_sources
 from pretrain.data.workers.pool import DecoderDied, DecodersStalled
 from sharding.base.parent_death import STOP_SIGNALS
@@ -96,6 +99,24 @@ def test_workers_that_hang_are_told(sources: Sources) -> None:
             for _ in range(100):
                 next(steps)
     assert children() <= before
+
+
+def test_nothing_is_left_of_a_step_that_is_asked_for_in_part(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one iteration asked for and did not take would come in the way of another."""
+    before, tickets = children(), list[int]()
+    with loader(sources, 1) as made:
+        ask = made._pool.train
+
+        def train(seed: int, draws: Sequence[Draw]) -> int:
+            if tickets:
+                raise NoMoreClips("the run is asked to stop")
+            tickets.append(ask(seed, draws))
+            return tickets[-1]
+
+        monkeypatch.setattr(made._pool, "train", train)
+        with pytest.raises(NoMoreClips):
+            next(iter(made))
+        assert children() == before
 
 
 def test_nothing_is_left_of_it(sources: Sources) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from cluster.submission.run_state import run_state
 from pretrain.resilience.early_stop import EarlyStopSettings, EarlyStopState
@@ -38,6 +41,35 @@ def test_validations_without_a_gain_are_counted() -> None:
 def test_a_loss_gains_by_falling() -> None:
     after = states(EarlyStopSettings(metric="loss", patience=1), (0.5, 2.0), (0.4, 1.5), (0.9, 1.5))
     assert [each.without_gain for each in after] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("losses", "without_gain", "best"),
+    [
+        ([math.nan, 3.0, 2.0, 1.0], [1, 0, 0, 0], -1.0),
+        ([3.0, math.nan, 2.0, math.nan], [0, 1, 0, 1], -2.0),
+        ([math.nan, math.nan], [1, 2], None),
+    ],
+)
+def test_a_loss_that_is_nan_is_no_gain(losses: list[float], without_gain: list[int], best: float | None) -> None:
+    after = states(EarlyStopSettings(metric="loss", patience=2), *((0.5, loss) for loss in losses))
+    assert [each.without_gain for each in after] == without_gain and after[-1].best == best
+
+
+@given(st.lists(st.floats(0, 1) | st.just(math.nan)), st.floats(0, 1), st.sampled_from(["clip1", "loss"]))
+def test_the_best_is_that_of_the_figures_that_are_numbers(figures: list[float], min_gain: float, metric: str) -> None:
+    settings = EarlyStopSettings.model_validate({"metric": metric, "patience": 1, "min_gain": min_gain})
+    state = EarlyStopState()
+    for state in states(settings, *((figure, figure) for figure in figures)):
+        assert state.best is None or not math.isnan(state.best)
+    numbers = [(figure, figure) for figure in figures if not math.isnan(figure)]
+    assert state.best == (states(settings, *numbers)[-1].best if numbers else None)
+
+
+def test_a_best_of_nan_in_a_checkpoint_reads_as_none() -> None:
+    state = EarlyStopState.of_checkpoint(json.loads('{"early_stop": {"best": NaN, "without_gain": 1}}'))
+    assert state == EarlyStopState(None, 1)
+    assert state.after(EarlyStopSettings(metric="loss", patience=2), 0.5, 3.0) == EarlyStopState(-3.0, 0)
 
 
 def test_a_checkpoint_that_does_not_say_begins_anew() -> None:
