@@ -74,10 +74,10 @@ def test_several_labels_count_as_hits(subject: Subject, monkeypatch: pytest.Monk
     """Of seven videos with two labels each, the second of which is hit."""
     labels = [(row % 6, (row + 1) % 6) for row in range(7)]
 
-    def relabelled(of: Subject, rows: list[int]) -> list[Sample | None]:
-        return [replace(of.split.sample(row), labels=labels[row]) for row in rows]
+    def relabelled(of: Subject, row: int) -> Sample:
+        return replace(of.split.sample(row), labels=labels[row])
 
-    monkeypatch.setattr(written, "samples_of", relabelled)
+    monkeypatch.setattr(written, "_sample_or_damage", relabelled)
     scores = []
     for row in range(7):
         vector = np.full(6, 0.04, np.float32)
