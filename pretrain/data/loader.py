@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -182,9 +183,9 @@ class Loader:
     def _draws(self, step: int) -> list[list[Draw]]:
         """What this rank's lanes show at a step; the batches of their blocks, and of blocks to come, are sent for."""
         if self._part_prefetcher:
-            for later in (step, step + _FETCHED_AHEAD):
-                for lane in self._lanes:
-                    self._part_prefetcher.want(self._order.open_shards(later, lane))
+            steps = (step, step + _FETCHED_AHEAD)
+            opened = [self._order.open_shards(later, lane) for later in steps for lane in self._lanes]
+            self._part_prefetcher.want(itertools.chain.from_iterable(opened))
         return [self._order.lane(step, lane) for lane in self._lanes]
 
     def unseen_clips(self, numbers: Sequence[int], at_once: int) -> Iterator[ClipBatch]:

@@ -55,6 +55,11 @@ class LRU(Generic[K, V]):
         with self._lock:
             return self._values.pop(key, None)
 
+    def items(self) -> list[tuple[K, V]]:
+        """All values with their keys, the least recently used first; no use of any."""
+        with self._lock:
+            return list(self._values.items())
+
     def clear(self) -> None:
         """Forget all values."""
         with self._lock:

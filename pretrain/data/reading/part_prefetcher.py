@@ -13,11 +13,8 @@ from pretrain.data.reading.reading_mode import ReadingSettings, uses_whole_parts
 from pretrain.data.reading.store_split import Split
 from pretrain.data.views.views import ClipSettings
 from sharding.base.errors import UserError
-from sharding.base.lru import LRU
 
 log = logging.getLogger("reelscale")
-
-_WANTED = 1024  # shards that are not asked for again
 
 
 class PartPrefetcher:
@@ -29,20 +26,22 @@ class PartPrefetcher:
     def __init__(self, splits: Mapping[int, Split], cache: PartCache) -> None:
         self._splits, self._cache = splits, cache
         self._queue: queue.SimpleQueue[tuple[Split, str] | None] = queue.SimpleQueue()
-        self._wanted: LRU[tuple[int, int], bool] = LRU(_WANTED)
+        self._wanted: frozenset[tuple[int, int]] = frozenset()
         self._closed = False
         threading.Thread(target=self._fetch, name="parts", daemon=True).start()
 
     def want(self, shards: Iterable[tuple[int, int]]) -> None:
-        """Fetch the parts of these shards, (split, shard), in this order, unless they were wanted lately."""
-        for number, shard in shards:
-            if number not in self._splits:
-                continue
-            if self._wanted.get((number, shard)):
-                continue
-            self._wanted.put((number, shard), True)
-            for path in self._splits[number].paths(shard):
-                self._queue.put((self._splits[number], path))
+        """Fetch the parts of all shards that are wanted now, (split, shard), in this order.
+
+        Not of those that were in the last call, too: where one found no room, it would find none again. One that is
+        wanted again later may have been dropped meanwhile.
+        """
+        now = dict.fromkeys(each for each in shards if each[0] in self._splits)
+        for number, shard in now:
+            if (number, shard) not in self._wanted:
+                for path in self._splits[number].paths(shard):
+                    self._queue.put((self._splits[number], path))
+        self._wanted = frozenset(now)
 
     def close(self) -> None:
         """Fetch nothing more."""

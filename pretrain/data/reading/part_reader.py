@@ -47,5 +47,13 @@ class CachedPartReader:
             part = self._parts[path]
             handle = self._cache.open(part.sha256, part.bytes)
             if handle is not None:
+                self._close_deleted()
                 self._handles.put(path, handle)
         return handle
+
+    def _close_deleted(self) -> None:
+        """Close the copies that the cache has dropped since, whose place on the disk is free only then."""
+        for path, handle in self._handles.items():
+            if os.fstat(handle).st_nlink == 0:
+                self._handles.pop(path)
+                os.close(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -73,6 +74,25 @@ def test_a_part_that_is_here_is_not_asked_for(split: Split, reader: CachedPartRe
     before = split.store.counters.requests
     assert (decode_frames(reader, sample, [0, 3]).y == expected.y).all()
     assert split.store.counters.requests == before
+
+
+def test_a_part_that_was_dropped_is_fetched_again_when_it_is_wanted_again(split: Split, tmp_path: Path) -> None:
+    """A store that is larger than the cache: each pass finds the parts gone that the others took the place of."""
+    largest = max(part.bytes for part in split.parts.values())
+    cache = PartCache(tmp_path / "cache", largest)
+    prefetcher, shards = PartPrefetcher({0: split}, cache), range(len(split.shard_sizes))
+    reader = CachedPartReader(split.store, split.parts, cache)
+    for shard in [*shards, *shards]:
+        (path, *_) = split.paths(shard)
+        prefetcher.want([(0, shard)])
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "cache" / split.parts[path].sha256).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        reader.get_range(path, 0, 9)
+        deleted = [os.fstat(handle).st_nlink for _, handle in reader._handles.items()].count(0)
+        assert deleted == 0
+    prefetcher.close()
 
 
 def test_a_copy_that_rots_is_fetched_anew(split: Split, reader: CachedPartReader) -> None:
